@@ -1,0 +1,25 @@
+"""The config tree. Its dotted keys are the same in YAML, on the command line, in `starts`, `runs` and in Tune's space."""
+
+from arc_ray.config.loading import (
+    Overrides,
+    config_from,
+    differing_keys,
+    load_config,
+    parse_assignments,
+    save_config,
+    to_yaml,
+    with_overrides,
+)
+from arc_ray.config.tree import Config
+
+__all__ = [
+    "Config",
+    "Overrides",
+    "config_from",
+    "differing_keys",
+    "load_config",
+    "parse_assignments",
+    "save_config",
+    "to_yaml",
+    "with_overrides",
+]

