@@ -1,6 +1,6 @@
 """The run folder: who made it, from what, is it finished; claimed before work, `result.json` last.
 
-    <storage>/<name>/config.yaml  run.json  plan.parquet  metrics.jsonl  checkpoint-<step>/  result.json
+<storage>/<name>/config.yaml  run.json  plan.parquet  metrics.jsonl  checkpoint-<step>/  result.json
 """
 
 import importlib.metadata
@@ -20,7 +20,15 @@ from arc_ray.errors import UserError
 from arc_ray.storage import Folder
 
 PACKAGES = ("ray", "torch", "transformers", "peft", "trl", "deepspeed", "pyarrow", "numpy", "reasoning-gym")
-WHERE_NOT_WHAT = ("ray", "storage", "scaling", "evaluate.num_actors", "tune.max_concurrent", "train.max_failures", "question")
+WHERE_NOT_WHAT = (
+    "ray",
+    "storage",
+    "scaling",
+    "evaluate.num_actors",
+    "tune.max_concurrent",
+    "train.max_failures",
+    "question",
+)
 """Config keys that say where or how fast, not what is computed: a run goes on with other values of these."""
 
 

@@ -19,18 +19,17 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 def digest64(*key: object) -> int:
     """Digest a key of numbers and strings to 64 bits; unlike `hash`, the same in every process and version."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(_digest(key, 8), "little")
 
 
 def rng_for(*key: object) -> np.random.Generator:
     """Make the numpy generator that belongs to a key, such as (seed, "counting", index)."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=32).digest()
-    return np.random.default_rng(np.frombuffer(digest, dtype=np.uint64))
+    return np.random.default_rng(np.frombuffer(_digest(key, 32), dtype=np.uint64))
 
 
 def python_random_for(*key: object) -> random.Random:
     """Make the `random.Random` that belongs to a key; RE-ARC's generators draw from this kind."""
-    return random.Random(int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=32).digest(), "little"))
+    return random.Random(int.from_bytes(_digest(key, 32), "little"))
 
 
 def view_keys(seed: int, purpose: str, columns: Iterable[npt.NDArray[np.generic] | int]) -> npt.NDArray[np.uint64]:
@@ -64,6 +63,12 @@ def unit_floats(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
 def below(bits: npt.NDArray[np.uint64], bounds: npt.NDArray[np.integer] | int) -> npt.NDArray[np.int64]:
     """Map 64 random bits to integers in [0, bounds); bounds broadcast. The bias is below bounds / 2**53."""
     return (unit_floats(bits) * np.asarray(bounds)).astype(np.int64)
+
+
+def _digest(key: tuple[object, ...], size: int) -> bytes:
+    # numpy writes its integers as np.int64(3): the same number must be the same key, whoever counted.
+    plain = tuple(int(part) if isinstance(part, np.integer) else part for part in key)
+    return hashlib.blake2b(repr(plain).encode(), digest_size=size).digest()
 
 
 def _finalize(value: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 
 from arc_ray.errors import UserError
 
@@ -47,7 +49,9 @@ class Folder:
         try:
             return pafs.FileSystem.from_uri(self.uri) if not self.is_local else (pafs.LocalFileSystem(), self.uri)
         except (ValueError, OSError) as error:
-            raise UserError(f"storage {self.uri}: {error}; use a local path, s3://bucket/path or gs://bucket/path") from error
+            raise UserError(
+                f"storage {self.uri}: {error}; use a local path, s3://bucket/path or gs://bucket/path"
+            ) from error
 
     def exists(self, name: str = "") -> bool:
         """Tell whether a file or folder of this name is there (the folder itself if no name is given)."""
@@ -86,7 +90,9 @@ class Folder:
                 with filesystem.open_output_stream(f"{path}/{name}") as stream:
                     stream.write(content)
         except OSError as error:
-            raise UserError(f"storage: cannot write {self.uri}/{name}: {error}; check that it exists and is writable") from error
+            raise UserError(
+                f"storage: cannot write {self.uri}/{name}: {error}; check that it exists and is writable"
+            ) from error
 
     def read_json(self, name: str) -> Any:
         """Read a JSON file; None if it does not exist."""
@@ -95,6 +101,16 @@ class Folder:
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file whole; NaN is refused, because JSON has none."""
         self.write_bytes(name, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+    def read_parquet(self, name: str) -> pa.Table:
+        """Read a Parquet file. Raises FileNotFoundError."""
+        return pq.read_table(pa.BufferReader(self.read_bytes(name)))
+
+    def write_parquet(self, name: str, table: pa.Table) -> None:
+        """Write a Parquet file whole; equal tables give equal bytes."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        self.write_bytes(name, sink.getvalue().to_pybytes())
 
     def delete(self, name: str = "") -> None:
         """Delete a file or a folder with all it holds; nothing happens if it is not there."""

@@ -68,7 +68,9 @@ def parse_grid(value: object, where: str) -> Grid:
         raise UserError(f"{where}: a grid is a non-empty list of rows, each a list of colours; got {_short(value)}")
     widths = {len(row) for row in value}
     if len(widths) > 1:
-        raise UserError(f"{where}: rows differ in length ({sorted(widths)}); every row of a grid has the same number of cells")
+        raise UserError(
+            f"{where}: rows differ in length ({sorted(widths)}); every row of a grid has the same number of cells"
+        )
     height, width = len(value), widths.pop()
     if not 1 <= width <= MAX_SIDE or height > MAX_SIDE:
         raise UserError(f"{where}: the grid is {height}x{width}; sides go from 1 to {MAX_SIDE}")
@@ -79,27 +81,41 @@ def parse_grid(value: object, where: str) -> Grid:
     return np.array(value, dtype=np.uint8)
 
 
-def parse_task(task_id: str, value: object, file: str, solutions: object = None) -> Task:
-    """Convert one task of ARC JSON ({"train": [...], "test": [...]}); `solutions` holds hidden outputs (Kaggle's pair of files).
+def parse_task(task_id: str, value: object, file: str) -> Task:
+    """Convert one task of ARC JSON ({"train": [...], "test": [...]}, perhaps "questions" and "description").
 
     Raises UserError naming file, task and pair.
     """
     where = f"{file}: task {task_id}"
-    if not isinstance(value, dict) or not isinstance(value.get("train"), list) or not isinstance(value.get("test"), list):
+    if (
+        not isinstance(value, dict)
+        or not isinstance(value.get("train"), list)
+        or not isinstance(value.get("test"), list)
+    ):
         raise UserError(f'{where}: a task is an object with lists "train" and "test"; got {_short(value)}')
-    train = tuple(_parse_pair(pair, f"{where}, train pair {i}", hidden=False) for i, pair in enumerate(value["train"]))
-    test = tuple(_parse_pair(pair, f"{where}, test pair {i}", hidden=True) for i, pair in enumerate(value["test"]))
-    if solutions is not None:
-        if not isinstance(solutions, list) or len(solutions) != len(test):
-            raise UserError(f"{where}: {len(test)} test pairs need as many solutions; got {_short(solutions)}")
-        outputs = (parse_grid(grid, f"{where}, solution {i}") for i, grid in enumerate(solutions))
-        test = tuple(Pair(pair.input, output) for pair, output in zip(test, outputs, strict=True))
-    questions = tuple(
-        Question(str(q["kind"]), str(q["question"]), str(q["answer"])) for q in value.get("questions", ())
-    )
-    if not test and not questions and len(train) < 2:
+    train = tuple(parse_pair(pair, f"{where}, train pair {i}", hidden=False) for i, pair in enumerate(value["train"]))
+    test = tuple(parse_pair(pair, f"{where}, test pair {i}", hidden=True) for i, pair in enumerate(value["test"]))
+    questions = _parse_questions(value.get("questions", []), where)
+    if not test and len(train) < (1 if questions else 2):
         raise UserError(f"{where}: nothing to answer; give a test pair, or at least two train pairs")
-    return Task(task_id, train, test, questions, value.get("description"))
+    description = value.get("description")
+    if not isinstance(description, str | None):
+        raise UserError(f"{where}: a description is text; got {_short(description)}")
+    return Task(task_id, train, test, questions, description)
+
+
+def parse_pair(value: object, where: str, hidden: bool) -> Pair:
+    """Check and convert one {"input": grid, "output": grid}; where `hidden` is allowed, the output may be missing.
+
+    Raises UserError that begins with `where`, which names file, task and pair.
+    """
+    if not isinstance(value, dict) or "input" not in value:
+        raise UserError(f'{where}: a pair is an object with "input" and "output"; got {_short(value)}')
+    if value.get("output") is None:
+        if not hidden:
+            raise UserError(f'{where}: "output" is missing')
+        return Pair(parse_grid(value["input"], f"{where}, input"), None)
+    return Pair(parse_grid(value["input"], f"{where}, input"), parse_grid(value["output"], f"{where}, output"))
 
 
 def task_to_json(task: Task) -> dict[str, Any]:
@@ -166,14 +182,14 @@ class TaskTable:
         return np.diff(self.first_pair)
 
 
-def _parse_pair(value: object, where: str, hidden: bool) -> Pair:
-    if not isinstance(value, dict) or "input" not in value:
-        raise UserError(f'{where}: a pair is an object with "input" and "output"; got {_short(value)}')
-    if value.get("output") is None:
-        if not hidden:
-            raise UserError(f'{where}: "output" is missing')
-        return Pair(parse_grid(value["input"], f"{where}, input"), None)
-    return Pair(parse_grid(value["input"], f"{where}, input"), parse_grid(value["output"], f"{where}, output"))
+def _parse_questions(value: object, where: str) -> tuple[Question, ...]:
+    keys = ("kind", "question", "answer")
+    if not isinstance(value, list):
+        raise UserError(f'{where}: "questions" is a list; got {_short(value)}')
+    for i, record in enumerate(value):
+        if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in keys):
+            raise UserError(f"{where}, question {i}: a question has the texts {', '.join(keys)}; got {_short(record)}")
+    return tuple(Question(*(record[key] for key in keys)) for record in value)
 
 
 def _pair_to_json(pair: Pair) -> dict[str, Any]:

@@ -16,13 +16,13 @@ class EvaluateConfig(Section):
     """Folder or "@run" of the checkpoint to evaluate; null evaluates the model of `model` as it is."""
     sets: list[str] = Field(default_factory=list)
     """Sources to answer."""
-    symmetries: int = Field(8, ge=1, le=8)
+    symmetries: int = Field(default=8, ge=1, le=8)
     """Views per output for voting: the first n of the 8 symmetries; 1 is greedy without voting."""
-    batch_tokens: int = Field(8192, ge=64)
+    batch_tokens: int = Field(default=8192, ge=64)
     """Tokens per generation batch (views x their length); batches are sorted by length."""
-    max_prompt_tokens: int = Field(8192, ge=16)
+    max_prompt_tokens: int = Field(default=8192, ge=16)
     """Outputs whose prompt is longer are unanswered, which counts as wrong."""
-    num_actors: int = Field(1, ge=1)
+    num_actors: int = Field(default=1, ge=1)
     """Model replicas that predict at the same time."""
 
 
@@ -33,9 +33,9 @@ class SchedulerConfig(Section):
     """ASHA stops the trials that are behind at a rung; FIFO lets all run to their end."""
     time_attribute: Literal["tokens", "epochs"] = "tokens"
     """What a rung counts: learned tokens seen, or epochs."""
-    grace: float = Field(0.25, gt=0, le=1)
+    grace: float = Field(default=0.25, gt=0, le=1)
     """Share of the longest trial before the first rung."""
-    reduction: float = Field(3.0, gt=1)
+    reduction: float = Field(default=3.0, gt=1)
     """One trial in so many passes a rung."""
 
 
@@ -45,19 +45,21 @@ class TuneConfig(Section):
     space: dict[str, Any] = Field(default_factory=dict)
     """Dotted config key -> {grid: [...]}, {choice: [...]}, {uniform: [a, b]} or {loguniform: [a, b]}."""
     search: Literal["grid", "random", "optuna"] = "grid"
-    num_trials: int | None = Field(None, ge=1)
+    num_trials: int | None = Field(default=None, ge=1)
     """Trials to draw (random, optuna); a grid runs each of its points once."""
     metric: str = "eval/solved"
     """What is maximised; eval/cell_accuracy breaks ties."""
     scheduler: SchedulerConfig = SchedulerConfig()
-    max_concurrent: int | None = Field(None, ge=1)
+    max_concurrent: int | None = Field(default=None, ge=1)
     """Trials at the same time; null derives it from the cluster so that no trial waits for another's workers."""
 
     @model_validator(mode="after")
     def _space_is_known(self) -> "TuneConfig":
         for key, spec in self.space.items():
             if not isinstance(spec, dict) or len(spec) != 1 or next(iter(spec)) not in DISTRIBUTIONS:
-                raise ValueError(f"space.{key}: write {{grid: [...]}}, {{choice: [...]}}, {{uniform: [a, b]}} or {{loguniform: [a, b]}}")
+                raise ValueError(
+                    f"space.{key}: write {{grid: [...]}}, {{choice: [...]}}, {{uniform: [a, b]}} or {{loguniform: [a, b]}}"
+                )
             kind, values = next(iter(spec.items()))
             if not isinstance(values, list) or not values:
                 raise ValueError(f"space.{key}.{kind} takes {DISTRIBUTIONS[kind]}")
@@ -65,7 +67,9 @@ class TuneConfig(Section):
                 if len(values) != 2 or not all(isinstance(v, int | float) for v in values) or values[0] >= values[1]:
                     raise ValueError(f"space.{key}.{kind} takes two numbers, the lower first")
                 if self.search == "grid":
-                    raise ValueError(f"space.{key}: a grid search takes {{grid: [...]}}; {kind} needs search: random or optuna")
+                    raise ValueError(
+                        f"space.{key}: a grid search takes {{grid: [...]}}; {kind} needs search: random or optuna"
+                    )
                 if kind == "loguniform" and values[0] <= 0:
                     raise ValueError(f"space.{key}.loguniform starts above 0")
         if self.search != "grid" and self.space and self.num_trials is None:
@@ -82,7 +86,7 @@ class StudyConfig(Section):
     """Values of `compare`; the first is the baseline."""
     seeds: list[int] = Field(default_factory=lambda: [0, 1, 2], min_length=1)
     """Every setting of every arm runs once per seed; arms are compared seed by seed."""
-    confidence: float = Field(0.95, gt=0.5, lt=1)
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
     """Level of the intervals."""
 
     @model_validator(mode="after")

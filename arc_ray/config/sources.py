@@ -15,7 +15,7 @@ class Selection(Section):
 
     tasks: list[str] | Literal["all"] = "all"
     """Task ids to take, or "all"."""
-    limit: int | None = Field(None, ge=1)
+    limit: int | None = Field(default=None, ge=1)
     """Take at most this many tasks, the first ones in order; null takes all."""
     max_side: Side = 30
     """Leave out tasks (RE-ARC: reject examples) with a grid side longer than this many cells."""
@@ -27,18 +27,29 @@ class RearcSource(Selection):
     kind: Literal["rearc"]
     dataset: str = "rearc"
     """Folder below <storage>/data that holds the generated examples; sources that name the same one share it."""
-    examples: int = Field(100, ge=1)
+    examples: int = Field(default=100, ge=1)
     """Examples per task that this source takes."""
-    first: int = Field(0, ge=0)
+    first: int = Field(default=0, ge=0)
     """Index of the first example taken: a held-out source starts where the training source ends."""
-    shown: int | None = Field(None, ge=1, le=10)
+    shown: int | None = Field(default=None, ge=1, le=10)
     """null: one task is the pool of all its examples. n: examples are cut into tasks of n shown pairs and one to answer."""
     difficulty: tuple[Unit, Unit] = (0.0, 1.0)
     """Bounds handed to the generators: they shift sizes and counts towards their minimum (0) or maximum (1)."""
-    time_limit_seconds: float = Field(60.0, gt=0)
+    pso_quantiles: tuple[Unit, Unit] = (0.0, 1.0)
+    """Of each task's examples keep those between these quantiles of PSO difficulty (pixels, colours, objects): [0.5, 1]
+    keeps the harder half. Applied when the dataset is read."""
+    time_limit_seconds: float = Field(default=60.0, gt=0)
     """An example that takes longer is given up and named in the manifest; the one thing that depends on the machine."""
     seed: int = 0
     """Examples are a pure function of (seed, task, index)."""
+
+    @model_validator(mode="after")
+    def _bounds_are_ordered(self) -> "RearcSource":
+        if self.difficulty[0] > self.difficulty[1]:
+            raise ValueError(f"difficulty {list(self.difficulty)}: give the lower bound first")
+        if self.pso_quantiles[0] >= self.pso_quantiles[1]:
+            raise ValueError(f"pso_quantiles {list(self.pso_quantiles)}: give a lower and a higher quantile")
+        return self
 
 
 class CountingSource(Section):
@@ -47,9 +58,9 @@ class CountingSource(Section):
     kind: Literal["counting"]
     dataset: str = "counting"
     """Folder below <storage>/data that holds the generated grids."""
-    examples: int = Field(1000, ge=1)
+    examples: int = Field(default=1000, ge=1)
     """Number of grids (one task each)."""
-    first: int = Field(0, ge=0)
+    first: int = Field(default=0, ge=0)
     """Index of the first grid taken."""
     max_side: Side = 20
     """Longest side in cells; small grids are more frequent."""
@@ -90,10 +101,10 @@ class RearcDumpSource(Selection):
 
     kind: Literal["rearc_dump"]
     path: str
-    examples: int | None = Field(None, ge=1)
+    examples: int | None = Field(default=None, ge=1)
     """Examples per task to take; null takes all."""
-    first: int = Field(0, ge=0)
-    shown: int | None = Field(None, ge=1, le=10)
+    first: int = Field(default=0, ge=0)
+    shown: int | None = Field(default=None, ge=1, le=10)
     """As for `rearc`."""
 
 
@@ -109,11 +120,11 @@ class PluginSource(Selection):
     """Folder below <storage>/data that holds the generated examples."""
     task_id: str
     """Name of the puzzle that this generator makes."""
-    examples: int = Field(100, ge=1)
-    first: int = Field(0, ge=0)
-    shown: int | None = Field(None, ge=1, le=10)
+    examples: int = Field(default=100, ge=1)
+    first: int = Field(default=0, ge=0)
+    shown: int | None = Field(default=None, ge=1, le=10)
     difficulty: tuple[Unit, Unit] = (0.0, 1.0)
-    time_limit_seconds: float = Field(60.0, gt=0)
+    time_limit_seconds: float = Field(default=60.0, gt=0)
     seed: int = 0
 
     @model_validator(mode="after")

@@ -42,7 +42,7 @@ class ViewConfig(Section):
     """Chance that the permutation also moves colour 0, the usual background."""
     shuffle_pairs: bool = True
     """Choose the pair to answer uniformly among all pairs with a known output, and show others in random order."""
-    max_shown: int = Field(4, ge=1, le=10)
+    max_shown: int = Field(default=4, ge=1, le=10)
     """Show at most this many pairs."""
 
 
@@ -60,10 +60,10 @@ class PromptConfig(Section):
 class ScratchConfig(Section):
     """A small Llama, from random weights, with its own grid-and-text vocabulary."""
 
-    hidden_size: int = Field(128, ge=8)
-    layers: int = Field(4, ge=1)
-    heads: int = Field(4, ge=1)
-    intermediate_size: int = Field(384, ge=8)
+    hidden_size: int = Field(default=128, ge=8)
+    layers: int = Field(default=4, ge=1)
+    heads: int = Field(default=4, ge=1)
+    intermediate_size: int = Field(default=384, ge=8)
 
     @model_validator(mode="after")
     def _divides(self) -> "ScratchConfig":
@@ -75,11 +75,11 @@ class ScratchConfig(Section):
 class LoraConfig(Section):
     """Low-rank adapters (peft)."""
 
-    r: int = Field(32, ge=1)
+    r: int = Field(default=32, ge=1)
     """Rank."""
-    alpha: int = Field(64, ge=1)
+    alpha: int = Field(default=64, ge=1)
     """Scale: updates are multiplied by alpha / r (rsLoRA: alpha / sqrt(r))."""
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: Literal["all-linear"] | list[str] = "all-linear"
     """Names of the linear layers that get an adapter."""
     rslora: bool = False
@@ -122,33 +122,33 @@ class TrainConfig(Section):
     """An explicit DeepSpeed loop, or the same rows through trl's SFTTrainer."""
     full: bool = False
     """Train all parameters instead of an adapter."""
-    lr: float = Field(2e-4, gt=0)
+    lr: float = Field(default=2e-4, gt=0)
     """Peak learning rate."""
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(default=1, ge=1)
     """Times each task's views are drawn anew; every epoch has its own augmentations."""
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
     """Stop after this many optimizer steps (the schedule ends there too); null runs all epochs."""
-    row_tokens: int = Field(4096, ge=16)
+    row_tokens: int = Field(default=4096, ge=16)
     """Length of a packed row in tokens."""
     too_long: Literal["fewer_pairs", "drop"] = "fewer_pairs"
     """A view longer than a row loses shown pairs until it fits, or is dropped; both are counted."""
-    batch_rows: int = Field(16, ge=1)
+    batch_rows: int = Field(default=16, ge=1)
     """Rows per optimizer step over all workers: the global batch."""
-    micro_rows: int = Field(1, ge=1)
+    micro_rows: int = Field(default=1, ge=1)
     """Rows per forward pass on one worker."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: Unit = 0.05
     """Share of the steps in which the learning rate rises from 0."""
-    weight_decay: float = Field(0.0, ge=0)
-    clip: float | None = Field(1.0, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float | None = Field(default=1.0, gt=0)
     """Largest gradient norm; null does not clip."""
-    log_every: int = Field(1, ge=1)
+    log_every: int = Field(default=1, ge=1)
     """Steps between metric lines."""
-    eval_every: int | None = Field(None, ge=1)
+    eval_every: int | None = Field(default=None, ge=1)
     """Steps between validations; null validates at every quarter of the run. The end is always validated."""
-    checkpoint_every: int | None = Field(None, ge=1)
+    checkpoint_every: int | None = Field(default=None, ge=1)
     """Steps between checkpoints; null saves at every quarter. The end is always saved."""
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
     """Checkpoints kept, the newest ones."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """DeepSpeed's ZeRO stage: what is sharded over workers (1 optimizer, 2 + gradients, 3 + parameters)."""
@@ -156,7 +156,7 @@ class TrainConfig(Section):
     """Keep optimizer state in CPU memory (and parameters, at ZeRO 3)."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Merged last into the DeepSpeed config: for whatever has no key here."""
-    max_failures: int = Field(3, ge=-1)
+    max_failures: int = Field(default=3, ge=-1)
     """Restarts of the workers after a fault before the run gives up; -1 never gives up."""
 
     @model_validator(mode="after")
@@ -172,9 +172,11 @@ class ScalingConfig(Section):
     num_workers: int | tuple[int, int] = 1
     """Training workers (one a GPU), or [min, max] for elastic training."""
     use_gpu: bool = False
-    cpus_per_worker: float = Field(1.0, gt=0)
+    cpus_per_worker: float = Field(default=1.0, gt=0)
     """Logical CPUs that Ray reserves for a training worker."""
-    data_cpus: float = Field(0.5, gt=0)
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of one training worker's arithmetic; null shares the machine's cores among the workers."""
+    data_cpus: float = Field(default=0.5, gt=0)
     """Logical CPUs of one task that makes rows."""
 
     @model_validator(mode="after")
@@ -188,7 +190,7 @@ class ScalingConfig(Section):
 class RayConfig(Section):
     """The Ray that `arc-ray` starts when no address is given."""
 
-    num_cpus: int | None = Field(None, ge=1)
+    num_cpus: int | None = Field(default=None, ge=1)
     """Logical CPUs; null takes the cores of the machine, at least 4, so that a worker and its data tasks fit."""
-    object_store_mib: int = Field(512, ge=80)
+    object_store_mib: int = Field(default=512, ge=80)
     """Shared memory for rows in flight, in MiB."""

@@ -20,7 +20,7 @@ from arc_ray.config.training import (
 class Config(Section):
     """Everything a command needs to know."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")
     """Name of the run: its folder below `storage`."""
     storage: str = "runs"
     """Folder for everything that is made: a local path, s3://bucket/path or gs://bucket/path."""
@@ -51,7 +51,9 @@ class Config(Section):
             raise ValueError(f"start {self.start!r} is not under starts, which has {sorted(self.starts)}")
         for name in self.evaluate.sets:
             if name not in self.data.sources:
-                raise ValueError(f"evaluate.sets names the source {name!r}; data.sources has {sorted(self.data.sources)}")
+                raise ValueError(
+                    f"evaluate.sets names the source {name!r}; data.sources has {sorted(self.data.sources)}"
+                )
         high = self.scaling.num_workers[1] if isinstance(self.scaling.num_workers, tuple) else self.scaling.num_workers
         if self.train.batch_rows % (high * self.train.micro_rows):
             raise ValueError(

@@ -1,0 +1,231 @@
+"""The controlled comparison: every arm at its own best setting, chosen on some tasks and measured on others.
+
+    finished runs -> gather -> compare (choosing_half, choose_setting, paired_effect) -> sentence
+
+The best of eight settings looks better than it is, because its luck was chosen too. Choosing on one half of the tasks
+and measuring on the other takes away the luck of the tasks. The luck of the seeds remains, since the measured models
+are the chosen ones: it cancels between arms that have equally many good settings, and otherwise favours the arm that
+has more of them (eight against one: by 0.6 to 1 points where seeds move the score by 2, by 2 to 4 where they move it by
+5). Only new seeds for the chosen settings take that away: choose on one study, hand another to `paired_effect`.
+
+Swapping the halves and averaging would measure on all tasks, but each half then chooses for the other, which ties them
+together: the interval covers 91.5 to 93.6 %. Choosing for each seed on the other seeds removes the bias, not the
+shortfall (90.8 % at worst). Both are simulated in `tests/benchmarks/simulate_analysis.py`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from arc_ray.errors import UserError
+from arc_ray.intervals import Effect, needed, paired_effect, puzzle_of
+from arc_ray.seeding import digest64
+
+FloatArray = npt.NDArray[np.float64]
+
+FEW_DIFFERING = 10
+"""Fewer units than this on which the arms differ, and the sentence says so: intervals are then rough."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the comparison needs of one finished trial."""
+
+    arm: str
+    setting: str
+    """Name of everything else that was varied (learning rate, epochs); the same for all seeds."""
+    seed: int
+    outcomes: Mapping[str, float]
+    """Task id -> the metric to maximise, such as 1.0 for a solved task."""
+    ties: Mapping[str, float]
+    """Task id -> the metric that decides between equally good settings, such as cell accuracy."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outcomes:
+    """All settings that were run with every seed, so that arms can be paired seed by seed and task by task."""
+
+    task_ids: tuple[str, ...]
+    seeds: tuple[int, ...]
+    arms: Mapping[str, Mapping[str, FloatArray]]
+    """Arm -> setting -> outcomes, (num_seeds, num_tasks)."""
+    ties: Mapping[str, Mapping[str, FloatArray]]
+    """The same of the metric that decides ties."""
+    left_out: tuple[str, ...] = ()
+    """What could not be used, and why: a setting that failed, or was stopped, with some seed."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One arm against the baseline, each at its own best setting."""
+
+    arm: str
+    baseline: str
+    arm_setting: str
+    baseline_setting: str
+    effect: Effect
+
+    def record(self) -> dict[str, str | float | bool]:
+        """Flatten for result.json: slashed names that begin with effect/<arm>."""
+        effect = self.effect
+        values = {
+            "value": effect.value,
+            "low": effect.low,
+            "high": effect.high,
+            "confidence": effect.confidence,
+            "shown": effect.shown,
+            "covers": effect.covers,
+            "num_seeds": effect.num_seeds,
+            "num_tasks": effect.num_tasks,
+            f"num_{effect.unit}": effect.num_units,
+            "baseline": self.baseline,
+            "setting": self.arm_setting,
+            "baseline_setting": self.baseline_setting,
+        }
+        return {f"effect/{self.arm}/{name}": value for name, value in values.items()}
+
+
+def gather(runs: Iterable[Run]) -> Outcomes:
+    """Arrange finished runs by arm, setting and seed; a setting that lacks a seed is left out, and said to be.
+
+    Raises UserError if an arm has no complete setting. All runs must have answered the same tasks.
+    """
+    tables = {(run.arm, run.setting, run.seed): run for run in runs}
+    if not tables:
+        raise UserError("no run has finished: there is nothing to compare; let the study go on")
+    seeds = tuple(sorted({seed for _, _, seed in tables}))
+    task_ids = tuple(next(iter(tables.values())).outcomes)
+    arms: dict[str, dict[str, FloatArray]] = {arm: {} for arm, _, _ in tables}
+    ties: dict[str, dict[str, FloatArray]] = {arm: {} for arm in arms}
+    left_out: list[str] = []
+    for arm, setting in dict.fromkeys((arm, setting) for arm, setting, _ in tables):
+        missing = [str(seed) for seed in seeds if (arm, setting, seed) not in tables]
+        if missing:
+            left_out.append(f"{arm}, {setting}: no finished run with seed {', '.join(missing)}")
+            continue
+        of_setting = [tables[arm, setting, seed] for seed in seeds]
+        assert all(run.outcomes.keys() == set(task_ids) for run in of_setting), f"{arm}, {setting}: other tasks"
+        arms[arm][setting] = np.array([[run.outcomes[task] for task in task_ids] for run in of_setting], dtype=float)
+        ties[arm][setting] = np.array([[run.ties[task] for task in task_ids] for run in of_setting], dtype=float)
+    for arm, settings in arms.items():
+        if not settings:
+            raise UserError(f"arm {arm}: no setting has finished with all seeds {list(seeds)}; {'; '.join(left_out)}")
+    return Outcomes(task_ids, seeds, arms, ties, tuple(left_out))
+
+
+def choosing_half(task_ids: Sequence[str], seed: int) -> npt.NDArray[np.bool_]:
+    """Mark the half of the tasks on which settings are chosen, (num_tasks,); the others, never fewer, measure.
+
+    The same tasks are marked in whatever order they come. Tasks cut from one puzzle stay together, unless there is
+    only one puzzle. Raises UserError for fewer than two tasks.
+    """
+    if len(task_ids) < 2:
+        raise UserError(f"{len(task_ids)} validation task: a comparison chooses on one half and measures on the other")
+    puzzles = [puzzle_of(task_id) for task_id in task_ids]
+    groups = puzzles if len(set(puzzles)) > 1 else list(task_ids)
+    choosing: set[str] = set()
+    lead = 0
+    for group in sorted(set(groups), key=lambda group: digest64(seed, "choosing half", group)):
+        if lead > 0:
+            choosing.add(group)
+        lead += -groups.count(group) if group in choosing else groups.count(group)
+    return np.array([group in choosing for group in groups])
+
+
+def choose_setting(outcomes: Outcomes, arm: str, tasks: npt.NDArray[np.bool_]) -> str:
+    """Return the arm's setting with the best mean over seeds and the marked tasks; `ties` decide, then the order."""
+
+    def merit(setting: str) -> tuple[float, float]:
+        # Rounded, because equal shares summed in another order differ in their last digit.
+        first, second = (float(table[arm][setting][:, tasks].mean()) for table in (outcomes.arms, outcomes.ties))
+        return round(first, 12), second
+
+    return max(outcomes.arms[arm], key=merit)
+
+
+def compare(outcomes: Outcomes, baseline: str, confidence: float = 0.95, seed: int = 0) -> list[Comparison]:
+    """Compare every other arm with the baseline, each at its own best setting; `seed` draws the halves.
+
+    Each interval holds by itself: of twenty arms without any effect, one is expected to seem to have one.
+    Raises UserError if no run of the baseline has finished.
+    """
+    if baseline not in outcomes.arms:
+        raise UserError(f"arm {baseline}: no run has finished, and it is the baseline; finish or resume the study")
+    choosing = choosing_half(outcomes.task_ids, seed)
+    measured = [task_id for task_id, chooses in zip(outcomes.task_ids, choosing, strict=True) if not chooses]
+    best = {arm: choose_setting(outcomes, arm, choosing) for arm in outcomes.arms}
+    at_best = {arm: outcomes.arms[arm][setting][:, ~choosing] for arm, setting in best.items()}
+    return [
+        Comparison(
+            arm, baseline, best[arm], best[baseline], paired_effect(values, at_best[baseline], measured, confidence)
+        )
+        for arm, values in at_best.items()
+        if arm != baseline
+    ]
+
+
+def sentence(effect: Effect, arm: str, baseline: str, size: float = 0.05) -> str:
+    """Say in one honest sentence what was found, for outcomes between 0 and 1, in percentage points.
+
+    Where the interval holds zero, the sentence ends with what it would take to show an effect of `size`.
+    """
+    tasks = f"{effect.num_tasks} tasks" if effect.unit == "tasks" else f"{effect.num_units} puzzles"
+    seeds = "1 seed" if effect.num_seeds == 1 else f"{effect.num_seeds} seeds"
+    found = (
+        f"{arm} minus {baseline}: {100 * effect.value:+.1f} points ({100 * effect.confidence:g} % interval"
+        f" {100 * effect.low:+.1f} to {100 * effect.high:+.1f}, {seeds} x {tasks}): "
+    )
+    found += f"{arm} is {'better' if effect.value > 0 else 'worse'}" if effect.shown else _not_shown(effect, size)
+    if effect.num_seeds == 1:
+        found += "; with one seed its luck is not in the interval"
+    if effect.num_differing < FEW_DIFFERING:
+        found += f"; the interval is rough, since the arms differ on {effect.num_differing} {effect.unit} only"
+    return found + "."
+
+
+def steps_to_loss(steps: npt.ArrayLike, losses: npt.ArrayLike, level: float) -> float | None:
+    """Return the step at which a curve first comes down to a level, linear between its points; None if it never does.
+
+    `steps` ascend; both are (num_points,).
+    """
+    steps, losses = np.asarray(steps, dtype=np.float64), np.asarray(losses, dtype=np.float64)
+    reached = np.flatnonzero(losses <= level)
+    if not len(reached):
+        return None
+    i = int(reached[0])
+    if i == 0:
+        return float(steps[0])
+    return float(np.interp(-level, -losses[i - 1 : i + 1], steps[i - 1 : i + 1]))
+
+
+def at_equal_tokens(
+    curves: Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike]], tokens: float | None = None
+) -> dict[str, float | None]:
+    """Read every trial's curve, (tokens seen, value), at one number of training tokens, linear between its points.
+
+    Settings with more epochs have seen more data at their end, which is no merit of theirs. `tokens` None takes the
+    most that all trials have seen. A trial whose curve does not reach so far has None.
+    """
+    arrays = {
+        name: (np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)) for name, (x, y) in curves.items()
+    }
+    if tokens is None:
+        tokens = min((float(seen[-1]) for seen, _ in arrays.values()), default=0.0)
+    return {
+        name: float(np.interp(tokens, seen, values)) if seen[0] <= tokens <= seen[-1] else None
+        for name, (seen, values) in arrays.items()
+    }
+
+
+def _not_shown(effect: Effect, size: float) -> str:
+    plan = needed(effect, size)
+    points = f"an effect of {100 * plan.size:g} points"
+    units = f"{plan.units} measured {effect.unit}"
+    if plan.units is not None and plan.units <= effect.num_units:
+        return f"no effect shown at this size; {points} would probably have been"
+    if plan.seeds is None and plan.units is None:
+        return f"no effect shown at this size; {points} takes both more seeds and more {effect.unit}"
+    ways = [f"{plan.seeds} seeds"] * (plan.seeds is not None) + [units] * (plan.units is not None)
+    return f"no effect shown at this size; {points} takes about {' or '.join(ways)}"

@@ -1,0 +1,27 @@
+"""`arc-ray COMMAND`: the only place with `ray.init`, logging set-up and printing. Heavy imports wait for their command."""
+
+import os
+import sys
+
+from arc_ray.cli.commands import app
+from arc_ray.cli.console import fail
+from arc_ray.errors import UserError
+
+INTERRUPTED = 130
+"""The shell's exit code for Ctrl-C."""
+
+
+def main() -> None:
+    """Run the command line; exit code 0 done, 2 the user's mistake, 1 ours."""
+    # Ray's usage report and transformers' hub look-ups would wait for a network that may not be there.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        fail(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        fail("interrupted; the same command goes on from here")
+        sys.exit(INTERRUPTED)

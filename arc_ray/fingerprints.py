@@ -1,0 +1,144 @@
+"""Fingerprints of pairs and tasks that see through symmetries and colour names: the guard against training on tests.
+
+Two pairs have one fingerprint if and only if one of the 8 symmetries of the square, applied to both grids, and a
+renaming of colours turn one into the other (up to collisions of a 128-bit digest).
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from arc_ray.tasks import NUM_COLORS, Grid, Pair, Task
+
+OverlapKind = Literal["id", "task", "pair"]
+"""One puzzle by name; equal content under two names; an equal pair within different tasks. Strongest first."""
+
+KINDS: tuple[OverlapKind, ...] = get_args(OverlapKind)
+
+COINCIDENCE_CELLS = 16
+"""Pairs with fewer cells, both grids together, agree by chance: 3x3 to 1x1 in ARC-1's 27a28665 and 44f52bb0."""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """A puzzle of the training mix that is, or shares a pair with, a puzzle of the evaluation set."""
+
+    kind: OverlapKind
+    train_id: str
+    eval_id: str
+
+    def __str__(self) -> str:
+        verb = {"id": "is", "task": "equals", "pair": "shares a pair with"}[self.kind]
+        return f"training task {self.train_id} {verb} evaluation task {self.eval_id}"
+
+
+def canonical_pair(pair: Pair) -> bytes:
+    """Fingerprint a pair (16 bytes) modulo the 8 symmetries and colour names; a hidden output is left out."""
+    return min(_digests(pair))
+
+
+def canonical_task(task: Task) -> bytes:
+    """Fingerprint a task (16 bytes) modulo symmetries, colour names, the order of its pairs and which are tests.
+
+    A symmetry is applied to all pairs at once. Colours are named pair by pair, because names common to all pairs would
+    depend on their order: so tasks that agree pair by pair, but with another renaming in each, are taken for equal. For
+    a guard that is the safe side. Descriptions and questions do not count.
+    """
+    return _canonical_task([_digests(pair) for pair in task.pairs])
+
+
+def overlap(train_tasks: Iterable[Task], eval_tasks: Iterable[Task]) -> list[Overlap]:
+    """List every training puzzle that is also evaluated: each couple once, by its strongest kind, strongest first.
+
+    Tasks cut from one puzzle (`id#k`) count as that puzzle. A hidden output cannot be compared: such a pair is matched
+    by its input alone. Tasks with questions are compared by id only, since small counting grids repeat by chance.
+    """
+    train_tasks, eval_tasks = list(train_tasks), list(eval_tasks)
+    common = {_puzzle(task) for task in train_tasks} & {_puzzle(task) for task in eval_tasks}
+    by_id = (Overlap("id", puzzle, puzzle) for puzzle in common)
+    by_content = _overlap_by_content(
+        [task for task in train_tasks if not task.questions], [task for task in eval_tasks if not task.questions]
+    )
+    strongest: dict[tuple[str, str], Overlap] = {}
+    for found in sorted({*by_id, *by_content}, key=lambda o: (KINDS.index(o.kind), o.train_id, o.eval_id)):
+        strongest.setdefault((found.train_id, found.eval_id), found)
+    return list(strongest.values())
+
+
+def count_duplicates(tasks: Iterable[Task]) -> dict[str, int]:
+    """Count the tasks, and the pairs over all tasks, that an earlier one equals modulo symmetries and colour names."""
+    num_tasks = num_pairs = 0
+    distinct_tasks: set[bytes] = set()
+    distinct_pairs: set[bytes] = set()
+    for task in tasks:
+        digests = [_digests(pair) for pair in task.pairs]
+        num_tasks, num_pairs = num_tasks + 1, num_pairs + len(digests)
+        distinct_tasks.add(_canonical_task(digests))
+        distinct_pairs.update(map(min, digests))
+    return {"duplicate_tasks": num_tasks - len(distinct_tasks), "duplicate_pairs": num_pairs - len(distinct_pairs)}
+
+
+def _overlap_by_content(train_tasks: Sequence[Task], eval_tasks: Sequence[Task]) -> Iterator[Overlap]:
+    evaluated: defaultdict[bytes, list[Task]] = defaultdict(list)
+    sketches: set[bytes] = set()
+    for task in eval_tasks:
+        for pair in task.pairs:
+            evaluated[canonical_pair(pair)].append(task)
+            sketches.add(_sketch(pair))
+    for task in train_tasks:
+        for pair in task.pairs:
+            for known in (pair, Pair(pair.input, None)):
+                # Nearly every pair of a large mix is cleared by its sketch, at a tenth of a fingerprint's cost.
+                if _sketch(known) not in sketches:
+                    continue
+                for other in evaluated.get(canonical_pair(known), ()):
+                    if _puzzle(task) == _puzzle(other):
+                        continue
+                    if len(task.pairs) == len(other.pairs) and canonical_task(task) == canonical_task(other):
+                        yield Overlap("task", _puzzle(task), _puzzle(other))
+                    elif sum(grid.size for grid in _grids(known)) >= COINCIDENCE_CELLS:
+                        yield Overlap("pair", _puzzle(task), _puzzle(other))
+
+
+def _canonical_task(digests: Sequence[tuple[bytes, ...]]) -> bytes:
+    """Digest a task from its pairs' digests: for each symmetry the sorted digests of all pairs, then the least."""
+    return min(_digest(b"".join(sorted(of_symmetry))) for of_symmetry in zip(*digests, strict=True))
+
+
+def _digests(pair: Pair) -> tuple[bytes, ...]:
+    """Digest a pair under each of the 8 symmetries, colours named 0, 1, 2... by first appearance: 8 times 16 bytes."""
+    digests = []
+    for grids in zip(*(_symmetric(grid) for grid in _grids(pair)), strict=True):
+        cells = b"".join(grid.tobytes() for grid in grids)
+        colors = bytes(dict.fromkeys(cells))
+        renamed = cells.translate(bytes.maketrans(colors, bytes(range(len(colors)))))
+        digests.append(_digest(bytes(side for grid in grids for side in grid.shape) + renamed))
+    return tuple(digests)
+
+
+def _symmetric(grid: Grid) -> list[Grid]:
+    """Return the grid under each of the 8 symmetries, always in the same order, without copying cells."""
+    mirrored = [grid[::down, ::right] for down in (1, -1) for right in (1, -1)]
+    return mirrored + [grid.T for grid in mirrored]
+
+
+def _sketch(pair: Pair) -> bytes:
+    """Describe a pair by what no symmetry and no renaming changes: sides and colour counts of each grid, sorted."""
+    counts = (np.sort(np.bincount(grid.ravel(), minlength=NUM_COLORS)).tobytes() for grid in _grids(pair))
+    return bytes(side for grid in _grids(pair) for side in sorted(grid.shape)) + b"".join(counts)
+
+
+def _grids(pair: Pair) -> tuple[Grid, ...]:
+    return (pair.input,) if pair.output is None else (pair.input, pair.output)
+
+
+def _puzzle(task: Task) -> str:
+    return task.id.partition("#")[0]
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()

@@ -1,0 +1,170 @@
+"""Generate datasets with Ray Data: every block is made by some worker, once, and written by it.
+
+The driver only decides which blocks are missing and in which order they are started. Killed at any time and called
+again, it goes on: blocks are files written whole, so at most those in flight are made again.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import ray.data
+
+from arc_ray.config.sources import AnySource
+from arc_ray.datasets.blocks import (
+    Block,
+    GeneratedSource,
+    may_yield_nothing,
+    read_stats,
+    seconds_per_example,
+    write_block,
+)
+from arc_ray.datasets.manifest import Tally, make_manifest, open_wishes
+from arc_ray.datasets.reading import READERS, check_supply
+from arc_ray.datasets.requests import Request, claim, dataset_folder, requests_of
+from arc_ray.errors import UserError
+from arc_ray.storage import Folder
+
+Progress = Callable[[str, int, int, float], None]
+"""Called with a dataset's name, examples made, examples to make, and examples per second."""
+
+BUNDLE_SECONDS = 1.0
+"""Blocks are handed out in bundles estimated to take about this long, so that Ray's cost per task stays below 1 %."""
+
+
+class Estimate(NamedTuple):
+    """What making the missing part of a dataset will take, but for replacing duplicates."""
+
+    examples: int
+    core_seconds: float
+
+
+def ensure_datasets(
+    sources: Mapping[str, AnySource], storage: Folder, progress: Progress | None = None, num_workers: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """Make what is missing of every dataset that these sources need; return dataset -> manifest.
+
+    Nothing is started if nothing is missing. Raises UserError for sources that do not fit a dataset or yield nothing.
+    """
+    manifests = {
+        request.dataset: generate_dataset(request, storage, progress, num_workers) for request in requests_of(sources)
+    }
+    for source in sources.values():
+        if isinstance(source, GeneratedSource):
+            check_supply(source, manifests[source.dataset], dataset_folder(storage, source.dataset))
+    return manifests
+
+
+def generate_dataset(
+    request: Request, storage: Folder, progress: Progress | None = None, num_workers: int | None = None
+) -> dict[str, Any]:
+    """Make what is missing of one dataset, write its manifest and return it.
+
+    `num_workers` bounds the blocks made at the same time; None leaves it to the CPUs that Ray has. Neither that nor an
+    interruption changes any byte outside `timings/`. Raises UserError.
+    """
+    folder = dataset_folder(storage, request.dataset)
+    claim(folder, request.source)
+    manifest = folder.read_json("manifest.json")
+    wanted = open_wishes(manifest, request.wanted)
+    if manifest and not wanted:
+        return manifest
+    started, done, total = time.monotonic(), 0, estimate(request, storage).examples
+    tallies = _empty_tallies(request.source, wanted)
+    while missing := _missing_blocks(folder, tallies, wanted):
+        total = max(total, done + sum(block.stop - block.start for block in missing))
+        for num_examples in _write_blocks(request.source, folder, missing, num_workers):
+            done += num_examples
+            if progress:
+                progress(request.dataset, done, total, done / (time.monotonic() - started))
+    entries = {**(manifest["tasks"] if manifest else {}), **{tally.task_id: tally.entry() for tally in tallies}}
+    manifest = make_manifest(folder.read_json("dataset.json"), entries)
+    folder.write_json("manifest.json", manifest)
+    return manifest
+
+
+def estimate(request: Request, storage: Folder) -> Estimate:
+    """Estimate the work for one dataset from the blocks that are not there; needs no Ray."""
+    folder = dataset_folder(storage, request.dataset)
+    wanted, names = open_wishes(folder.read_json("manifest.json"), request.wanted), set(folder.names())
+    tallies = _empty_tallies(request.source, wanted)
+    missing = {t: [b for b in t.blocks_to(wanted[t.task_id]) if b.name not in names] for t in tallies}
+    examples = {tally: sum(block.stop - block.start for block in blocks) for tally, blocks in missing.items()}
+    return Estimate(sum(examples.values()), sum(tally.seconds_each * count for tally, count in examples.items()))
+
+
+def bundles_of(blocks: Sequence[Block], seconds: Mapping[str, float]) -> list[list[Block]]:
+    """Order blocks by estimated cost, longest first, and put short ones together.
+
+    `seconds` is the cost of an example of each task. With long blocks first the last ones are short, so that workers
+    end together (Graham, "Bounds on multiprocessing timing anomalies", 1969).
+    """
+
+    def cost(block: Block) -> float:
+        return seconds[block.task_id] * (block.stop - block.start)
+
+    bundles: list[list[Block]] = []
+    filled = BUNDLE_SECONDS
+    for block in sorted(blocks, key=lambda block: (-cost(block), block)):
+        if filled + cost(block) > BUNDLE_SECONDS:
+            bundles.append([])
+            filled = 0.0
+        bundles[-1].append(block)
+        filled += cost(block)
+    return bundles
+
+
+def _empty_tallies(source: GeneratedSource, wanted: Mapping[str, int]) -> list[Tally]:
+    return [Tally(task_id, seconds_per_example(source, task_id), may_yield_nothing(source)) for task_id in wanted]
+
+
+def _missing_blocks(folder: Folder, tallies: Sequence[Tally], wanted: Mapping[str, int]) -> list[Block]:
+    """Take in all blocks that are there; return the ones to make in the next round."""
+    names = set(folder.names())
+
+    def advance(tally: Tally) -> list[Block]:
+        while blocks := tally.next_blocks(wanted[tally.task_id]):
+            missing = [block for block in blocks if block.name not in names]
+            if missing:
+                return missing
+            tally.add(read_stats(folder, blocks))
+        return []
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return [block for blocks in pool.map(advance, tallies) for block in blocks]
+
+
+def _write_blocks(
+    source: GeneratedSource, folder: Folder, blocks: Sequence[Block], num_workers: int | None
+) -> Iterator[int]:
+    """Make blocks in parallel; yield numbers of examples as they are done. Raises UserError if a worker met one."""
+    seconds = {block.task_id: seconds_per_example(source, block.task_id) for block in blocks}
+    tables = [pa.Table.from_pylist([block._asdict() for block in bundle]) for bundle in bundles_of(blocks, seconds)]
+    done = ray.data.from_arrow(tables).map_batches(
+        functools.partial(_write_bundle, source=source, folder=folder),
+        batch_format="pyarrow",
+        batch_size=None,
+        num_cpus=1,
+        compute=ray.data.TaskPoolStrategy(size=num_workers) if num_workers else None,
+    )
+    done.context.enable_progress_bars = False
+    done.context.execution_no_progress_timeout_s = -1  # a bundle may take long; a hanging example has its own limit
+    done.context.target_max_block_size = 1 << 20  # Ray reserves this much a task: its 128 MiB would leave workers idle
+    for row in done.iter_rows():
+        if row["mistake"]:
+            raise UserError(row["mistake"])
+        yield row["examples"]
+
+
+def _write_bundle(bundle: pa.Table, source: GeneratedSource, folder: Folder) -> Iterator[pa.Table]:
+    """Make the blocks of a bundle; a user's mistake travels as a value, because Ray would wrap an exception."""
+    for block in (Block(**row) for row in bundle.to_pylist()):
+        mistake = ""
+        try:
+            write_block(source, block, folder)
+        except UserError as error:
+            mistake = str(error)
+        yield pa.table({"examples": [block.stop - block.start], "mistake": [mistake]})

@@ -1,0 +1,252 @@
+"""Models: a base, its starting adapter and LoRA; what a checkpoint folder holds; and the loss on learned tokens only."""
+
+import contextlib
+import importlib.util
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+import torch
+from torch import nn
+
+from arc_ray.config.training import LoraConfig, ModelConfig, ScratchConfig
+from arc_ray.errors import UserError
+from arc_ray.runs import resolve_reference
+from arc_ray.seeding import digest64
+from arc_ray.storage import Folder
+
+IGNORED = -100
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class LearnedLoss(nn.Module):
+    """A causal language model that computes logits, and loss, at learned positions only.
+
+    With a vocabulary of 150k and rows of 8k tokens the logits of all positions are 5 GB in float32; the answers are
+    a fifth of the tokens or less.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss of each learned token (float32) and whether it is the argmax (bool), in row-major order.
+
+        All arguments are int64 (rows, row_tokens). Views packed into a row are kept apart by position ids that start
+        again at 0; transformers builds the block mask from them when there is neither an attention mask nor a cache.
+        """
+        model: Any = self.model
+        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+        hidden = causal.get_decoder()(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+        targets = labels[:, 1:]
+        is_learned = targets != IGNORED
+        logits = causal.get_output_embeddings()(hidden[:, :-1][is_learned]).float()
+        targets = targets[is_learned]
+        losses = nn.functional.cross_entropy(logits, targets, reduction="none")
+        return losses, logits.detach().argmax(-1) == targets
+
+
+def load_tokenizer(config: ModelConfig, storage: str) -> Any:
+    """Load the tokenizer of the base, or make the tiny one for a model from scratch. Raises UserError."""
+    from transformers import AutoTokenizer
+
+    from arc_ray.tokens.tokenizer import make_tiny_tokenizer, tiny_corpus
+
+    if config.scratch:
+        return make_tiny_tokenizer(tiny_corpus())
+    path = model_path(config.base, storage)
+    with _explained(path):
+        return AutoTokenizer.from_pretrained(path)
+
+
+def build_model(config: ModelConfig, storage: str, seed: int, full: bool, tokenizer: Any) -> nn.Module:
+    """Build the model that training starts from: base (or random weights), starting adapter, and unless `full` a LoRA.
+
+    Random weights follow from `seed`. Raises UserError for a path that is no model.
+    """
+    with _seeded(seed):
+        model: Any = _scratch(config.scratch, tokenizer) if config.scratch else load_base(config, storage)
+        _check_logits_are_plain(model)
+        if config.adapter:
+            model = _with_adapter(model, config, storage, trainable=not full)
+            if config.adapter_use == "merge":
+                model = model.merge_and_unload()
+        if not full and not (config.adapter and config.adapter_use == "continue"):
+            model = _with_lora(model, config.lora)
+        for parameter in model.parameters():
+            parameter.requires_grad_(full or parameter.requires_grad)
+        if config.gradient_checkpointing:
+            model.enable_input_require_grads()
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def load_base(config: ModelConfig, storage: str) -> nn.Module:
+    """Load the base model's weights. Raises UserError."""
+    from transformers import AutoModelForCausalLM
+
+    path = model_path(config.base, storage)
+    with _explained(path):
+        return AutoModelForCausalLM.from_pretrained(
+            path, dtype=DTYPES[config.dtype], attn_implementation=attention_implementation(config)
+        )
+
+
+def load_for_inference(config: ModelConfig, storage: str, checkpoint: str | None) -> Any:
+    """Load what a checkpoint is, merged to a plain model: a whole model, or an adapter on the base it was trained on.
+
+    Without a checkpoint, the model that training would start from. Raises UserError.
+    """
+    from peft import PeftModel
+
+    folder = _local(resolve_reference(checkpoint, storage)) if checkpoint else None
+    if folder and not (Path(folder) / "adapter_config.json").exists():
+        return load_base(config.model_copy(update={"base": folder}), storage).eval()
+    model: Any = load_base(config, storage)
+    if config.adapter and (folder is None or config.adapter_use == "merge"):
+        model = _with_adapter(model, config, storage, trainable=False).merge_and_unload()
+    if folder:
+        model = PeftModel.from_pretrained(model, folder).merge_and_unload()
+    return model.eval()
+
+
+def model_path(base: str | None, storage: str) -> str:
+    """Resolve a base to a local folder or a hub name. Raises UserError where a path is meant and is no model."""
+    if not base:
+        raise UserError(
+            'model.base is not set: give a folder, a hub name, "@run", or model.scratch for a small new model'
+        )
+    path = _local(resolve_reference(base, storage))
+    if Path(path).is_dir():
+        if not (Path(path) / "config.json").exists():
+            raise UserError(f"model.base {base}: {path} is no model: it has no config.json")
+    elif base.startswith(("/", ".", "~")) or base.count("/") > 1:
+        raise UserError(f"model.base {base}: there is no such folder")
+    return path
+
+
+def attention_implementation(config: ModelConfig) -> str:
+    """Choose how attention is computed: flash attention where it is installed with a GPU, else PyTorch's own."""
+    if config.attention != "auto":
+        return config.attention
+    has_flash = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
+    return "flash_attention_2" if has_flash and config.dtype != "float32" else "sdpa"
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that are trained, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def save_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], tokenizer: Any, path: Path) -> None:
+    """Write trained weights to a folder: an adapter as plain peft reads it, or a whole model as transformers reads it.
+
+    `weights` are whole (gathered) tensors by the names of `trainable`.
+    """
+    inner: Any = model
+    if hasattr(inner, "peft_config"):
+        from peft import get_peft_model_state_dict
+
+        state = get_peft_model_state_dict(inner, state_dict=dict(weights))
+        assert state, "the adapter is empty"
+        inner.save_pretrained(path, state_dict=dict(weights))
+    else:
+        inner.save_pretrained(path, state_dict=dict(weights))
+        tokenizer.save_pretrained(path)
+
+
+def merge_checkpoint(config: ModelConfig, storage: str, checkpoint: str, target: Path) -> None:
+    """Write a checkpoint merged into its base as a plain transformers folder."""
+    model: Any = load_for_inference(config, storage, checkpoint)
+    model.save_pretrained(target)
+    load_tokenizer(config, storage).save_pretrained(target)
+
+
+def _with_adapter(model: nn.Module, config: ModelConfig, storage: str, trainable: bool) -> Any:
+    from peft import PeftModel
+
+    path = _local(resolve_reference(config.adapter or "", storage))
+    if not (Path(path) / "adapter_config.json").exists():
+        raise UserError(f"model.adapter {config.adapter}: {path} holds no adapter_config.json")
+    about = Path(path) / "arc_ray.json"
+    if about.exists() and config.base:
+        made_on = json.loads(about.read_text())["base"]
+        if made_on != config.base:
+            raise UserError(f"model.adapter {config.adapter} was trained on the base {made_on}, not on {config.base}")
+    return PeftModel.from_pretrained(model, path, is_trainable=trainable)
+
+
+def _with_lora(model: nn.Module, config: LoraConfig) -> nn.Module:
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import get_peft_model
+
+    return get_peft_model(
+        model,  # pyright: ignore[reportArgumentType]
+        PeftLoraConfig(
+            task_type="CAUSAL_LM",
+            r=config.r,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules=config.targets,
+            use_rslora=config.rslora,
+            use_dora=config.dora,
+        ),
+    )
+
+
+def _scratch(config: ScratchConfig, tokenizer: Any) -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            max_position_embeddings=32768,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+def _check_logits_are_plain(model: Any) -> None:
+    scaled = [k for k in ("final_logit_softcapping", "logit_scale", "logits_scaling") if getattr(model.config, k, None)]
+    if scaled:
+        raise UserError(f"this model changes its logits after the output layer ({scaled[0]}), which is not supported")
+
+
+def _local(path: str) -> str:
+    """Fetch a folder of a bucket to a temporary folder; local paths and hub names are returned as they are."""
+    if "://" not in path:
+        return path
+    target = tempfile.mkdtemp(prefix="arc_ray-")
+    filesystem, source = Folder.at(path).filesystem()
+    pafs.copy_files(source, target, source_filesystem=filesystem)
+    return target
+
+
+@contextlib.contextmanager
+def _explained(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"model.base {path}: cannot be loaded as a model: {reason}") from error
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw torch's random weights from a key and put the global generator back as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(digest64(seed, "model") % 2**63)
+        yield

@@ -1,0 +1,44 @@
+"""Ray Data, streaming: planned rows are made by data tasks on CPUs while the workers train."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import ray
+import ray.data
+
+from arc_ray.rows import Batch, RowMaker
+
+ROWS_PER_BLOCK = 64
+
+
+def stream_rows(
+    maker: "ray.ObjectRef[RowMaker]", rows: npt.NDArray[np.int64], rows_per_batch: int, data_cpus: float
+) -> Iterator[Batch]:
+    """Yield batches of these rows, in this order; each data task makes a block of rows, a few blocks ahead.
+
+    Nothing depends on how Ray cuts blocks: a row is a pure function of (plan, number), and order is preserved.
+    """
+    if not len(rows):
+        return
+    num_blocks = -(-len(rows) // ROWS_PER_BLOCK)
+    dataset = ray.data.from_numpy(np.array_split(rows, num_blocks)).map_batches(
+        _make_rows, batch_size=None, num_cpus=data_cpus, fn_kwargs={"maker": maker}
+    )
+    context = dataset.context
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    # Ray's guard would kill a training that pauses for half an hour, such as one in a long validation.
+    context.execution_no_progress_timeout_s = -1
+    yield from dataset.iter_batches(batch_size=rows_per_batch, prefetch_batches=4)
+
+
+def _make_rows(batch: dict[str, npt.NDArray[np.int64]], maker: "ray.ObjectRef[RowMaker]") -> Batch:
+    return _fetched(maker).make(batch["data"])
+
+
+@lru_cache(maxsize=2)
+def _fetched(maker: "ray.ObjectRef[RowMaker]") -> RowMaker:
+    """Keep a worker's row maker between blocks: its arrays are shared memory, but its look-up tables are not."""
+    return ray.get(maker)

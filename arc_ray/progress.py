@@ -1,0 +1,40 @@
+"""What long work tells whoever watches it; the command line shows it, a test or a notebook may ignore it."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+
+class Progress(Protocol):
+    """Receives news; implementations must not raise."""
+
+    def stage(self, number: int, total: int, title: str) -> None:
+        """A stage of several begins."""
+        ...
+
+    def note(self, text: str) -> None:
+        """One line worth keeping."""
+        ...
+
+    def advance(self, what: str, done: float, total: float, detail: str = "") -> None:
+        """So much of something is done; ends by itself when done equals total."""
+        ...
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table in its newest state."""
+        ...
+
+
+class Silence:
+    """Progress that nobody watches."""
+
+    def stage(self, number: int, total: int, title: str) -> None:
+        """Ignore it."""
+
+    def note(self, text: str) -> None:
+        """Ignore it."""
+
+    def advance(self, what: str, done: float, total: float, detail: str = "") -> None:
+        """Ignore it."""
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Ignore it."""

@@ -1,0 +1,9 @@
+"""The report: folders in; frames for a notebook, or a page for people, out. Needs neither Ray nor torch.
+
+folders -> reading -> frames -> load (`Report`) -> charts, gallery -> page (HTML), summary (Markdown)
+"""
+
+from arc_ray.report.load import Report, load, load_many
+from arc_ray.report.page import write_report
+
+__all__ = ["Report", "load", "load_many", "write_report"]

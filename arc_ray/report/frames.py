@@ -1,0 +1,160 @@
+"""What the files of a study say, as rows of frames: pure functions from parsed JSON and YAML to dictionaries."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from arc_ray.errors import UserError
+
+Row = dict[str, Any]
+
+TRIALS = ("study", "trial", "arm", "seed", "status", "error", "steps", "seconds", "workers", "on_gpu")
+METRICS = ("study", "trial", "arm", "seed", "step", "seconds", "train/learned_tokens")
+VALIDATION = ("study", "trial", "arm", "seed", "step", "source", "task", "output", "solved", "cell_accuracy", "loss")
+SCORES = ("study", "arm", "set", "method", "rule", "question", "value", "low", "high", "right", "of")
+ANSWERS = ("study", "arm", "set", "task", "output", "shown", "input", "truth", "attempts", "greedy", "is_right")
+ANSWERS += ("greedy_right", "cell_accuracy")
+DATA = ("study", "dataset", "kind", "tasks", "examples", "attempts", "rejected", "duplicates", "gave_up", "timed_out")
+DATA += ("reasons",)
+
+ABOUT_SCORE = ("low", "high", "right", "of")
+STATUSES = ("done", "running", "stopped", "failed")
+
+
+def frame(rows: Iterable[Row], columns: Sequence[str]) -> pd.DataFrame:
+    """Make a frame whose documented columns come first and exist even without rows; further ones keep their order."""
+    rows = list(rows)
+    extra = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in columns]
+    return pd.DataFrame(rows, columns=pd.Index([*columns, *extra]))
+
+
+def config_value(config: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    """Look a dotted key up in a nested config; `default` where a part of the path is missing."""
+    value: Any = config
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return default
+        value = value[part]
+    return value
+
+
+def trial_row(
+    study: str,
+    name: str,
+    about: Mapping[str, Any] | None,
+    config: Mapping[str, Any],
+    records: Sequence[Row],
+    result: Mapping[str, Any] | None,
+    compare: str | None,
+) -> Row:
+    """Describe one trial: who it is, what it varies, how it stands, the last value of every metric, what it cost.
+
+    `about` is trial.json; None for a run that no search made, which is done once it has a result. `compare` is the
+    config key that names the arm; None takes the trial's own name.
+    """
+    about = about or {"status": "done" if result else "running"}
+    overrides = {key: _scalar(value) for key, value in (about.get("overrides") or {}).items()}
+    last: Row = {}
+    for record in records:
+        last |= record
+    last |= result or {}
+    workers = config_value(config, "scaling.num_workers", 1)
+    measured = {key: value for key, value in last.items() if "/" in key and isinstance(value, int | float)}
+    return {
+        "study": study,
+        "trial": str(about.get("trial") or name),
+        "arm": name if compare is None else str(overrides.get(compare, config_value(config, compare, name))),
+        "seed": overrides.pop("seed", config_value(config, "seed", 0)),
+        "status": about.get("status", "running"),
+        "error": about.get("error"),
+        "steps": last.get("steps", last.get("step", 0)),
+        "seconds": last.get("seconds", 0.0),
+        "workers": max(workers) if isinstance(workers, list) else workers,
+        "on_gpu": bool(config_value(config, "scaling.use_gpu", False)),
+        **overrides,
+        **measured,
+    }
+
+
+def metric_rows(trial: Row, records: Iterable[Row]) -> list[Row]:
+    """Return the trial's metric records under its name; tokens of a record without any are those of its step."""
+    rows: list[Row] = []
+    tokens = 0.0
+    for record in records:
+        tokens = record.get("train/learned_tokens", tokens)
+        rows.append({**_who(trial), **record, "train/learned_tokens": tokens})
+    return rows
+
+
+def validation_rows(trial: Row, step: int, outcome: Mapping[str, Any]) -> list[Row]:
+    """Return one row per validation view of one step; names are <source>/<task id>/<output>."""
+    columns = zip(*(outcome[key] for key in ("names", "solved", "cell_accuracy", "loss")), strict=True)
+    rows = []
+    for name, solved, cell_accuracy, loss in columns:
+        source, _, rest = name.partition("/")
+        task, _, output = rest.rpartition("/")
+        where = {"step": step, "source": source, "task": task, "output": int(output)}
+        rows.append({**_who(trial), **where, "solved": bool(solved), "cell_accuracy": cell_accuracy, "loss": loss})
+    return rows
+
+
+def score_rows(study: str, arm: str, result: Mapping[str, Any]) -> list[Row]:
+    """Unflatten an evaluation's scores: <set>[/greedy]/<rule>[/<question>][/low|high|right|of]."""
+    rows: dict[tuple[str, ...], Row] = {}
+    for name, value in result.items():
+        parts = name.split("/")
+        about = parts.pop() if parts[-1] in ABOUT_SCORE else "value"
+        if len(parts) < 2 or isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        method = "greedy" if parts[1] == "greedy" else "voting"
+        rule, *question = parts[2:] if method == "greedy" and len(parts) > 2 else parts[1:]
+        if rule == "accuracy":
+            method = "greedy"
+        key = (parts[0], method, rule, "/".join(question) or ("all" if rule == "accuracy" else ""))
+        who = {"study": study, "arm": arm, **dict(zip(("set", "method", "rule", "question"), key, strict=True))}
+        rows.setdefault(key, who)[about] = value
+    return [row for row in rows.values() if "value" in row]
+
+
+def answer_rows(study: str, arm: str, answers: Iterable[Row]) -> list[Row]:
+    """Return one row per answered output; `greedy_right` is None where there is no greedy grid or no truth."""
+    rows = []
+    for answer in answers:
+        greedy, truth = answer.get("greedy"), answer.get("truth")
+        right = None if greedy is None or truth is None else greedy == truth
+        known = {"truth": truth, "greedy": greedy, "greedy_right": right}
+        rows.append({"study": study, "arm": arm, "output": 0, "shown": [], "cell_accuracy": None, **answer, **known})
+    return rows
+
+
+def data_row(study: str, dataset: str, manifest: Mapping[str, Any]) -> Row:
+    """Sum a generated dataset's manifest up; `reasons` says why examples were rejected and how many."""
+    reasons = manifest.get("rejected") or {}
+    return {
+        "study": study,
+        "dataset": dataset,
+        "kind": manifest.get("kind", ""),
+        "tasks": manifest.get("num_tasks", len(manifest.get("tasks", {}))),
+        **{key: manifest.get(key, 0) for key in ("examples", "attempts", "duplicates", "gave_up")},
+        "rejected": sum(reasons.values()),
+        "timed_out": len(manifest.get("timed_out") or ()),
+        "reasons": dict(reasons),
+    }
+
+
+def check_keys(value: object, keys: Iterable[str], where: str) -> None:
+    """Refuse a file that is not what a study writes. Raises UserError naming file and missing key."""
+    for key in keys:
+        if not isinstance(value, Mapping) or key not in value:
+            raise UserError(f'{where}: "{key}" is missing; was the file changed by hand, or only partly copied?')
+
+
+def _scalar(value: Any) -> Any:
+    """Write a list or mapping as text: values of a column must be comparable."""
+    return json.dumps(value) if isinstance(value, list | dict) else value
+
+
+def _who(trial: Row) -> Row:
+    return {key: trial[key] for key in ("study", "trial", "arm", "seed")}

@@ -1,0 +1,211 @@
+"""`load`: the folder of a study, a search or a single run as pandas frames; from files alone, also while it runs.
+
+Names with a slash are metrics, names with a dot config keys. Shares lie between 0 and 1, times are in seconds, losses
+in nats per learned token. `arm` is the value of the compared config key (`start` unless the study says otherwise) as
+text. Every frame has its documented columns even where it has no rows.
+
+trials      one row a trial; for a single run one row, for several runs one row each
+    study, trial             name of the folder that was read; name of the trial
+    arm, seed                what is compared; seed of its randomness
+    status                   "running" (or cut off), "done", "stopped" (early, by the scheduler) or "failed"
+    error                    why it failed; None if it did not
+    steps, seconds           optimizer steps made; seconds since its start
+    workers, on_gpu          training workers; whether each has a GPU
+    train.lr, start...       every config key that the trial sets; lists as JSON text
+    eval/*, train/*, data/*  last value of every metric logged
+    plan/*                   rows, views, tokens and dropped views; only for a trial that ran to its end
+runs        the runs made first (`runs:` in the config), with the columns of `trials`; `arm` is their name
+metrics     one row a logged step of a trial or run: study, trial, arm, seed, step, seconds, then every metric;
+            `train/learned_tokens` is the tokens learned so far. Step 0 has eval/* only
+validation  one row a trial, validation step and output: study, trial, arm, seed, step, source, task, output (number
+            within the task), solved (greedy), cell_accuracy, loss
+scores      one row a score: study, arm, set, method ("greedy" or "voting"), rule ("per_output", "per_task_mean",
+            "strict"...; "accuracy" for questions), question (its kind or "all"; "" for grids), value, low, high, right, of
+answers     one row an answered output: study, arm, set, task, output, shown, input, truth, attempts, greedy (grids as
+            lists of lists, None where unknown), is_right (by an attempt), greedy_right, cell_accuracy
+data        one row a generated dataset: study, dataset, kind, tasks, examples, attempts, rejected, duplicates, gave_up,
+            timed_out (counts of examples, but for tasks), reasons (why rejected -> count)
+
+In a notebook:
+
+    report = arc_ray.report.load("runs/quickstart")
+    report.trials.groupby(["arm", "train.lr"])["eval/solved"].mean()
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+
+from arc_ray.errors import UserError
+from arc_ray.report import frames
+from arc_ray.report.frames import config_value, frame, metric_rows, validation_rows
+from arc_ray.report.reading import read_data, read_evaluations, read_json, read_trial, read_yaml
+from arc_ray.storage import Folder
+
+Kind = Literal["study", "tune", "run", "runs"]
+
+READERS = 8
+"""Trials read at the same time: a bucket answers slowly, but many at once."""
+MADE_OF = "trials/ (a study or search), config.yaml or metrics.jsonl (a run)"
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """Everything the files say. The frames are described at the top of this module."""
+
+    folder: Folder
+    kind: Kind
+    is_finished: bool
+    config: Mapping[str, Any]
+    """config.yaml as a nested dict."""
+    run: Mapping[str, Any]
+    """run.json: command, versions, hardware; empty if it is missing."""
+    analysis: Mapping[str, Any] | None
+    """analysis.json: what the comparison found; None before it is made."""
+    best: str | None
+    """best.yaml as text."""
+    trials: pd.DataFrame
+    runs: pd.DataFrame
+    metrics: pd.DataFrame
+    validation: pd.DataFrame
+    scores: pd.DataFrame
+    answers: pd.DataFrame
+    data: pd.DataFrame
+
+    @property
+    def name(self) -> str:
+        """Name of the study or run."""
+        return self.folder.name
+
+    @property
+    def question(self) -> str:
+        """What was asked; empty if nothing was."""
+        return str((self.analysis or {}).get("question") or self.config.get("question") or "")
+
+    @property
+    def compare(self) -> str:
+        """Config key whose values are the arms."""
+        return _compared(self.config, self.analysis)
+
+    @property
+    def metric(self) -> str:
+        """Metric that the search maximises and the comparison measures."""
+        return str((self.analysis or {}).get("metric") or config_value(self.config, "tune.metric", "eval/solved"))
+
+    @property
+    def arms(self) -> list[str]:
+        """The arms, the baseline first, then in the order of the config, then as they come."""
+        analysis = self.analysis or {}
+        asked = config_value(self.config, "study.arms", []) if self.kind == "study" else []
+        named = [analysis.get("baseline"), *asked, *(arm["arm"] for arm in analysis.get("arms", []))]
+        return list(dict.fromkeys([*(str(arm) for arm in named if arm is not None), *self.trials["arm"]]))
+
+    @property
+    def varied(self) -> list[str]:
+        """Config keys with more than one value among the trials, apart from the compared one and the seed."""
+        keys = [key for key in self.trials.columns if "/" not in key and key not in (*frames.TRIALS, self.compare)]
+        return [key for key in keys if self.trials[key].astype(str).nunique() > 1]
+
+    @property
+    def num_expected(self) -> int:
+        """Trials there will be: those of a grid while the study runs, those that are there once it is finished."""
+        if self.is_finished or self.kind in ("run", "runs"):
+            return len(self.trials)
+        space = {**config_value(self.config, "tune.space", {})}
+        if self.kind == "study":
+            space |= {self.compare: {"grid": config_value(self.config, "study.arms", [None])}}
+            space |= {"seed": {"grid": config_value(self.config, "study.seeds", [0])}}
+        sizes = [len(spec["grid"]) for spec in space.values() if "grid" in spec]
+        drawn = config_value(self.config, "tune.num_trials") or 1
+        return max(len(self.trials), math.prod(sizes) if len(sizes) == len(space) else drawn)
+
+
+def load(folder: str) -> Report:
+    """Read the folder of a study, search or run: a local path, s3://... or gs://... . Raises UserError.
+
+    Paths inside the files are not used: a folder copied from elsewhere reads the same. What lies beside it (the runs
+    made first, the generated data) is read where it was copied along.
+    """
+    place = Folder.at(folder)
+    config, run = read_yaml(place, "config.yaml"), read_json(place, "run.json") or {}
+    analysis = read_json(place, "analysis.json")
+    kind = _kind_of(place, run, analysis)
+    compare = _compared(config, analysis)
+    if kind == "run":
+        trials = [read_trial(place, place.name, place.name, None)]
+    else:
+        names = (place / "trials").names()
+        with ThreadPoolExecutor(READERS) as pool:
+            trials = list(pool.map(lambda n: read_trial(place / "trials" / n, place.name, n, compare), names))
+    beside = Folder(place.uri.rsplit("/", 1)[0])
+    made_first = [name for name in config.get("runs") or {} if (beside / name).exists("config.yaml")]
+    runs = [read_trial(beside / name, place.name, name, None) for name in made_first]
+    scores, answers = read_evaluations(place, [beside / name for name in made_first])
+    metrics = (row for t in [*trials, *runs] for row in metric_rows(t.row, t.records))
+    validation = (row for t in trials for step, o in t.outcomes.items() for row in validation_rows(t.row, step, o))
+    return Report(
+        folder=place,
+        kind=kind,
+        is_finished=place.exists("result.json"),
+        config=config,
+        run=run,
+        analysis=analysis,
+        best=place.read_bytes("best.yaml").decode() if place.exists("best.yaml") else None,
+        trials=frame([trial.row for trial in trials], frames.TRIALS),
+        runs=frame([run.row for run in runs], frames.TRIALS),
+        metrics=frame(metrics, frames.METRICS),
+        validation=frame(validation, frames.VALIDATION),
+        scores=frame(scores, frames.SCORES),
+        answers=frame(answers, frames.ANSWERS),
+        data=frame(read_data(beside / "data", place.name, config), frames.DATA),
+    )
+
+
+def load_many(folders: Sequence[str]) -> list[Report]:
+    """Read several folders, in order; single runs among them become one report with a row of `trials` for each.
+
+    `pandas.concat([report.trials for report in load_many(folders)])` puts all trials into one frame. Raises UserError.
+    """
+    if not folders:
+        raise UserError("no folder to report on; name the folder of a study, a search or a run")
+    reports = [load(folder) for folder in dict.fromkeys(folders)]
+    runs = [report for report in reports if report.kind == "run"]
+    if len(runs) < 2:
+        return reports
+    merged = _merge_runs(runs)
+    return [merged if report is runs[0] else report for report in reports if report is runs[0] or report.kind != "run"]
+
+
+def _merge_runs(runs: Sequence[Report]) -> Report:
+    first = runs[0]
+    names = ("trials", "runs", "metrics", "validation", "scores", "answers", "data")
+    merged = {n: pd.concat([f for run in runs if len(f := getattr(run, n))] or [getattr(first, n)]) for n in names}
+    # Runs of one storage folder share its data, which is counted once.
+    merged = {n: f.reset_index(drop=True) for n, f in merged.items()}
+    merged["data"] = merged["data"].drop_duplicates("dataset").reset_index(drop=True)
+    config = {**first.config, "question": first.question}
+    finished = all(run.is_finished for run in runs)
+    return Report(first.folder, "runs", finished, config, first.run, None, None, **merged)
+
+
+def _kind_of(place: Folder, run: Mapping[str, Any], analysis: object) -> Kind:
+    if not place.exists("trial.json"):
+        if analysis is not None or run.get("command") == "study":
+            return "study"
+        if place.exists("trials") or run.get("command") == "tune":
+            return "tune"
+    if place.exists("config.yaml") or place.exists("metrics.jsonl"):
+        return "run"
+    if not place.exists():
+        raise UserError(f"{place.uri}: there is no such folder; name the folder of a study, a search or a run")
+    inside = [name for name in place.names() if any((place / name).exists(f) for f in ("trials", "config.yaml"))]
+    hint = f"; did you mean {place.uri}/{inside[0]}?" if inside else ""
+    raise UserError(f"{place.uri} is no folder of a study, a search or a run: looked for {MADE_OF}{hint}")
+
+
+def _compared(config: Mapping[str, Any], analysis: Mapping[str, Any] | None) -> str:
+    return str((analysis or {}).get("compare") or config_value(config, "study.compare", "start"))

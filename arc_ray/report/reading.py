@@ -1,0 +1,93 @@
+"""The files of a study, read: local or from a bucket, whole or half copied; what is missing reads as nothing."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from arc_ray.errors import UserError
+from arc_ray.report import frames
+from arc_ray.report.frames import Row, config_value
+from arc_ray.storage import Folder
+
+
+@dataclass(frozen=True)
+class TrialFiles:
+    """One trial's files, read."""
+
+    row: Row
+    """Its row of `trials`."""
+    records: list[Row]
+    """metrics.jsonl."""
+    outcomes: dict[int, Row] = field(default_factory=dict)
+    """Step -> what validation found."""
+
+
+def read_trial(folder: Folder, study: str, name: str, compare: str | None) -> TrialFiles:
+    """Read a run folder; `compare` is the config key that names its arm, None takes its own name. Raises UserError."""
+    config, about = read_yaml(folder, "config.yaml"), read_json(folder, "trial.json")
+    records, result = _json_lines(folder, "metrics.jsonl"), read_json(folder, "result.json")
+    row = frames.trial_row(study, name, about, config, records, result, compare)
+    outcomes: dict[int, Row] = {}
+    for file in (folder / "validation").names():
+        outcome = read_json(folder, f"validation/{file}")
+        frames.check_keys(outcome, ("names", "solved", "cell_accuracy", "loss"), f"{folder.uri}/validation/{file}")
+        outcomes[int(file.removeprefix("step-").removesuffix(".json"))] = outcome
+    return TrialFiles(row, records, outcomes)
+
+
+def read_evaluations(place: Folder, runs: Iterable[Folder]) -> tuple[list[Row], list[Row]]:
+    """Read evaluate/ (of a run), evaluate/<arm>/ (of a study), and evaluate/ of the runs made first, as rows.
+
+    Returns those of scores and those of answers. Raises UserError.
+    """
+    evaluate = place / "evaluate"
+    folders = [(place.name, evaluate)]
+    folders += [(name, evaluate / name) for name in evaluate.names() if (evaluate / name).exists("result.json")]
+    folders += [(run.name, run / "evaluate") for run in runs]
+    scores: list[Row] = []
+    answers: list[Row] = []
+    for arm, folder in folders:
+        scores += frames.score_rows(place.name, arm, read_json(folder, "result.json") or {})
+        found = read_json(folder, "answers.json") or []
+        for answer in found:
+            frames.check_keys(answer, ("set", "task", "attempts", "is_right"), f"{folder.uri}/answers.json")
+        answers += frames.answer_rows(place.name, arm, found)
+    return scores, answers
+
+
+def read_data(folder: Folder, study: str, config: Mapping[str, Any]) -> list[Row]:
+    """Read the manifests of the generated datasets that a config uses, from <storage>/data. Raises UserError."""
+    used = {source.get("dataset") for source in config_value(config, "data.sources", {}).values()}
+    manifests = {name: read_json(folder, f"{name}/manifest.json") for name in folder.names() if name in used}
+    return [frames.data_row(study, name, manifest) for name, manifest in manifests.items() if manifest]
+
+
+def read_json(folder: Folder, name: str) -> Any:
+    """Read a JSON file; None if there is none. Raises UserError for a broken one."""
+    try:
+        return folder.read_json(name)
+    except ValueError as error:
+        raise UserError(f"{folder.uri}/{name} is no JSON: {error}; copy the folder again") from error
+
+
+def read_yaml(folder: Folder, name: str) -> dict[str, Any]:
+    """Read a YAML file of keys and values; empty if there is none. Raises UserError for a broken one."""
+    if not folder.exists(name):
+        return {}
+    try:
+        value = yaml.load(folder.read_bytes(name), Loader=yaml.CSafeLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{folder.uri}/{name} is no YAML: {' '.join(str(error).split())}") from error
+    return value if isinstance(value, dict) else {}
+
+
+def _json_lines(folder: Folder, name: str) -> list[Row]:
+    if not folder.exists(name):
+        return []
+    try:
+        return [json.loads(line) for line in folder.read_bytes(name).decode().splitlines() if line]
+    except ValueError as error:
+        raise UserError(f"{folder.uri}/{name} is no JSON: {error}; copy the folder again") from error

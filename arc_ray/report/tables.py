@@ -1,0 +1,197 @@
+"""The tables of the page: arms, effects, scores, counting, puzzles, cost. Plain values; the template writes them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from arc_ray.intervals import puzzle_of
+from arc_ray.report.charts import trials_at
+from arc_ray.report.frames import config_value
+from arc_ray.report.load import Report
+from arc_ray.report.words import RULES, is_number, setting_value
+
+MOST_PUZZLES = 40
+"""Puzzles shown in the comparison by puzzle: those on which the arms differ most."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A horizontal axis in percent of its width, for intervals drawn as page elements."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...] = ()
+
+    def __call__(self, value: float) -> float:
+        return round(100 * (min(max(value, self.low), self.high) - self.low) / (self.high - self.low), 2)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An arm at its chosen setting."""
+
+    name: str
+    setting: Mapping[str, Any]
+    values: Mapping[str, Any]
+    """Heading -> value of the metric or of a further finding; see `arm_rows`."""
+    num_seeds: int
+
+
+def chosen_settings(report: Report) -> dict[str, dict[str, Any]]:
+    """Return each arm's setting: the analysis's choice, or so far the best mean of the metric over seeds."""
+    if report.analysis:
+        return {arm["arm"]: dict(arm.get("setting") or {}) for arm in report.analysis.get("arms", [])}
+    trials = report.trials
+    if report.metric not in trials or trials[report.metric].isna().all():
+        return {arm: {} for arm in report.arms} if report.kind in ("run", "runs") else {}
+    keys = report.varied
+    chosen = {}
+    for arm, of_arm in trials[trials[report.metric].notna()].groupby("arm"):
+        if keys:
+            best = of_arm.groupby(keys, dropna=False)[report.metric].mean().idxmax()
+            values = best if isinstance(best, tuple) else (best,)
+            chosen[str(arm)] = dict(zip(keys, values, strict=True))
+        else:
+            chosen[str(arm)] = {}
+    return chosen
+
+
+def best_trial(report: Report) -> str | None:
+    """Return the trial with the best metric, ties by cell accuracy; None before the first validation."""
+    trials = report.trials
+    if report.metric not in trials or trials[report.metric].isna().all():
+        return None
+    by = [name for name in (report.metric, "eval/cell_accuracy") if name in trials]
+    return str(trials.sort_values(by, ascending=False, kind="stable").iloc[0]["trial"])
+
+
+def effect_axis(effects: Sequence[Mapping[str, Any]]) -> Axis:
+    """Make one axis for all effects, with zero on it and round ticks."""
+    ends = [0.0, *(effect[end] for effect in effects for end in ("low", "high"))]
+    room = 0.08 * (max(ends) - min(ends)) or 0.01
+    low, high = min(ends) - room, max(ends) + room
+    step = next(s for s in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if (high - low) / s <= 7)
+    ticks = tuple(round(i * step, 6) for i in range(math.ceil(low / step), math.floor(high / step) + 1))
+    return Axis(low, high, ticks)
+
+
+def arm_rows(report: Report) -> tuple[list[str], list[Arm]]:
+    """Return the headings of further findings and one row per arm of the analysis."""
+    analysis = report.analysis or {}
+    names = [arm["arm"] for arm in analysis.get("arms", [])]
+    findings = {"loss_at_step_0": "loss before step 1", "steps_to_loss": "steps to the baseline's loss"}
+    findings |= {"equal_tokens": f"{report.metric} at equal tokens"}
+    present = {key: title for key, title in findings.items() if set(names) & set(analysis.get(key) or {})}
+    rows = []
+    for arm in analysis.get("arms", []):
+        values = {"value": arm.get("value"), "value_choosing": arm.get("value_choosing")}
+        values |= {title: analysis[key].get(arm["arm"]) for key, title in present.items()}
+        rows.append(Arm(arm["arm"], arm.get("setting") or {}, values, len(arm.get("seeds") or ())))
+    return list(present.values()), rows
+
+
+def score_table(report: Report) -> dict[str, list[dict[str, Any]]]:
+    """Return set -> rows of arm and method with the scores by rule; sets of questions are not among them."""
+    scores = report.scores[report.scores["rule"].isin(RULES)]
+    table: dict[str, list[dict[str, Any]]] = {}
+    for name in scores["set"].unique():
+        of_set = report.scores[report.scores["set"] == name]
+        for arm in of_set["arm"].unique():
+            for method in ("greedy", "voting"):
+                here = of_set[(of_set["arm"] == arm) & (of_set["method"] == method)]
+                if len(here):
+                    by_rule = {row["rule"]: row for row in here.to_dict("records")}
+                    table.setdefault(str(name), []).append({"arm": arm, "method": method, "scores": by_rule})
+    return table
+
+
+def score_axis(report: Report) -> Axis:
+    """Make one axis for all scores by the three rules, from zero to a round share above the highest bound."""
+    scores = report.scores[report.scores["rule"].isin(RULES)]
+    highest = max([0.0, *scores["value"].astype(float), *scores["high"].dropna().astype(float)])
+    return Axis(0.0, next((end for end in (0.1, 0.2, 0.5) if end >= highest), 1.0))
+
+
+def counting_table(report: Report) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+    """Return set -> question kind -> arm or run -> score; all kinds together come first."""
+    table: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
+    for row in report.scores[report.scores["rule"] == "accuracy"].to_dict("records"):
+        table.setdefault(row["set"], {}).setdefault(row["question"], {})[row["arm"]] = row
+    return {name: dict(sorted(kinds.items(), key=lambda item: item[0] != "all")) for name, kinds in table.items()}
+
+
+def puzzle_table(report: Report, chosen: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Compare arms puzzle by puzzle: share solved at the end of each arm's chosen setting, over seeds and outputs.
+
+    The puzzles on which the arms differ most come first; empty with fewer than two arms.
+    """
+    tables = {}
+    for arm, values in chosen.items():
+        trials = trials_at(report.trials, arm, values)
+        done = report.validation[report.validation["trial"].isin(trials["trial"])]
+        last = done[done["step"] == done.groupby("trial")["step"].transform("max")]
+        if len(last):
+            tables[arm] = last.groupby(last["task"].map(puzzle_of))["solved"].agg(["mean", "size"])
+    if len(tables) < 2:
+        return []
+    values = pd.DataFrame({arm: table["mean"] for arm, table in tables.items()}).dropna()
+    sizes = {arm: table["size"] for arm, table in tables.items()}
+    order = (values.max(axis=1) - values.min(axis=1)).sort_values(ascending=False, kind="stable").index
+    return [
+        {"puzzle": p, "values": values.loc[p].to_dict(), "of": {arm: int(size.loc[p]) for arm, size in sizes.items()}}
+        for p in order
+    ]
+
+
+def plan_rows(report: Report) -> list[dict[str, Any]]:
+    """Say what one trial of each arm and number of epochs trains on, from the trials that ran to their end."""
+    if "plan/views" not in report.trials:
+        return []
+    planned = report.trials[report.trials["plan/views"].notna()]
+    sources = [name for name in planned.columns if name.startswith("plan/views/")]
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for trial in planned.to_dict("records"):
+        epochs = setting_value(trial.get("train.epochs", config_value(report.config, "train.epochs", 1)))
+        row = {name: trial.get(f"plan/{name}") for name in ("views", "dropped", "rows", "fill")}
+        counts = {name.removeprefix("plan/views/"): trial[name] for name in sources if is_number(trial[name])}
+        row |= {"arm": trial["arm"], "epochs": epochs, "learned": trial.get("plan/learned_tokens"), "sources": counts}
+        rows.setdefault((trial["arm"], epochs), row)
+    return sorted(rows.values(), key=lambda row: (report.arms.index(row["arm"]), row["epochs"]))
+
+
+def cost_rows(report: Report) -> list[dict[str, Any]]:
+    """Sum what was spent: by arm, for the runs made first, and in total."""
+    groups = [(arm, "trials", of_arm) for arm, of_arm in report.trials.groupby("arm", sort=False)]
+    if report.kind == "runs":
+        groups = []
+    groups += [(name, "made first", of_run) for name, of_run in report.runs.groupby("arm", sort=False)]
+    everything = pd.concat([report.trials, report.runs]) if len(report.runs) else report.trials
+    groups.append(("all", "total", everything))
+    return [_cost(report.metrics, str(name), kind, trials) for name, kind, trials in groups if len(trials)]
+
+
+def _cost(metrics: pd.DataFrame, name: str, kind: str, trials: pd.DataFrame) -> dict[str, Any]:
+    steps = metrics[metrics["trial"].isin(trials["trial"]) & (metrics["step"] > 0)]
+    seconds = steps.get("train/step_seconds", pd.Series(dtype=float))
+    stall = steps.get("data/stall_share", pd.Series(dtype=float))
+    gpu_seconds = (trials["seconds"] * trials["workers"])[trials["on_gpu"].astype(bool)].sum()
+    spent = float((stall * seconds).sum() / seconds.sum()) if seconds.sum() > 0 else None
+    return {
+        "name": name,
+        "kind": kind,
+        "trials": len(trials),
+        "steps": int(trials["steps"].sum()),
+        "seconds": float(trials["seconds"].sum()),
+        "gpu_hours": gpu_seconds / 3600 if gpu_seconds else None,
+        "learned_tokens": float(trials["train/learned_tokens"].sum()) if "train/learned_tokens" in trials else None,
+        "train/tokens_per_second": _median(steps, "train/tokens_per_second"),
+        "train/fill": float(steps["train/fill"].mean()) if "train/fill" in steps else None,
+        "data/stall_share": spent if is_number(spent) else None,
+    }
+
+
+def _median(steps: pd.DataFrame, metric: str) -> float | None:
+    return float(steps[metric].median()) if metric in steps and steps[metric].notna().any() else None

@@ -1,0 +1,83 @@
+"""The table of trials: on the page, sortable; and as trials.csv with every column."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from arc_ray.report.charts import trials_at
+from arc_ray.report.load import Report
+from arc_ray.report.tables import best_trial
+from arc_ray.report.words import duration, is_number, number, setting_value, short_key, show, word
+
+METRICS = ("eval/solved", "eval/cell_accuracy", "eval/loss", "train/loss")
+SUMS = ("steps", "train/learned_tokens")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the page's table."""
+
+    key: str
+    label: str
+    title: str
+    """What the number means and does not; empty if the label says it."""
+    is_text: bool
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is written, and what is sorted by."""
+
+    text: str
+    sort: Any
+
+
+def to_csv(reports: Sequence[Report]) -> str:
+    """Write the trials of all reports as CSV, one row a trial, every column of the frame."""
+    return pd.concat([report.trials for report in reports]).to_csv(index=False)
+
+
+def view(report: Report, chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Lay the table out, best trials first: columns, rows of cells, which row is best, which were chosen or failed."""
+    trials = report.trials
+    order = [name for name in (report.metric, "eval/cell_accuracy") if name in trials]
+    trials = trials.sort_values(order, ascending=False, kind="stable") if order else trials
+    columns = [column for column in _columns(report) if column.key in trials]
+    members = {name for arm, values in chosen.items() for name in trials_at(trials, arm, values)["trial"]}
+    members = members if report.varied else set()
+    rows = [
+        {
+            "trial": record["trial"],
+            "is_chosen": record["trial"] in members,
+            "cells": [_cell(column, record[column.key]) for column in columns],
+        }
+        for record in trials.to_dict("records")
+    ]
+    failed = trials[trials["status"] == "failed"]
+    failures = [
+        {"trial": t, "error": error or "no reason given"}
+        for t, error in zip(failed["trial"], failed["error"], strict=True)
+    ]
+    return {"columns": columns, "rows": rows, "failures": failures, "best_trial": best_trial(report)}
+
+
+def _columns(report: Report) -> list[Column]:
+    named = [Column("trial", "trial", "", True), Column("arm", short_key(report.compare), "", True)]
+    named = named[: 2 if report.kind in ("study", "tune") else 1]
+    named += [Column(key, short_key(key), key, False) for key in report.varied]
+    named += [Column("seed", "seed", "", False), Column("status", "status", "", True)]
+    for key in dict.fromkeys([report.metric, *METRICS, *SUMS]):
+        words = word(key)
+        named.append(Column(key, words.label, f"{words.meaning} {words.caution}".strip(), False))
+    return [*named, Column("seconds", "time", "Seconds since the trial's start, starting up included.", False)]
+
+
+def _cell(column: Column, value: Any) -> Cell:
+    sort = value if is_number(value) or isinstance(value, str) else ""
+    if column.key == "seconds":
+        return Cell(duration(value), sort)
+    if column.key in (*METRICS, *SUMS):
+        return Cell(show(value, column.key), sort)
+    return Cell(number(value) if column.key == "seed" and is_number(value) else setting_value(value), sort)

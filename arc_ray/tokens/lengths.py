@@ -1,0 +1,118 @@
+"""How long views are, without making a token of them: shapes and the layout's constants say it all on the look-up path."""
+
+import numpy as np
+import numpy.typing as npt
+
+from arc_ray.augment import swaps_sides
+from arc_ray.prompt import GridSlot, Text, counting_layout
+from arc_ray.tasks import MAX_SIDE, TaskTable
+from arc_ray.tokens.codec import Codec
+from arc_ray.views import Views
+
+Lengths = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+"""Tokens and learned tokens of each view: two int64 (n,)."""
+
+
+def view_lengths(codec: Codec, table: TaskTable, views: Views) -> Lengths:
+    """Return the tokens and the learned tokens of each view, exactly; the slow path has to tokenize."""
+    if not codec.is_fast:
+        encoded = codec.encode(table, views)
+        return (
+            np.array([len(ids) for ids, _ in encoded], np.int64),
+            np.array([mask.sum() for _, mask in encoded], np.int64),
+        )
+    tokens, learned = np.zeros(len(views), np.int64), np.zeros(len(views), np.int64)
+    is_counting = (
+        np.array([bool(q) for q in table.questions], bool)[views.task]
+        if table.questions
+        else np.zeros(len(views), bool)
+    )
+    for task in np.unique(views.task[is_counting]):
+        here = is_counting & (views.task == task)
+        tokens[here], learned[here] = _counting_length(codec, table, int(task))
+    sizes = _grid_lengths(codec, table)
+    num_shown = views.num_shown()
+    for shown in np.unique(num_shown[~is_counting]):
+        here = np.flatnonzero(~is_counting & (num_shown == shown))
+        tokens[here], learned[here] = _puzzle_lengths(codec, sizes, views.take(here), int(shown))
+    return tokens, learned
+
+
+def fit_views(
+    codec: Codec, table: TaskTable, views: Views, row_tokens: int, drop: bool
+) -> tuple[npt.NDArray[np.int64], Lengths]:
+    """Find how many pairs each view may show to fit into a row: -1 where it does not fit even with one.
+
+    Returns the numbers, int64 (n,), and the lengths at those numbers. With `drop`, a view that does not fit as it is is -1.
+    """
+    fitting = views.num_shown()
+    tokens, learned = view_lengths(codec, table, views)
+    # A view that showed none to begin with (counting) has nothing to lose; one that would show none is no puzzle.
+    long = np.flatnonzero(tokens > row_tokens)
+    while len(long):
+        fitting[long] -= 1
+        lost = long if drop else long[fitting[long] < 1]
+        fitting[lost] = -1
+        long = np.setdiff1d(long, lost, assume_unique=True)
+        if not len(long):
+            break
+        fewer = views.take(long).showing(fitting[long])
+        tokens[long], learned[long] = view_lengths(codec, table, fewer)
+        long = long[tokens[long] > row_tokens]
+    return fitting, (tokens, learned)
+
+
+def _grid_lengths(codec: Codec, table: TaskTable) -> npt.NDArray[np.int64]:
+    """Return the tokens of every grid of the table, upright and with sides exchanged: int64 (2, num_grids + 1).
+
+    The last column is 0: the grid of a missing pair.
+    """
+    by_shape = np.zeros((MAX_SIDE + 1, MAX_SIDE + 1), np.int64)
+    for height, width in {(int(h), int(w)) for h, w in zip(table.height, table.width, strict=True) if h}:
+        by_shape[height, width] = codec.grid_length(height, width)
+        by_shape[width, height] = codec.grid_length(width, height)
+    upright = np.append(by_shape[table.height, table.width], 0)
+    return np.stack([upright, np.append(by_shape[table.width, table.height], 0)])
+
+
+def _puzzle_lengths(codec: Codec, sizes: npt.NDArray[np.int64], views: Views, num_shown: int) -> Lengths:
+    tokens, learned = np.zeros(len(views), np.int64), np.zeros(len(views), np.int64)
+    turned = swaps_sides(views.symmetry).astype(np.int64)
+    for segment in codec.layout(num_shown):
+        if isinstance(segment, GridSlot):
+            pair = views.asked if segment.pair == num_shown else views.shown[:, segment.pair]
+            length = sizes[turned, 2 * pair.astype(np.int64) + (segment.side == "output")]
+        else:
+            length = np.int64(len(codec.text_ids(segment.text)))
+        tokens += length
+        learned += length * segment.learn
+    return tokens, learned
+
+
+def _counting_length(codec: Codec, table: TaskTable, task: int) -> tuple[int, int]:
+    """Tokens and learned tokens of a counting task: the order of its questions does not change them."""
+    first, last = int(table.first_pair[task]), int(table.first_pair[task + 1])
+    tokens = learned = 0
+    for segment in counting_layout(codec.frame, last - first, table.questions[task]):
+        if isinstance(segment, Text):
+            length = len(codec.text_ids(segment.text))
+        else:
+            grid = 2 * (first + segment.pair)
+            length = codec.grid_length(int(table.height[grid]), int(table.width[grid]))
+        tokens += length
+        learned += length * segment.learn
+    return tokens, learned
+
+
+def warm_up(codec: Codec, table: TaskTable, max_shown: int) -> None:
+    """Look up everything constant that views of this table need, so that the codec can leave its tokenizer behind."""
+    if not codec.is_fast:
+        return
+    _grid_lengths(codec, table)
+    for shown in range(max_shown + 1):
+        for segment in codec.layout(shown):
+            if isinstance(segment, Text):
+                codec.text_ids(segment.text)
+    for task in range(len(table)):
+        if table.questions and table.questions[task]:
+            _counting_length(codec, table, task)

@@ -1,0 +1,40 @@
+"""The views on which the look-up path is compared with the tokenizer before it is trusted."""
+
+import numpy as np
+
+from arc_ray.tasks import MAX_SIDE, NUM_COLORS, Grid, Pair, Question, Task, TaskTable
+from arc_ray.views import Views
+
+_SIDES = (1, 2, 3, 5, 9, 10, 11, 14, 20, 29, 30)
+_MAX_SHOWN = 3
+
+
+def sample_views() -> tuple[TaskTable, Views]:
+    """Make views of many shapes, sides of one and two digits, all symmetries, and one of a counting task."""
+    pairs = [
+        Pair(
+            _grid(side, _SIDES[(i + 3) % len(_SIDES)], i),
+            _grid(_SIDES[(i + 3) % len(_SIDES)], side * 3 % MAX_SIDE + 1, i + 1),
+        )
+        for i, side in enumerate(_SIDES)
+    ]
+    tasks = [Task(f"sample{i}", tuple(pairs[i : i + 1 + i % _MAX_SHOWN]), (pairs[-1 - i],)) for i in range(8)]
+    questions = (Question("objects", "How many objects?", "12"), Question("areas", "Which areas?", "1, 2, 30"))
+    tasks.append(Task("counting", (), (Pair(_grid(4, 6, 0), None),), questions))
+    table = TaskTable.of(tasks)
+    num = len(tasks)
+    position = np.arange(_MAX_SHOWN)[None, :]
+    shown = np.where(position < table.num_train[:, None], table.first_pair[:-1, None] + position, -1)
+    views = Views(
+        task=np.arange(num, dtype=np.int32),
+        key=np.arange(num, dtype=np.uint64),
+        symmetry=(np.arange(num) % 8).astype(np.uint8),
+        colors=np.array([np.roll(np.arange(NUM_COLORS), i % 8) for i in range(num)], np.uint8),
+        shown=shown.astype(np.int32),
+        asked=(table.first_pair[:-1] + table.num_train).astype(np.int32),
+    )
+    return table, views
+
+
+def _grid(height: int, width: int, shift: int) -> Grid:
+    return ((np.arange(height * width).reshape(height, width) * 7 + shift) % NUM_COLORS).astype(np.uint8)

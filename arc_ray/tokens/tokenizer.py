@@ -1,0 +1,79 @@
+"""Tokenizers: the tiny one that is made here, and the chat frame of any other."""
+
+from typing import Any
+
+from arc_ray.config.sources import CountingSource
+from arc_ray.prompt import FORMATS, Frame, Text, counting_layout
+from arc_ray.sources.counting import counting_task
+
+SPECIAL = ("<pad>", "<bos>", "<eos>")
+TINY_VOCABULARY = 384
+"""256 bytes, the special tokens, and merges for the words of our own prompts."""
+
+
+def make_tiny_tokenizer(texts: list[str]) -> Any:
+    """Train a small byte-level BPE tokenizer in which every digit and newline is a token, so every cell is one.
+
+    `texts` should hold the words it will meet (prompts and questions); any other text still encodes, byte by byte.
+    Returns a fast Hugging Face tokenizer; the same texts give the same vocabulary.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r" ?[A-Za-z]+|[0-9]|\n| |[^\sA-Za-z0-9]"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=TINY_VOCABULARY,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sorted(set(texts)), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", model_max_length=32768
+    )
+
+
+def tiny_corpus() -> list[str]:
+    """Collect the words of our own prompts and counting questions, which the tiny vocabulary is made from."""
+    frame = Frame("", "", "", "")
+    layouts = [make(frame, shown, "asked") for make in FORMATS.values() for shown in (1, 4)]
+    layouts.append(counting_layout(frame, 3, ()))
+    words = [segment.text for layout in layouts for segment in layout if isinstance(segment, Text)]
+    counting = CountingSource(kind="counting", max_side=8)
+    questions = [question for i in range(64) for question in counting_task(counting, i).questions]
+    return words + [question.text for question in questions] + ["```grid shape: 3x3\n"]
+
+
+def frame_of(tokenizer: Any) -> Frame:
+    """Take the strings around turns from a tokenizer's chat template; without one, use its bos and eos tokens.
+
+    Found by rendering marked turns and cutting at the marks, so any template works that keeps contents verbatim.
+    """
+    if not tokenizer.chat_template:
+        return Frame(begin=tokenizer.bos_token or "", answer="", end=tokenizer.eos_token, between="\n")
+    marks = ["\u241eQ0\u241e", "\u241eA0\u241e", "\u241eQ1\u241e", "\u241eA1\u241e"]
+    roles = ["user", "assistant"] * 2
+    turns = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
+    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    pieces = []
+    for mark in marks:
+        piece, _, text = text.partition(mark)
+        pieces.append(piece)
+    begin, answer, between, answer_again = pieces
+    assert answer == answer_again, (
+        "the chat template treats the first turn differently; such templates are not supported"
+    )
+    end = _common_prefix(between, text).rstrip("\n") or tokenizer.eos_token
+    return Frame(begin=begin, answer=answer, end=end, between=between.removeprefix(end))
+
+
+def _common_prefix(a: str, b: str) -> str:
+    length = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return a[:length]

@@ -1,0 +1,78 @@
+"""Checkpoints: written whole by rank 0 on a thread beside the training, `arc_ray.json` last; found again, and pruned."""
+
+import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from arc_ray.config import Config
+from arc_ray.model import save_weights
+from arc_ray.runs import checkpoint_name, checkpoint_steps
+from arc_ray.storage import Folder
+from arc_ray.train.engine import MOMENTS, State
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+
+
+class CheckpointWriter:
+    """Writes checkpoints one after another on a thread of its own, so that training waits for no disk."""
+
+    def __init__(self, folder: Folder, config: Config, model: nn.Module, tokenizer: Any) -> None:
+        self._folder, self._config, self._model, self._tokenizer = folder, config, model, tokenizer
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._last: Future[None] | None = None
+
+    def write(self, step: int, state: State) -> None:
+        """Begin to write the state of a step; waits for the checkpoint before it, and raises what went wrong there."""
+        self.wait()
+        self._last = self._thread.submit(self._write, step, state)
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is complete."""
+        if self._last is not None:
+            self._last.result()
+
+    def _write(self, step: int, state: State) -> None:
+        target = self._folder / checkpoint_name(step)
+        weights = {name.removeprefix("weight."): t for name, t in state.items() if name.startswith("weight.")}
+        with tempfile.TemporaryDirectory() as scratch:
+            save_weights(self._model, weights, self._tokenizer, Path(scratch))
+            for path in sorted(Path(scratch).iterdir()):
+                target.write_bytes(path.name, path.read_bytes())
+        moments = {name: tensor for name, tensor in state.items() if name.startswith(MOMENTS)}
+        target.write_bytes("weights.safetensors", save_tensors(weights))
+        target.write_bytes(OPTIMIZER_FILE, save_tensors(moments))
+        target.write_json("arc_ray.json", describe_checkpoint(self._config, step))
+        for old in checkpoint_steps(self._folder)[: -self._config.train.keep_checkpoints]:
+            # The marker goes first, so that a checkpoint half deleted is one that is not there.
+            (self._folder / checkpoint_name(old)).delete("arc_ray.json")
+            self._folder.delete(checkpoint_name(old))
+
+
+def describe_checkpoint(config: Config, step: int) -> dict[str, Any]:
+    """Say what a checkpoint is: base, prompt, step. Loading refuses a mismatch."""
+    return {
+        "step": step,
+        "base": config.model.base,
+        "is_adapter": not config.train.full,
+        "prompt": {"format": config.prompt.format, "encoder": config.prompt.encoder},
+        "run": config.name,
+    }
+
+
+def newest_checkpoint(folder: Folder) -> int | None:
+    """Return the step of the newest complete checkpoint, None if there is none."""
+    steps = checkpoint_steps(folder)
+    return steps[-1] if steps else None
+
+
+def read_state(folder: Folder, step: int) -> State:
+    """Read the whole training state of a checkpoint."""
+    source = folder / checkpoint_name(step)
+    weights = load_tensors(source.read_bytes("weights.safetensors"))
+    state = {f"weight.{name}": tensor for name, tensor in weights.items()}
+    return state | load_tensors(source.read_bytes(OPTIMIZER_FILE))

@@ -1,0 +1,154 @@
+"""`run_training`: a config becomes a finished run folder. Called by `arc-ray train`, and once per trial by Tune."""
+
+import dataclasses
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from arc_ray.config import Config
+from arc_ray.datasets import load_source
+from arc_ray.encoders import encoder_named
+from arc_ray.errors import UserError
+from arc_ray.model import load_tokenizer
+from arc_ray.plan import Plan, load_plan, save_plan
+from arc_ray.prompt import format_named
+from arc_ray.rows import RowMaker, plan_rows
+from arc_ray.runs import checkpoint_steps, claim, finish, is_finished, read_metrics, run_folder
+from arc_ray.storage import Folder
+from arc_ray.tasks import TaskTable
+from arc_ray.tokens import Codec, frame_of, make_codec
+from arc_ray.train.validation import ValidationSet, make_validation
+from arc_ray.train.worker import Job, train_on_worker
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What a run needs before any worker starts."""
+
+    maker: RowMaker
+    validation: ValidationSet | None
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the run."""
+        return self.maker.plan
+
+
+def prepare(config: Config, folder: Folder | None = None) -> Prepared:
+    """Load tasks, plan rows, write the validation rows; a plan already in `folder` is used as it is. Raises UserError."""
+    storage = Folder.at(config.storage)
+    mixed = [name for name, copies in config.data.mix.items() if copies > 0]
+    tables = {
+        name: TaskTable.of(load_source(config.data.sources[name], storage))
+        for name in {*mixed, *config.data.validation}
+    }
+    tokenizer = load_tokenizer(config.model, config.storage)
+    codec = codec_of(config, tokenizer)
+    if folder is not None and folder.exists("plan.parquet"):
+        plan = load_plan(folder.read_bytes("plan.parquet"))
+        _warm(codec, plan, [tables[name] for name in mixed])
+    else:
+        plan = plan_rows(config, tables, codec)
+        if folder is not None:
+            folder.write_bytes("plan.parquet", save_plan(plan))
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    maker = RowMaker(plan, tuple(tables[name] for name in mixed), config.view, codec.without_tokenizer(), pad_id)
+    validation = None
+    if config.data.validation:
+        asked = dataclasses.replace(codec_of(config, tokenizer), learn="asked")
+        held_out = {name: tables[name] for name in config.data.validation}
+        validation = make_validation(asked, held_out, config.view.max_shown, config.train.row_tokens, pad_id)
+    return Prepared(maker, validation)
+
+
+def codec_of(config: Config, tokenizer: Any) -> Codec:
+    """Make the codec of a config's prompt for a tokenizer."""
+    return make_codec(
+        tokenizer,
+        frame_of(tokenizer),
+        encoder_named(config.prompt.encoder),
+        format_named(config.prompt.format),
+        config.prompt.learn,
+    )
+
+
+def run_training(
+    config: Config, callbacks: Sequence[ray.train.UserCallback] = (), command: str = "train"
+) -> dict[str, Any]:
+    """Train, or go on with a training that was cut off, or return the result of a finished one.
+
+    Raises UserError for what only the user can mend and Ray's TrainingFailedError where the workers failed too often.
+    """
+    folder = run_folder(config)
+    claim(folder, config, command)
+    if is_finished(folder):
+        return folder.read_json("result.json")
+    begun = time.time()
+    prepared = prepare(config, folder)
+    job = Job(config, ray.put(prepared.maker), ray.put(prepared.validation))
+    # Our checkpoints are in the run folder; Ray's own state serves one call of the driver and is not resumed from.
+    attempt = f"attempt-{uuid.uuid4().hex[:8]}"
+    low_high = config.scaling.num_workers
+    trainer = TorchTrainer(
+        train_on_worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if config.scaling.use_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=low_high if isinstance(low_high, int) else (low_high[0], low_high[1]),
+            use_gpu=config.scaling.use_gpu,
+            resources_per_worker={"CPU": config.scaling.cpus_per_worker}
+            | ({"GPU": 1} if config.scaling.use_gpu else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name=attempt,
+            storage_path=(folder / "ray").uri,
+            failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
+            callbacks=list(callbacks),
+        ),
+    )
+    trainer.fit()
+    result = summarize(folder, prepared.plan, time.time() - begun)
+    folder.delete("ray")
+    finish(folder, result)
+    return result
+
+
+def summarize(folder: Folder, plan: Plan, seconds: float) -> dict[str, Any]:
+    """Collect a finished run's result: the last metrics, the best validation, what the plan counted. Flat, slashed names."""
+    records = read_metrics(folder)
+    steps = checkpoint_steps(folder)
+    if not steps or steps[-1] != plan.num_steps:
+        raise UserError(
+            f"{folder.uri}: the last checkpoint is missing; was it deleted? Delete the folder and train again"
+        )
+    last: dict[str, Any] = {}
+    for record in records:
+        last |= record
+    counts: Mapping[str, Any] = plan.counts
+    return {
+        **last,
+        "run": folder.name,
+        "steps": plan.num_steps,
+        "seconds": round(seconds, 3),
+        "plan/rows": plan.num_rows,
+        "plan/fill": round(plan.fill(), 6),
+        "plan/learned_tokens": int(plan.learned_per_step().sum()),
+        "plan/tokens": int(plan.tokens_per_step().sum()),
+        "plan/views": counts["views"],
+        "plan/dropped": counts["dropped"],
+        **{f"plan/views/{name}": number for name, number in counts["views_per_source"].items()},
+        "checkpoint": f"checkpoint-{steps[-1]:06d}",
+    }
+
+
+def _warm(codec: Codec, plan: Plan, tables: Sequence[TaskTable]) -> None:
+    """Look up what planning would have looked up, for a plan that was read from its file."""
+    from arc_ray.tokens.lengths import warm_up
+
+    for table in tables:
+        warm_up(codec, table, max_shown=int(plan.shown.max(initial=0)))

@@ -1,0 +1,89 @@
+"""DeepSpeed, and the whole training state in and out of it.
+
+State is kept *whole*, by parameter name, never as the shards of a certain number of workers: a run goes on with another
+number of workers or another ZeRO stage. LoRA's state is small enough for that.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from arc_ray.config.training import ModelConfig, TrainConfig
+from arc_ray.model import trainable
+from arc_ray.train.schedule import deepspeed_config
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Adam's first and second moments, as torch.optim.AdamW names them."""
+
+State = dict[str, torch.Tensor]
+"""Whole tensors by "<kind>.<parameter name>", kind being weight or one of MOMENTS; float32, on the CPU."""
+
+
+def make_engine(model: nn.Module, train: TrainConfig, config: ModelConfig, num_workers: int) -> Any:
+    """Wrap a model in DeepSpeed with torch's AdamW over its trainable parameters; the process group must exist."""
+    import deepspeed
+
+    parameters = list(trainable(model).values())
+    optimizer = torch.optim.AdamW(parameters, lr=train.lr, weight_decay=train.weight_decay)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=parameters,  # pyright: ignore[reportArgumentType]
+        optimizer=optimizer,
+        config=deepspeed_config(train, config, num_workers),
+    )
+    return engine
+
+
+def set_learning_rate(engine: Any, lr: float) -> None:
+    """Set the learning rate of the coming step."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+
+
+def gradient_norm(engine: Any) -> float:
+    """Return the norm of the last step's gradient before clipping; NaN where DeepSpeed keeps none (ZeRO 0 without clipping)."""
+    norm = engine.get_global_grad_norm()
+    return float("nan") if norm is None else float(norm)
+
+
+def gather_state(engine: Any) -> State:
+    """Gather weights and moments whole on every worker; all workers must call it together."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    state: State = {}
+    for name, parameter in trainable(engine.module).items():
+        if _keeps_own_state(engine):
+            moments = engine.optimizer.state[parameter]
+            found = {"weight": parameter.data, **{kind: moments[kind] for kind in MOMENTS if kind in moments}}
+        else:
+            found = {"weight": safe_get_full_fp32_param(parameter)}
+            found |= {kind: safe_get_full_optimizer_state(parameter, kind) for kind in MOMENTS}
+        state |= {f"{kind}.{name}": t.detach().float().cpu().clone() for kind, t in found.items() if t is not None}
+    return state
+
+
+def restore_state(engine: Any, state: Mapping[str, torch.Tensor], step: int) -> None:
+    """Put gathered state back, on any number of workers and at any ZeRO stage; `step` is Adam's own count."""
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    for name, parameter in trainable(engine.module).items():
+        if _keeps_own_state(engine):
+            parameter.data.copy_(state[f"weight.{name}"])
+            engine.optimizer.state[parameter] = {
+                "step": torch.tensor(float(step)),
+                **{kind: state[f"{kind}.{name}"].to(parameter.device).clone() for kind in MOMENTS},
+            }
+        else:
+            safe_set_full_fp32_param(parameter, state[f"weight.{name}"].to(engine.device))
+            for kind in MOMENTS:
+                safe_set_full_optimizer_state(parameter, state[f"{kind}.{name}"].to(engine.device), kind)
+    if not _keeps_own_state(engine):
+        for moments in engine.optimizer.optimizer.state.values():
+            moments["step"] = torch.tensor(float(step))
+
+
+def _keeps_own_state(engine: Any) -> bool:
+    """At ZeRO 0 in float32 DeepSpeed leaves torch's optimizer as it is, and its gather functions know nothing of it."""
+    return isinstance(engine.optimizer, torch.optim.Optimizer)

@@ -1,0 +1,70 @@
+"""What must exist before a run: runs named under `runs` that it refers to as "@name", made once, in order."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from arc_ray.config import Config, with_overrides
+from arc_ray.errors import UserError
+from arc_ray.runs import checkpoint_steps, is_finished, references, run_folder
+from arc_ray.storage import Folder
+
+Make = Callable[[Config], Any]
+"""Trains a config's run."""
+
+
+def with_start(config: Config) -> Config:
+    """Apply the overrides of the config's start; what a start sets wins over the rest of the config."""
+    return with_overrides(config, config.starts[config.start], f"starts.{config.start}")
+
+
+def config_of_run(config: Config, name: str) -> Config:
+    """Return the config of a run named under `runs`: the config's own, with that run's overrides and name.
+
+    It knows nothing of the study around it, so two studies that define a run alike share it. Raises UserError.
+    """
+    neutral = {"start": "base", "starts": {"base": {}}, "question": "", "tune": {}, "study": {}, "evaluate": {}}
+    run = with_overrides(config, {**neutral, **config.runs[name], "name": name}, f"runs.{name}")
+    mix = {source: copies for source, copies in run.data.mix.items() if copies}
+    used = {source: run.data.sources[source].model_dump(mode="json") for source in [*mix, *run.data.validation]}
+    return with_overrides(run, {"data.sources": used, "data.mix": mix, "runs": {}}, f"runs.{name}")
+
+
+def needed_runs(config: Config, variants: Iterable[Config]) -> list[str]:
+    """List the runs under `runs` that these variants of a config refer to, those they refer to themselves first.
+
+    Raises UserError for a reference to a run that is neither defined nor there, and for runs that need each other.
+    """
+    order: list[str] = []
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        if name in path:
+            raise UserError(f"runs need each other: {' -> '.join((*path, name))}")
+        if name in order:
+            return
+        if name not in config.runs:
+            if not checkpoint_steps(Folder.at(config.storage) / name):
+                raise UserError(
+                    f"@{name}: there is no run of this name under `runs` ({', '.join(config.runs) or 'which is empty'})"
+                    f" and none with a checkpoint in {config.storage}"
+                )
+            return
+        for needed in _references(config_of_run(config, name)):
+            visit(needed, (*path, name))
+        order.append(name)
+
+    for variant in variants:
+        for name in _references(variant):
+            visit(name, ())
+    return order
+
+
+def make_needed_runs(config: Config, variants: Iterable[Config], make: Make) -> None:
+    """Train the needed runs that are not finished yet."""
+    for name in needed_runs(config, variants):
+        run = config_of_run(config, name)
+        if not is_finished(run_folder(run)):
+            make(run)
+
+
+def _references(config: Config) -> list[str]:
+    return list(references([config.model.base, config.model.adapter, config.evaluate.checkpoint]))

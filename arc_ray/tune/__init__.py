@@ -1,0 +1,1 @@
+"""Search: a space of config keys becomes trials of `run_training`."""

@@ -1,0 +1,166 @@
+"""`run_search`: Ray Tune runs the trials. What a trial did is in its run folder, not in Tune's state.
+
+A search called again replays what its folders hold: a finished trial reports its recorded validations to the scheduler
+within a second, a trial that was cut off reports its own and then trains on. So no pickled state has to survive.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+
+from arc_ray.config import Config
+from arc_ray.runs import checkpoint_steps, is_finished, read_metrics, run_folder
+from arc_ray.storage import Folder
+from arc_ray.train.driver import prepare, run_training
+from arc_ray.tune.space import Point, trial_config
+from arc_ray.tune.trials import Trial, read_trial, write_status
+
+TIME = {"tokens": "train/learned_tokens", "epochs": "train/epoch"}
+SCORE = "score"
+"""What the scheduler compares: the metric, and a thousandth of cell accuracy to break its ties."""
+
+
+def run_search(
+    config: Config, trials: Sequence[Point], stop_early: bool, progress: Callable[[list[Trial]], None]
+) -> list[Trial]:
+    """Run the trials that have not ended, and return all of them; one that fails is a row that says so.
+
+    `stop_early` false lets every trial run to its end, whatever the config's scheduler.
+    """
+    started = [trial_config(config, point, config.name) for point in trials]
+    waiting = [p for p, c in zip(trials, started, strict=True) if not is_finished(run_folder(c))]
+    if waiting:
+        tuner = ray.tune.Tuner(
+            ray.tune.with_resources(_train_trial, {"CPU": 0.01}),
+            param_space={"config": config, "point": ray.tune.grid_search(list(trials)), "to_the_end": not stop_early},
+            tune_config=ray.tune.TuneConfig(
+                metric=SCORE,
+                mode="max",
+                scheduler=_scheduler(config, started) if stop_early else FIFOScheduler(),
+                max_concurrent_trials=max_concurrent(config),
+                reuse_actors=False,
+            ),
+            run_config=ray.tune.RunConfig(
+                name="search",
+                storage_path=str(_scratch(config)),
+                callbacks=[_Watch(config, trials, progress)],
+                verbose=0,
+            ),
+        )
+        results = tuner.fit()
+        for result in (results[i] for i in range(len(results))):
+            _write_end(config, (result.config or {})["point"], result)
+    found = [read_trial(config, point) for point in trials]
+    progress(found)
+    return found
+
+
+def max_concurrent(config: Config) -> int:
+    """Derive how many trials fit: all their workers and one data task each, so that none waits for another for ever."""
+    if config.tune.max_concurrent:
+        return config.tune.max_concurrent
+    cluster, workers = ray.cluster_resources(), config.scaling.num_workers
+    workers = workers if isinstance(workers, int) else workers[0]
+    by_cpu = cluster.get("CPU", 1) / (workers * (config.scaling.cpus_per_worker + config.scaling.data_cpus))
+    if not config.scaling.use_gpu:
+        return max(1, int(by_cpu))
+    return max(1, int(min(by_cpu, cluster.get("GPU", 0) / workers)))
+
+
+def _train_trial(parameters: dict[str, Any]) -> None:
+    """Run one trial in its Tune actor: replay what its folder holds, then train."""
+    point: Point = parameters["point"]
+    config = trial_config(parameters["config"], point, parameters["config"].name)
+    folder = run_folder(config)
+    about = folder.read_json("trial.json")
+    has_ended = is_finished(folder) or bool(about and about["status"] == "stopped" and not parameters["to_the_end"])
+    steps = checkpoint_steps(folder)
+    last = steps[-1] if steps else -1
+    for record in read_metrics(folder):
+        if "eval/solved" in record and (has_ended or record["step"] <= last):
+            ray.tune.report(scored(record, parameters["config"].tune.metric))
+    if has_ended:
+        return
+    write_status(folder, point, "running")
+    run_training(config, callbacks=[_Report(parameters["config"].tune.metric)], command="trial")
+
+
+def scored(record: dict[str, Any], metric: str) -> dict[str, Any]:
+    """Add what the scheduler compares to a metric record."""
+    value, tie = record.get(metric, 0.0), record.get("eval/cell_accuracy", 0.0)
+    return {TIME["tokens"]: 0.0, TIME["epochs"]: 0.0, **record, SCORE: value + 1e-3 * tie}
+
+
+class _Report(TuneReportCallback):
+    """Passes each validation on to Tune, with the score the scheduler compares."""
+
+    def __init__(self, metric: str) -> None:
+        super().__init__()
+        self._metric = metric
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Report rank 0's record."""
+        super().after_report(run_context, [scored(record, self._metric) for record in metrics], checkpoint)
+
+
+class _Watch(ray.tune.Callback):
+    """Shows the table whenever a trial has news."""
+
+    def __init__(self, config: Config, trials: Sequence[Point], progress: Callable[[list[Trial]], None]) -> None:
+        self._config, self._trials, self._progress = config, trials, progress
+
+    def on_trial_result(self, *_: Any, **__: Any) -> None:
+        """A trial was validated."""
+        self._show()
+
+    def on_trial_complete(self, *_: Any, **__: Any) -> None:
+        """A trial ended."""
+        self._show()
+
+    def _show(self) -> None:
+        self._progress([read_trial(self._config, point) for point in self._trials])
+
+
+def _scheduler(config: Config, trials: Sequence[Config]) -> TrialScheduler:
+    """Make the scheduler; ASHA's longest time is that of the longest trial, known from its plan."""
+    if config.tune.scheduler.kind == "fifo":
+        return FIFOScheduler()
+    longest = max(trials, key=lambda trial: trial.train.epochs)
+    if config.tune.scheduler.time_attribute == "epochs":
+        most = float(longest.train.epochs)
+    else:
+        most = float(prepare(longest).plan.learned_per_step().sum())
+    return AsyncHyperBandScheduler(
+        time_attr=TIME[config.tune.scheduler.time_attribute],
+        max_t=most,  # pyright: ignore[reportArgumentType]
+        grace_period=most * config.tune.scheduler.grace,  # pyright: ignore[reportArgumentType]
+        reduction_factor=config.tune.scheduler.reduction,
+        # A trial that reaches max_t has done all its steps; it ends by itself, with its checkpoint written.
+        stop_last_trials=False,
+    )
+
+
+def _write_end(config: Config, point: Point, result: Any) -> None:
+    folder = run_folder(trial_config(config, point, config.name))
+    if result.error is not None:
+        write_status(folder, point, "failed", _reason(result.error))
+    else:
+        write_status(folder, point, "done" if is_finished(folder) else "stopped")
+
+
+def _reason(error: BaseException) -> str:
+    """Take the last line of an error, which says what happened; Ray puts its traces above."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:500] if lines else type(error).__name__
+
+
+def _scratch(config: Config) -> Path:
+    """Tune's own files: of no use after the search, and on the driver's disk because Tune only reads them there."""
+    folder = Folder.at(config.storage) / config.name
+    return folder.local_path() / "tune" if folder.is_local else Path("/tmp/arc_ray_tune") / config.name

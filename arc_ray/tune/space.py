@@ -1,0 +1,72 @@
+"""The space of a search: config keys and values become trials with names; nothing here knows Ray."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from arc_ray.config import Config, with_overrides
+from arc_ray.errors import UserError
+from arc_ray.seeding import digest64, rng_for
+from arc_ray.train.starts import with_start
+
+Point = dict[str, Any]
+"""Dotted config keys and the values of one trial."""
+
+MOST_NAME = 120
+
+
+def points(config: Config) -> list[Point]:
+    """List the points of a grid or random search, in the order in which they are started; the same each time.
+
+    Points that come first in a key's list are started first: put the likeliest values there. Raises UserError.
+    """
+    space = config.tune.space
+    if config.tune.search == "grid":
+        values = [next(iter(spec.values())) for spec in space.values()]
+        return [dict(zip(space, point, strict=True)) for point in itertools.product(*values)]
+    assert config.tune.num_trials, "the config checks this"
+    return [
+        {key: _draw(config.seed, number, key, spec) for key, spec in space.items()}
+        for number in range(config.tune.num_trials)
+    ]
+
+
+def trial_config(config: Config, point: Mapping[str, Any], storage_name: str) -> Config:
+    """Return the config of a trial: the point over the search's config, then what its start sets. Raises UserError."""
+    name = f"{storage_name}/trials/{trial_name(point)}"
+    return with_start(with_overrides(config, {**point, "name": name}, f"trial {trial_name(point)}"))
+
+
+def trial_name(point: Mapping[str, Any]) -> str:
+    """Name a trial after its point, such as start-count_lr-0.002_epochs-2_seed-1; long names end in a digest."""
+    words = [f"{key.rsplit('.', 1)[-1]}-{as_word(value)}" for key, value in point.items()]
+    name = "_".join(words) or "only"
+    if len(name) > MOST_NAME:
+        name = f"{name[:MOST_NAME]}-{digest64(sorted(point.items())):016x}"
+    return name
+
+
+def check_points(config: Config, trials: Sequence[Point]) -> list[Config]:
+    """Return the configs of all trials, so that an impossible point is found before the first one runs. Raises UserError."""
+    names = [trial_name(point) for point in trials]
+    if len(set(names)) < len(names):
+        raise UserError("tune.space: two trials have the same values; remove repeated values from its lists")
+    return [trial_config(config, point, config.name) for point in trials]
+
+
+def _draw(seed: int, number: int, key: str, spec: Mapping[str, Any]) -> Any:
+    kind, values = next(iter(spec.items()))
+    rng = rng_for(seed, "tune", number, key)
+    match kind:
+        case "uniform":
+            return float(rng.uniform(*values))
+        case "loguniform":
+            return float(values[0] * (values[1] / values[0]) ** rng.uniform())
+        case _:
+            return values[int(rng.integers(len(values)))]
+
+
+def as_word(value: Any) -> str:
+    """Write a value so that it can be part of a folder's name."""
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "".join(c if c.isalnum() or c in ".-" else "-" for c in text)
