@@ -59,13 +59,15 @@ class Augmentation:
 
 def parse_augmentation(name: str) -> Augmentation:
     """Read an augmentation back from its name. Raises ValueError for anything that is no such name."""
-    match = re.fullmatch(r"same|(?:(transpose)\.?)?(?:turn([123])\.?)?(?:colors(\d{10}))?", name)
-    if not name or not match or name.endswith("."):
-        raise ValueError(
-            f"{name!r} is no name of an augmentation; one looks like transpose.turn1.colors0312456789, or same"
-        )
-    symmetry = (4 if match[1] else 0) + int(match[2] or 0)
-    return Augmentation(symmetry, tuple(map(int, match[3])) if match[3] else SAME_COLORS)
+    match = re.fullmatch(r"same|(transpose)?\.?(?:turn([123]))?\.?(?:colors([0-9]{10}))?", name)
+    if match:
+        symmetry = (4 if match[1] else 0) + int(match[2] or 0)
+        found = Augmentation(symmetry, tuple(map(int, match[3])) if match[3] else SAME_COLORS)
+        if found.name == name:
+            return found
+    raise ValueError(
+        f"{name!r} is no name of an augmentation; one looks like transpose.turn1.colors0312456789, or same"
+    )
 
 
 def swaps_sides(symmetry: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:

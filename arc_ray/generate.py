@@ -91,9 +91,9 @@ def estimate(request: Request, storage: Folder) -> Estimate:
     folder = dataset_folder(storage, request.dataset)
     wanted, names = open_wishes(folder.read_json("manifest.json"), request.wanted), set(folder.names())
     tallies = _empty_tallies(request.source, wanted)
-    missing = {t: [b for b in t.blocks_to(wanted[t.task_id]) if b.name not in names] for t in tallies}
-    examples = {tally: sum(block.stop - block.start for block in blocks) for tally, blocks in missing.items()}
-    return Estimate(sum(examples.values()), sum(tally.seconds_each * count for tally, count in examples.items()))
+    missing = [[b for b in tally.blocks_to(wanted[tally.task_id]) if b.name not in names] for tally in tallies]
+    examples = [sum(block.stop - block.start for block in blocks) for blocks in missing]
+    return Estimate(sum(examples), sum(t.seconds_each * number for t, number in zip(tallies, examples, strict=True)))
 
 
 def bundles_of(blocks: Sequence[Block], seconds: Mapping[str, float]) -> list[list[Block]]:

@@ -212,6 +212,8 @@ def _scratch(config: ScratchConfig, tokenizer: Any) -> nn.Module:
             num_attention_heads=config.heads,
             max_position_embeddings=32768,
             tie_word_embeddings=True,
+            # 0.02, the usual value, is for widths of thousands; at a width of 128 it starts the model all but silent.
+            initializer_range=config.hidden_size**-0.5,
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,

@@ -63,7 +63,7 @@ class Plan:
     num_steps: int
     sources: tuple[str, ...]
     counts: dict[str, Any]
-    """Dropped and shortened views, views per source: for the report."""
+    """For the report: views over all epochs, how many of them were dropped or shortened, views in the rows per source."""
 
     @property
     def num_rows(self) -> int:
@@ -90,8 +90,9 @@ class Plan:
     def epoch_of_step(self, step: int) -> float:
         """Return how many epochs are done after `step` steps."""
         row = min(step * self.batch_rows, self.num_rows)
-        done = self.first_view[row] / max(self.first_view[-1], 1)
-        return float(done * self.counts["epochs"])
+        # Not first_view[-1]: where max_steps cuts the plan, its end is not the end of the last epoch.
+        whole = self.counts["views"] - self.counts["dropped"]
+        return float(self.first_view[row] / max(whole, 1) * self.counts["epochs"])
 
     def fill(self) -> float:
         """Return the share of the rows' places that hold a token."""
@@ -109,18 +110,13 @@ def make_plan(
     batch_rows: int,
     max_steps: int | None,
     seed: int,
+    shortened: int = 0,
 ) -> Plan:
     """Pack views into rows of at most `row_tokens`, epoch by epoch, in an order that follows from `seed`.
 
-    `shown` is -1 where a view does not fit and is left out; the other arrays are (n,) alike.
+    `shown` is -1 where a view does not fit and is left out; the other arrays are (n,) alike. `shortened` is only counted.
     """
     fits = np.flatnonzero(shown >= 0)
-    counts: dict[str, Any] = {
-        "views": len(shown),
-        "dropped": int((shown < 0).sum()),
-        "epochs": int(views.epoch.max()) + 1 if len(shown) else 0,
-        "views_per_source": {name: int((views.source[fits] == i).sum()) for i, name in enumerate(sources)},
-    }
     order, row_sizes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for epoch in np.unique(views.epoch[fits]):
         here = fits[views.epoch[fits] == epoch]
@@ -138,6 +134,13 @@ def make_plan(
         num_steps = max_steps
         first_view = first_view[: num_steps * batch_rows + 1]
         index = index[: first_view[-1]]
+    counts: dict[str, Any] = {
+        "views": len(shown),
+        "dropped": len(shown) - len(fits),
+        "shortened": shortened,
+        "epochs": int(views.epoch.max()) + 1 if len(shown) else 0,
+        "views_per_source": {name: int((views.source[index] == i).sum()) for i, name in enumerate(sources)},
+    }
     return Plan(
         views=views.take(index),
         shown=shown[index].astype(np.int8),

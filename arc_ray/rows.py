@@ -16,13 +16,16 @@ from arc_ray.errors import UserError
 from arc_ray.plan import Addresses, Plan, make_plan
 from arc_ray.tasks import TaskTable
 from arc_ray.tokens import Codec, fit_views
-from arc_ray.views import draw_views, keys_of
+from arc_ray.views import Views, draw_views, keys_of
 
 IGNORED = -100
 """Label of a token that is not learned (the convention of Hugging Face and PyTorch)."""
 
 Batch = dict[str, npt.NDArray[Any]]
 """input_ids, position_ids, labels: int32 (rows, row_tokens); labels[t] is the token at t itself, or IGNORED."""
+
+Encoded = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]
+"""One view: its token ids and which of them are learned, both (length,)."""
 
 _CHUNK = 200_000
 """Views drawn at once while planning: bounds memory, changes nothing else."""
@@ -41,27 +44,10 @@ class RowMaker:
 
     def make(self, rows: npt.NDArray[np.integer] | Sequence[int]) -> Batch:
         """Make rows by number; numbers beyond the plan give empty rows that learn nothing."""
-        width = self.plan.row_tokens
-        batch: Batch = {
-            "input_ids": np.full((len(rows), width), self.pad_id, np.int32),
-            # Padding counts up from 0 like a view of its own, so attention never crosses into it.
-            "position_ids": np.tile(np.arange(width, dtype=np.int32), (len(rows), 1)),
-            "labels": np.full((len(rows), width), IGNORED, np.int32),
-        }
-        for i, row in enumerate(rows):
-            if row >= self.plan.num_rows:
-                continue
-            at = 0
-            for ids, learned in self.views_of(int(row)):
-                end = at + len(ids)
-                batch["input_ids"][i, at:end] = ids
-                batch["position_ids"][i, at:end] = np.arange(len(ids))
-                batch["labels"][i, at:end] = np.where(learned, ids, IGNORED)
-                at = end
-            batch["position_ids"][i, at:] = np.arange(width - at)
-        return batch
+        views = [self.views_of(int(row)) if row < self.plan.num_rows else [] for row in rows]
+        return write_rows(views, self.plan.row_tokens, self.pad_id)
 
-    def views_of(self, row: int) -> list[tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]]:
+    def views_of(self, row: int) -> list[Encoded]:
         """Return (ids, learned) of each view of a row, in order."""
         span = slice(int(self.plan.first_view[row]), int(self.plan.first_view[row + 1]))
         addresses, shown = self.plan.views.take(span), self.plan.shown[span]
@@ -83,13 +69,33 @@ class RowMaker:
         return [f"{names[s]}/{ids[s][t]}/{c}/{e}" for s, t, c, e in columns]
 
 
+def write_rows(rows: Sequence[Sequence[Encoded]], width: int, pad_id: int) -> Batch:
+    """Write views one after another into rows of `width` tokens; a row without views is padding throughout."""
+    batch: Batch = {
+        "input_ids": np.full((len(rows), width), pad_id, np.int32),
+        "position_ids": np.zeros((len(rows), width), np.int32),
+        "labels": np.full((len(rows), width), IGNORED, np.int32),
+    }
+    for i, views in enumerate(rows):
+        at = 0
+        for ids, learned in views:
+            end = at + len(ids)
+            batch["input_ids"][i, at:end] = ids
+            batch["position_ids"][i, at:end] = np.arange(len(ids))
+            batch["labels"][i, at:end] = np.where(learned, ids, IGNORED)
+            at = end
+        # Padding counts up from 0 like a view of its own, so attention never crosses into it.
+        batch["position_ids"][i, at:] = np.arange(width - at)
+    return batch
+
+
 def plan_rows(config: Config, tables: Mapping[str, TaskTable], codec: Codec) -> Plan:
     """Plan a training run: every source of `data.mix`, every task, every copy, every epoch.
 
     Raises UserError if nothing is left to train on.
     """
     sources = [name for name, copies in config.data.mix.items() if copies > 0]
-    parts, shown, tokens, learned = [], [], [], []
+    parts, shown, tokens, learned, shortened = [], [], [], [], 0
     for index, name in enumerate(sources):
         for addresses in _addresses(config, index, name, tables[name]):
             views = draw_views(config.view, tables[name], addresses.task, addresses.key)
@@ -100,6 +106,7 @@ def plan_rows(config: Config, tables: Mapping[str, TaskTable], codec: Codec) -> 
             shown.append(fitting)
             tokens.append(lengths[0])
             learned.append(lengths[1])
+            shortened += int(((fitting >= 0) & (fitting < views.num_shown())).sum())
     if not parts or not any((s >= 0).any() for s in shown):
         raise UserError(
             "nothing to train on: data.mix names no source with tasks that fit into train.row_tokens"
@@ -115,7 +122,14 @@ def plan_rows(config: Config, tables: Mapping[str, TaskTable], codec: Codec) -> 
         batch_rows=config.train.batch_rows,
         max_steps=config.train.max_steps,
         seed=config.seed,
+        shortened=shortened,
     )
+
+
+def first_views(config: Config, name: str, table: TaskTable) -> Views:
+    """Draw the first view of every task of a source, as training begins with it: for people to look at."""
+    task = np.arange(len(table))
+    return draw_views(config.view, table, task, keys_of(config.seed, name, table, task, np.zeros_like(task), 0))
 
 
 def _addresses(config: Config, index: int, name: str, table: TaskTable) -> list[Addresses]:

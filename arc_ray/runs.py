@@ -27,6 +27,12 @@ WHERE_NOT_WHAT = (
     "evaluate.num_actors",
     "tune.max_concurrent",
     "train.max_failures",
+    "train.micro_rows",
+    "train.zero_stage",
+    "train.offload",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
     "question",
 )
 """Config keys that say where or how fast, not what is computed: a run goes on with other values of these."""

@@ -66,8 +66,8 @@ def below(bits: npt.NDArray[np.uint64], bounds: npt.NDArray[np.integer] | int) -
 
 
 def _digest(key: tuple[object, ...], size: int) -> bytes:
-    # numpy writes its integers as np.int64(3): the same number must be the same key, whoever counted.
-    plain = tuple(int(part) if isinstance(part, np.integer) else part for part in key)
+    # numpy writes its values as np.int64(3) and np.str_('a'): the same value must be the same key, whoever counted.
+    plain = tuple(part.item() if isinstance(part, np.generic) else part for part in key)
     return hashlib.blake2b(repr(plain).encode(), digest_size=size).digest()
 
 

@@ -8,19 +8,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from arc_ray.config.sources import AnySource, CountingSource, RearcSource
 from arc_ray.datasets.blocks import BLOCK_SECONDS, Block, blocks_from
 from arc_ray.datasets.manifest import PATIENCE, PROBE_EXAMPLES, Tally, is_settled
-from arc_ray.datasets.reading import within_quantiles
+from arc_ray.datasets.reading import check_supply, within_quantiles
 from arc_ray.datasets.requests import claim, requests_of
 from arc_ray.datasets.tables import STATS, counting_table, counting_tasks_of, examples_table, pairs_of, usable_rows
 from arc_ray.errors import UserError
 from arc_ray.sources.counting import counting_task
 from arc_ray.sources.examples import Example
+from arc_ray.sources.rearc import task_ids
 from arc_ray.storage import Folder
 from arc_ray.tasks import Grid, Pair, same_grid, task_to_json
 
@@ -30,7 +31,7 @@ FAILED = Example("gave_up", 100, Counter(degenerate=100))
 
 def accepted(number: int) -> Example:
     grid = np.array([[number // 10 % 10, number % 10]], np.uint8)
-    return Example("accepted", 1, Counter(), Pair(grid, grid[:, ::-1]), 0.5, 0.25)
+    return Example("accepted", 1, Counter(), Pair(grid, grid[:, ::-1]), 0.5)
 
 
 def stats_of(start: int, numbers: Iterable[int | None]) -> pa.Table:
@@ -67,6 +68,7 @@ def test_block_names_read_back(task_id: str, start: int, size: int):
     assert Block.named(block.name) == block
 
 
+@settings(deadline=None)
 @given(st.lists(st.none() | st.tuples(grids, grids), min_size=1, max_size=6))
 def test_pairs_survive_the_table(values: list[tuple[Grid, Grid] | None]):
     """Would catch grids of different shapes that run into each other, and failures that shift their neighbours."""
@@ -154,6 +156,12 @@ def test_a_folder_is_claimed_by_what_its_examples_are(tmp_path):
 def test_an_unknown_task_is_named():
     with pytest.raises(UserError, match=r"007bbfb8.*did you mean 007bbfb7"):
         requests_of({"a": rearc_source(tasks=["007bbfb8"])})
+
+
+def test_all_tasks_are_taken_but_for_those_that_cannot_be_made(tmp_path, caplog):
+    entries = {task_id: {"examples": 0 if task_id in ("007bbfb7", "00d62c1b") else 110} for task_id in task_ids()}
+    check_supply(rearc_source(max_side=8), {"tasks": entries}, Folder.at(str(tmp_path)))
+    assert "2 tasks have too few examples: 007bbfb7 00d62c1b" in caplog.text
 
 
 @given(st.lists(st.floats(0, 1), max_size=50), st.floats(0, 1))

@@ -19,7 +19,8 @@ from arc_ray.config.sources import PluginSource
 from arc_ray.errors import UserError
 from arc_ray.seeding import python_random_for
 from arc_ray.sources import plugin, rearc
-from arc_ray.sources.examples import MAX_ATTEMPTS, Draw, Example, as_grid, pso_difficulty, try_until_accepted
+from arc_ray.sources.difficulty import pso_difficulties
+from arc_ray.sources.examples import MAX_ATTEMPTS, Draw, Example, as_grid, try_until_accepted
 from arc_ray.tasks import Grid, Pair, largest_side, same_grid
 
 TASKS = ("007bbfb7", "11852cab", "25d487eb", "484b58aa", "5daaa586", "6cf79266", "ce602527", "e73095fd")
@@ -44,7 +45,7 @@ def as_tuples(grid: Grid | None) -> tuple[tuple[int, ...], ...]:
 def content(example: Example) -> str:
     assert example.pair is not None
     grids = as_tuples(example.pair.input), as_tuples(example.pair.output)
-    return repr((grids, sorted(example.rejects.items()), example.rng_difficulty, example.pso_difficulty))
+    return repr((grids, sorted(example.rejects.items()), example.rng_difficulty))
 
 
 def plugin_source(**changes: Any) -> PluginSource:
@@ -137,15 +138,15 @@ def test_a_task_that_cannot_fit_gives_up():
 def test_pso_difficulty_is_re_arcs():
     from reasoning_gym.arc.rearc_utils.utils import get_pso_difficulty
 
-    for index, task_id in enumerate(rearc.task_ids()[::20]):
-        pair = make(task_id, index).pair
-        assert pair is not None
-        theirs = get_pso_difficulty({"input": as_tuples(pair.input), "output": as_tuples(pair.output)})
-        assert pso_difficulty(pair) == pytest.approx(theirs)
+    pairs = [pair for i, task_id in enumerate(rearc.task_ids()[::20]) if (pair := make(task_id, i).pair)]
+    theirs = [get_pso_difficulty({"input": as_tuples(p.input), "output": as_tuples(p.output)}) for p in pairs]
+    assert pso_difficulties(pairs) == pytest.approx(theirs)
 
 
-@given(grids, grids)
-def test_pso_difficulty_counts_patches_of_any_shape(a: Grid, b: Grid):
+@given(st.lists(st.tuples(grids, grids), max_size=4))
+def test_pso_difficulty_counts_patches_of_any_shape(values: list[tuple[Grid, Grid]]):
+    """Would catch patches that run into the next grid on the common canvas, and labels out of order."""
+
     def patches(grid: Grid) -> int:
         left, count = {tuple(cell) for cell in np.argwhere(grid >= 0).tolist()}, 0
         while left:
@@ -158,9 +159,11 @@ def test_pso_difficulty_counts_patches_of_any_shape(a: Grid, b: Grid):
                 edge += same
         return count
 
-    density = (patches(a) / a.size + patches(b) / b.size) / 2
-    expected = ((a.size + b.size) / 1800 + len({*a.flat, *b.flat}) / 10 + density) / 3
-    assert pso_difficulty(Pair(a, b)) == pytest.approx(expected)
+    expected = [
+        ((a.size + b.size) / 1800 + len({*a.flat, *b.flat}) / 10 + (patches(a) / a.size + patches(b) / b.size) / 2) / 3
+        for a, b in values
+    ]
+    assert pso_difficulties([Pair(*value) for value in values]) == pytest.approx(expected)
 
 
 @given(grids)
@@ -217,12 +220,12 @@ def test_each_reason_to_reject_is_counted_and_the_next_attempt_taken(bad: Draw |
             raise IndexError("attempt")
         return bad if bad and attempt < 2 else GOOD
 
-    def verify(rows: list[list[int]]) -> list[list[int]]:
-        if rows == [[5]]:
+    def is_right(made: Draw) -> bool:
+        if made.input == [[5]]:
             raise ValueError("five")
-        return [[2, 1]] if rows == [[1, 2]] else [[7]]
+        return made is GOOD or made.output == [[7]]
 
-    example = try_until_accepted(draw, verify, max_side=8)
+    example = try_until_accepted(draw, is_right, max_side=8)
     assert example.outcome == "accepted"
     assert example.rejects == {reason: 2}
     assert example.attempts == 3
@@ -245,7 +248,7 @@ def test_a_hang_is_interrupted_and_the_alarm_put_away(swallows: bool):
 
     before = signal.getsignal(signal.SIGALRM)
     started = time.monotonic()
-    example = try_until_accepted(draw, None, time_limit_seconds=0.2)
+    example = try_until_accepted(draw, bool, time_limit_seconds=0.2)
     assert time.monotonic() - started < 5
     assert (example.outcome, example.pair, example.attempts) == ("timed_out", None, 1)
     assert signal.getsignal(signal.SIGALRM) is before
@@ -257,7 +260,7 @@ def test_the_time_limit_covers_all_attempts_together():
         time.sleep(0.05)
         return Draw([[1]], [[1]])
 
-    example = try_until_accepted(draw, None, time_limit_seconds=0.3)
+    example = try_until_accepted(draw, bool, time_limit_seconds=0.3)
     assert example.outcome == "timed_out"
     assert 2 <= example.attempts <= 6
 

@@ -9,6 +9,9 @@ import typer
 from arc_ray.cli.console import Terminal
 from arc_ray.cli.session import check_storage, connected, elapsed, train_watched
 from arc_ray.config import Config, load_config, parse_assignments
+from arc_ray.errors import UserError
+
+STAGES = ("task", "view", "prompt", "tokens")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -142,6 +145,29 @@ def report(folders: Annotated[list[str], typer.Argument(metavar="FOLDER...")]) -
 
     for path in write_report(folders):
         typer.echo(str(path))
+
+
+@app.command()
+def peek(
+    config: ConfigPath,
+    assignments: Assignments = None,
+    stage: Annotated[str, typer.Option(help="task, view, prompt or tokens")] = "view",
+    count: Annotated[int, typer.Option(min=1, help="Examples of each source")] = 2,
+) -> None:
+    """Show what the model really sees: tasks, views, prompts or tokens, in colour, the learned part marked."""
+    from arc_ray.cli.peek import peek as show
+
+    if stage not in STAGES:
+        raise UserError(f"--stage {stage}: choose one of {', '.join(STAGES)}")
+    show(_load(config, assignments), stage, count, Terminal().console)
+
+
+@app.command()
+def check(config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]")] = None, assignments: Assignments = None) -> None:
+    """Versions and devices; with a config, whether storage, model and data are usable, and what training would take."""
+    from arc_ray.cli.check import check as run_check
+
+    run_check(_load(config, assignments) if config else None, Terminal())
 
 
 @app.command()

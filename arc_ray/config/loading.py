@@ -2,15 +2,18 @@
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from arc_ray.config.mistakes import explain, is_section, known_keys, nearest
 from arc_ray.config.tree import Config
 from arc_ray.errors import UserError
+from arc_ray.storage import Folder
 
 Overrides = Mapping[str, Any]
 """Dotted config keys and their values, such as {"train.lr": 2e-4}."""
@@ -20,11 +23,16 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads `2e-4` as text; this loader reads it as the number everybody means."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    __import__("re").compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """Puts text in quotes that `_Loader` would read as a number, such as the name `2e4`."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"),
+        list("-+0123456789"),
+    )
 
 
 def load_config(path: str | Path, overrides: Overrides | None = None) -> Config:
@@ -41,23 +49,24 @@ def load_config(path: str | Path, overrides: Overrides | None = None) -> Config:
         raise UserError(f"config {path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"config {path}: the top level must be keys and values, not {type(tree).__name__}")
-    return config_from(tree, overrides or {}, origin=str(path))
+    return _with_absolute_paths(config_from(tree, overrides or {}, origin=str(path)))
 
 
 def config_from(tree: dict[str, Any], overrides: Overrides, origin: str = "config") -> Config:
     """Check a nested dict with dotted overrides put over it; `origin` names it in errors. Raises UserError."""
-    tree = json.loads(json.dumps(tree))
+    tree = _plain(tree)
     for key, value in overrides.items():
-        _set(tree, key, value)
+        _set(tree, key, _plain(value))
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError("\n".join(_explain(item, origin) for item in error.errors()[:5])) from error
+        raise UserError("\n".join(explain(item, tree, origin) for item in error.errors()[:5])) from error
     for section in ("starts", "runs"):
         for name, nested in getattr(config, section).items():
-            _check_keys(nested, f"{origin}: {section}.{name}", config)
-    _check_keys(config.tune.space, f"{origin}: tune.space", config)
-    _check_keys([config.study.compare], f"{origin}: study.compare", config)
+            _check_keys(nested, f"{origin}: {section}.{name}")
+            _check_no_section(nested, f"{origin}: {section}.{name}")
+    _check_keys(config.tune.space, f"{origin}: tune.space")
+    _check_keys([config.study.compare], f"{origin}: study.compare")
     return config
 
 
@@ -67,14 +76,15 @@ def with_overrides(config: Config, overrides: Overrides, origin: str = "override
 
 
 def parse_assignments(words: Sequence[str]) -> dict[str, Any]:
-    """Turn `key=value` words into overrides; values are YAML (2e-4, true, null, [1, 2]). Raises UserError."""
+    """Turn `key=value` words into overrides; values are YAML (2e-4, true, null, [1, 2]) or "@run". Raises UserError."""
     overrides: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
             raise UserError(f"{word!r} is no override; write key=value, such as train.lr=2e-4")
         try:
-            overrides[key] = yaml.load(value, Loader=_Loader)
+            # YAML has no use for a leading @, so a reference to a run needs no quotes within the shell's.
+            overrides[key] = value if value.startswith("@") else yaml.load(value, Loader=_Loader)
         except yaml.YAMLError as error:
             raise UserError(f"{word!r}: the value is no YAML: {' '.join(str(error).split())}") from error
     return overrides
@@ -82,7 +92,7 @@ def parse_assignments(words: Sequence[str]) -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
     """Write the whole resolved config as YAML, keys in the order of the tree."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=110)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, width=110)
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -97,12 +107,29 @@ def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     return sorted(k for k in flat_a.keys() | flat_b.keys() if flat_a.get(k, missing) != flat_b.get(k, missing))
 
 
+def _with_absolute_paths(config: Config) -> Config:
+    """Fix local paths to the current directory: workers have another one."""
+    checkpoint = {"checkpoint": _absolute_if_there(config.evaluate.checkpoint)}
+    model = {key: _absolute_if_there(getattr(config.model, key)) for key in ("base", "adapter")}
+    update = {"model": config.model.model_copy(update=model), "evaluate": config.evaluate.model_copy(update=checkpoint)}
+    return config.model_copy(update={**update, "storage": Folder.at(config.storage).uri})
+
+
+def _absolute_if_there(path: str | None) -> str | None:
+    return str(Path(path).expanduser().absolute()) if path and Path(path).expanduser().is_dir() else path
+
+
 def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(tree, Mapping) and tree:
         for key, value in tree.items():
             yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, tree
+
+
+def _plain(value: Any) -> Any:
+    """Copy YAML's values as JSON's: keys become text, and so does what JSON does not know, such as dates."""
+    return json.loads(json.dumps(value, default=str))
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -121,61 +148,16 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[parts[-1]] = value
 
 
-def _check_keys(keys: Any, where: str, config: Config) -> None:
-    known = _known_keys(config)
+def _check_keys(keys: Iterable[str], where: str) -> None:
     for key in keys:
-        free = key.startswith(("data.sources.", "data.mix.", "train.deepspeed."))
-        if key not in known and not free:
-            raise UserError(f"{where}: unknown key {key}{_nearest(key, known)}")
+        is_free = key.startswith(("data.sources.", "data.mix.", "train.deepspeed."))
+        if key not in known_keys() and not is_free:
+            raise UserError(f"{where}: unknown key {key}{nearest(key, known_keys())}")
 
 
-def _known_keys(config: Config) -> set[str]:
-    def walk(model: type[BaseModel], prefix: str) -> Iterator[str]:
-        for name, info in model.model_fields.items():
-            key = f"{prefix}{name}"
-            yield key
-            for kind in (info.annotation, *get_args(info.annotation)):
-                if isinstance(kind, type) and issubclass(kind, BaseModel):
-                    yield from walk(kind, f"{key}.")
-
-    return set(walk(type(config), ""))
-
-
-def _nearest(key: str, known: set[str]) -> str:
-    near = difflib.get_close_matches(key, sorted(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def _explain(item: Any, origin: str) -> str:
-    parts = [str(part) for part in item["loc"]]
-    key = ".".join(parts)
-    if item["type"] == "extra_forbidden":
-        parent = ".".join(p for p in parts[:-1])
-        siblings = _siblings(parts[:-1])
-        near = difflib.get_close_matches(parts[-1], siblings, n=1)
-        everywhere = {k.rsplit(".", 1)[-1]: k for k in sorted(_known_keys(Config()))}
-        elsewhere = difflib.get_close_matches(parts[-1], everywhere, n=1)
-        prefix = f"{parent}." if parent else ""
-        if near:
-            hint = f"; did you mean {prefix}{near[0]}?"
-        elif elsewhere:
-            hint = f"; did you mean {everywhere[elsewhere[0]]}?"
-        else:
-            hint = f"; valid keys there: {', '.join(siblings)}" if siblings else ""
-        return f"{origin}: unknown key {key}{hint}"
-    message = item["msg"].removeprefix("Value error, ")
-    given = "" if item["type"] in ("value_error", "missing") else f"; got {item['input']!r}"
-    return f"{origin}: {key + ': ' if key else ''}{message}{given}"
-
-
-def _siblings(parents: list[str]) -> list[str]:
-    """List the valid keys next to a wrong one, by walking the tree's types."""
-    model: Any = Config
-    for part in parents:
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            return []
-        if part not in model.model_fields:
-            return []
-        kinds = (model.model_fields[part].annotation, *get_args(model.model_fields[part].annotation))
-        model = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
-    return sorted(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+def _check_no_section(overrides: Overrides, where: str) -> None:
+    """Refuse nested keys such as {model: {adapter: ...}}: they would set the rest of `model` back to its defaults."""
+    for key, value in overrides.items():
+        if isinstance(value, Mapping) and is_section(key):
+            inner = next(iter(value), "...")
+            raise UserError(f"{where}: {key} would be replaced as a whole; write the dotted key {key}.{inner}")

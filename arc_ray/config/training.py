@@ -39,7 +39,7 @@ class ViewConfig(Section):
     colors: Literal["permute", "keep"] = "permute"
     """Rename colours by a random bijection, the same for all grids of the view."""
     background_probability: Unit = 0.1
-    """Chance that the permutation also moves colour 0, the usual background."""
+    """Chance that colour 0, the usual background, takes part in the permutation (which then moves it 9 times in 10)."""
     shuffle_pairs: bool = True
     """Choose the pair to answer uniformly among all pairs with a known output, and show others in random order."""
     max_shown: int = Field(default=4, ge=1, le=10)
@@ -140,6 +140,8 @@ class TrainConfig(Section):
     warmup: Unit = 0.05
     """Share of the steps in which the learning rate rises from 0."""
     weight_decay: float = Field(default=0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the two moments."""
     clip: float | None = Field(default=1.0, gt=0)
     """Largest gradient norm; null does not clip."""
     log_every: int = Field(default=1, ge=1)

@@ -76,7 +76,13 @@ def read_examples(source: GeneratedSource, storage: Folder, columns: Sequence[st
     blocks, task_ids = blocks_by_task(manifest, folder.names()), task_ids_of(source)
     with ThreadPoolExecutor(READERS) as pool:
         tables = list(pool.map(lambda task_id: _read_task(source, folder, blocks[task_id], columns), task_ids))
-    return [(i, rows) for i, rows in zip(task_ids, tables, strict=True) if len(rows) >= _fewest(source)]
+    taken = [(i, rows) for i, rows in zip(task_ids, tables, strict=True) if len(rows) >= _fewest(source)]
+    if not taken:
+        raise UserError(
+            f"a source of dataset {source.dataset} takes at most {max(map(len, tables))} examples of a task, but a task"
+            f" is made of {_fewest(source)}; raise `examples`, lower `shown`, or widen `pso_quantiles`"
+        )
+    return taken
 
 
 def check_supply(source: GeneratedSource, manifest: Mapping[str, Any], folder: Folder) -> None:

@@ -119,4 +119,4 @@ def _made_with(source: GeneratedSource) -> dict[str, Any]:
         case PluginSource():
             return {"layout": LAYOUT, "code": plugin.code_digest(source)}
         case CountingSource():
-            return {"layout": LAYOUT}
+            return {"layout": LAYOUT, "arc_ray": importlib.metadata.version("arc_ray")}

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from arc_ray.sources.difficulty import pso_difficulties
 from arc_ray.sources.examples import REASONS, Example
 from arc_ray.tasks import Grid, Pair, Question, Task
 
@@ -34,7 +35,10 @@ def examples_table(start: int, examples: Sequence[Example]) -> pa.Table:
     """Store examples from index `start` on; grids are lists of rows of colours, null where an example was given up."""
     inputs = [example.pair.input if example.pair else None for example in examples]
     outputs = [example.pair.output if example.pair else None for example in examples]
-    stats = _stats(start, examples, [_digest([grid]) for grid in inputs], [_digest([grid]) for grid in outputs])
+    rated = iter(pso_difficulties([example.pair for example in examples if example.pair]).tolist())
+    difficulties = [next(rated) if example.pair else None for example in examples]
+    digests = [_digest([grid]) for grid in inputs], [_digest([grid]) for grid in outputs]
+    stats = _stats(start, examples, difficulties, *digests)
     return _append(stats, PAIRS, [_grid_column(inputs), _grid_column(outputs)])
 
 
@@ -49,7 +53,8 @@ def counting_table(start: int, tasks: Sequence[Task]) -> pa.Table:
     questions = [json.dumps([[q.kind, q.text, q.answer] for q in task.questions]) for task in tasks]
     inputs = [_digest(row, text) for row, text in zip(grids, questions, strict=True)]
     column = pa.ListArray.from_arrays(_offsets([len(row) for row in grids]), _grid_column(list(chain(*grids))))
-    stats = _stats(start, [Example("accepted", 1, Counter())] * len(tasks), inputs, [None] * len(tasks))
+    missing = [None] * len(tasks)
+    stats = _stats(start, [Example("accepted", 1, Counter())] * len(tasks), missing, inputs, missing)
     return _append(stats, COUNTING, [pa.array([task.id for task in tasks]), column, pa.array(questions)])
 
 
@@ -70,8 +75,9 @@ def counting_tasks_of(table: pa.Table) -> list[Task]:
 
 def timings_table(start: int, milliseconds: Sequence[float], errors: Sequence[str | None]) -> pa.Table:
     """Store what is not reproducible: the wall time of each example, and the text of the last exception in it."""
-    index = np.arange(start, start + len(milliseconds), dtype=np.int32)
-    return pa.table({"index": index, "milliseconds": list(milliseconds), "error": pa.array(errors, pa.string())})
+    index = pa.array(range(start, start + len(milliseconds)), pa.int32())
+    columns = [index, pa.array(milliseconds, pa.float64()), pa.array(errors, pa.string())]
+    return pa.table(columns, names=["index", "milliseconds", "error"])
 
 
 def usable_rows(stats: pa.Table) -> npt.NDArray[np.int64]:
@@ -86,7 +92,11 @@ def usable_rows(stats: pa.Table) -> npt.NDArray[np.int64]:
 
 
 def _stats(
-    start: int, examples: Sequence[Example], inputs: Sequence[int | None], outputs: Sequence[int | None]
+    start: int,
+    examples: Sequence[Example],
+    pso_difficulties: Sequence[float | None],
+    input_digests: Sequence[int | None],
+    output_digests: Sequence[int | None],
 ) -> pa.Table:
     columns = [
         range(start, start + len(examples)),
@@ -94,9 +104,9 @@ def _stats(
         [example.attempts for example in examples],
         *([example.rejects[reason] for example in examples] for reason in REASONS),
         [example.rng_difficulty for example in examples],
-        [example.pso_difficulty for example in examples],
-        inputs,
-        outputs,
+        pso_difficulties,
+        input_digests,
+        output_digests,
     ]
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, STATS, strict=True)], schema=pa.schema(STATS))
 

@@ -1,7 +1,7 @@
 """What evaluation asks: one prompt per test output and symmetry, cut into batches of about one length."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ def make_prompts(codec: Codec, table: TaskTable, config: EvaluateConfig, max_sho
     """Write the prompts of all test outputs under the first n symmetries; a view that is too long even with one shown
     pair is left out, so that its output may stay unanswered."""
     prompts = []
+    table = _without_answers(table)
     for symmetry in range(config.symmetries):
         views = plain_views(table, max_shown, symmetry)
         nth = np.arange(len(views)) - np.searchsorted(views.task, views.task)
@@ -53,12 +54,22 @@ def make_batches(prompts: Sequence[Prompt], batch_tokens: int) -> list[list[int]
     """Cut prompts into batches of at most `batch_tokens` tokens including padding and answers, longest prompts first."""
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].ids) - prompts[i].limit, i))
     batches: list[list[int]] = []
+    longest = most = 0
     for i in order:
-        width = len(prompts[batches[-1][0]].ids) + prompts[batches[-1][0]].limit if batches else 0
-        if not batches or width * (len(batches[-1]) + 1) > batch_tokens:
+        longest, most = max(longest, len(prompts[i].ids)), max(most, prompts[i].limit)
+        if not batches or (longest + most) * (len(batches[-1]) + 1) > batch_tokens:
             batches.append([])
+            longest, most = len(prompts[i].ids), prompts[i].limit
         batches[-1].append(i)
     return batches
+
+
+def _without_answers(table: TaskTable) -> TaskTable:
+    """Hide the asked outputs: neither what a prompt shows nor whether it fits may depend on the answer."""
+    answers = 2 * plain_views(table, max_shown=1).asked + 1
+    height, width = table.height.copy(), table.width.copy()
+    height[answers] = width[answers] = 0
+    return replace(table, height=height, width=width)
 
 
 def _limit(codec: Codec, table: TaskTable, views: Views, i: int) -> int:

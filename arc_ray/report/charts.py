@@ -1,6 +1,7 @@
 """The charts of the page: effect of each varied key, parallel coordinates, learning curves."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,14 @@ from arc_ray.report.drawing import (
     x_scale,
     y_scale,
 )
+from arc_ray.report.frames import Column, Frame, scalar
 from arc_ray.report.load import Report
 from arc_ray.report.words import is_number, number, setting, setting_value, short_key, shortened, show, word
 
 CURVES = ("train/loss", "eval/loss", "eval/solved", "eval/cell_accuracy")
 TOKENS = "train/learned_tokens"
+WIDE = 1000.0
+"""Width of the parallel coordinates, which have a row of the page to themselves."""
 LOG_FROM = 4.0
 """Values whose largest is so many times the smallest are drawn on a logarithmic axis."""
 CHARACTER = 6.5
@@ -40,14 +44,14 @@ DODGE = 9.0
 
 def effect_charts(report: Report) -> list[Chart]:
     """Draw the metric over each varied key, one chart a key, every trial a mark, the mean of each arm a line."""
-    trials = report.trials[report.trials.get(report.metric, pd.Series(dtype=float)).notna()]
+    trials = report.measured
     charts = [effect_chart(trials, key, report.metric, report.arms) for key in report.varied if len(trials)]
     if len(trials) and trials["arm"].nunique() > 1 and report.kind != "runs":
         charts.append(effect_chart(trials, "arm", report.metric, report.arms, short_key(report.compare)))
     return charts
 
 
-def effect_chart(trials: pd.DataFrame, key: str, metric: str, arms: Sequence[str], name: str | None = None) -> Chart:
+def effect_chart(trials: Frame, key: str, metric: str, arms: Sequence[str], name: str | None = None) -> Chart:
     """Draw a metric over the values of one column of `trials`; numbers far apart go on a logarithmic axis."""
     name, trials = name or short_key(key), trials.dropna(subset=[key])
     place, ticks = _places(trials[key], arms if key == "arm" else ())
@@ -56,40 +60,56 @@ def effect_chart(trials: pd.DataFrame, key: str, metric: str, arms: Sequence[str
     for i, arm in enumerate(arms):
         here = trials[trials["arm"] == arm]
         shift = 0.0 if key == "arm" else DODGE * (i - (len(arms) - 1) / 2)
-        for _, trial in here.iterrows():
+        spread = np.linspace(-14, 14, len(here)) if key == "arm" and len(here) > 1 else np.zeros(len(here))
+        for (_, trial), aside in zip(here.iterrows(), spread, strict=True):
             marks.append(
-                Mark(place(trial[key]) + shift, y(trial[metric]), i, trial["trial"], _title(trial, metric, name, key))
+                Mark(
+                    place(trial[key]) + shift + aside,
+                    y(trial[metric]),
+                    i,
+                    trial["trial"],
+                    _title(trial, metric, name, key),
+                )
             )
         means = here.groupby(key)[metric].mean()
-        if key != "arm" and len(means) > 1:
+        if key == "arm" and len(here) > 1:
+            at, mean = place(arm), y(means[arm])
+            lines.append(Line(path([(at - 24, mean), (at + 24, mean)]), i, "mean"))
+        elif 1 < len(means) < len(here):
             lines.append(Line(path((place(value) + shift, y(mean)) for value, mean in means.items()), i, "mean"))
     summary = f"{word(metric).label} over {name}; {len(trials)} trials"
     return Chart(f"{word(metric).label} by {name}", summary, name, ticks, _y_ticks(y, metric), lines, marks)
 
 
 def equal_tokens_chart(report: Report) -> tuple[Chart, float] | None:
-    """Draw every finished trial's metric at the most tokens that all of them have seen, by arm; None without curves."""
-    done = report.trials[report.trials["status"] == "done"]
+    """Draw every finished trial's metric at the most tokens that all of them have learned, and return these tokens.
+
+    Over epochs where they vary, else by arm; None where neither does, or nothing is finished.
+    """
+    done = report.measured[report.measured["status"] == "done"]
+    key = next((key for key in ("train.epochs", "arm") if key in done and done[key].nunique() > 1), None)
     curves = {t: c for t in done["trial"] if len((c := _curve(report, t, report.metric))[0]) > 1}
-    if not curves:
+    if not curves or key is None:
         return None
     tokens = min(float(x[-1]) for x, _ in curves.values())
     values = at_equal_tokens(curves, tokens)
     at_tokens = done.assign(**{report.metric: done["trial"].map(values)}).dropna(subset=[report.metric])
-    chart = effect_chart(at_tokens, "arm", report.metric, report.arms, short_key(report.compare))
-    return Chart(**{**vars(chart), "title": f"at {number(tokens)} learned tokens"}), tokens
+    chart = effect_chart(
+        at_tokens, key, report.metric, report.arms, short_key(report.compare) if key == "arm" else None
+    )
+    return replace(chart, title=f"{chart.title}, at {number(tokens)} learned tokens"), tokens
 
 
 def parallel_chart(report: Report) -> Chart | None:
     """Draw every trial as a line through its settings to its result; None where nothing varies."""
     metric = report.metric
-    trials = report.trials[report.trials.get(metric, pd.Series(dtype=float)).notna()]
+    trials = report.measured
     keys = ["arm", *report.varied, "seed"] if trials["arm"].nunique() > 1 else [*report.varied, "seed"]
     keys = [key for key in keys if trials[key].nunique() > 1]
     trials = trials.dropna(subset=keys)
     if not keys or len(trials) < 2:
         return None
-    width, height = 2 * WIDTH, HEIGHT + 20
+    width, height = WIDE, HEIGHT + 40
     xs = np.linspace(LEFT + 14, width - LEFT - 14, len(keys) + 1)
     result = Scale(*padded(trials[metric].astype(float), 0.0), height - BOTTOM, TOP + 18)
     scales = {
@@ -112,7 +132,8 @@ def parallel_chart(report: Report) -> Chart | None:
 
 def curve_charts(report: Report, chosen: Mapping[str, Mapping[str, Any]]) -> list[Chart]:
     """Draw losses and accuracies over learned tokens: all seeds of each arm's chosen setting thin, their mean thick."""
-    members = {arm: trials_at(report.trials, arm, values)["trial"].tolist() for arm, values in chosen.items()}
+    trials = report.trials[report.trials["status"] != "failed"]
+    members = {arm: trials_at(trials, arm, values)["trial"].tolist() for arm, values in chosen.items()}
     charts = []
     for metric in CURVES:
         curves = {a: [c for t in ts if len((c := _curve(report, t, metric))[0]) > 1] for a, ts in members.items()}
@@ -121,12 +142,12 @@ def curve_charts(report: Report, chosen: Mapping[str, Mapping[str, Any]]) -> lis
     return charts
 
 
-def trials_at(trials: pd.DataFrame, arm: str, values: Mapping[str, Any]) -> pd.DataFrame:
+def trials_at(trials: Frame, arm: str, values: Mapping[str, Any]) -> Frame:
     """Select an arm's trials of one setting (config key -> value), all seeds."""
     here = trials[trials["arm"] == arm]
     for key, value in values.items():
         if key in here:
-            here = here[here[key] == value]
+            here = here[here[key].isna() if pd.isna(value) else here[key] == scalar(value)]
     return here
 
 
@@ -168,7 +189,7 @@ def _curve(report: Report, trial: str, metric: str) -> tuple[np.ndarray, np.ndar
 
 
 def _places(
-    values: pd.Series, order: Sequence[str] = (), ends: tuple[float, float] | None = None
+    values: Column, order: Sequence[str] = (), ends: tuple[float, float] | None = None
 ) -> tuple[Any, list[Tick]]:
     """Give every value its place on an axis, with ticks: numbers to scale, anything else at equal distances."""
     start, end = ends or (LEFT + 26, WIDTH - RIGHT - 26)

@@ -1,7 +1,7 @@
 """What a chart is made of: scales, ticks, lines and marks in the units of an SVG; the template only writes them down.
 
-Charts are drawn about as wide as a phone, so that their text is as large as the page's on any screen: a desk shows several
-side by side. Colours come from the style sheet by the arm's number, so one drawing serves light, dark and print.
+Charts are drawn about as wide as a phone, so that their text is as large as the page's on any screen: a desk shows
+several side by side. Colours come from the style sheet by the arm's number: one drawing serves light, dark and print.
 """
 
 import math
@@ -12,7 +12,7 @@ import numpy as np
 
 Point = tuple[float, float]
 
-WIDTH, HEIGHT = 360.0, 220.0
+WIDTH, HEIGHT = 360.0, 200.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 12.0, 36.0
 
 
@@ -30,7 +30,7 @@ class Scale:
         low, high, value = (math.log(v) if self.is_log else v for v in (self.low, self.high, value))
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
-    def ticks(self, about: int = 4) -> list[float]:
+    def ticks(self, about: int = 5) -> list[float]:
         """Choose round values in the range: 1, 2 or 5 times a power of ten."""
         if self.is_log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
@@ -124,7 +124,7 @@ def path(points: Iterable[Point]) -> str:
 
 
 def thinned(x: np.ndarray, y: np.ndarray, most: int = 120) -> tuple[np.ndarray, np.ndarray]:
-    """Average neighbouring points until at most `most` are left, both (num_points,); the page need not hold each step."""
+    """Average neighbouring points until at most `most` are left, both (num_points,): a page need not hold each step."""
     if len(x) <= most:
         return x, y
     parts = np.array_split(np.arange(len(x)), most)

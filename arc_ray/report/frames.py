@@ -2,13 +2,19 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from arc_ray.errors import UserError
 
 Row = dict[str, Any]
+if TYPE_CHECKING:
+    # pandas annotates what it returns as unions of everything possible, which no checker can narrow.
+    Frame = Any
+    Column = Any
+else:
+    Frame, Column = pd.DataFrame, pd.Series
 
 TRIALS = ("study", "trial", "arm", "seed", "status", "error", "steps", "seconds", "workers", "on_gpu")
 METRICS = ("study", "trial", "arm", "seed", "step", "seconds", "train/learned_tokens")
@@ -20,10 +26,9 @@ DATA = ("study", "dataset", "kind", "tasks", "examples", "attempts", "rejected",
 DATA += ("reasons",)
 
 ABOUT_SCORE = ("low", "high", "right", "of")
-STATUSES = ("done", "running", "stopped", "failed")
 
 
-def frame(rows: Iterable[Row], columns: Sequence[str]) -> pd.DataFrame:
+def frame(rows: Iterable[Row], columns: Sequence[str]) -> Frame:
     """Make a frame whose documented columns come first and exist even without rows; further ones keep their order."""
     rows = list(rows)
     extra = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in columns]
@@ -38,6 +43,11 @@ def config_value(config: Mapping[str, Any], key: str, default: Any = None) -> An
             return default
         value = value[part]
     return value
+
+
+def scalar(value: Any) -> Any:
+    """Write a list or mapping as text: values of a column must be comparable."""
+    return json.dumps(value) if isinstance(value, list | dict) else value
 
 
 def trial_row(
@@ -55,7 +65,7 @@ def trial_row(
     config key that names the arm; None takes the trial's own name.
     """
     about = about or {"status": "done" if result else "running"}
-    overrides = {key: _scalar(value) for key, value in (about.get("overrides") or {}).items()}
+    overrides = {key: scalar(value) for key, value in (about.get("overrides") or {}).items()}
     last: Row = {}
     for record in records:
         last |= record
@@ -149,11 +159,6 @@ def check_keys(value: object, keys: Iterable[str], where: str) -> None:
     for key in keys:
         if not isinstance(value, Mapping) or key not in value:
             raise UserError(f'{where}: "{key}" is missing; was the file changed by hand, or only partly copied?')
-
-
-def _scalar(value: Any) -> Any:
-    """Write a list or mapping as text: values of a column must be comparable."""
-    return json.dumps(value) if isinstance(value, list | dict) else value
 
 
 def _who(trial: Row) -> Row:

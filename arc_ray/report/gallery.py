@@ -2,18 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from arc_ray.intervals import puzzle_of
+from arc_ray.report.frames import Frame
 from arc_ray.tasks import Grid, parse_grid, same_grid
 
 NEARLY = 0.8
 """Share of right cells from which an answer of the right size is called nearly solved."""
-PER_GROUP = 4
+PER_GROUP = 3
 """Outputs shown for each set and group."""
 GROUPS = {
     "differ": "arms differ",
@@ -22,7 +23,7 @@ GROUPS = {
     "failed": "failed",
     "unscored": "answer not known",
 }
-GRID_PIXELS = 116
+GRID_PIXELS = 100
 """Longest side of the largest grid of a card on the page."""
 SMALLEST_CELL, LARGEST_CELL = 4, 14
 
@@ -49,6 +50,7 @@ class Prediction:
     drawing: Drawing | None
     """None where nothing could be read."""
     title: str
+    """Which attempt; empty for the first."""
     is_right: bool | None
     note: str
 
@@ -67,20 +69,20 @@ class Card:
     predictions: tuple[Prediction, ...]
 
 
-def make_cards(answers: pd.DataFrame, per_group: int = PER_GROUP) -> list[Card]:
+def make_cards(answers: Frame, per_group: int = PER_GROUP) -> list[Card]:
     """Choose outputs of every set and group, and draw them. Raises UserError for a grid that is none."""
     if answers.empty:
         return []
-    chosen: dict[tuple[str, str], list[pd.DataFrame]] = {}
-    for (name, _, _), of_output in answers.groupby(["set", "task", "output"], sort=True):
-        chosen.setdefault((str(name), group_of(of_output)), []).append(of_output)
-    cards = []
-    for (_, group), outputs in sorted(chosen.items(), key=lambda item: (item[0][0], list(GROUPS).index(item[0][1]))):
-        cards += [make_card(of_output, group) for of_output in _most_telling(outputs)[:per_group]]
-    return cards
+    sets: dict[str, dict[str, list[Frame]]] = {
+        name: {group: [] for group in GROUPS} for name in answers["set"].unique()
+    }
+    for (name, _, _), of_output in answers.groupby(["set", "task", "output"]):
+        sets[name][group_of(of_output)].append(of_output)
+    chosen = ((group, _most_telling(outputs)) for groups in sets.values() for group, outputs in groups.items())
+    return [make_card(of_output, group) for group, outputs in chosen for of_output in outputs[:per_group]]
 
 
-def group_of(of_output: pd.DataFrame) -> str:
+def group_of(of_output: Frame) -> str:
     """Name the group of an output from the answers of all arms to it (rows of `answers`)."""
     if of_output["truth"].isna().any():
         return "unscored"
@@ -92,7 +94,7 @@ def group_of(of_output: pd.DataFrame) -> str:
     return "nearly" if of_output["cell_accuracy"].max() >= NEARLY else "failed"
 
 
-def make_card(of_output: pd.DataFrame, group: str) -> Card:
+def make_card(of_output: Frame, group: str) -> Card:
     """Draw one output from the answers of all arms to it. Raises UserError for a grid that is none."""
     first = of_output.iloc[0]
     where = f"answers of {first['set']}, task {first['task']}"
@@ -118,8 +120,8 @@ def predictions_of(row: Any, attempts: Sequence[Grid], truth: Grid | None, cell:
     """Choose what to show of an arm: its first attempt, the second if only that is right, greedy if only that is."""
     arm = str(row["arm"])
     if not attempts:
-        return [Prediction(arm, None, "no attempt", False if truth is not None else None, "nothing to read as a grid")]
-    found = [_prediction(arm, "attempt 1", attempts[0], truth, cell)]
+        return [Prediction(arm, None, "", False if truth is not None else None, "nothing to read as a grid")]
+    found = [_prediction(arm, "", attempts[0], truth, cell)]
     if not found[0].is_right and truth is not None:
         found += [_prediction(arm, "attempt 2", g, truth, cell) for g in attempts[1:2] if same_grid(g, truth)]
         if not row["is_right"] and row["greedy_right"]:
@@ -133,7 +135,7 @@ def draw(grid: Grid, cell: int, truth: Grid | None = None) -> Drawing:
     paths: dict[int, list[str]] = {}
     for y, row in enumerate(grid):
         edges = [0, *(np.flatnonzero(np.diff(row)) + 1).tolist(), width]
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in pairwise(edges):
             paths.setdefault(int(row[start]), []).append(f"M{start} {y}.5h{stop - start}")
     wrong = np.argwhere(grid != truth) if truth is not None and truth.shape == grid.shape else np.zeros((0, 2), int)
     crosses = "".join(f"M{x}.25 {y}.25l.5.5m0-.5l-.5.5" for y, x in wrong.tolist())
@@ -157,7 +159,7 @@ def _prediction(arm: str, title: str, grid: Grid, truth: Grid | None, cell: int)
     return Prediction(arm, draw(grid, cell, truth), title, same_grid(grid, truth), note)
 
 
-def _most_telling(outputs: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
+def _most_telling(outputs: Sequence[Frame]) -> list[Frame]:
     """Put one output of every puzzle (`id#k` is cut from `id`) before the next of any, the best predicted first."""
     best = sorted(outputs, key=lambda rows: -float(rows["cell_accuracy"].fillna(0).max()))
     seen: dict[str, int] = {}

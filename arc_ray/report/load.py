@@ -20,7 +20,8 @@ metrics     one row a logged step of a trial or run: study, trial, arm, seed, st
 validation  one row a trial, validation step and output: study, trial, arm, seed, step, source, task, output (number
             within the task), solved (greedy), cell_accuracy, loss
 scores      one row a score: study, arm, set, method ("greedy" or "voting"), rule ("per_output", "per_task_mean",
-            "strict"...; "accuracy" for questions), question (its kind or "all"; "" for grids), value, low, high, right, of
+            "strict"...; "accuracy" for questions), question (its kind or "all"; "" for grids), value, low, high,
+            right, of
 answers     one row an answered output: study, arm, set, task, output, shown, input, truth, attempts, greedy (grids as
             lists of lists, None where unknown), is_right (by an attempt), greedy_right, cell_accuracy
 data        one row a generated dataset: study, dataset, kind, tasks, examples, attempts, rejected, duplicates, gave_up,
@@ -42,7 +43,7 @@ import pandas as pd
 
 from arc_ray.errors import UserError
 from arc_ray.report import frames
-from arc_ray.report.frames import config_value, frame, metric_rows, validation_rows
+from arc_ray.report.frames import Frame, config_value, frame, metric_rows, validation_rows
 from arc_ray.report.reading import read_data, read_evaluations, read_json, read_trial, read_yaml
 from arc_ray.storage import Folder
 
@@ -60,6 +61,7 @@ class Report:
     folder: Folder
     kind: Kind
     is_finished: bool
+    """Whether it has its result; a study also once it is analysed, since the report is written before the result."""
     config: Mapping[str, Any]
     """config.yaml as a nested dict."""
     run: Mapping[str, Any]
@@ -68,22 +70,24 @@ class Report:
     """analysis.json: what the comparison found; None before it is made."""
     best: str | None
     """best.yaml as text."""
-    trials: pd.DataFrame
-    runs: pd.DataFrame
-    metrics: pd.DataFrame
-    validation: pd.DataFrame
-    scores: pd.DataFrame
-    answers: pd.DataFrame
-    data: pd.DataFrame
+    trials: Frame
+    runs: Frame
+    metrics: Frame
+    validation: Frame
+    scores: Frame
+    answers: Frame
+    data: Frame
 
     @property
     def name(self) -> str:
-        """Name of the study or run."""
-        return self.folder.name
+        """Name of the study or run; of several runs, all their names."""
+        return ", ".join(self.trials["trial"]) if self.kind == "runs" else self.folder.name
 
     @property
     def question(self) -> str:
-        """What was asked; empty if nothing was."""
+        """What was asked; empty if nothing was. A run has none: it was made with its study's config."""
+        if self.kind in ("run", "runs"):
+            return ""
         return str((self.analysis or {}).get("question") or self.config.get("question") or "")
 
     @property
@@ -103,6 +107,13 @@ class Report:
         asked = config_value(self.config, "study.arms", []) if self.kind == "study" else []
         named = [analysis.get("baseline"), *asked, *(arm["arm"] for arm in analysis.get("arms", []))]
         return list(dict.fromkeys([*(str(arm) for arm in named if arm is not None), *self.trials["arm"]]))
+
+    @property
+    def measured(self) -> Frame:
+        """The trials that have been validated and have not failed."""
+        if self.metric not in self.trials:
+            return self.trials.iloc[:0]
+        return self.trials[self.trials[self.metric].notna() & (self.trials["status"] != "failed")]
 
     @property
     def varied(self) -> list[str]:
@@ -132,7 +143,7 @@ def load(folder: str) -> Report:
     """
     place = Folder.at(folder)
     config, run = read_yaml(place, "config.yaml"), read_json(place, "run.json") or {}
-    analysis = read_json(place, "analysis.json")
+    analysis = _read_analysis(place)
     kind = _kind_of(place, run, analysis)
     compare = _compared(config, analysis)
     if kind == "run":
@@ -150,7 +161,7 @@ def load(folder: str) -> Report:
     return Report(
         folder=place,
         kind=kind,
-        is_finished=place.exists("result.json"),
+        is_finished=analysis is not None or place.exists("result.json"),
         config=config,
         run=run,
         analysis=analysis,
@@ -183,13 +194,13 @@ def load_many(folders: Sequence[str]) -> list[Report]:
 def _merge_runs(runs: Sequence[Report]) -> Report:
     first = runs[0]
     names = ("trials", "runs", "metrics", "validation", "scores", "answers", "data")
-    merged = {n: pd.concat([f for run in runs if len(f := getattr(run, n))] or [getattr(first, n)]) for n in names}
+    parts = {n: [f for run in runs if len(f := getattr(run, n))] or [getattr(first, n)] for n in names}
+    merged: dict[str, Frame] = {n: pd.concat(of_name, ignore_index=True) for n, of_name in parts.items()}
     # Runs of one storage folder share its data, which is counted once.
-    merged = {n: f.reset_index(drop=True) for n, f in merged.items()}
-    merged["data"] = merged["data"].drop_duplicates("dataset").reset_index(drop=True)
-    config = {**first.config, "question": first.question}
+    merged["data"] = merged["data"].drop_duplicates("dataset", ignore_index=True)
+    made_alike = all(run.run == first.run for run in runs)
     finished = all(run.is_finished for run in runs)
-    return Report(first.folder, "runs", finished, config, first.run, None, None, **merged)
+    return Report(first.folder, "runs", finished, first.config, first.run if made_alike else {}, None, None, **merged)
 
 
 def _kind_of(place: Folder, run: Mapping[str, Any], analysis: object) -> Kind:
@@ -205,6 +216,16 @@ def _kind_of(place: Folder, run: Mapping[str, Any], analysis: object) -> Kind:
     inside = [name for name in place.names() if any((place / name).exists(f) for f in ("trials", "config.yaml"))]
     hint = f"; did you mean {place.uri}/{inside[0]}?" if inside else ""
     raise UserError(f"{place.uri} is no folder of a study, a search or a run: looked for {MADE_OF}{hint}")
+
+
+def _read_analysis(place: Folder) -> dict[str, Any] | None:
+    """Read analysis.json with the names of arms as text, since an arm may be a number; None before it is made."""
+    analysis = read_json(place, "analysis.json")
+    if analysis is None:
+        return None
+    frames.check_keys(analysis, ("baseline", "metric", "arms", "effects"), f"{place.uri}/analysis.json")
+    named = {key: [{**part, "arm": str(part["arm"])} for part in analysis[key]] for key in ("arms", "effects")}
+    return {**analysis, "baseline": str(analysis["baseline"]), **named}
 
 
 def _compared(config: Mapping[str, Any], analysis: Mapping[str, Any] | None) -> str:

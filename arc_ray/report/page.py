@@ -85,7 +85,9 @@ def view_of(report: Report) -> dict[str, Any]:
         "report": report,
         "kind_name": KIND_NAMES[report.kind],
         "untitled": f"{KIND_NAMES[report.kind].capitalize()} {report.name}",
+        "is_search": report.kind in ("study", "tune"),
         "progress": progress(report),
+        "begun": str(report.run.get("started", ""))[:16].replace("T", " "),
         "sentences": sentences(report),
         "warnings": warnings_of(report),
         "number_of": {arm: i for i, arm in enumerate(report.arms)},
@@ -100,7 +102,9 @@ def view_of(report: Report) -> dict[str, Any]:
         "commands": commands_of(report),
         "seeds": ", ".join(str(seed) for seed in sorted(set(report.trials["seed"]))) or words.NOTHING,
         "environment": environment_of(report),
-        "config_text": yaml.safe_dump(dict(report.config), sort_keys=False, width=100) if report.config else "",
+        "config_text": yaml.safe_dump(dict(report.config), sort_keys=False, default_flow_style=None, width=100)
+        if report.config
+        else "",
     }
 
 
@@ -112,20 +116,19 @@ def warnings_of(report: Report) -> list[str]:
             "This config allows training on tasks that are also validated or evaluated on (data.allow_overlap):"
             " scores may be memory rather than skill."
         )
-    num_failed = int((report.trials["status"] == "failed").sum())
-    if num_failed:
-        found.append(
-            f"{num_failed} of {len(report.trials)} trials failed; the reasons stand under the table of trials."
-        )
     return found
 
 
 def commands_of(report: Report) -> list[str]:
-    """List the shell commands that make this again; each line can be pasted."""
+    """List the shell commands that make this again, where it was made; each line can be pasted."""
     arguments = report.run.get("arguments") or [report.run.get("command", "train"), "config.yaml"]
-    lines = [f"arc-ray {shlex.join(str(word) for word in arguments)}"]
-    lines += [f"arc-ray train {report.name}/best.yaml name=best    # the best trial alone"] if report.best else []
-    return [*lines, f"arc-ray report {report.name}    # this page, from the files"]
+    storage, names = report.config.get("storage", "."), report.arms if report.kind == "runs" else [report.name]
+    made_in = shlex.join(f"{storage}/{name}" for name in names)
+    if report.kind == "runs":
+        return [f"arc-ray report {made_in}    # this page, from the files"]
+    lines = [f"arc-ray {shlex.join(str(argument) for argument in arguments)}"]
+    lines += [f"arc-ray train {made_in}/best.yaml    # the best trial alone"] if report.best else []
+    return [*lines, f"arc-ray report {made_in}    # this page, from the files"]
 
 
 def environment_of(report: Report) -> dict[str, str]:

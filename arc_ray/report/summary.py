@@ -1,16 +1,17 @@
 """The report in words: progress and answer in sentences, and report.md for a terminal or a pull request."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from arc_ray.report import tables
 from arc_ray.report.load import Report
-from arc_ray.report.words import RULES, duration, number, percent, points, setting, short_key, show, word
+from arc_ray.report.words import RULES, duration, is_number, number, percent, points, setting, short_key, show, word
 
 
 def progress(report: Report) -> str:
     """Say in a few words how far it is."""
-    statuses = report.trials["status"].value_counts()
-    counts = {status: int(statuses.get(status, 0)) for status in ("done", "stopped", "running", "failed")}
+    statuses = report.trials["status"].tolist()
+    counts = {status: statuses.count(status) for status in ("done", "stopped", "running", "failed")}
     if report.kind == "run":
         return "finished" if report.is_finished else "running or cut off"
     ended, expected = counts["done"] + counts["stopped"] + counts["failed"], report.num_expected
@@ -29,16 +30,13 @@ def sentences(report: Report) -> list[str]:
     found = [str(effect["sentence"]) for effect in effects if effect["metric"] == report.metric]
     if found:
         return found
-    best = tables.best_trial(report)
-    so_far = _best_so_far(report, best) if best else "No validation has been made yet."
-    if report.kind in ("run", "runs"):
+    so_far = _best_so_far(report)
+    if report.kind in ("run", "runs") or (report.kind == "tune" and report.is_finished):
         return [so_far]
-    if report.kind == "tune" and report.is_finished:
-        return [f"{so_far} It was picked for this number, which therefore flatters it."]
     wait = "This page will say more when the search is over."
     if report.kind == "study":
         wait = "There is no answer yet: this page will say more when every arm has a setting finished with all seeds."
-    return [f"{progress(report).capitalize()}. {wait}", f"{so_far}"]
+    return [f"{progress(report).capitalize()}. {wait}", so_far]
 
 
 def markdown(reports: Sequence[Report], written: str) -> str:
@@ -47,60 +45,67 @@ def markdown(reports: Sequence[Report], written: str) -> str:
     return "\n".join([*parts, f"_Written on {written} by `arc-ray report`; grids and curves are in report.html._", ""])
 
 
-def _best_so_far(report: Report, best: str) -> str:
+def _best_so_far(report: Report) -> str:
+    best = tables.best_trial(report)
+    if best is None:
+        return "No validation has been made yet."
     trial = report.trials.set_index("trial").loc[best]
-    unit = word(report.metric)
-    value = f"{show(trial[report.metric], report.metric)} ({unit.label})"
+    value = f"{show(trial[report.metric], report.metric)} ({word(report.metric).label})"
+    after = f"{value} on the validation outputs after {number(trial['steps'])} steps"
     if report.kind == "run":
-        return f"{value} on the validation outputs after {number(trial['steps'])} steps."
+        return f"{after}."
+    if report.kind == "runs":
+        return f"Best of {len(report.trials)} runs: {best}, {after}."
     keys = {key: trial[key] for key in report.varied}
     about = ", ".join(filter(None, [str(trial["arm"]), setting(keys), f"seed {trial['seed']}"]))
-    return (
-        f"Best of {len(report.trials)} {'runs' if report.kind == 'runs' else 'trials'}: {best} ({about}) with {value}."
+    flatters = (
+        f" It was picked as the best of {len(report.measured)}, which flatters it." if len(report.measured) > 1 else ""
     )
+    return f"The best trial{'' if report.is_finished else ' so far'} is {best} ({about}): {after}.{flatters}"
 
 
 def _chapter(report: Report) -> Iterable[str]:
     yield f"# {_text(report.question or report.name)}\n"
     yield from (f"**{_text(sentence)}**\n" for sentence in sentences(report))
     yield f"{_text(report.name)}: {progress(report)}.\n"
-    effects = (report.analysis or {}).get("effects", [])
-    if effects:
-        baseline = report.analysis["baseline"] if report.analysis else ""
-        yield from _table(
-            ("effect, in percentage points", "metric", "value", "interval", "n"),
-            (
-                (
-                    f"{e['arm']} − {baseline}",
-                    word(e["metric"]).label,
-                    points(e["value"]),
-                    f"{points(e['low'])} to {points(e['high'])}",
-                    f"{e['num_seeds']} seeds × {e['num_tasks']} tasks",
-                )
-                for e in effects
-            ),
-        )
-    _, arms = tables.arm_rows(report)
-    if arms:
-        yield from _table(
-            (short_key(report.compare), "chosen setting", f"{word(report.metric).label}, measuring half", "seeds"),
-            ((arm.name, setting(arm.setting), show(arm.values["value"], report.metric), arm.num_seeds) for arm in arms),
-        )
+    if report.analysis:
+        yield from _answer(report, report.analysis)
     yield from _scores(report)
-    yield from _table(
-        ("spent on", "trials", "steps", "time", "learned tokens", "tokens/s"),
+    yield from _costs(report)
+
+
+def _answer(report: Report, analysis: Mapping[str, Any]) -> Iterable[str]:
+    effects = [
         (
-            (
-                "everything" if row["kind"] == "total" else row["name"],
-                row["trials"],
-                number(row["steps"]),
-                duration(row["seconds"]),
-                number(row["learned_tokens"]),
-                number(row["train/tokens_per_second"]),
-            )
-            for row in tables.cost_rows(report)
-        ),
+            f"{effect['arm']} − {analysis['baseline']}",
+            word(effect["metric"]).label,
+            points(effect["value"]),
+            f"{points(effect['low'])} to {points(effect['high'])}",
+            f"{effect['num_seeds']} seeds × {effect['num_tasks']} tasks",
+        )
+        for effect in analysis["effects"]
+    ]
+    yield from _table(("effect, in percentage points", "metric", "value", "interval", "n"), effects)
+    _, arms = tables.arm_rows(report)
+    yield from _table(
+        (short_key(report.compare), "chosen setting", f"{word(report.metric).label}, measuring half", "seeds"),
+        ((arm.name, setting(arm.setting), show(arm.values["value"], report.metric), arm.num_seeds) for arm in arms),
     )
+
+
+def _costs(report: Report) -> Iterable[str]:
+    rows = [
+        (
+            {"total": "everything", "made first": f"{row['name']} (made first)"}.get(row["kind"], row["name"]),
+            row["trials"],
+            number(row["steps"]),
+            duration(row["seconds"]),
+            number(row["learned_tokens"]),
+            number(row["train/tokens_per_second"]),
+        )
+        for row in tables.cost_rows(report)
+    ]
+    yield from _table(("spent on", "runs", "steps", "time", "learned tokens", "tokens/s"), rows)
 
 
 def _scores(report: Report) -> Iterable[str]:
@@ -126,10 +131,12 @@ def _scores(report: Report) -> Iterable[str]:
         yield from _table(("set", "question", "arm", "right", "questions"), counted)
 
 
-def _score(score: dict | None) -> str:
+def _score(score: Mapping[str, Any] | None) -> str:
     if score is None:
         return ""
-    return f"{percent(score['value'])} ({percent(score['low'], 0)} to {percent(score['high'], 0)}, n = {number(score['of'])})"
+    about = [f"{percent(score['low'], 0)} to {percent(score['high'], 0)}"] if is_number(score["low"]) else []
+    about += [f"n = {number(score['of'])}"] if is_number(score["of"]) else []
+    return percent(score["value"]) + (f" ({', '.join(about)})" if about else "")
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterable[str]:

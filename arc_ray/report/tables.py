@@ -9,7 +9,7 @@ import pandas as pd
 
 from arc_ray.intervals import puzzle_of
 from arc_ray.report.charts import trials_at
-from arc_ray.report.frames import config_value
+from arc_ray.report.frames import Column, Frame, config_value
 from arc_ray.report.load import Report
 from arc_ray.report.words import RULES, is_number, setting_value
 
@@ -44,12 +44,11 @@ def chosen_settings(report: Report) -> dict[str, dict[str, Any]]:
     """Return each arm's setting: the analysis's choice, or so far the best mean of the metric over seeds."""
     if report.analysis:
         return {arm["arm"]: dict(arm.get("setting") or {}) for arm in report.analysis.get("arms", [])}
-    trials = report.trials
-    if report.metric not in trials or trials[report.metric].isna().all():
-        return {arm: {} for arm in report.arms} if report.kind in ("run", "runs") else {}
+    if report.kind in ("run", "runs"):
+        return {arm: {} for arm in report.arms}
     keys = report.varied
     chosen = {}
-    for arm, of_arm in trials[trials[report.metric].notna()].groupby("arm"):
+    for arm, of_arm in report.measured.groupby("arm", sort=False):
         if keys:
             best = of_arm.groupby(keys, dropna=False)[report.metric].mean().idxmax()
             values = best if isinstance(best, tuple) else (best,)
@@ -61,11 +60,10 @@ def chosen_settings(report: Report) -> dict[str, dict[str, Any]]:
 
 def best_trial(report: Report) -> str | None:
     """Return the trial with the best metric, ties by cell accuracy; None before the first validation."""
-    trials = report.trials
-    if report.metric not in trials or trials[report.metric].isna().all():
+    if not len(report.measured):
         return None
-    by = [name for name in (report.metric, "eval/cell_accuracy") if name in trials]
-    return str(trials.sort_values(by, ascending=False, kind="stable").iloc[0]["trial"])
+    by = [name for name in (report.metric, "eval/cell_accuracy") if name in report.measured]
+    return str(report.measured.sort_values(by, ascending=False, kind="stable").iloc[0]["trial"])
 
 
 def effect_axis(effects: Sequence[Mapping[str, Any]]) -> Axis:
@@ -82,7 +80,7 @@ def arm_rows(report: Report) -> tuple[list[str], list[Arm]]:
     """Return the headings of further findings and one row per arm of the analysis."""
     analysis = report.analysis or {}
     names = [arm["arm"] for arm in analysis.get("arms", [])]
-    findings = {"loss_at_step_0": "loss before step 1", "steps_to_loss": "steps to the baseline's loss"}
+    findings = {"loss_at_step_0": "loss before step 1", "steps_to_loss": "steps to the same loss"}
     findings |= {"equal_tokens": f"{report.metric} at equal tokens"}
     present = {key: title for key, title in findings.items() if set(names) & set(analysis.get(key) or {})}
     rows = []
@@ -173,25 +171,25 @@ def cost_rows(report: Report) -> list[dict[str, Any]]:
     return [_cost(report.metrics, str(name), kind, trials) for name, kind, trials in groups if len(trials)]
 
 
-def _cost(metrics: pd.DataFrame, name: str, kind: str, trials: pd.DataFrame) -> dict[str, Any]:
+def _cost(metrics: Frame, name: str, kind: str, trials: Frame) -> dict[str, Any]:
     steps = metrics[metrics["trial"].isin(trials["trial"]) & (metrics["step"] > 0)]
-    seconds = steps.get("train/step_seconds", pd.Series(dtype=float))
-    stall = steps.get("data/stall_share", pd.Series(dtype=float))
-    gpu_seconds = (trials["seconds"] * trials["workers"])[trials["on_gpu"].astype(bool)].sum()
-    spent = float((stall * seconds).sum() / seconds.sum()) if seconds.sum() > 0 else None
+    seconds, stall = _column(steps, "train/step_seconds"), _column(steps, "data/stall_share")
+    of_gpus = trials[trials["on_gpu"].astype(bool)]
+    gpu_hours = float((of_gpus["seconds"] * of_gpus["workers"]).sum()) / 3600
     return {
         "name": name,
         "kind": kind,
         "trials": len(trials),
         "steps": int(trials["steps"].sum()),
         "seconds": float(trials["seconds"].sum()),
-        "gpu_hours": gpu_seconds / 3600 if gpu_seconds else None,
-        "learned_tokens": float(trials["train/learned_tokens"].sum()) if "train/learned_tokens" in trials else None,
-        "train/tokens_per_second": _median(steps, "train/tokens_per_second"),
-        "train/fill": float(steps["train/fill"].mean()) if "train/fill" in steps else None,
-        "data/stall_share": spent if is_number(spent) else None,
+        "gpu_hours": gpu_hours or None,
+        "learned_tokens": float(_column(trials, "train/learned_tokens").sum()),
+        "train/tokens_per_second": float(_column(steps, "train/tokens_per_second").median()),
+        "train/fill": float(_column(steps, "train/fill").mean()),
+        "data/stall_share": float((stall * seconds).sum() / seconds.sum()) if seconds.sum() > 0 else None,
     }
 
 
-def _median(steps: pd.DataFrame, metric: str) -> float | None:
-    return float(steps[metric].median()) if metric in steps and steps[metric].notna().any() else None
+def _column(rows: Frame, name: str) -> Column:
+    """Return a column, empty where nothing has logged it yet: means and medians are then NaN, sums 0."""
+    return rows[name].astype(float) if name in rows else pd.Series(dtype=float)

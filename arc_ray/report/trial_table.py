@@ -36,7 +36,8 @@ class Cell:
 
 def to_csv(reports: Sequence[Report]) -> str:
     """Write the trials of all reports as CSV, one row a trial, every column of the frame."""
-    return pd.concat([report.trials for report in reports]).to_csv(index=False)
+    # Counts that some trials lack would be written as 480.0.
+    return pd.concat([report.trials for report in reports]).convert_dtypes().to_csv(index=False)
 
 
 def view(report: Report, chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -57,15 +58,17 @@ def view(report: Report, chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, A
     ]
     failed = trials[trials["status"] == "failed"]
     failures = [
-        {"trial": t, "error": error or "no reason given"}
+        {"trial": t, "error": error if isinstance(error, str) else "no reason given"}
         for t, error in zip(failed["trial"], failed["error"], strict=True)
     ]
     return {"columns": columns, "rows": rows, "failures": failures, "best_trial": best_trial(report)}
 
 
 def _columns(report: Report) -> list[Column]:
-    named = [Column("trial", "trial", "", True), Column("arm", short_key(report.compare), "", True)]
-    named = named[: 2 if report.kind in ("study", "tune") else 1]
+    if report.kind in ("run", "runs"):
+        named = [Column("trial", "run", "", True)]
+    else:
+        named = [Column("trial", "trial", "", True), Column("arm", short_key(report.compare), "", True)]
     named += [Column(key, short_key(key), key, False) for key in report.varied]
     named += [Column("seed", "seed", "", False), Column("status", "status", "", True)]
     for key in dict.fromkeys([report.metric, *METRICS, *SUMS]):

@@ -16,7 +16,8 @@ from typing import Any
 from arc_ray.config.sources import PluginSource
 from arc_ray.errors import UserError
 from arc_ray.seeding import rng_for
-from arc_ray.sources.examples import Draw, Example, try_until_accepted
+from arc_ray.sources.examples import Draw, Example, as_grid, try_until_accepted
+from arc_ray.tasks import same_grid
 
 
 def make_example(source: PluginSource, index: int) -> Example:
@@ -26,6 +27,7 @@ def make_example(source: PluginSource, index: int) -> Example:
     rejects the attempt. Raises UserError if a path leads nowhere, or if `generate` returns no pair.
     """
     generate = resolve(source.generate)
+    verify = resolve(source.verify) if source.verify else None
 
     def draw(attempt: int) -> Draw:
         made = generate(rng_for(source.seed, "plugin", source.task_id, index, attempt), source.difficulty)
@@ -36,8 +38,10 @@ def make_example(source: PluginSource, index: int) -> Example:
             )
         return Draw(*made)
 
-    verify = resolve(source.verify) if source.verify else None
-    return try_until_accepted(draw, verify, source.max_side, source.time_limit_seconds)
+    def is_right(made: Draw) -> bool:
+        return verify is None or same_grid(as_grid(verify(made.input)), as_grid(made.output))
+
+    return try_until_accepted(draw, is_right, source.max_side, source.time_limit_seconds)
 
 
 @cache

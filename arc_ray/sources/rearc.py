@@ -48,7 +48,7 @@ def make_example(
         samples = getattr(rng, "difficulty_samples", None)  # their `unifint` leaves its draws there
         return Draw(made["input"], made["output"], fmean(samples) if samples else None)
 
-    return try_until_accepted(draw, verify, max_side, time_limit_seconds)
+    return try_until_accepted(draw, lambda made: verify(made.input) == made.output, max_side, time_limit_seconds)
 
 
 def seconds_per_example(task_id: str) -> float:

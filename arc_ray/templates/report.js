@@ -75,12 +75,11 @@ for (const button of all("button.digits")) {
   button.addEventListener("click", () => {
     const isOn = button.getAttribute("aria-pressed") !== "true";
     button.setAttribute("aria-pressed", isOn);
+    button.closest(".gallery").classList.toggle("large", isOn);
     for (const grid of all("svg.grid", button.closest(".gallery"))) {
       all(".digit", grid).forEach((node) => node.remove());
+      grid.style.width = isOn ? `${13 * grid.viewBox.baseVal.width}px` : "";
       if (isOn) addDigits(grid);
     }
   });
 }
-
-// What is folded on the screen is open on paper.
-addEventListener("beforeprint", () => all("details").forEach((part) => (part.open = true)));

@@ -52,7 +52,8 @@ class Codec:
     """Tokens of each colour: (10, tokens per cell)."""
     _templates: dict[tuple[int, int], Template] = field(default_factory=dict)
     _texts: dict[str, Ids] = field(default_factory=dict)
-    _layouts: dict[int, Layout] = field(default_factory=dict)
+    _layouts: dict[tuple[Learn, int], Layout] = field(default_factory=dict)
+    """Caches, keyed by all they depend on, because `dataclasses.replace` hands them on to a codec that learns otherwise."""
 
     def without_tokenizer(self) -> "Codec":
         """Return a codec for other processes: on the fast path what planning has looked up is enough, and loading
@@ -61,9 +62,10 @@ class Codec:
 
     def layout(self, num_shown: int) -> Layout:
         """Return the segments of a puzzle view that shows so many pairs."""
-        if num_shown not in self._layouts:
-            self._layouts[num_shown] = self.format(self.frame, num_shown, self.learn)
-        return self._layouts[num_shown]
+        key = (self.learn, num_shown)
+        if key not in self._layouts:
+            self._layouts[key] = self.format(self.frame, num_shown, self.learn)
+        return self._layouts[key]
 
     def text_ids(self, text: str) -> Ids:
         """Tokenize a piece of constant text, once."""

@@ -44,7 +44,13 @@ def fit_views(
     """Find how many pairs each view may show to fit into a row: -1 where it does not fit even with one.
 
     Returns the numbers, int64 (n,), and the lengths at those numbers. With `drop`, a view that does not fit as it is is -1.
+    A view that asks for nothing, because its task has no known output, is -1 as well.
     """
+    asks = np.flatnonzero(views.asked >= 0)
+    if len(asks) < len(views):
+        fitting, tokens, learned = (np.full(len(views), value, np.int64) for value in (-1, 0, 0))
+        fitting[asks], (tokens[asks], learned[asks]) = fit_views(codec, table, views.take(asks), row_tokens, drop)
+        return fitting, (tokens, learned)
     fitting = views.num_shown()
     tokens, learned = view_lengths(codec, table, views)
     # A view that showed none to begin with (counting) has nothing to lose; one that would show none is no puzzle.

@@ -3,6 +3,7 @@
 from typing import Any
 
 from arc_ray.config.sources import CountingSource
+from arc_ray.errors import UserError
 from arc_ray.prompt import FORMATS, Frame, Text, counting_layout
 from arc_ray.sources.counting import counting_task
 
@@ -54,23 +55,29 @@ def tiny_corpus() -> list[str]:
 def frame_of(tokenizer: Any) -> Frame:
     """Take the strings around turns from a tokenizer's chat template; without one, use its bos and eos tokens.
 
-    Found by rendering marked turns and cutting at the marks, so any template works that keeps contents verbatim.
+    Found by rendering marked turns and cutting at the marks, so any template works that keeps contents verbatim. What
+    stands before the last answer is not looked at: some templates (Qwen3) write an empty thought only there.
+    Raises UserError for a template that treats its first turns differently, or alters what they say.
     """
     if not tokenizer.chat_template:
         return Frame(begin=tokenizer.bos_token or "", answer="", end=tokenizer.eos_token, between="\n")
-    marks = ["\u241eQ0\u241e", "\u241eA0\u241e", "\u241eQ1\u241e", "\u241eA1\u241e"]
-    roles = ["user", "assistant"] * 2
-    turns = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
-    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    marks = [f"\u241e{role}{i}\u241e" for i in range(3) for role in ("user", "assistant")]
+    turns = [{"role": mark[1:-2], "content": mark} for mark in marks]
+    text = rest = tokenizer.apply_chat_template(turns, tokenize=False)
     pieces = []
     for mark in marks:
-        piece, _, text = text.partition(mark)
+        piece, found, rest = rest.partition(mark)
         pieces.append(piece)
-    begin, answer, between, answer_again = pieces
-    assert answer == answer_again, (
-        "the chat template treats the first turn differently; such templates are not supported"
-    )
-    end = _common_prefix(between, text).rstrip("\n") or tokenizer.eos_token
+        if not found:
+            raise UserError(
+                f"the tokenizer's chat template does not keep what a turn says, which is not supported: {text!r}"
+            )
+    begin, answer, between, answer_again, between_again, _ = pieces
+    if (answer, between) != (answer_again, between_again):
+        raise UserError(
+            f"the tokenizer's chat template treats the first turn differently, which is not supported: {text!r}"
+        )
+    end = _common_prefix(between, rest).rstrip("\n") or tokenizer.eos_token
     return Frame(begin=begin, answer=answer, end=end, between=between.removeprefix(end))
 
 

@@ -23,7 +23,7 @@ from arc_ray.storage import Folder
 from arc_ray.tasks import TaskTable
 from arc_ray.tokens import Codec, frame_of, make_codec
 from arc_ray.train.validation import ValidationSet, make_validation
-from arc_ray.train.worker import Job, train_on_worker
+from arc_ray.train.worker import FAILURE_FILE, Job, train_on_worker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +112,9 @@ def run_training(
         ),
     )
     trainer.fit()
+    if failure := folder.read_json(FAILURE_FILE):
+        folder.delete(FAILURE_FILE)
+        raise UserError(f"{folder.uri}: {failure}; try a lower train.lr, or bfloat16 instead of float16")
     result = summarize(folder, prepared.plan, time.time() - begun)
     folder.delete("ray")
     finish(folder, result)

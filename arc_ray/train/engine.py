@@ -26,7 +26,7 @@ def make_engine(model: nn.Module, train: TrainConfig, config: ModelConfig, num_w
     import deepspeed
 
     parameters = list(trainable(model).values())
-    optimizer = torch.optim.AdamW(parameters, lr=train.lr, weight_decay=train.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=parameters,  # pyright: ignore[reportArgumentType]
@@ -53,7 +53,7 @@ def gather_state(engine: Any) -> State:
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     state: State = {}
-    for name, parameter in trainable(engine.module).items():
+    for name, parameter in trainable(engine.module.model).items():
         if _keeps_own_state(engine):
             moments = engine.optimizer.state[parameter]
             found = {"weight": parameter.data, **{kind: moments[kind] for kind in MOMENTS if kind in moments}}
@@ -68,7 +68,7 @@ def restore_state(engine: Any, state: Mapping[str, torch.Tensor], step: int) -> 
     """Put gathered state back, on any number of workers and at any ZeRO stage; `step` is Adam's own count."""
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-    for name, parameter in trainable(engine.module).items():
+    for name, parameter in trainable(engine.module.model).items():
         if _keeps_own_state(engine):
             parameter.data.copy_(state[f"weight.{name}"])
             engine.optimizer.state[parameter] = {

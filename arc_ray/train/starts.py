@@ -25,7 +25,7 @@ def config_of_run(config: Config, name: str) -> Config:
     neutral = {"start": "base", "starts": {"base": {}}, "question": "", "tune": {}, "study": {}, "evaluate": {}}
     run = with_overrides(config, {**neutral, **config.runs[name], "name": name}, f"runs.{name}")
     mix = {source: copies for source, copies in run.data.mix.items() if copies}
-    used = {source: run.data.sources[source].model_dump(mode="json") for source in [*mix, *run.data.validation]}
+    used = {source: run.data.sources[source].model_dump(mode="json") for source in [*mix, *run.data.validation, *run.evaluate.sets]}
     return with_overrides(run, {"data.sources": used, "data.mix": mix, "runs": {}}, f"runs.{name}")
 
 

@@ -3,7 +3,7 @@
 Greedy decoding gives the right grid if and only if, given the right prefix, every answer token is the argmax.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,13 @@ import numpy.typing as npt
 import torch
 import torch.distributed
 
+from arc_ray.errors import UserError
 from arc_ray.plan import pack
-from arc_ray.rows import IGNORED, Batch
+from arc_ray.prompt import GridSlot
+from arc_ray.rows import IGNORED, Batch, Encoded, write_rows
 from arc_ray.tasks import TaskTable
 from arc_ray.tokens import Codec, fit_views
-from arc_ray.views import plain_views
+from arc_ray.views import Views, plain_views
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,45 +73,61 @@ class Outcome:
 def make_validation(
     codec: Codec, tables: Mapping[str, TaskTable], max_shown: int, row_tokens: int, pad_id: int
 ) -> ValidationSet:
-    """Write all validation views as packed rows; `codec` must learn the asked answer only."""
-    names, encoded, too_long = [], [], []
+    """Write all validation views as packed rows; `codec` must learn the asked answer only.
+
+    Raises UserError where there is no answer to compare with.
+    """
+    names, too_long = [], []
+    encoded: list[Encoded] = []
+    is_cell: list[npt.NDArray[np.bool_]] = []
     for source, table in tables.items():
         views = plain_views(table, max_shown)
-        shown, _ = fit_views(codec, table, views, row_tokens, drop=False)
-        fits = shown >= 0
         nth = np.arange(len(views)) - np.searchsorted(views.task, views.task)
-        for i in range(len(views)):
-            name = f"{source}/{table.ids[views.task[i]]}/{nth[i]}"
-            (names if fits[i] else too_long).append(name)
-        encoded += codec.encode(table, views.showing(np.maximum(shown, 0)).take(np.flatnonzero(fits)))
+        named = [f"{source}/{table.ids[task]}/{n}" for task, n in zip(views.task, nth, strict=True)]
+        _check_answers_are_known(codec, table, views, named)
+        shown, _ = fit_views(codec, table, views, row_tokens, drop=False)
+        fits = np.flatnonzero(shown >= 0)
+        names += [named[i] for i in fits]
+        too_long += [named[i] for i in np.flatnonzero(shown < 0)]
+        views = views.showing(np.maximum(shown, 0)).take(fits)
+        written = codec.encode(table, views)
+        encoded += written
+        is_cell += [_is_cell(codec, table, views, i, int(mask.sum())) for i, (_, mask) in enumerate(written)]
+    if not names and not too_long:
+        raise UserError(f"nothing to answer: no task of {', '.join(tables)} has a test pair")
     rows = pack(np.array([len(ids) for ids, _ in encoded], np.int64), row_tokens)
-    batch: Batch = {
-        "input_ids": np.full((len(rows), row_tokens), pad_id, np.int32),
-        "position_ids": np.tile(np.arange(row_tokens, dtype=np.int32), (len(rows), 1)),
-        "labels": np.full((len(rows), row_tokens), IGNORED, np.int32),
-    }
-    owners, learned_per_row = [], []
-    for r, row in enumerate(rows):
-        at = 0
-        for i in row:
-            ids, learned = encoded[i]
-            span = slice(at, at + len(ids))
-            batch["input_ids"][r, span] = ids
-            batch["position_ids"][r, span] = np.arange(len(ids))
-            batch["labels"][r, span] = np.where(learned, ids, IGNORED)
-            owners.append(np.full(learned.sum(), i, np.int32))
-            at += len(ids)
-        batch["position_ids"][r, at:] = np.arange(row_tokens - at)
-        learned_per_row.append((batch["labels"][r] != IGNORED).sum())
-    labels = batch["labels"][batch["labels"] != IGNORED]
+    batch = write_rows([[encoded[i] for i in row] for row in rows], row_tokens, pad_id)
+    order = [i for row in rows for i in row]
+    learned_per_row = (batch["labels"] != IGNORED).sum(axis=1)
     return ValidationSet(
         names=tuple(names),
         batch=batch,
-        owner=np.concatenate(owners) if owners else np.zeros(0, np.int32),
-        is_cell=np.isin(labels, codec.cell_ids),
+        owner=np.repeat(np.array(order, np.int32), [len(is_cell[i]) for i in order]),
+        is_cell=np.concatenate([np.zeros(0, bool), *(is_cell[i] for i in order)]),
         first_learned=np.concatenate([[0], np.cumsum(learned_per_row)]).astype(np.int64),
         too_long=tuple(too_long),
     )
+
+
+def _check_answers_are_known(codec: Codec, table: TaskTable, views: Views, names: Sequence[str]) -> None:
+    for i, name in enumerate(names):
+        slot = codec.view_layout(table, views, i)[-2]
+        if isinstance(slot, GridSlot) and not table.height[2 * views.asked[i] + (slot.side == "output")]:
+            raise UserError(f"{name}: the output of this test pair is hidden, so no answer can be checked against it")
+
+
+def _is_cell(codec: Codec, table: TaskTable, views: Views, i: int, num_learned: int) -> npt.NDArray[np.bool_]:
+    """Tell which learned tokens of a plain view are cells: row numbers and a stated shape are digits too, but no cells.
+
+    Where cells have no tokens of their own, or an answer is words, every token counts.
+    """
+    slot = codec.view_layout(table, views, i)[-2]
+    if not codec.is_fast or not isinstance(slot, GridSlot):
+        return np.ones(num_learned, bool)
+    grid = 2 * views.asked[i] + (slot.side == "output")
+    is_cell = np.zeros(num_learned, bool)
+    is_cell[codec.template(int(table.height[grid]), int(table.width[grid])).slots] = True
+    return is_cell
 
 
 def validate(engine: Any, validation: ValidationSet, rows_at_once: int, rank: int, num_workers: int) -> Outcome:
@@ -118,13 +136,13 @@ def validate(engine: Any, validation: ValidationSet, rows_at_once: int, rank: in
     found = torch.zeros(2, max(num_tokens, 1), dtype=torch.float64)
     engine.eval()
     with torch.no_grad():
-        for rows in _shares(len(validation.first_learned) - 1, rows_at_once, rank, num_workers):
+        for rows, is_mine in _shares(len(validation.first_learned) - 1, rows_at_once, rank, num_workers):
             inputs = {k: torch.from_numpy(v[rows]).long().to(engine.device) for k, v in validation.batch.items()}
             losses, is_right = engine(**inputs)
-            span = slice(int(validation.first_learned[rows.start]), int(validation.first_learned[rows.stop]))
-            count = span.stop - span.start
-            found[0, span] = losses[:count].double().cpu()
-            found[1, span] = is_right[:count].double().cpu()
+            if is_mine:
+                span = slice(int(validation.first_learned[rows.start]), int(validation.first_learned[rows.stop]))
+                found[0, span] = losses.double().cpu()
+                found[1, span] = is_right.double().cpu()
     engine.train()
     if num_workers > 1:
         moved = found.to(engine.device)
@@ -144,15 +162,15 @@ def validate(engine: Any, validation: ValidationSet, rows_at_once: int, rank: in
     )
 
 
-def _shares(num_rows: int, rows_at_once: int, rank: int, num_workers: int) -> Iterator[slice]:
-    """Yield this worker's slices of rows; at ZeRO 3 every worker must make as many passes, so short ones repeat the last."""
-    starts = list(range(0, num_rows, rows_at_once))
-    for i in range(-(-len(starts) // num_workers)):
-        mine = i * num_workers + rank
-        if mine < len(starts):
-            yield slice(starts[mine], min(starts[mine] + rows_at_once, num_rows))
-        elif starts:
-            yield slice(num_rows, num_rows)
+def _shares(num_rows: int, rows_at_once: int, rank: int, num_workers: int) -> Iterator[tuple[slice, bool]]:
+    """Yield this worker's slices of rows, and whether they count.
+
+    At ZeRO 3 every worker must make as many passes: one that has run out repeats the last rows, which are another's.
+    """
+    slices = [slice(start, min(start + rows_at_once, num_rows)) for start in range(0, num_rows, rows_at_once)]
+    for first in range(0, len(slices), num_workers):
+        mine = first + rank
+        yield slices[min(mine, len(slices) - 1)], mine < len(slices)
 
 
 def _per_view(owner: npt.NDArray[np.int32], num_views: int) -> Any:

@@ -19,11 +19,13 @@ from arc_ray.rows import RowMaker
 from arc_ray.runs import read_metrics, run_folder, write_metrics
 from arc_ray.train.checkpoint import CheckpointWriter, newest_checkpoint, read_state
 from arc_ray.train.engine import gather_state, make_engine, restore_state
-from arc_ray.train.loop import Hooks, Metrics, fit
+from arc_ray.train.loop import Hooks, Metrics, NonFiniteLossError, fit
 from arc_ray.train.schedule import accumulation_steps
 from arc_ray.train.validation import ValidationSet, validate
 
 WRITE_METRICS_SECONDS = 1.0
+FAILURE_FILE = "failure.json"
+"""Why a run cannot go on, where starting its workers again would not help."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,12 @@ def train_on_worker(parts: dict[str, Any]) -> None:
     hooks = Hooks(
         log, run_validation, save, lambda step: [n for r in _real(maker.plan, step) for n in maker.names_of(r)]
     )
-    fit(engine, batches, maker.plan, config.train, first_step, num_workers, hooks)
+    try:
+        fit(engine, batches, maker.plan, config.train, first_step, num_workers, hooks)
+    except NonFiniteLossError as error:
+        # Trying again would only find it again, so Ray, which would, does not hear of it.
+        if rank == 0:
+            folder.write_json(FAILURE_FILE, str(error))
     writer.wait()
     log.close()
 

@@ -4,7 +4,9 @@ A search called again replays what its folders hold: a finished trial reports it
 within a second, a trial that was cut off reports its own and then trains on. So no pickled state has to survive.
 """
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from arc_ray.storage import Folder
 from arc_ray.train.driver import prepare, run_training
 from arc_ray.tune.space import Point, trial_config
 from arc_ray.tune.trials import Trial, read_trial, write_status
+
+WATCH_SECONDS = 3.0
 
 TIME = {"tokens": "train/learned_tokens", "epochs": "train/epoch"}
 SCORE = "score"
@@ -49,11 +53,11 @@ def run_search(
             run_config=ray.tune.RunConfig(
                 name="search",
                 storage_path=str(_scratch(config)),
-                callbacks=[_Watch(config, trials, progress)],
                 verbose=0,
             ),
         )
-        results = tuner.fit()
+        with _watched(lambda: progress([read_trial(config, point) for point in trials])):
+            results = tuner.fit()
         for result in (results[i] for i in range(len(results))):
             _write_end(config, (result.config or {})["point"], result)
     found = [read_trial(config, point) for point in trials]
@@ -109,22 +113,22 @@ class _Report(TuneReportCallback):
         super().after_report(run_context, [scored(record, self._metric) for record in metrics], checkpoint)
 
 
-class _Watch(ray.tune.Callback):
-    """Shows the table whenever a trial has news."""
+@contextmanager
+def _watched(look: Callable[[], None]) -> Iterator[None]:
+    """Look at the trials' folders now and then while Tune runs: a callback of Tune's would have to be pickled."""
+    over = threading.Event()
 
-    def __init__(self, config: Config, trials: Sequence[Point], progress: Callable[[list[Trial]], None]) -> None:
-        self._config, self._trials, self._progress = config, trials, progress
+    def watch() -> None:
+        while not over.wait(WATCH_SECONDS):
+            look()
 
-    def on_trial_result(self, *_: Any, **__: Any) -> None:
-        """A trial was validated."""
-        self._show()
-
-    def on_trial_complete(self, *_: Any, **__: Any) -> None:
-        """A trial ended."""
-        self._show()
-
-    def _show(self) -> None:
-        self._progress([read_trial(self._config, point) for point in self._trials])
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 def _scheduler(config: Config, trials: Sequence[Config]) -> TrialScheduler:

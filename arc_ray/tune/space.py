@@ -39,7 +39,7 @@ def trial_config(config: Config, point: Mapping[str, Any], storage_name: str) ->
 
 def trial_name(point: Mapping[str, Any]) -> str:
     """Name a trial after its point, such as start-count_lr-0.002_epochs-2_seed-1; long names end in a digest."""
-    words = [f"{key.rsplit('.', 1)[-1]}-{as_word(value)}" for key, value in point.items()]
+    words = [f"{as_word(key.rsplit('.', 1)[-1])}-{as_word(value)}" for key, value in point.items()]
     name = "_".join(words) or "only"
     if len(name) > MOST_NAME:
         name = f"{name[:MOST_NAME]}-{digest64(sorted(point.items())):016x}"
@@ -59,14 +59,19 @@ def _draw(seed: int, number: int, key: str, spec: Mapping[str, Any]) -> Any:
     rng = rng_for(seed, "tune", number, key)
     match kind:
         case "uniform":
-            return float(rng.uniform(*values))
+            return _as_named(rng.uniform(*values))
         case "loguniform":
-            return float(values[0] * (values[1] / values[0]) ** rng.uniform())
+            return _as_named(values[0] * (values[1] / values[0]) ** rng.uniform())
         case _:
             return values[int(rng.integers(len(values)))]
 
 
+def _as_named(value: float) -> float:
+    """Round to the digits that a trial's name shows, so that two trials of one name would really be the same."""
+    return float(f"{value:.6g}")
+
+
 def as_word(value: Any) -> str:
     """Write a value so that it can be part of a folder's name."""
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return "".join(c if c.isalnum() or c in ".-" else "-" for c in text)
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return "".join(c if c.isascii() and (c.isalnum() or c in ".-") else "-" for c in text)

@@ -1,0 +1,58 @@
+"""`arc-ray check`: is everything there that a config needs, and what would it cost; each finding is one line."""
+
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Iterator
+
+from arc_ray.cli.console import Terminal
+from arc_ray.cli.dry import plan_lines
+from arc_ray.cli.session import check_storage
+from arc_ray.config import Config
+from arc_ray.errors import UserError
+from arc_ray.runs import PACKAGES
+from arc_ray.train.starts import needed_runs, with_start
+
+
+def check(config: Config | None, terminal: Terminal) -> None:
+    """Print versions and devices, and with a config whether storage, model and data are usable. Raises UserError."""
+    for line in _machine():
+        terminal.note(line)
+    if config is None:
+        return
+    check_storage(config)
+    terminal.note(f"storage {config.storage}: writable")
+    run = with_start(config)
+    try:
+        for line in _model(run):
+            terminal.note(line)
+    except UserError as error:
+        missing = needed_runs(config, [run])
+        if not missing:
+            raise
+        terminal.note(f"model: made by this config's runs first ({', '.join(missing)}); now: {error}")
+        return
+    for line in plan_lines(run):
+        terminal.note(line)
+
+
+def _machine() -> Iterator[str]:
+    import torch
+
+    yield f"Python {platform.python_version()} on {platform.system()} {platform.machine()} ({sys.executable})"
+    yield "packages: " + ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    if not torch.cuda.is_available():
+        yield f"no GPU; {torch.get_num_threads()} CPU threads"
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        yield f"GPU {i}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+
+
+def _model(config: Config) -> Iterator[str]:
+    from arc_ray.model import build_model, load_tokenizer, trainable
+
+    tokenizer = load_tokenizer(config.model, config.storage)
+    model = build_model(config.model, config.storage, config.seed, config.train.full, tokenizer)
+    total = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in trainable(model).values())
+    yield f"model: {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M of them trained; vocabulary {len(tokenizer)}"

@@ -1,0 +1,108 @@
+"""`arc-ray peek`: what the model really sees, in colour: tasks, views, prompts, tokens."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from arc_ray.augment import Augmentation
+from arc_ray.config import Config
+from arc_ray.datasets import load_source
+from arc_ray.errors import UserError
+from arc_ray.model import load_tokenizer
+from arc_ray.rows import first_views
+from arc_ray.storage import Folder
+from arc_ray.tasks import Grid, Task, TaskTable
+from arc_ray.tokens import Codec
+from arc_ray.train.driver import codec_of
+from arc_ray.views import Views
+
+PALETTE = ("#000000", "#1E93FF", "#F93C31", "#4FCC30", "#FFDC00", "#999999", "#E53AA3", "#FF851B", "#87D8F1", "#921231")
+"""ARC's own ten colours, as the official viewer shows them."""
+
+
+def peek(config: Config, stage: str, count: int, console: Console) -> None:
+    """Print `count` examples of a stage from every source of the mix. Raises UserError."""
+    names = [name for name, copies in config.data.mix.items() if copies] or list(config.data.sources)
+    if not names:
+        raise UserError("data.sources is empty: there is nothing to peek at")
+    codec = codec_of(config, load_tokenizer(config.model, config.storage)) if stage in ("prompt", "tokens") else None
+    for name in names:
+        tasks = load_source(config.data.sources[name], Folder.at(config.storage))
+        console.rule(f"{name}: {len(tasks)} tasks", align="left")
+        if stage == "task":
+            for task in tasks[:count]:
+                console.print(_task(task))
+            continue
+        table = TaskTable.of(tasks)
+        views = first_views(config, name, table)
+        for i in range(min(count, len(views))):
+            if codec is None:
+                console.print(_view(table, views, i))
+            else:
+                console.print(_prompt(codec, table, views, i) if stage == "prompt" else _tokens(codec, table, views, i))
+
+
+def grid_text(grid: Grid | None) -> Text:
+    """Draw a grid with two coloured columns a cell, the digit on the first: readable without colour too."""
+    if grid is None:
+        return Text("hidden", style="dim")
+    text = Text()
+    for row in grid:
+        for cell in row:
+            ink = "black" if cell in (3, 4, 5, 7, 8) else "white"
+            text.append(f"{cell} ", style=f"{ink} on {PALETTE[cell]}")
+        text.append("\n")
+    return text
+
+
+def _pairs(pairs: Sequence[tuple[Grid, Grid | None]], titles: Sequence[str]) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    table.add_row(*titles)
+    table.add_row(*(Group(grid_text(a), Text("becomes", style="dim"), grid_text(b)) for a, b in pairs))
+    return table
+
+
+def _task(task: Task) -> RenderableType:
+    titles = [f"train {i}" for i in range(len(task.train))] + [f"test {i}" for i in range(len(task.test))]
+    pairs, titles = [(p.input, p.output) for p in task.pairs][:6], titles[:6]
+    parts: list[RenderableType] = [_pairs(pairs, titles)]
+    parts += [Text(f"{q.kind}: {q.text} -> {q.answer}") for q in task.questions]
+    return Panel(Group(*parts), title=repr(task), title_align="left")
+
+
+def _view(table: TaskTable, views: Views, i: int) -> RenderableType:
+    augmentation = Augmentation(int(views.symmetry[i]), tuple(int(c) for c in views.colors[i]))
+    shown = [int(p) for p in views.shown[i] if p >= 0]
+    pairs = []
+    for pair in [*shown, int(views.asked[i])]:
+        output = augmentation.apply(table.grid(2 * pair + 1)) if table.height[2 * pair + 1] else None
+        pairs.append((augmentation.apply(table.grid(2 * pair)), output))
+    titles = [f"shown {k}" for k in range(len(shown))] + ["asked"]
+    title = f"{table.ids[views.task[i]]}  {augmentation.name}"
+    return Panel(_pairs(pairs, titles), title=title, title_align="left")
+
+
+def _prompt(codec: Codec, table: TaskTable, views: Views, i: int) -> RenderableType:
+    text = Text()
+    for piece, is_learned in codec.text(table, views, i):
+        text.append(piece, style="bold black on green" if is_learned else "")
+    return Panel(text, title=f"{table.ids[views.task[i]]}  (learned: green)", title_align="left")
+
+
+def _tokens(codec: Codec, table: TaskTable, views: Views, i: int) -> RenderableType:
+    ((ids, learned),) = codec.encode(table, views.take(np.array([i])))
+    text = Text()
+    for word, is_learned in _words(codec, ids.tolist(), learned.tolist()):
+        text.append(word.replace("\n", "\\n"), style="black on green" if is_learned else "reverse")
+        text.append(" ")
+    title = f"{table.ids[views.task[i]]}  {len(ids)} tokens, {int(learned.sum())} learned"
+    return Panel(text, title=title, title_align="left")
+
+
+def _words(codec: Codec, ids: list[int], learned: list[bool]) -> Iterator[tuple[str, bool]]:
+    for token, is_learned in zip(ids, learned, strict=True):
+        yield codec.tokenizer.decode([token]), is_learned

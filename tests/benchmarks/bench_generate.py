@@ -1,0 +1,185 @@
+"""How much of the machine does generation use? Cost beyond the generators' own, gain by workers, a simulated cluster.
+
+    python tests/benchmarks/bench_generate.py [--examples 100] [--every 10] [--repetitions 3] [--times FILE]
+
+Overhead. In one process, the CPU seconds of making examples against those of the bare calls of RE-ARC's generators and
+verifiers with the same draws (it can be negative: a block pauses Python's garbage collector); then, with one worker on
+Ray, the wall seconds of the whole against the sum of the examples' own wall seconds (tables, Parquet, files, Ray). The
+two multiply.
+Speed-up. Wall seconds of one worker over those of two, in turns, medians; workers are warm. It needs two idle cores:
+what two plain processes gain on this machine is measured beside it, and the share of two workers' time that is spent
+inside examples.
+Schedule. All 400 tasks x 1,000 examples on 64 workers, simulated: the blocks and their order are those of
+`arc-ray generate`, planned from its own estimates; the seconds of every example are drawn from a measurement of this
+run. Ideal is the sum of all examples' seconds / 64.
+"""
+
+import argparse
+import csv
+import heapq
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from statistics import fmean, median
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+import ray
+
+from arc_ray.config.sources import RearcSource
+from arc_ray.datasets.blocks import collector_paused
+from arc_ray.datasets.manifest import Tally
+from arc_ray.generate import bundles_of, ensure_datasets
+from arc_ray.seeding import python_random_for, rng_for
+from arc_ray.sources import rearc
+from arc_ray.sources.examples import Example
+from arc_ray.storage import Folder
+
+Seconds = dict[str, npt.NDArray[np.float64]]
+"""Task id -> CPU seconds of each measured example."""
+
+SEED = 2
+EXAMPLES_PER_TASK, WORKERS = 1000, 64
+BUNDLE_OVERHEAD_SECONDS = 0.010
+"""What Ray needs between two bundles of a worker: measured as 5 to 10 ms on this kind of machine."""
+
+
+def main() -> None:
+    """Run all three and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--examples", type=int, default=100, help="examples of a task on Ray")
+    parser.add_argument("--every", type=int, default=10, help="take every n-th task on Ray")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--measured", type=int, default=10, help="examples of each of the 400 tasks that are timed")
+    parser.add_argument("--times", type=Path, help="write the simulation's inputs to this CSV file")
+    arguments = parser.parse_args()
+    seconds, checks = measure_examples(arguments.measured)
+    if arguments.times:
+        write_times(arguments.times, seconds)
+    efficiency, ideal = simulate(seconds, WORKERS)
+    source = RearcSource(
+        kind="rearc", tasks=list(rearc.task_ids()[:: arguments.every]), examples=arguments.examples, seed=SEED
+    )
+    ceiling = gain_of_plain_processes(arguments.repetitions)
+    runs = run_on_ray(source, arguments.repetitions)
+    slowest = sorted(seconds, key=lambda task_id: -seconds[task_id].mean())[:10]
+    share = sum(seconds[t].mean() for t in slowest) / sum(s.mean() for s in seconds.values())
+    print(f"\nseconds per example: mean {fmean(s.mean() for s in seconds.values()):.4f}, the ten slowest tasks take")
+    print(f"{share:.0%} of the time: " + ", ".join(f"{t} {seconds[t].mean():.3f}" for t in slowest))
+    print(f"{len(source.tasks)} tasks x {source.examples} on Ray, (wall seconds, seconds inside examples) by workers:")
+    print({workers: [(round(wall, 2), round(inside, 2)) for wall, inside in runs[workers]] for workers in runs}, "\n")
+    speedup = median(wall for wall, _ in runs[1]) / median(wall for wall, _ in runs[2])
+    busy = median(inside / wall / 2 for wall, inside in runs[2])
+    around = median(wall / inside for wall, inside in runs[1]) - 1
+    print("| generation | figure | to reach |\n|---|---|---|")
+    print(f"| 2 workers over 1 (2 plain processes: {ceiling:.2f}x; busy share {busy:.1%}) | {speedup:.2f}x | >= 1.9x |")
+    print(f"| over the generators' and verifiers' own time | {(1 + checks) * (1 + around) - 1:+.1%} | <= 3 % |")
+    print(f"| of it: seeds and checks / tables, files, Ray | {checks:+.1%} / {around:+.1%} | |")
+    print(f"| 400 x 1,000 on {WORKERS} workers, ideal {ideal:.0f} s | {efficiency:.3f} of ideal | >= 0.95 |")
+
+
+def measure_examples(count: int) -> tuple[Seconds, float]:
+    """Time examples of all tasks on this core, in turns with the bare generators and verifiers on the same draws.
+
+    Returns the CPU seconds of each example, and the share by which making them takes longer than the bare calls.
+    """
+    bare, seconds = 0.0, {}
+    for task_id in rearc.task_ids():
+        attempts = [make(task_id, index).attempts for index in range(count)]
+        bare += bare_seconds(task_id, attempts)
+        with collector_paused():  # as in a block
+            times = [time.process_time(), *(make(task_id, i) and time.process_time() for i in range(count))]
+        seconds[task_id] = np.diff(times)
+    return seconds, sum(float(times.sum()) for times in seconds.values()) / bare - 1
+
+
+def make(task_id: str, index: int) -> Example:
+    """Make an example of the default source."""
+    return rearc.make_example(SEED, task_id, index, (0.0, 1.0), 30, 60.0)
+
+
+def bare_seconds(task_id: str, attempts: Sequence[int]) -> float:
+    """Return the CPU seconds of the generator's and the verifier's calls for examples 0, 1... and nothing else."""
+    generate, verify = rearc._library().generate[task_id], rearc._library().verify[task_id]
+    keys = [(index, attempt) for index, number in enumerate(attempts) for attempt in range(number)]
+    rngs = [python_random_for(SEED, "rearc", task_id, *key) for key in keys]
+    started = time.process_time()
+    for rng in rngs:
+        with suppress(Exception):  # some attempts are rejected
+            verify(generate(rng, 0.0, 1.0)["input"])
+    return time.process_time() - started
+
+
+def simulate(seconds: Seconds, num_workers: int) -> tuple[float, float]:
+    """Play the schedule: each free worker takes the next bundle. Return (ideal / makespan, ideal seconds)."""
+    rng = rng_for("bench_generate")
+    estimates = {task_id: rearc.seconds_per_example(task_id) for task_id in seconds}
+    blocks = [b for t, each in estimates.items() for b in Tally(t, each, probe=False).blocks_to(EXAMPLES_PER_TASK)]
+    free, total = [0.0] * num_workers, 0.0
+    for bundle in bundles_of(blocks, estimates):
+        duration = sum(float(rng.choice(seconds[b.task_id], b.stop - b.start).sum()) for b in bundle)
+        total += duration
+        heapq.heapreplace(free, free[0] + duration + BUNDLE_OVERHEAD_SECONDS)
+    assert sum(block.stop - block.start for block in blocks) == EXAMPLES_PER_TASK * len(seconds)
+    return total / num_workers / max(free), total / num_workers
+
+
+def run_on_ray(source: RearcSource, repetitions: int) -> dict[int, list[tuple[float, float]]]:
+    """Generate with one and two workers in turns; return number of workers -> (wall seconds, seconds inside examples)."""
+    runs: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
+    with tempfile.TemporaryDirectory() as folder:
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=150 * 2**20,
+            log_to_driver=False,
+        )
+        ensure_datasets({"": source.model_copy(update={"examples": 10})}, Folder.at(f"{folder}/warm"))
+        for repetition in range(repetitions):
+            for num_workers, measured in runs.items():
+                storage = Folder.at(f"{folder}/{num_workers}-{repetition}")
+                started = time.perf_counter()
+                ensure_datasets({"": source}, storage, num_workers=num_workers)
+                measured.append((time.perf_counter() - started, seconds_inside(Path(storage.uri))))
+        ray.shutdown()
+    return runs
+
+
+def gain_of_plain_processes(repetitions: int) -> float:
+    """Return how much more two plain processes do than one in the same time: what this machine can give at best."""
+    gains = []
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        pool.map(plain_work, range(2), chunksize=1)  # loads the library in both
+        for _ in range(repetitions):
+            alone = pool.apply(plain_work, (0,))
+            gains.append(2 * alone / fmean(pool.map(plain_work, range(2), chunksize=1)))
+    return median(gains)
+
+
+def plain_work(_: int) -> float:
+    """Call generators and verifiers for some seconds; return the wall seconds."""
+    started = time.perf_counter()
+    for task_id in rearc.task_ids()[::20]:
+        bare_seconds(task_id, [1] * 20)
+    return time.perf_counter() - started
+
+
+def seconds_inside(folder: Path) -> float:
+    """Sum the wall seconds that a dataset's examples took."""
+    files = folder.glob("data/*/timings/*.parquet")
+    return sum(sum(pq.read_table(file)["milliseconds"].to_pylist()) for file in files) / 1000
+
+
+def write_times(path: Path, seconds: Mapping[str, Sequence[float] | npt.NDArray[np.float64]]) -> None:
+    """Write one line a task: its id and the seconds of each measured example."""
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([task_id, *(f"{s:.6f}" for s in times)] for task_id, times in seconds.items())
+
+
+if __name__ == "__main__":
+    main()

