@@ -5,6 +5,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -54,7 +55,7 @@ def _convert(scratch: Path, target: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=FILE)
     quantized = AutoModelForCausalLM.from_pretrained(scratch, gguf_file=FILE, dtype=torch.bfloat16)
     # A model that was read from GGUF refuses to be saved; the same weights in a new model do not.
-    config = quantized.config
+    config: Any = quantized.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)

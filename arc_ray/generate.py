@@ -24,7 +24,7 @@ from arc_ray.datasets.blocks import (
 )
 from arc_ray.datasets.manifest import Tally, make_manifest, open_wishes
 from arc_ray.datasets.reading import READERS, check_supply
-from arc_ray.datasets.requests import Request, claim, dataset_folder, requests_of
+from arc_ray.datasets.requests import Request, check_identity, claim, dataset_folder, requests_of
 from arc_ray.errors import UserError
 from arc_ray.storage import Folder
 
@@ -67,11 +67,12 @@ def generate_dataset(
     interruption changes any byte outside `timings/`. Raises UserError.
     """
     folder = dataset_folder(storage, request.dataset)
-    claim(folder, request.source)
     manifest = folder.read_json("manifest.json")
     wanted = open_wishes(manifest, request.wanted)
     if manifest and not wanted:
+        check_identity(folder, request.source)
         return manifest
+    claim(folder, request.source)
     started, done, total = time.monotonic(), 0, estimate(request, storage).examples
     tallies = _empty_tallies(request.source, wanted)
     while missing := _missing_blocks(folder, tallies, wanted):

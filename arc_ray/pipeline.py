@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,14 +25,18 @@ def stream_rows(
         return
     num_blocks = -(-len(rows) // ROWS_PER_BLOCK)
     dataset = ray.data.from_numpy(np.array_split(rows, num_blocks)).map_batches(
-        _make_rows, batch_size=None, num_cpus=data_cpus, fn_kwargs={"maker": maker}
+        _make_rows,  # pyright: ignore[reportArgumentType]
+        batch_size=None,
+        num_cpus=data_cpus,
+        fn_kwargs={"maker": maker},
     )
     context = dataset.context
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
     # Ray's guard would kill a training that pauses for half an hour, such as one in a long validation.
     context.execution_no_progress_timeout_s = -1
-    yield from dataset.iter_batches(batch_size=rows_per_batch, prefetch_batches=4)
+    batches: Any = dataset.iter_batches(batch_size=rows_per_batch, prefetch_batches=4)
+    yield from batches
 
 
 def _make_rows(batch: dict[str, npt.NDArray[np.int64]], maker: "ray.ObjectRef[RowMaker]") -> Batch:

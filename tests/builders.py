@@ -1,8 +1,7 @@
 """Small real things that several tests use: tokenizers of several kinds, tasks, tables, codecs, a model."""
 
 import warnings
-from contextlib import nullcontext
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -102,9 +101,12 @@ def codec_of(
     quiet: bool | None = False,
 ) -> Codec:
     """The codec of these names. A warning about the slow path fails the test; is ignored if `quiet`; or, if None, heard."""
-    with warnings.catch_warnings() if quiet is not None else nullcontext():
-        warnings.simplefilter({True: "ignore", False: "error", None: "always"}[quiet])
-        return make_codec(tokenizer, frame_of(tokenizer), encoder_named(encoder), format_named(format), learn)
+    make = partial(make_codec, tokenizer, frame_of(tokenizer), encoder_named(encoder), format_named(format), learn)
+    if quiet is None:
+        return make()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if quiet else "error")
+        return make()
 
 
 def grid_of(rng: np.random.Generator, most: int = 6) -> Grid:

@@ -5,6 +5,11 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+# A property is no stop-watch: on a busy machine any example may take long.
+settings.register_profile("arc_ray", deadline=None)
+settings.load_profile("arc_ray")
 
 # Before anything imports Ray, which reads them once. Workers find the plugins of tests by PYTHONPATH.
 os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", PYTHONPATH=os.path.dirname(__file__))

@@ -178,7 +178,7 @@ def test_numbers_are_read_as_everybody_means_them(text: str, value: float, tmp_p
 @pytest.mark.parametrize("name", ["2e4", "2024-01-01", "null", "yes", "007", "1.5", "0x1f", "on", "1e-5"])
 def test_text_that_looks_like_something_else_survives_the_yaml_that_we_write(name: str, tmp_path: Path):
     """Would catch a run named 2e4 whose own config.yaml cannot be loaded any more."""
-    config = config_from({"name": name, "question": name}, {})
+    config = config_from({"name": name, "question": name, "storage": str(tmp_path)}, {})
     (tmp_path / "c.yaml").write_text(to_yaml(config))
     assert load_config(tmp_path / "c.yaml") == config
 
@@ -201,7 +201,21 @@ def test_a_file_that_is_no_config_is_refused(text: str, message: str, tmp_path: 
 
 def test_an_empty_file_is_the_default_config(tmp_path: Path):
     (tmp_path / "c.yaml").write_text("")
-    assert load_config(tmp_path / "c.yaml") == Config()
+    assert load_config(tmp_path / "c.yaml", {"storage": "/runs"}) == config_from({"storage": "/runs"}, {})
+
+
+def test_local_paths_are_those_of_the_directory_where_the_command_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Workers run elsewhere: would catch a relative path that means another folder there, or a hub name made a path."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    (tmp_path / "c.yaml").write_text("{storage: out, model: {base: models/base, adapter: owner/name}}")
+    config = load_config("c.yaml", {"evaluate.checkpoint": "@run"})
+    assert config.storage == str(tmp_path / "out")
+    assert config.model.base == str(tmp_path / "models" / "base")
+    assert (config.model.adapter, config.evaluate.checkpoint) == ("owner/name", "@run")
+    assert load_config("c.yaml", {"storage": "s3://bucket/runs/"}).storage == "s3://bucket/runs"
 
 
 def test_a_missing_file_is_named_with_its_nearest_neighbour(monkeypatch: pytest.MonkeyPatch):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -46,7 +46,7 @@ def rearc_source(**changes: Any) -> RearcSource:
 @given(st.floats(1e-4, 30.0))
 def test_blocks_cover_every_index_once_and_have_round_boundaries(seconds: float):
     """Would catch a gap, an overlap, a block so long that a crash hurts, or a boundary that makes 1000 cost 1200."""
-    blocks = list(itertools.takewhile(lambda block: block.start < 5000, blocks_from("t", 0, seconds)))
+    blocks = list(itertools.takewhile(lambda block: block.start < 1500, blocks_from("t", 0, seconds)))
     assert blocks[0].start == 0
     assert all(a.stop == b.start for a, b in itertools.pairwise(blocks))
     assert {100, 1000} <= {block.stop for block in blocks}
@@ -68,7 +68,6 @@ def test_block_names_read_back(task_id: str, start: int, size: int):
     assert Block.named(block.name) == block
 
 
-@settings(deadline=None)
 @given(st.lists(st.none() | st.tuples(grids, grids), min_size=1, max_size=6))
 def test_pairs_survive_the_table(values: list[tuple[Grid, Grid] | None]):
     """Would catch grids of different shapes that run into each other, and failures that shift their neighbours."""

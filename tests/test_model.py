@@ -153,6 +153,7 @@ def test_a_whole_model_survives_saving_and_loading(tmp_path: Path, base: str):
     model = moved(build_model(ModelConfig(base=base), "", 0, True, None))
     save_weights(model, {name: p.detach().clone() for name, p in trainable(model).items()}, tiny_tokenizer(), tmp_path)
     expected = logits_of(model)
+    loaded: Any
     for loaded in (
         load_base(ModelConfig(base=str(tmp_path)), ""),
         load_for_inference(ModelConfig(scratch=SCRATCH), "", str(tmp_path)),

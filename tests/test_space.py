@@ -80,6 +80,7 @@ def test_a_hundred_random_points_have_a_hundred_names():
         ({"model.adapter": "@count"}, "adapter--count"),
         ({"model.adapter": None, "train.full": True}, "adapter-None_full-True"),
         ({"data.mix.my source": 3}, "my-source-3"),
+        ({"train.row_tokens": 512}, "row_tokens-512"),
         ({"model.base": "a/b c"}, "base-a-b-c"),
         ({"start": "zähle"}, "start-z-hle"),
     ],

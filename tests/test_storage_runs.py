@@ -187,9 +187,9 @@ def test_many_differing_keys_are_counted(tmp_path: Path):
     config = config_in(tmp_path)
     claim(run_folder(config), config, "train")
     changes = {
-        f"train.{k}": 7 for k in ("lr", "epochs", "max_steps", "log_every", "eval_every", "weight_decay", "clip")
+        f"train.{k}": 7 for k in ("lr", "epochs", "max_steps", "batch_rows", "eval_every", "weight_decay", "clip")
     }
-    with pytest.raises(UserError, match=r"\(differs in: train.clip, .* and 1 more\)"):
+    with pytest.raises(UserError, match=r"\(differs in: train.batch_rows, .* and 1 more\)"):
         claim(run_folder(config), with_overrides(config, changes), "train")
 
 
@@ -200,6 +200,12 @@ ELSEWHERE = {
     "evaluate.num_actors": 3,
     "tune.max_concurrent": 2,
     "train.max_failures": 0,
+    "train.micro_rows": 4,
+    "train.zero_stage": 0,
+    "train.offload": True,
+    "train.log_every": 7,
+    "train.checkpoint_every": 3,
+    "train.keep_checkpoints": 1,
     "question": "another?",
 }
 

@@ -163,7 +163,9 @@ def peek(
 
 
 @app.command()
-def check(config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]")] = None, assignments: Assignments = None) -> None:
+def check(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]")] = None, assignments: Assignments = None
+) -> None:
     """Versions and devices; with a config, whether storage, model and data are usable, and what training would take."""
     from arc_ray.cli.check import check as run_check
 

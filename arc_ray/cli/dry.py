@@ -5,7 +5,7 @@ from typing import Any
 from arc_ray.cli.console import Terminal
 from arc_ray.config import Config, to_yaml
 from arc_ray.errors import UserError
-from arc_ray.study.comparing import study_points
+from arc_ray.study.comparing import search_points
 from arc_ray.train.starts import config_of_run, needed_runs, with_start
 from arc_ray.tune.space import Point, check_points, points, trial_name
 
@@ -27,7 +27,8 @@ def describe_search(config: Config, terminal: Terminal) -> None:
 def describe_study(config: Config, terminal: Terminal) -> None:
     """Print the question, what must be made first, and the trials. Raises UserError."""
     terminal.note(config.question or "(no question)")
-    _describe_trials(config, study_points(config, points(config)), terminal)
+    _describe_trials(config, search_points(config, points(config)), terminal)
+    terminal.note(f"then, with seeds {config.study.seeds}: each arm at the setting chosen for it")
 
 
 def plan_lines(config: Config) -> list[str]:

@@ -84,8 +84,8 @@ class StudyConfig(Section):
     """Config key whose values are the arms."""
     arms: list[Any] = Field(default_factory=lambda: ["base", "count"])
     """Values of `compare`; the first is the baseline."""
-    seeds: list[int] = Field(default_factory=lambda: [0, 1, 2], min_length=1)
-    """Every setting of every arm runs once per seed; arms are compared seed by seed."""
+    seeds: list[int] = Field(default_factory=lambda: [1, 2, 3], min_length=1)
+    """Each arm's chosen setting is trained once per seed, and arms are compared seed by seed; the search uses `seed`."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     """Level of the intervals."""
 

@@ -64,7 +64,7 @@ class Answerer:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Answer the works of a batch: write a file of predictions each; return their names."""
         for reference in batch["work"]:
-            work = ray.get(reference)
+            work: Any = ray.get(reference)
             if isinstance(work, CountingWork):
                 self._count(work)
             else:
@@ -152,7 +152,8 @@ def answer_all(
     dataset.context.enable_progress_bars = False
     dataset.context.execution_options.preserve_order = True
     dataset.context.execution_no_progress_timeout_s = -1
-    for batch in dataset.iter_batches(batch_size=1):
+    batches: Any = dataset.iter_batches(batch_size=1)
+    for batch in batches:
         done += int(batch["done"].sum())
         progress(done, len(works))
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from arc_ray.analysis import Comparison, Run, choosing_half, compare, gather, sentence, steps_to_loss
 from arc_ray.config import Config
+from arc_ray.errors import UserError
 from arc_ray.runs import read_metrics, run_folder
 from arc_ray.tune.space import Point, trial_config
 from arc_ray.tune.trials import Trial
@@ -18,17 +19,14 @@ METRICS = ("eval/solved", "eval/cell_accuracy")
 _FILE_KEY = {"eval/solved": "solved", "eval/cell_accuracy": "cell_accuracy"}
 
 
-def study_points(config: Config, points: Sequence[Point]) -> list[Point]:
-    """Give every point of the search every seed and every arm; arms of a pair stand together, seeds come last.
+def search_points(config: Config, points: Sequence[Point]) -> list[Point]:
+    """Give every point of the search every arm, with the config's own seed; arms of a point stand together.
 
-    Points that the search draws for `compare` or `seed` themselves would break the pairing, so those keys are set here.
+    Raises UserError if the study would measure with that seed too: the chosen trial's luck would count.
     """
-    return [
-        {**point, config.study.compare: arm, "seed": seed}
-        for seed in config.study.seeds
-        for point in points
-        for arm in config.study.arms
-    ]
+    if config.seed in config.study.seeds:
+        raise UserError(f"study.seeds holds {config.seed}, the seed of the search; measuring needs fresh ones")
+    return [{**point, config.study.compare: arm, "seed": config.seed} for point in points for arm in config.study.arms]
 
 
 def split(config: Config, point: Point) -> tuple[str, str, int]:
@@ -48,9 +46,10 @@ def final_outcomes(config: Config, point: Point) -> dict[str, dict[str, float]]:
 
 
 def finalists(config: Config, trials: Sequence[Trial]) -> list[Point]:
-    """List the points to be run to their end with every seed: each arm's most promising setting.
+    """List the points that measure: each arm's most promising setting, with every seed of the study.
 
     Promise is judged on the choosing half of the tasks only, from whatever validations there are, of stopped trials too.
+    The seeds are fresh, so what is measured owes nothing to the luck of the trial that was chosen.
     """
     merits: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for trial in trials:
@@ -60,7 +59,7 @@ def finalists(config: Config, trials: Sequence[Trial]) -> list[Point]:
         if not outcomes:
             continue
         ids = list(outcomes[METRICS[0]])
-        chooses = choosing_half(ids, config.study.seeds[0])
+        chooses = choosing_half(ids, config.seed)
         means = [float(np.mean(np.array([outcomes[m][task] for task in ids])[chooses])) for m in METRICS]
         arm, setting, _ = split(config, trial.point)
         merits.setdefault(arm, {}).setdefault(setting, []).append((means[0], means[1]))
@@ -75,7 +74,7 @@ def finalists(config: Config, trials: Sequence[Trial]) -> list[Point]:
 
 def analyse(config: Config, trials: Sequence[Trial]) -> dict[str, Any]:
     """Compare the arms by every metric and return what analysis.json holds. Raises UserError if an arm never finished."""
-    done = [trial for trial in trials if trial.status == "done"]
+    done = [trial for trial in trials if trial.status == "done" and trial.point["seed"] in config.study.seeds]
     effects, arms = [], []
     for metric in METRICS:
         tie = METRICS[1]
@@ -85,7 +84,7 @@ def analyse(config: Config, trials: Sequence[Trial]) -> dict[str, Any]:
             runs.append(Run(*split(config, trial.point), outcomes=outcomes[metric], ties=outcomes[tie]))
         outcomes = gather(runs)
         baseline = _text(config.study.arms[0])
-        comparisons = compare(outcomes, baseline, config.study.confidence, config.study.seeds[0])
+        comparisons = compare(outcomes, baseline, config.study.confidence, config.seed)
         effects += [_effect(metric, comparison) for comparison in comparisons]
         if metric == METRICS[0]:
             arms = _arms(outcomes, comparisons, config)
@@ -131,7 +130,7 @@ def _effect(metric: str, comparison: Comparison) -> dict[str, Any]:
 def _arms(outcomes: Any, comparisons: Sequence[Comparison], config: Config) -> list[dict[str, Any]]:
     settings = {comparisons[0].baseline: comparisons[0].baseline_setting}
     settings |= {comparison.arm: comparison.arm_setting for comparison in comparisons}
-    chooses = choosing_half(outcomes.task_ids, config.study.seeds[0])
+    chooses = choosing_half(outcomes.task_ids, config.seed)
     return [
         {
             "arm": arm,

@@ -10,11 +10,11 @@ from arc_ray.progress import Progress
 from arc_ray.report import write_report
 from arc_ray.runs import claim, finish, is_finished, run_folder
 from arc_ray.storage import Folder
-from arc_ray.study.comparing import analyse, answer, finalists, split, study_points
+from arc_ray.study.comparing import analyse, answer, finalists, search_points, split
 from arc_ray.train.starts import config_of_run, make_needed_runs, needed_runs
 from arc_ray.tune.search import run_search
 from arc_ray.tune.space import Point, as_word, check_points, points, trial_config
-from arc_ray.tune.trials import Trial, rank, read_trial, write_search
+from arc_ray.tune.trials import Trial, rank, write_search
 
 Train = Callable[[Config], dict[str, Any]]
 """Trains a config's run to its end, showing its progress."""
@@ -28,7 +28,7 @@ def run_study(config: Config, progress: Progress, train: Train) -> dict[str, Any
     Raises UserError for what only the user can mend.
     """
     folder = run_folder(config)
-    trials = study_points(config, points(config))
+    trials = search_points(config, points(config))
     variants = check_points(config, trials)
     claim(folder, config, "study")
     if is_finished(folder):
@@ -37,8 +37,10 @@ def run_study(config: Config, progress: Progress, train: Train) -> dict[str, Any
     make_data(config, variants, progress)
     progress.stage(2, NUM_STAGES, "starting checkpoints")
     make_starts(config, variants, progress, train)
-    progress.stage(3, NUM_STAGES, f"search: {len(trials)} trials")
-    found = search(config, trials, progress)
+    progress.stage(
+        3, NUM_STAGES, f"search: {len(trials)} trials, then {len(config.study.seeds)} fresh seeds of each arm's best"
+    )
+    found = search_and_measure(config, trials, progress)
     analysis = analyse(config, found)
     folder.write_json("analysis.json", analysis)
     progress.stage(4, NUM_STAGES, "evaluation")
@@ -76,7 +78,9 @@ def make_data(config: Config, variants: Sequence[Config], progress: Progress) ->
     names |= {name for c in [config, *variants, *runs] for name in (*c.data.validation, *c.evaluate.sets)}
     sources = {name: config.data.sources[name] for name in sorted(names)}
     for name, manifest in ensure_datasets(
-        sources, Folder.at(config.storage), lambda name, done, total, rate: progress.advance(f"{name}, examples", done, total)
+        sources,
+        Folder.at(config.storage),
+        lambda name, done, total, rate: progress.advance(f"{name}, examples", done, total),
     ).items():
         progress.note(f"{name}: {_describe(manifest)}")
 
@@ -99,33 +103,32 @@ def make_starts(config: Config, variants: Sequence[Config], progress: Progress, 
             progress.note(f"{name}: " + _shares(result))
 
 
-def search(config: Config, trials: Sequence[Point], progress: Progress) -> list[Trial]:
-    """Search with early stopping, then run each arm's most promising setting to its end with every seed."""
+def search_and_measure(config: Config, trials: Sequence[Point], progress: Progress) -> list[Trial]:
+    """Search with early stopping, then train each arm's chosen setting to its end with fresh seeds."""
     folder = run_folder(config)
 
-    def show(found: list[Trial]) -> None:
+    def show(found: Sequence[Trial]) -> None:
         write_search(folder, config, found)
         progress.table(*trial_table(found, config.tune.metric))
 
-    run_search(config, trials, stop_early=True, progress=show)
-    chosen = finalists(config, [read_trial(config, point) for point in trials])
-    unfinished = [point for point in chosen if read_trial(config, point).status != "done"]
-    if unfinished:
-        progress.note(f"{len(unfinished)} stopped trials of the chosen settings run to their end")
-        run_search(
-            config, unfinished, stop_early=False, progress=lambda _: show([read_trial(config, p) for p in trials])
-        )
-    found = [read_trial(config, point) for point in trials]
-    show(found)
-    return found
+    searched = run_search(config, trials, stop_early=True, progress=show)
+    chosen = finalists(config, searched)
+    progress.note(f"chosen on one half of the validation tasks: {'; '.join(_settings(config, chosen))}")
+    return [*searched, *run_search(config, chosen, stop_early=False, progress=lambda found: show([*searched, *found]))]
+
+
+def _settings(config: Config, chosen: Sequence[Point]) -> list[str]:
+    """Name each arm's chosen setting once."""
+    return list(dict.fromkeys(f"{arm} {setting}" for arm, setting, _ in (split(config, point) for point in chosen)))
 
 
 def evaluate_arms(config: Config, trials: Sequence[Trial], progress: Progress) -> dict[str, float]:
     """Let the best finished trial of each arm answer the evaluation sets; scores by "<arm>/<set>/<rule>"."""
     scores: dict[str, float] = {}
-    for arm in dict.fromkeys(split(config, trial.point)[0] for trial in trials):
-        done = [t for t in trials if t.status == "done" and split(config, t.point)[0] == arm]
-        if not done or not config.evaluate.sets:
+    measured = [trial for trial in trials if trial.status == "done" and trial.point["seed"] in config.study.seeds]
+    for arm in dict.fromkeys(split(config, trial.point)[0] for trial in measured):
+        done = [trial for trial in measured if split(config, trial.point)[0] == arm]
+        if not config.evaluate.sets:
             continue
         best = trial_config(config, rank(done, config.tune.metric)[0].point, config.name)
         evaluation = best.model_copy(

@@ -25,7 +25,10 @@ def config_of_run(config: Config, name: str) -> Config:
     neutral = {"start": "base", "starts": {"base": {}}, "question": "", "tune": {}, "study": {}, "evaluate": {}}
     run = with_overrides(config, {**neutral, **config.runs[name], "name": name}, f"runs.{name}")
     mix = {source: copies for source, copies in run.data.mix.items() if copies}
-    used = {source: run.data.sources[source].model_dump(mode="json") for source in [*mix, *run.data.validation, *run.evaluate.sets]}
+    used = {
+        source: run.data.sources[source].model_dump(mode="json")
+        for source in [*mix, *run.data.validation, *run.evaluate.sets]
+    }
     return with_overrides(run, {"data.sources": used, "data.mix": mix, "runs": {}}, f"runs.{name}")
 
 
@@ -37,6 +40,11 @@ def needed_runs(config: Config, variants: Iterable[Config]) -> list[str]:
     order: list[str] = []
 
     def visit(name: str, path: tuple[str, ...]) -> None:
+        if path[-1:] == (name,):
+            raise UserError(
+                f"runs.{name} starts from itself, because it takes over what the config says;"
+                f" set model.base and model.adapter under runs.{name} to what it starts from, or to null"
+            )
         if name in path:
             raise UserError(f"runs need each other: {' -> '.join((*path, name))}")
         if name in order:

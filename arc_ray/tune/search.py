@@ -4,6 +4,7 @@ A search called again replays what its folders hold: a finished trial reports it
 within a second, a trial that was cut off reports its own and then trains on. So no pickled state has to survive.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,26 +41,31 @@ def run_search(
     started = [trial_config(config, point, config.name) for point in trials]
     waiting = [p for p, c in zip(trials, started, strict=True) if not is_finished(run_folder(c))]
     if waiting:
+        at_once = min(max_concurrent(config), len(trials))
         tuner = ray.tune.Tuner(
             ray.tune.with_resources(_train_trial, {"CPU": 0.01}),
-            param_space={"config": config, "point": ray.tune.grid_search(list(trials)), "to_the_end": not stop_early},
+            param_space={
+                "config": config,
+                "point": ray.tune.grid_search(list(trials)),
+                "to_the_end": not stop_early,
+                "at_once": at_once,
+            },
             tune_config=ray.tune.TuneConfig(
                 metric=SCORE,
                 mode="max",
                 scheduler=_scheduler(config, started) if stop_early else FIFOScheduler(),
-                max_concurrent_trials=max_concurrent(config),
+                max_concurrent_trials=at_once,
                 reuse_actors=False,
             ),
             run_config=ray.tune.RunConfig(
                 name="search",
                 storage_path=str(_scratch(config)),
+                callbacks=[_Ends(config)],
                 verbose=0,
             ),
         )
         with _watched(lambda: progress([read_trial(config, point) for point in trials])):
-            results = tuner.fit()
-        for result in (results[i] for i in range(len(results))):
-            _write_end(config, (result.config or {})["point"], result)
+            tuner.fit()
     found = [read_trial(config, point) for point in trials]
     progress(found)
     return found
@@ -80,7 +86,7 @@ def max_concurrent(config: Config) -> int:
 def _train_trial(parameters: dict[str, Any]) -> None:
     """Run one trial in its Tune actor: replay what its folder holds, then train."""
     point: Point = parameters["point"]
-    config = trial_config(parameters["config"], point, parameters["config"].name)
+    config = _sharing_cores(trial_config(parameters["config"], point, parameters["config"].name), parameters["at_once"])
     folder = run_folder(config)
     about = folder.read_json("trial.json")
     has_ended = is_finished(folder) or bool(about and about["status"] == "stopped" and not parameters["to_the_end"])
@@ -93,6 +99,14 @@ def _train_trial(parameters: dict[str, Any]) -> None:
         return
     write_status(folder, point, "running")
     run_training(config, callbacks=[_Report(parameters["config"].tune.metric)], command="trial")
+
+
+def _sharing_cores(config: Config, trials_at_once: int) -> Config:
+    """Give a trial on CPUs its share of the machine's threads: two that both take all cores run at a fraction of it."""
+    if config.scaling.threads or config.scaling.use_gpu:
+        return config
+    share = max(1, (os.cpu_count() or 1) // trials_at_once)
+    return config.model_copy(update={"scaling": config.scaling.model_copy(update={"threads": share})})
 
 
 def scored(record: dict[str, Any], metric: str) -> dict[str, Any]:
@@ -111,6 +125,28 @@ class _Report(TuneReportCallback):
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Report rank 0's record."""
         super().after_report(run_context, [scored(record, self._metric) for record in metrics], checkpoint)
+
+
+class _Ends(ray.tune.Callback):
+    """Notes in its folder how each trial ended, when it ends: a driver that dies later loses nothing."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """It ran to its end, or the scheduler stopped it."""
+        folder, point = self._place(trial)
+        write_status(folder, point, "done" if is_finished(folder) else "stopped")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """It failed; the search goes on."""
+        folder, point = self._place(trial)
+        error = trial.get_error()
+        write_status(folder, point, "failed", _reason(error) if error else "no reason given")
+
+    def _place(self, trial: Any) -> tuple[Folder, Point]:
+        point = trial.config["point"]
+        return run_folder(trial_config(self._config, point, self._config.name)), point
 
 
 @contextmanager
@@ -148,14 +184,6 @@ def _scheduler(config: Config, trials: Sequence[Config]) -> TrialScheduler:
         # A trial that reaches max_t has done all its steps; it ends by itself, with its checkpoint written.
         stop_last_trials=False,
     )
-
-
-def _write_end(config: Config, point: Point, result: Any) -> None:
-    folder = run_folder(trial_config(config, point, config.name))
-    if result.error is not None:
-        write_status(folder, point, "failed", _reason(result.error))
-    else:
-        write_status(folder, point, "done" if is_finished(folder) else "stopped")
 
 
 def _reason(error: BaseException) -> str:

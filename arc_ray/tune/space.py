@@ -74,4 +74,4 @@ def _as_named(value: float) -> float:
 def as_word(value: Any) -> str:
     """Write a value so that it can be part of a folder's name."""
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return "".join(c if c.isascii() and (c.isalnum() or c in ".-") else "-" for c in text)
+    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in text)
