@@ -12,7 +12,9 @@ settings.register_profile("arc_ray", deadline=None)
 settings.load_profile("arc_ray")
 
 # Before anything imports Ray, which reads them once. Workers find the plugins of tests by PYTHONPATH.
-os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", PYTHONPATH=os.path.dirname(__file__))
+os.environ.update(
+    RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", PYTHONPATH=os.path.dirname(__file__), OMP_NUM_THREADS="1"
+)
 
 
 @pytest.fixture(scope="session")

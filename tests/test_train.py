@@ -36,7 +36,15 @@ TINY = {
             "train.max_steps": 2,
         }
     },
-    "train": {"lr": 1e-2, "row_tokens": 256, "batch_rows": 4, "micro_rows": 2, "epochs": 2, "checkpoint_every": 3, "keep_checkpoints": 9},
+    "train": {
+        "lr": 1e-2,
+        "row_tokens": 256,
+        "batch_rows": 4,
+        "micro_rows": 2,
+        "epochs": 2,
+        "checkpoint_every": 3,
+        "keep_checkpoints": 9,
+    },
     "scaling": {"threads": 1, "data_cpus": 0.25},
     "ray": {"object_store_mib": 100},
 }
@@ -85,7 +93,9 @@ def test_training_learns_and_leaves_an_adapter_that_is_not_empty(folder: Path) -
     assert all(np.abs(tensor).max() > 0 for name, tensor in trained.items() if "lora_B" in name)
 
 
-@pytest.mark.parametrize("overrides", [["scaling.num_workers=2"], ["train.micro_rows=1"], ["train.zero_stage=0"], ["train.zero_stage=3"]])
+@pytest.mark.parametrize(
+    "overrides", [["scaling.num_workers=2"], ["train.micro_rows=1"], ["train.zero_stage=0"], ["train.zero_stage=3"]]
+)
 def test_losses_depend_neither_on_workers_nor_micro_batches_nor_zero_stage(folder: Path, overrides: list[str]) -> None:
     """Catches a mean of means, a batch that depends on the cluster, and rows that go to the wrong step."""
     name = "-".join(overrides).replace("=", "-").replace(".", "-")
@@ -96,7 +106,10 @@ def test_losses_depend_neither_on_workers_nor_micro_batches_nor_zero_stage(folde
 def test_killed_run_ends_with_the_same_bytes(folder: Path) -> None:
     """Catches lost optimizer state, replayed or skipped rows, and a torn checkpoint taken for a whole one."""
     running = subprocess.Popen(
-        command(folder, "name=killed"), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        command(folder, "name=killed"),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     deadline = time.monotonic() + 300

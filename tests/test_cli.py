@@ -1,0 +1,55 @@
+"""The command line: mistakes get one message and exit code 2 before any work; --dry-run works without any data."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
+
+
+def arc_ray(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from arc_ray.cli import main; main()", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["study", "configs/no_such.yaml"], "no_such.yaml"),
+        (["study", QUICKSTART, "train.epoch=2"], "did you mean train.epochs?"),
+        (["train", QUICKSTART, "train.lr=fast"], "train.lr"),
+        (["train", QUICKSTART, "train.batch_rows=3", "scaling.num_workers=2"], "batch_rows 3"),
+        (["study", QUICKSTART, "start=cuont"], "start"),
+        (["study", QUICKSTART, "storage=/proc/nowhere"], "/proc/nowhere"),
+        (["evaluate", QUICKSTART, "--no-such-option"], "--no-such-option"),
+        (["peek", QUICKSTART, "--stage", "dream"], "task, view, prompt, tokens"),
+    ],
+)
+def test_a_mistake_gives_one_message_and_exit_code_two(words: list[str], said: str, tmp_path: Path) -> None:
+    """Catches tracebacks shown to users, mistakes found only after Ray has started, and wrong exit codes."""
+    if not any(word.startswith("storage=") for word in words) and words[1:2] == [QUICKSTART] and "--" not in words[-1]:
+        words = [*words[:2], f"storage={tmp_path}", *words[2:]]
+    done = arc_ray(*words)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_dry_run_names_every_trial_and_touches_nothing(tmp_path: Path) -> None:
+    """Catches a dry run that trains, needs data, or leaves folders behind."""
+    done = arc_ray("study", QUICKSTART, f"storage={tmp_path / 'runs'}", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "first, once: tiny" in done.stdout
+    assert done.stdout.count("start-mixed") == 4
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_every_command_explains_itself() -> None:
+    """Catches a command whose help cannot be built."""
+    for command in ("study", "generate", "train", "tune", "evaluate", "report", "peek", "check", "fetch"):
+        done = arc_ray(command, "--help")
+        assert done.returncode == 0, done.stderr
+        assert command in done.stdout
