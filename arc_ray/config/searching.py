@@ -44,9 +44,9 @@ class TuneConfig(Section):
 
     space: dict[str, Any] = Field(default_factory=dict)
     """Dotted config key -> {grid: [...]}, {choice: [...]}, {uniform: [a, b]} or {loguniform: [a, b]}."""
-    search: Literal["grid", "random", "optuna"] = "grid"
+    search: Literal["grid", "random"] = "grid"
     num_trials: int | None = Field(default=None, ge=1)
-    """Trials to draw (random, optuna); a grid runs each of its points once."""
+    """Trials to draw at random; a grid runs each of its points once."""
     metric: str = "eval/solved"
     """What is maximised; eval/cell_accuracy breaks ties."""
     scheduler: SchedulerConfig = SchedulerConfig()
@@ -67,9 +67,7 @@ class TuneConfig(Section):
                 if len(values) != 2 or not all(isinstance(v, int | float) for v in values) or values[0] >= values[1]:
                     raise ValueError(f"space.{key}.{kind} takes two numbers, the lower first")
                 if self.search == "grid":
-                    raise ValueError(
-                        f"space.{key}: a grid search takes {{grid: [...]}}; {kind} needs search: random or optuna"
-                    )
+                    raise ValueError(f"space.{key}: a grid search takes {{grid: [...]}}; {kind} needs search: random")
                 if kind == "loguniform" and values[0] <= 0:
                     raise ValueError(f"space.{key}.loguniform starts above 0")
         if self.search != "grid" and self.space and self.num_trials is None:

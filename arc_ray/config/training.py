@@ -118,8 +118,6 @@ class ModelConfig(Section):
 class TrainConfig(Section):
     """The optimizer's view of a run."""
 
-    engine: Literal["deepspeed", "trl"] = "deepspeed"
-    """An explicit DeepSpeed loop, or the same rows through trl's SFTTrainer."""
     full: bool = False
     """Train all parameters instead of an adapter."""
     lr: float = Field(default=2e-4, gt=0)
@@ -162,7 +160,9 @@ class TrainConfig(Section):
     """Restarts of the workers after a fault before the run gives up; -1 never gives up."""
 
     @model_validator(mode="after")
-    def _batch_divides(self) -> "TrainConfig":
+    def _fits_together(self) -> "TrainConfig":
+        if self.offload and self.zero_stage == 0:
+            raise ValueError("offload needs something to move: set zero_stage to 1, 2 or 3, or offload to false")
         if self.batch_rows % self.micro_rows:
             raise ValueError(f"batch_rows {self.batch_rows} must be a multiple of micro_rows {self.micro_rows}")
         return self

@@ -60,6 +60,10 @@ class Config(Section):
                 f"train.batch_rows {self.train.batch_rows} must be a multiple of scaling.num_workers x train.micro_rows"
                 f" = {high} x {self.train.micro_rows}: the global batch is shared equally"
             )
+        if self.model.scratch and not self.train.full:
+            raise ValueError(
+                "model.scratch starts from random weights, which an adapter cannot mend: set train.full to true"
+            )
         if self.train.full and self.model.adapter and self.model.adapter_use == "continue":
             raise ValueError("train.full trains no adapter: set model.adapter_use to merge, or train.full to false")
         return self

@@ -14,6 +14,7 @@ from arc_ray.config import Config
 from arc_ray.datasets import load_source
 from arc_ray.encoders import encoder_named
 from arc_ray.errors import UserError
+from arc_ray.guard import refuse_overlap
 from arc_ray.model import load_tokenizer
 from arc_ray.plan import Plan, load_plan, save_plan
 from arc_ray.prompt import format_named
@@ -43,10 +44,9 @@ def prepare(config: Config, folder: Folder | None = None) -> Prepared:
     """Load tasks, plan rows, write the validation rows; a plan already in `folder` is used as it is. Raises UserError."""
     storage = Folder.at(config.storage)
     mixed = [name for name, copies in config.data.mix.items() if copies > 0]
-    tables = {
-        name: TaskTable.of(load_source(config.data.sources[name], storage))
-        for name in {*mixed, *config.data.validation}
-    }
+    tasks = {name: load_source(config.data.sources[name], storage) for name in {*mixed, *config.data.validation}}
+    refuse_overlap(config, tasks)
+    tables = {name: TaskTable.of(of_source) for name, of_source in tasks.items()}
     tokenizer = load_tokenizer(config.model, config.storage)
     codec = codec_of(config, tokenizer)
     if folder is not None and folder.exists("plan.parquet"):

