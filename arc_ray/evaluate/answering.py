@@ -6,6 +6,7 @@ model.
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -51,7 +52,7 @@ class Answerer:
     """A model that answers batches; Ray Data keeps one in each actor of the pool."""
 
     def __init__(self, config: Config, folder: Folder, encoder: Encoder) -> None:
-        torch.set_num_threads(config.scaling.threads or torch.get_num_threads())
+        torch.set_num_threads(config.scaling.threads or max(1, (os.cpu_count() or 1) // config.evaluate.num_actors))
         self._folder, self._encoder = folder, encoder
         self._model = load_for_inference(config.model, config.storage, config.evaluate.checkpoint)
         if config.scaling.use_gpu:
