@@ -201,7 +201,7 @@ ELSEWHERE = {
     "tune.max_concurrent": 2,
     "train.max_failures": 0,
     "train.micro_rows": 4,
-    "train.zero_stage": 0,
+    "train.zero_stage": 1,
     "train.offload": True,
     "train.log_every": 7,
     "train.checkpoint_every": 3,
