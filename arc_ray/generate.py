@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import ray
 import ray.data
 
 from arc_ray.config.sources import AnySource
@@ -31,8 +32,11 @@ from arc_ray.storage import Folder
 Progress = Callable[[str, int, int, float], None]
 """Called with a dataset's name, examples made, examples to make, and examples per second."""
 
-BUNDLE_SECONDS = 1.0
-"""Blocks are handed out in bundles estimated to take about this long, so that Ray's cost per task stays below 1 %."""
+MIN_BUNDLE_SECONDS, MAX_BUNDLE_SECONDS = 0.25, 8.0
+"""Bounds of a bundle of blocks. Ray Data looks for finished tasks every 0.1 s, for which a worker waits after each bundle:
+shorter ones would waste more than they balance. Longer ones would leave little for nodes that join later."""
+WORKER_SHARES = 1.5
+"""A bundle holds 1 / (1.5 x workers) of the work that is left; estimates are good enough for so large a share."""
 
 
 class Estimate(NamedTuple):
@@ -64,7 +68,7 @@ def generate_dataset(
     """Make what is missing of one dataset, write its manifest and return it.
 
     `num_workers` bounds the blocks made at the same time; None leaves it to the CPUs that Ray has. Neither that nor an
-    interruption changes any byte outside `timings/`. Raises UserError.
+    interruption changes any byte outside `timings/`. Ray must be connected. Raises UserError.
     """
     folder = dataset_folder(storage, request.dataset)
     manifest = folder.read_json("manifest.json")
@@ -97,24 +101,25 @@ def estimate(request: Request, storage: Folder) -> Estimate:
     return Estimate(sum(examples), sum(t.seconds_each * number for t, number in zip(tallies, examples, strict=True)))
 
 
-def bundles_of(blocks: Sequence[Block], seconds: Mapping[str, float]) -> list[list[Block]]:
-    """Order blocks by estimated cost, longest first, and put short ones together.
+def bundles_of(blocks: Sequence[Block], seconds: Mapping[str, float], num_workers: int) -> list[list[Block]]:
+    """Order blocks by estimated cost, longest first, and bundle them; `seconds` is the cost of an example of each task.
 
-    `seconds` is the cost of an example of each task. With long blocks first the last ones are short, so that workers
-    end together (Graham, "Bounds on multiprocessing timing anomalies", 1969).
+    A bundle is one task of Ray's. It takes a fixed share of the work that is left, so bundles shrink towards the end and
+    workers end together, yet each gets only a few (Polychronopoulos and Kuck, "Guided self-scheduling", 1987).
     """
 
     def cost(block: Block) -> float:
         return seconds[block.task_id] * (block.stop - block.start)
 
     bundles: list[list[Block]] = []
-    filled = BUNDLE_SECONDS
+    left, room = sum(map(cost, blocks)), 0.0
     for block in sorted(blocks, key=lambda block: (-cost(block), block)):
-        if filled + cost(block) > BUNDLE_SECONDS:
+        if cost(block) > room or not bundles:
             bundles.append([])
-            filled = 0.0
+            room = min(max(left / (WORKER_SHARES * num_workers), MIN_BUNDLE_SECONDS), MAX_BUNDLE_SECONDS)
         bundles[-1].append(block)
-        filled += cost(block)
+        room -= cost(block)
+        left -= cost(block)
     return bundles
 
 
@@ -143,7 +148,8 @@ def _write_blocks(
 ) -> Iterator[int]:
     """Make blocks in parallel; yield numbers of examples as they are done. Raises UserError if a worker met one."""
     seconds = {block.task_id: seconds_per_example(source, block.task_id) for block in blocks}
-    tables = [pa.Table.from_pylist([block._asdict() for block in bundle]) for bundle in bundles_of(blocks, seconds)]
+    bundles = bundles_of(blocks, seconds, num_workers or int(ray.cluster_resources()["CPU"]))
+    tables = [pa.Table.from_pylist([block._asdict() for block in bundle]) for bundle in bundles]
     done = ray.data.from_arrow(tables).map_batches(
         functools.partial(_write_bundle, source=source, folder=folder),
         batch_format="pyarrow",
@@ -153,7 +159,8 @@ def _write_blocks(
     )
     done.context.enable_progress_bars = False
     done.context.execution_no_progress_timeout_s = -1  # a bundle may take long; a hanging example has its own limit
-    done.context.target_max_block_size = 1 << 20  # Ray reserves this much a task: its 128 MiB would leave workers idle
+    # Rows come back one by one. Ray also reserves twice this much for each task: its 128 MiB would leave workers idle.
+    done.context.target_max_block_size = 1
     for row in done.iter_rows():
         if row["mistake"]:
             raise UserError(row["mistake"])

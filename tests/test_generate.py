@@ -76,7 +76,7 @@ def unbroken(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.mark.parametrize("num_workers", [1, 4])
 def test_bytes_do_not_depend_on_the_number_of_workers(num_workers, generate, unbroken, tmp_path, monkeypatch):
-    monkeypatch.setattr("arc_ray.generate.BUNDLE_SECONDS", 0)  # every block on its own
+    monkeypatch.setattr("arc_ray.generate.MAX_BUNDLE_SECONDS", 0)  # every block on its own
     generate(rearc_source(), tmp_path, num_workers=num_workers)
     assert files_of(tmp_path) == files_of(unbroken)
 

@@ -25,6 +25,9 @@ def make_engine(model: nn.Module, train: TrainConfig, config: ModelConfig, num_w
     """Wrap a model in DeepSpeed with torch's AdamW over its trainable parameters; the process group must exist."""
     import deepspeed
 
+    # Left alone, DeepSpeed compiles a C++ extension on every CPU machine (a minute, a compiler) for an all-reduce of
+    # inference that training never calls.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     parameters = list(trainable(model).values())
     optimizer = torch.optim.AdamW(parameters, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
     engine, *_ = deepspeed.initialize(
