@@ -11,7 +11,8 @@ import ray.data
 
 from arc_ray.rows import Batch, RowMaker
 
-ROWS_PER_BLOCK = 64
+ROWS_PER_BLOCK = 256
+"""Rows that one data task makes: at 8,192 tokens 25 MB and a fifth of a second."""
 
 
 def stream_rows(

@@ -13,10 +13,13 @@ import pytest
 
 from arc_ray.config.sources import AnySource, CountingSource, PluginSource, RearcSource
 from arc_ray.datasets import load_source
+from arc_ray.datasets.blocks import seconds_per_example
 from arc_ray.datasets.export import export_arc_json, export_rearc
+from arc_ray.datasets.manifest import Tally
 from arc_ray.errors import UserError
 from arc_ray.sources.arc import load_folder, load_rearc_dump
 from arc_ray.sources.counting import counting_task
+from arc_ray.sources.rearc import task_ids
 from arc_ray.storage import Folder
 from arc_ray.tasks import Pair, Task, task_to_json
 
@@ -79,6 +82,24 @@ def test_bytes_do_not_depend_on_the_number_of_workers(num_workers, generate, unb
     monkeypatch.setattr("arc_ray.generate.MAX_BUNDLE_SECONDS", 0)  # every block on its own
     generate(rearc_source(), tmp_path, num_workers=num_workers)
     assert files_of(tmp_path) == files_of(unbroken)
+
+
+@pytest.mark.parametrize("num_workers", [1, 8, 300])
+def test_bundles_hold_every_block_once_longest_first_and_shrink(num_workers):
+    """Would catch a block left out or made twice, and a long block that starts last and keeps a cluster waiting."""
+    from arc_ray.generate import MAX_BUNDLE_SECONDS, MIN_BUNDLE_SECONDS, bundles_of
+
+    seconds = {task_id: seconds_per_example(rearc_source(), task_id) for task_id in task_ids()[:80]}
+    blocks = [b for i, each in seconds.items() for b in Tally(i, each, probe=False).blocks_to(1000)]
+    costs = {block: seconds[block.task_id] * (block.stop - block.start) for block in blocks}
+    bundles = bundles_of(blocks, seconds, num_workers)
+    order = [block for bundle in bundles for block in bundle]
+    assert sorted(order) == sorted(blocks)
+    assert [costs[block] for block in order] == sorted(costs.values(), reverse=True)
+    totals = [sum(costs[block] for block in bundle) for bundle in bundles]
+    assert max(totals) <= max(MAX_BUNDLE_SECONDS, max(costs.values())) + 1e-9
+    assert max(totals[-num_workers:]) <= max(MIN_BUNDLE_SECONDS, sum(totals) / num_workers)
+    assert totals[-1] <= totals[0]
 
 
 def test_every_example_passes_its_verifier_and_none_is_there_twice(unbroken):
