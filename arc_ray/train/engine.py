@@ -67,24 +67,40 @@ def gather_state(engine: Any) -> State:
     return state
 
 
+def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Put gathered weights into a model that DeepSpeed has not wrapped yet: its own working copies follow from them."""
+    for name, parameter in trainable(model).items():
+        parameter.data.copy_(state[f"weight.{name}"])
+
+
 def restore_state(engine: Any, state: Mapping[str, torch.Tensor], step: int) -> None:
-    """Put gathered state back, on any number of workers and at any ZeRO stage; `step` is Adam's own count."""
+    """Put gathered state back, on any number of workers and at any ZeRO stage; `step` is Adam's own count.
+
+    The model must have been given the weights by `load_weights` before it was wrapped.
+    """
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
+    if not _keeps_own_state(engine):
+        _begin_moments(engine.optimizer, step)
     for name, parameter in trainable(engine.module.model).items():
         if _keeps_own_state(engine):
-            parameter.data.copy_(state[f"weight.{name}"])
-            engine.optimizer.state[parameter] = {
-                "step": torch.tensor(float(step)),
-                **{kind: state[f"{kind}.{name}"].to(parameter.device).clone() for kind in MOMENTS},
-            }
+            moments = {kind: state[f"{kind}.{name}"].to(parameter.device).clone() for kind in MOMENTS}
+            engine.optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}
         else:
+            # Master weights in float32 are finer than the bfloat16 copies they would be made from.
             safe_set_full_fp32_param(parameter, state[f"weight.{name}"].to(engine.device))
             for kind in MOMENTS:
                 safe_set_full_optimizer_state(parameter, state[f"{kind}.{name}"].to(engine.device), kind)
-    if not _keeps_own_state(engine):
-        for moments in engine.optimizer.optimizer.state.values():
-            moments["step"] = torch.tensor(float(step))
+
+
+def _begin_moments(zero: Any, step: int) -> None:
+    """Give ZeRO's flat partitions the moments that torch would make only at the first step, so that they can be set."""
+    partitions = getattr(zero, "single_partition_of_fp32_groups", None) or zero.fp32_partitioned_groups_flat
+    for partition in partitions:
+        moments = {kind: torch.zeros_like(partition) for kind in MOMENTS}
+        zero.optimizer.state[partition] = {"step": torch.tensor(float(step)), **moments}
+    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):  # ZeRO 1 and 2 look moments up by parameter
+        zero._lazy_init_hp_params_optimizer_state()
 
 
 def _keeps_own_state(engine: Any) -> bool:

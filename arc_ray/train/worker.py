@@ -18,7 +18,7 @@ from arc_ray.plan import Plan
 from arc_ray.rows import RowMaker
 from arc_ray.runs import read_metrics, run_folder, write_metrics
 from arc_ray.train.checkpoint import CheckpointWriter, newest_checkpoint, read_state
-from arc_ray.train.engine import gather_state, make_engine, restore_state
+from arc_ray.train.engine import gather_state, load_weights, make_engine, restore_state
 from arc_ray.train.loop import Hooks, Metrics, NonFiniteLossError, fit
 from arc_ray.train.schedule import accumulation_steps
 from arc_ray.train.validation import ValidationSet, validate
@@ -46,11 +46,14 @@ def train_on_worker(parts: dict[str, Any]) -> None:
     maker, validation = ray.get([job.maker, job.validation])
     tokenizer = load_tokenizer(config.model, config.storage)
     model = build_model(config.model, config.storage, config.seed, config.train.full, tokenizer)
-    engine = make_engine(LearnedLoss(model), config.train, config.model, num_workers)
     folder = run_folder(config)
     first_step = newest_checkpoint(folder) or 0
-    if first_step:
-        restore_state(engine, read_state(folder, first_step), first_step)
+    state = read_state(folder, first_step) if first_step else None
+    if state is not None:
+        load_weights(model, state)
+    engine = make_engine(LearnedLoss(model), config.train, config.model, num_workers)
+    if state is not None:
+        restore_state(engine, state, first_step)
     log = MetricsLog(config, first_step, is_writer=rank == 0)
     writer = CheckpointWriter(folder, config, model, tokenizer)
 
