@@ -66,6 +66,8 @@ def train_on_worker(parts: dict[str, Any]) -> None:
         return outcome.metrics()
 
     def save(step: int) -> None:
+        # A run that goes on from this checkpoint keeps the records up to it, so they must be there first.
+        log.flush()
         state = gather_state(engine)
         if rank == 0:
             writer.write(step, state)
@@ -116,7 +118,7 @@ class MetricsLog:
         if self._is_writer:
             self._records.append(record)
             if time.time() - self._written > WRITE_METRICS_SECONDS or any(key.startswith("eval/") for key in finite):
-                self._flush()
+                self.flush()
         if any(key.startswith("eval/") for key in finite):
             # Only validations are reported: a report is a barrier of all workers, and what Tune decides on.
             ray.train.report(record)
@@ -124,8 +126,11 @@ class MetricsLog:
     def close(self) -> None:
         """Write what is not written yet."""
         if self._is_writer:
-            self._flush()
+            self.flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write all records, if this is the rank that writes."""
+        if not self._is_writer:
+            return
         write_metrics(self._folder, self._records)
         self._written = time.time()
