@@ -43,8 +43,11 @@ def run(config: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=900, env={**os.environ})
 
 
-def test_study_answers_reports_and_does_nothing_the_second_time(tmp_path: Path) -> None:
-    """Catches any break between two stages, a stage that is done again, and a report without its answer."""
+def test_study_answers_reports_and_does_nothing_the_second_time(ray_session: None, tmp_path: Path) -> None:
+    """Catches any break between two stages, a stage that is done again, and a report without its answer.
+
+    Another Ray is on the machine: the study once hung there, because stopped trials kept their workers reserved.
+    """
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(small_study(tmp_path / "runs")))
     done = run(path)

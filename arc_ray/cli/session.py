@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -18,33 +19,58 @@ WATCH_SECONDS = 1.0
 
 @contextmanager
 def connected(config: Config, address: str | None) -> Iterator[None]:
-    """Join the Ray at an address (or of this job), else start one on this machine; it ends with the command.
-
-    The dashboard must run even on one machine: Ray Train frees a stopped trial's workers through its API.
-    """
+    """Join the Ray at an address (or of this job), else start one on this machine; it ends with the command."""
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")
     import ray
 
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address or os.environ.get("RAY_ADDRESS"):
-        ray.init(address=address or "auto", **quiet)
+        ray.init(address=address or "auto", logging_level=logging.ERROR, log_to_driver=False)
     else:
-        # Ray ends idle processes beyond the number of CPUs after a second, and the next trial pays for new ones.
-        os.environ.setdefault("RAY_num_workers_soft_limit", "16")
-        # Threads that wait by spinning make two busy processes on a few cores ten times slower than one.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        # On one machine there is nobody to announce a preemption, and the watcher is a process for every run.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        cpus = config.ray.num_cpus or max(4, os.cpu_count() or 1)
-        ray.init(
-            num_cpus=cpus, object_store_memory=config.ray.object_store_mib * 2**20, include_dashboard=True, **quiet
-        )
+        _start_ray(config)
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
         ray.shutdown()
+        if os.environ.get("RAY_ADDRESS") == _own_address():
+            del os.environ["RAY_ADDRESS"]
+
+
+def _start_ray(config: Config) -> None:
+    """Start a Ray of our own on this machine.
+
+    The dashboard must run even here: Ray Train frees a stopped trial's workers through its API, which it looks for by
+    RAY_ADDRESS. Without that it looks at the machine's processes, and a second Ray on the machine would leave the
+    workers of every stopped trial reserved for ever; so the address is settled and told to all before Ray starts.
+    """
+    import ray
+
+    with socket.socket() as free:
+        free.bind(("", 0))
+        os.environ["RAY_GCS_SERVER_PORT"] = str(free.getsockname()[1])
+    os.environ["RAY_ADDRESS"] = _own_address()
+    # Ray ends idle processes beyond the number of CPUs after a second, and the next trial pays for new ones.
+    os.environ.setdefault("RAY_num_workers_soft_limit", "16")
+    # Threads that wait by spinning make two busy processes on a few cores ten times slower than one.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # On one machine there is nobody to announce a preemption, and the watcher is a process for every run.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    ray.init(
+        address="local",
+        num_cpus=config.ray.num_cpus or max(4, os.cpu_count() or 1),
+        object_store_memory=config.ray.object_store_mib * 2**20,
+        include_dashboard=True,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )
+
+
+def _own_address() -> str:
+    """Return the address of the Ray that this process starts or started."""
+    import ray
+
+    return f"{ray.util.get_node_ip_address()}:{os.environ.get('RAY_GCS_SERVER_PORT')}"
 
 
 def check_storage(config: Config) -> None:
