@@ -21,6 +21,8 @@ WATCH_SECONDS = 1.0
 def connected(config: Config, address: str | None) -> Iterator[None]:
     """Join the Ray at an address (or of this job), else start one on this machine; it ends with the command."""
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")
+    # Tune would frame each search with boxes that name its scratch folder; the table of trials is shown by us.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     import ray
 
     if address or os.environ.get("RAY_ADDRESS"):
