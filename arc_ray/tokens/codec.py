@@ -7,6 +7,7 @@ tokenizer's own output around real grids, and `make_codec` compares whole views 
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,17 @@ import numpy.typing as npt
 
 from arc_ray.augment import Augmentation, cell_order, swaps_sides
 from arc_ray.encoders import Encoder
-from arc_ray.prompt import Format, Frame, GridSlot, Layout, Learn, Text, counting_layout
+from arc_ray.prompt import (
+    Format,
+    Frame,
+    GridSlot,
+    Layout,
+    Learn,
+    Text,
+    counting_layout,
+    needs_description,
+    with_description,
+)
 from arc_ray.tasks import NUM_COLORS, TaskTable
 from arc_ray.tokens.sample import sample_views
 from arc_ray.views import Views, question_order
@@ -60,8 +71,30 @@ class Codec:
         transformers in every data task (seconds) is not; the slow path keeps its tokenizer."""
         return replace(self, tokenizer=None) if self.is_fast else self
 
+    @cached_property
+    def needs_description(self) -> bool:
+        """Whether the format has a place for a task's description."""
+        return needs_description(self.format)
+
+    def can_write(self, table: TaskTable, views: Views) -> Mask:
+        """Tell which views ask for something, and have the description that the format needs: bool (n,)."""
+        asks = views.asked >= 0
+        if not self.needs_description:
+            return asks
+        has_words = [bool(q) or d is not None for q, d in zip(table.questions, table.descriptions, strict=True)]
+        return asks & np.array(has_words, bool)[views.task]
+
+    def puzzle_layout(self, table: TaskTable, task: int, num_shown: int) -> Layout:
+        """Return the segments of a view of a puzzle that shows so many pairs, the task's description in its place."""
+        layout = self.layout(num_shown)
+        if not self.needs_description:
+            return layout
+        description = table.descriptions[task]
+        assert description is not None, f"{table.ids[task]} has no description; see can_write"
+        return with_description(layout, description)
+
     def layout(self, num_shown: int) -> Layout:
-        """Return the segments of a puzzle view that shows so many pairs."""
+        """Return the segments that views of puzzles with so many shown pairs have in common."""
         key = (self.learn, num_shown)
         if key not in self._layouts:
             self._layouts[key] = self.format(self.frame, num_shown, self.learn)
@@ -104,7 +137,7 @@ class Codec:
         """Return the segments of view `i`, counting questions in the view's own order."""
         questions = table.questions[views.task[i]] if table.questions else ()
         if not questions:
-            return self.layout(int((views.shown[i] >= 0).sum()))
+            return self.puzzle_layout(table, int(views.task[i]), int((views.shown[i] >= 0).sum()))
         order = question_order(views.key[i], len(questions))
         num_grids = int(table.first_pair[views.task[i] + 1] - table.first_pair[views.task[i]])
         return counting_layout(self.frame, num_grids, [questions[j] for j in order])
@@ -117,12 +150,11 @@ class Codec:
 
     def prompt_ids(self, table: TaskTable, views: Views, i: int) -> Ids:
         """Return the ids of view `i` up to its last answer: what generation is given; the answer need not be known."""
-        layout = self.view_layout(table, views, i)[:-2]
-        return (
-            self._tokenize(table, views, i, layout)[0]
-            if not self.is_fast
-            else self._look_up(table, views, i, layout)[0]
-        )
+        layout = self.view_layout(table, views, i)
+        while layout[-1].learn:
+            layout = layout[:-1]
+        write = self._look_up if self.is_fast else self._tokenize
+        return write(table, views, i, layout)[0]
 
     def text(self, table: TaskTable, views: Views, i: int) -> list[tuple[str, bool]]:
         """Write view `i` as pieces of text with their learn flags; neighbours that agree are joined."""
@@ -139,6 +171,7 @@ class Codec:
             if isinstance(segment, Text):
                 ids = self.text_ids(segment.text)
             else:
+                assert isinstance(segment, GridSlot)
                 grid = 2 * pairs[segment.pair] + (segment.side == "output")
                 cells = table.cells[table.start[grid] : table.start[grid + 1]]
                 ids = self.grid_ids(cells, int(table.height[grid]), int(table.width[grid]), symmetry, lut)
@@ -164,6 +197,7 @@ class Codec:
                 grid = table.grid(2 * pairs[segment.pair] + (segment.side == "output"))
                 text = self.encoder.render(augmentation.apply(grid))
             else:
+                assert isinstance(segment, Text)
                 text = segment.text
             if pieces and pieces[-1][1] == segment.learn:
                 text = pieces.pop()[0] + text

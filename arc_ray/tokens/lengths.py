@@ -34,7 +34,7 @@ def view_lengths(codec: Codec, table: TaskTable, views: Views) -> Lengths:
     num_shown = views.num_shown()
     for shown in np.unique(num_shown[~is_counting]):
         here = np.flatnonzero(~is_counting & (num_shown == shown))
-        tokens[here], learned[here] = _puzzle_lengths(codec, sizes, views.take(here), int(shown))
+        tokens[here], learned[here] = _puzzle_lengths(codec, table, sizes, views.take(here), int(shown))
     return tokens, learned
 
 
@@ -44,9 +44,9 @@ def fit_views(
     """Find how many pairs each view may show to fit into a row: -1 where it does not fit even with one.
 
     Returns the numbers, int64 (n,), and the lengths at those numbers. With `drop`, a view that does not fit as it is is -1.
-    A view that asks for nothing, because its task has no known output, is -1 as well.
+    A view that asks for nothing, because its task has no known output or lacks the description, is -1 as well.
     """
-    asks = np.flatnonzero(views.asked >= 0)
+    asks = np.flatnonzero(codec.can_write(table, views))
     if len(asks) < len(views):
         fitting, tokens, learned = (np.full(len(views), value, np.int64) for value in (-1, 0, 0))
         fitting[asks], (tokens[asks], learned[asks]) = fit_views(codec, table, views.take(asks), row_tokens, drop)
@@ -81,18 +81,33 @@ def _grid_lengths(codec: Codec, table: TaskTable) -> npt.NDArray[np.int64]:
     return np.stack([upright, np.append(by_shape[table.width, table.height], 0)])
 
 
-def _puzzle_lengths(codec: Codec, sizes: npt.NDArray[np.int64], views: Views, num_shown: int) -> Lengths:
-    tokens, learned = np.zeros(len(views), np.int64), np.zeros(len(views), np.int64)
+def _puzzle_lengths(
+    codec: Codec, table: TaskTable, sizes: npt.NDArray[np.int64], views: Views, num_shown: int
+) -> Lengths:
+    tokens, learned = _text_lengths(codec, table, views, num_shown)
     turned = swaps_sides(views.symmetry).astype(np.int64)
     for segment in codec.layout(num_shown):
         if isinstance(segment, GridSlot):
             pair = views.asked if segment.pair == num_shown else views.shown[:, segment.pair]
             length = sizes[turned, 2 * pair.astype(np.int64) + (segment.side == "output")]
-        else:
-            length = np.int64(len(codec.text_ids(segment.text)))
-        tokens += length
-        learned += length * segment.learn
+            tokens += length
+            learned += length * segment.learn
     return tokens, learned
+
+
+def _text_lengths(codec: Codec, table: TaskTable, views: Views, num_shown: int) -> Lengths:
+    """Tokens and learned tokens of what is no grid: the same for all views, or for those of a task if it is described."""
+    tasks, which = np.unique(views.task, return_inverse=True)
+    if not codec.needs_description:
+        tasks, which = tasks[:1], np.zeros(len(views), np.int64)
+    tokens, learned = np.zeros(len(tasks), np.int64), np.zeros(len(tasks), np.int64)
+    for i, task in enumerate(tasks):
+        for segment in codec.puzzle_layout(table, int(task), num_shown):
+            if isinstance(segment, Text):
+                length = len(codec.text_ids(segment.text))
+                tokens[i] += length
+                learned[i] += length * segment.learn
+    return tokens[which], learned[which]
 
 
 def _counting_length(codec: Codec, table: TaskTable, task: int) -> tuple[int, int]:
@@ -103,6 +118,7 @@ def _counting_length(codec: Codec, table: TaskTable, task: int) -> tuple[int, in
         if isinstance(segment, Text):
             length = len(codec.text_ids(segment.text))
         else:
+            assert isinstance(segment, GridSlot)
             grid = 2 * (first + segment.pair)
             length = codec.grid_length(int(table.height[grid]), int(table.width[grid]))
         tokens += length
@@ -115,10 +131,14 @@ def warm_up(codec: Codec, table: TaskTable, max_shown: int) -> None:
     if not codec.is_fast:
         return
     _grid_lengths(codec, table)
-    for shown in range(max_shown + 1):
-        for segment in codec.layout(shown):
-            if isinstance(segment, Text):
-                codec.text_ids(segment.text)
-    for task in range(len(table)):
-        if table.questions and table.questions[task]:
-            _counting_length(codec, table, task)
+    is_counting = [bool(questions) for questions in table.questions] or [False] * len(table)
+    puzzles = [task for task in range(len(table)) if not is_counting[task]]
+    if codec.needs_description:
+        puzzles = [task for task in puzzles if table.descriptions[task] is not None]
+    for task in puzzles if codec.needs_description else puzzles[:1]:
+        for shown in range(max_shown + 1):
+            for segment in codec.puzzle_layout(table, task, shown):
+                if isinstance(segment, Text):
+                    codec.text_ids(segment.text)
+    for task in np.flatnonzero(is_counting):
+        _counting_length(codec, table, int(task))

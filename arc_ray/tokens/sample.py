@@ -18,7 +18,10 @@ def sample_views() -> tuple[TaskTable, Views]:
         )
         for i, side in enumerate(_SIDES)
     ]
-    tasks = [Task(f"sample{i}", tuple(pairs[i : i + 1 + i % _MAX_SHOWN]), (pairs[-1 - i],)) for i in range(8)]
+    tasks = [
+        Task(f"sample{i}", tuple(pairs[i : i + 1 + i % _MAX_SHOWN]), (pairs[-1 - i],), description=f"Move it {i} up.")
+        for i in range(8)
+    ]
     questions = (Question("objects", "How many objects?", "12"), Question("areas", "Which areas?", "1, 2, 30"))
     tasks.append(Task("counting", (), (Pair(_grid(4, 6, 0), None),), questions))
     table = TaskTable.of(tasks)

@@ -17,7 +17,7 @@ from arc_ray.errors import UserError
 from arc_ray.guard import refuse_overlap
 from arc_ray.model import load_tokenizer
 from arc_ray.plan import Plan, load_plan, save_plan
-from arc_ray.prompt import format_named
+from arc_ray.prompt import format_named, needs_description
 from arc_ray.rows import RowMaker, plan_rows
 from arc_ray.runs import checkpoint_steps, claim, finish, is_finished, read_metrics, run_folder
 from arc_ray.storage import Folder
@@ -67,14 +67,15 @@ def prepare(config: Config, folder: Folder | None = None) -> Prepared:
 
 
 def codec_of(config: Config, tokenizer: Any) -> Codec:
-    """Make the codec of a config's prompt for a tokenizer."""
-    return make_codec(
-        tokenizer,
-        frame_of(tokenizer),
-        encoder_named(config.prompt.encoder),
-        format_named(config.prompt.format),
-        config.prompt.learn,
-    )
+    """Make the codec of a config's prompt for a tokenizer. Raises UserError for a format that its views do not suit."""
+    format = format_named(config.prompt.format)
+    if needs_description(format) and (config.view.symmetries or config.view.colors != "keep"):
+        raise UserError(
+            f"prompt.format={config.prompt.format} uses descriptions, which name colours and directions:"
+            f" set view.symmetries=false and view.colors=keep, or they would be wrong"
+        )
+    encoder = encoder_named(config.prompt.encoder)
+    return make_codec(tokenizer, frame_of(tokenizer), encoder, format, config.prompt.learn)
 
 
 def run_training(
