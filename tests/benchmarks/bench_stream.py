@@ -79,19 +79,26 @@ def throughput(maker: RowMaker, num_rows: int, repetitions: int) -> None:
     print(f"| rows made in a loop, one core, no Ray | {making:.2f} | {tokens / making / 1e6:.2f} |")
     print(f"| through Ray Data, per CPU second of all processes | {cpu:.2f} | {tokens / cpu / 1e6:.2f} |")
     print(f"| through Ray Data, wall | {wall:.2f} | {tokens / wall / 1e6:.2f} |")
-    print(f"| of the CPU seconds: making rows {making / cpu:.0%}, Ray (copies, scheduling, batches) {1 - making / cpu:.0%} | | |")
+    print(
+        f"| of the CPU seconds: making rows {making / cpu:.0%}, Ray (copies, scheduling, batches) {1 - making / cpu:.0%} | | |"
+    )
 
 
 def flat_memory(maker: RowMaker, most: int) -> None:
     """Stream ten and a hundred times as many rows; print the peak memory of each."""
     reference = ray.put(maker)
     consume(reference, np.arange(4 * ROWS_PER_BLOCK) % maker.plan.num_rows)
-    print(f"\n| rows of {maker.plan.row_tokens} tokens | seconds | peak MiB, all processes | object store spilled |\n|---|---|---|---|")
+    print(
+        f"\n| rows of {maker.plan.row_tokens} tokens | seconds | peak MiB, all processes | object store spilled |\n|---|---|---|---|"
+    )
     for num_rows in (most // 100, most // 10, most):
         started = time.perf_counter()
         with watched_memory() as peak:
             assert consume(reference, np.arange(num_rows) % maker.plan.num_rows) == num_rows
-        print(f"| {num_rows} | {time.perf_counter() - started:.1f} | {peak[0]:.0f} | {spilled_mib():.0f} MiB |", flush=True)
+        print(
+            f"| {num_rows} | {time.perf_counter() - started:.1f} | {peak[0]:.0f} | {spilled_mib():.0f} MiB |",
+            flush=True,
+        )
 
 
 def consume(maker: "ray.ObjectRef[RowMaker]", rows: np.ndarray) -> int:
