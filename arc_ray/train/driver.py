@@ -18,6 +18,7 @@ from arc_ray.guard import refuse_overlap
 from arc_ray.model import load_tokenizer
 from arc_ray.plan import Plan, load_plan, save_plan
 from arc_ray.prompt import format_named, needs_description
+from arc_ray.quality import quality_of
 from arc_ray.rows import RowMaker, plan_rows
 from arc_ray.runs import checkpoint_steps, claim, finish, is_finished, read_metrics, run_folder
 from arc_ray.storage import Folder
@@ -64,6 +65,17 @@ def prepare(config: Config, folder: Folder | None = None) -> Prepared:
         held_out = {name: tables[name] for name in config.data.validation}
         validation = make_validation(asked, held_out, config.view.max_shown, config.train.row_tokens, pad_id)
     return Prepared(maker, validation)
+
+
+def describe_data(config: Config) -> dict[str, Any]:
+    """Describe the quality of the data of a config's mix, validation and evaluation, whatever overlaps. Raises UserError."""
+    storage = Folder.at(config.storage)
+    mixed = [name for name, copies in config.data.mix.items() if copies > 0]
+    names = dict.fromkeys([*mixed, *config.data.validation, *config.evaluate.sets])
+    tasks = {name: load_source(config.data.sources[name], storage) for name in names}
+    tables = {name: TaskTable.of(tasks[name]) for name in mixed}
+    plan = plan_rows(config, tables, codec_of(config, load_tokenizer(config.model, config.storage)))
+    return quality_of(config, tasks, plan)
 
 
 def codec_of(config: Config, tokenizer: Any) -> Codec:

@@ -1,10 +1,10 @@
 """What does Ray Data cost when rows stream to a consumer that does nothing, and does memory stay flat?
 
     python tests/benchmarks/bench_stream.py [--model runs/models/smollm2] [--rows 1500] [--repetitions 3]
-    python tests/benchmarks/bench_stream.py --flat [--row-tokens 512] [--most 1000000]
+    python tests/benchmarks/bench_stream.py --flat [--row-tokens 256] [--most 1000000]
 
 The first measures tokens per second and core: rows of 8,192 tokens of ARC-AGI-1's training tasks (encoder shape_rows)
-go through `stream_rows`, as in training, with one data task at a time (0.5 logical CPUs of 0.5), and are counted and
+go through `stream_rows`, as in training, made by one data task at a time beside the driver, and are counted and
 dropped. Beside it, in the same process and without Ray, the same rows made in a loop. CPU seconds are those of the
 driver and all its children, Ray's own processes among them, so the difference is what Ray takes.
 The second streams 10^4, 10^5 and 10^6 short rows and reads the peak of the proportional memory of this process and of
@@ -25,7 +25,7 @@ import ray
 from bench_tokens import make_maker
 from transformers import AutoTokenizer
 
-from arc_ray.pipeline import ROWS_PER_BLOCK, stream_rows
+from arc_ray.pipeline import BLOCK_TOKENS, stream_rows
 from arc_ray.rows import RowMaker
 
 ROWS_PER_BATCH = 16
@@ -39,13 +39,13 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1500)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--flat", action="store_true")
-    parser.add_argument("--row-tokens", type=int, default=512, help="length of a row of --flat")
+    parser.add_argument("--row-tokens", type=int, default=256, help="length of a row of --flat")
     parser.add_argument("--most", type=int, default=1_000_000, help="rows of the largest stream of --flat")
     arguments = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     ray.init(
         address="local",
-        num_cpus=2,
+        num_cpus=1,
         include_dashboard=False,
         object_store_memory=300 * 2**20,
         log_to_driver=False,
@@ -62,15 +62,16 @@ def throughput(maker: RowMaker, num_rows: int, repetitions: int) -> None:
     rows = np.arange(num_rows) % maker.plan.num_rows
     tokens = int(maker.plan.tokens.sum()) * num_rows / maker.plan.num_rows
     reference = ray.put(maker)
-    consume(reference, rows[: 2 * ROWS_PER_BLOCK])  # the worker loads its modules and look-up tables
+    block = BLOCK_TOKENS // maker.plan.row_tokens
+    consume(reference, maker, rows[: 2 * block])  # the worker loads its modules and look-up tables
     streamed, plain = [], []
     for _ in range(repetitions):
         before, started = cpu_seconds(), time.perf_counter()
-        assert consume(reference, rows) == num_rows
+        assert consume(reference, maker, rows) == num_rows
         streamed.append((time.perf_counter() - started, cpu_seconds() - before))
         started = time.process_time()
-        for begin in range(0, num_rows, ROWS_PER_BLOCK):
-            maker.make(rows[begin : begin + ROWS_PER_BLOCK])
+        for begin in range(0, num_rows, block):
+            maker.make(rows[begin : begin + block])
         plain.append(time.process_time() - started)
     wall, cpu, making = median(w for w, _ in streamed), median(c for _, c in streamed), median(plain)
     size = maker.plan.row_tokens * num_rows * 12 / 2**20
@@ -87,23 +88,23 @@ def throughput(maker: RowMaker, num_rows: int, repetitions: int) -> None:
 def flat_memory(maker: RowMaker, most: int) -> None:
     """Stream ten and a hundred times as many rows; print the peak memory of each."""
     reference = ray.put(maker)
-    consume(reference, np.arange(4 * ROWS_PER_BLOCK) % maker.plan.num_rows)
-    print(
-        f"\n| rows of {maker.plan.row_tokens} tokens | seconds | peak MiB, all processes | object store spilled |\n|---|---|---|---|"
-    )
+    consume(reference, maker, np.arange(4 * BLOCK_TOKENS // maker.plan.row_tokens) % maker.plan.num_rows)
+    print(f"\n| rows of {maker.plan.row_tokens} tokens | seconds | peak MiB, all processes | spilled MiB |")
+    print("|---|---|---|---|")
     for num_rows in (most // 100, most // 10, most):
         started = time.perf_counter()
         with watched_memory() as peak:
-            assert consume(reference, np.arange(num_rows) % maker.plan.num_rows) == num_rows
+            assert consume(reference, maker, np.arange(num_rows) % maker.plan.num_rows) == num_rows
         print(
-            f"| {num_rows} | {time.perf_counter() - started:.1f} | {peak[0]:.0f} | {spilled_mib():.0f} MiB |",
+            f"| {num_rows} | {time.perf_counter() - started:.1f} | {peak[0]:.0f} | {spilled_mib():.0f} |",
             flush=True,
         )
 
 
-def consume(maker: "ray.ObjectRef[RowMaker]", rows: np.ndarray) -> int:
+def consume(reference: "ray.ObjectRef[RowMaker]", maker: RowMaker, rows: np.ndarray) -> int:
     """Count the rows of a stream and drop them."""
-    return sum(len(batch["input_ids"]) for batch in stream_rows(maker, rows, ROWS_PER_BATCH, data_cpus=2.0))
+    stream = stream_rows(reference, rows, ROWS_PER_BATCH, maker.plan.row_tokens, data_cpus=1.0)
+    return sum(len(batch["input_ids"]) for batch in stream)
 
 
 def own_processes() -> list[int]:
@@ -161,7 +162,11 @@ def spilled_mib() -> float:
     """Return what the object store has written to disk for want of room, over the whole session."""
     from ray._private.internal_api import memory_summary
 
-    words = [line for line in memory_summary(stats_only=True).splitlines() if "Spilled" in line]
+    words = [
+        line
+        for line in memory_summary(ray.get_runtime_context().gcs_address, stats_only=True).splitlines()
+        if "Spilled" in line
+    ]
     return float(words[0].split()[1]) if words else 0.0
 
 
