@@ -22,16 +22,16 @@ QUANTILES = {"shortest": 0.0, "median": 0.5, "p95": 0.95, "longest": 1.0}
 """Name -> quantile of the tokens of a source's planned views."""
 
 
-def quality_of(config: Config, tasks: Mapping[str, Sequence[Task]], plan: Plan) -> dict[str, Any]:
+def quality_of(config: Config, tasks: Mapping[str, Sequence[Task]], plan: Plan | None) -> dict[str, Any]:
     """Describe the data of a training run; `tasks` maps the sources of mix, validation and evaluation to their tasks.
 
     Returns {"sources": {name: counts}, "lengths": {name: {"shortest": tokens...}}, "waste": shares of places without a
-    token, "overlap": sentences}, for JSON.
+    token, "overlap": sentences}, for JSON; lengths and waste are empty without a plan.
     """
     return {
         "sources": {name: _source_counts(config, name, of_source) for name, of_source in tasks.items()},
-        "lengths": {name: dict(lengths) for name, lengths in _lengths(plan)},
-        "waste": _waste(plan),
+        "lengths": dict(_lengths(plan)) if plan else {},
+        "waste": _waste(plan) if plan else {},
         "overlap": find_overlaps(config, tasks),
     }
 
@@ -54,10 +54,11 @@ def quality_lines(quality: Mapping[str, Any]) -> Iterator[str]:
     for name, lengths in quality["lengths"].items():
         yield f"{name}: tokens a view: " + ", ".join(f"{key} {value}" for key, value in lengths.items())
     waste = quality["waste"]
-    yield (
-        f"padding: {waste['packed']:.1%} of the planned rows; one view a row would waste {waste['one_view_a_row']:.1%},"
-        f" views padded to the longest {waste['padded_to_longest']:.1%}"
-    )
+    if waste:
+        yield (
+            f"padding: {waste['packed']:.1%} of the planned rows; one view a row would waste {waste['one_view_a_row']:.1%},"
+            f" views padded to the longest {waste['padded_to_longest']:.1%}"
+        )
     overlap = quality["overlap"]
     yield f"overlap of the training mix with validation and evaluation: {'; '.join(overlap) or 'none'}"
 

@@ -33,14 +33,16 @@ def check(config: Config | None, terminal: Terminal) -> None:
         if not missing:
             raise
         terminal.note(f"model: made by this config's runs first ({', '.join(missing)}); now: {error}")
-        return
-    for line in [*plan_lines(run), *_data(run)]:
+        lines = _data(run, has_model=False)
+    else:
+        lines = [*plan_lines(run), *_data(run, has_model=True)]
+    for line in lines:
         terminal.note(line)
 
 
-def _data(config: Config) -> Iterator[str]:
+def _data(config: Config, has_model: bool) -> Iterator[str]:
     try:
-        yield from quality_lines(describe_data(config))
+        yield from quality_lines(describe_data(config, has_model))
     except UserError as error:
         yield f"data: not known yet ({error})"
 

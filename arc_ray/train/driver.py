@@ -67,12 +67,17 @@ def prepare(config: Config, folder: Folder | None = None) -> Prepared:
     return Prepared(maker, validation)
 
 
-def describe_data(config: Config) -> dict[str, Any]:
-    """Describe the quality of the data of a config's mix, validation and evaluation, whatever overlaps. Raises UserError."""
+def describe_data(config: Config, has_model: bool = True) -> dict[str, Any]:
+    """Describe the quality of the data of a config's mix, validation and evaluation, whatever overlaps.
+
+    Without a model there is no tokenizer yet, so lengths are left out. Raises UserError.
+    """
     storage = Folder.at(config.storage)
     mixed = [name for name, copies in config.data.mix.items() if copies > 0]
     names = dict.fromkeys([*mixed, *config.data.validation, *config.evaluate.sets])
     tasks = {name: load_source(config.data.sources[name], storage) for name in names}
+    if not has_model:
+        return quality_of(config, tasks, None)
     tables = {name: TaskTable.of(tasks[name]) for name in mixed}
     plan = plan_rows(config, tables, codec_of(config, load_tokenizer(config.model, config.storage)))
     return quality_of(config, tasks, plan)
