@@ -82,8 +82,8 @@ class RowMaker:
 def write_rows(rows: Sequence[Sequence[Encoded]], width: int, pad_id: int) -> Batch:
     """Write views one after another into rows of `width` tokens; a row without views is padding throughout."""
     batch: Batch = {
-        "input_ids": np.full((len(rows), width), pad_id, np.int32),
-        "position_ids": np.zeros((len(rows), width), np.int32),
+        "input_ids": np.empty((len(rows), width), np.int32),
+        "position_ids": np.empty((len(rows), width), np.int32),
         "labels": np.full((len(rows), width), IGNORED, np.int32),
     }
     positions = np.arange(width, dtype=np.int32)
@@ -95,6 +95,7 @@ def write_rows(rows: Sequence[Sequence[Encoded]], width: int, pad_id: int) -> Ba
             batch["position_ids"][i, at:end] = positions[: len(ids)]
             np.copyto(batch["labels"][i, at:end], ids, where=learned)
             at = end
+        batch["input_ids"][i, at:] = pad_id
         # Padding counts up from 0 like a view of its own, so attention never crosses into it.
         batch["position_ids"][i, at:] = positions[: width - at]
     return batch

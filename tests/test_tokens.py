@@ -77,6 +77,26 @@ def test_looked_up_ids_are_the_tokenizers_own(tokenizer: str, encoder: str):
                 assert codec.tokenizer(text, add_special_tokens=False)["input_ids"] == ids.tolist() or not is_fast
 
 
+@pytest.mark.parametrize("encoder", ["shape_rows", "compact", "repeated"])
+@pytest.mark.parametrize("tokenizer", [*TOKENIZERS, "merging"])
+def test_one_sided_changes_are_written_as_they_are_applied(tokenizer: str, encoder: str):
+    """Would catch looked-up grids or planned lengths that miss the change, or make it on the other side."""
+    tok = {**TOKENIZERS, "merging": merging_tokenizer}[tokenizer]()
+    codec = codec_of(tok, encoder, "output_from_examples", "all", quiet=True)
+    views = views_of(TABLE, copies=12, one_sided=0.8)
+    assert views.one_sided is not None
+    assert len(np.unique(views.one_sided[:, 1])) == 4
+    encoded = codec.encode(TABLE, views)
+    assert same(encoded, slow(codec).encode(TABLE, views))
+    tokens, learned = view_lengths(codec, TABLE, views)
+    assert tokens.tolist() == [len(ids) for ids, _ in encoded]
+    assert learned.tolist() == [int(mask.sum()) for _, mask in encoded]
+    plain = dataclasses.replace(views, one_sided=None)
+    changed = [not same([a], [b]) for a, b in zip(encoded, codec.encode(TABLE, plain), strict=True)]
+    assert (np.array(changed) <= (views.one_sided[:, 0] > 0)).all()
+    assert np.mean(changed) > 0.3
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.sampled_from(sorted(ENCODERS)), st.integers(1, 30), st.integers(1, 30), st.integers(0, 7), st.integers(0, 99))
 def test_looked_up_ids_of_any_grid_are_the_tokenizers_own(

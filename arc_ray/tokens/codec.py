@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from arc_ray.augment import Augmentation, swaps_sides
+from arc_ray.augment import OneSided, swaps_sides
 from arc_ray.encoders import Encoder
 from arc_ray.prompt import (
     Format,
@@ -183,7 +183,9 @@ class Codec:
         slots: list[npt.NDArray[np.int32]] = []
         cells: list[npt.NDArray[np.uint8]] = []
         begins, owners, ends, end = [], [], [0], 0
-        for i, (layout, symmetry) in enumerate(zip(layouts, views.symmetry.tolist(), strict=True)):
+        changes = [None] * len(views) if views.one_sided is None else list(map(OneSided.from_code, views.one_sided))
+        columns = zip(layouts, views.symmetry.tolist(), changes, strict=True)
+        for i, (layout, symmetry, change) in enumerate(columns):
             for segment in layout:
                 if isinstance(segment, Text):
                     ids = self.text_ids(segment.text)
@@ -191,10 +193,14 @@ class Codec:
                     assert isinstance(segment, GridSlot)
                     grid = first[i] + 2 * segment.pair + (segment.side == "output")
                     height, width, start = heights[grid], widths[grid], starts[grid]
+                    of_grid = table.cells[start : start + height * width]
+                    if change and change.side == segment.side:
+                        changed = change.apply(of_grid.reshape(height, width))
+                        (height, width), of_grid = changed.shape, changed.ravel()
                     template = self.template(height, width, symmetry)
                     ids = template.ids
                     slots.append(template.slots)
-                    cells.append(table.cells[start : start + height * width])
+                    cells.append(of_grid)
                     begins.append(end)
                     owners.append(i)
                 parts.append(ids)
@@ -217,12 +223,12 @@ class Codec:
 
     def _pieces(self, table: TaskTable, views: Views, i: int, layout: Layout) -> list[tuple[str, bool]]:
         [pairs] = self._pairs(table, views.take(slice(i, i + 1)))
-        augmentation = Augmentation(int(views.symmetry[i]), tuple(int(c) for c in views.colors[i]))
+        augmentation = views.augmentation(i)
         pieces: list[tuple[str, bool]] = []
         for segment in layout:
             if isinstance(segment, GridSlot):
                 grid = table.grid(2 * pairs[segment.pair] + (segment.side == "output"))
-                text = self.encoder.render(augmentation.apply(grid))
+                text = self.encoder.render(augmentation.apply(grid, segment.side))
             else:
                 assert isinstance(segment, Text)
                 text = segment.text

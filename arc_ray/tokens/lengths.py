@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from arc_ray.augment import swaps_sides
+from arc_ray.augment.one_sided import changed_shapes
 from arc_ray.prompt import GridSlot, Text, counting_layout
 from arc_ray.tasks import MAX_SIDE, TaskTable
 from arc_ray.tokens.codec import Codec
@@ -30,7 +31,7 @@ def view_lengths(codec: Codec, table: TaskTable, views: Views) -> Lengths:
     for task in np.unique(views.task[is_counting]):
         here = is_counting & (views.task == task)
         tokens[here], learned[here] = _counting_length(codec, table, int(task))
-    sizes = _grid_lengths(codec, table)
+    sizes = _grid_lengths(codec, table) if views.one_sided is None else _all_shapes(codec)
     num_shown = views.num_shown()
     for shown in np.unique(num_shown[~is_counting]):
         here = np.flatnonzero(~is_counting & (num_shown == shown))
@@ -68,6 +69,14 @@ def fit_views(
     return fitting, (tokens, learned)
 
 
+def _all_shapes(codec: Codec) -> npt.NDArray[np.int64]:
+    """Return the tokens of grids of every shape, by height and width: int64 (31, 31)."""
+    sides = range(1, MAX_SIDE + 1)
+    sizes = np.zeros((MAX_SIDE + 1, MAX_SIDE + 1), np.int64)
+    sizes[1:, 1:] = [[codec.grid_length(height, width) for width in sides] for height in sides]
+    return sizes
+
+
 def _grid_lengths(codec: Codec, table: TaskTable) -> npt.NDArray[np.int64]:
     """Return the tokens of every grid of the table, upright and with sides exchanged: int64 (2, num_grids + 1).
 
@@ -85,11 +94,16 @@ def _puzzle_lengths(
     codec: Codec, table: TaskTable, sizes: npt.NDArray[np.int64], views: Views, num_shown: int
 ) -> Lengths:
     tokens, learned = _text_lengths(codec, table, views, num_shown)
-    turned = swaps_sides(views.symmetry).astype(np.int64)
+    turned = swaps_sides(views.symmetry)
     for segment in codec.layout(num_shown):
         if isinstance(segment, GridSlot):
             pair = views.asked if segment.pair == num_shown else views.shown[:, segment.pair]
-            length = sizes[turned, 2 * pair.astype(np.int64) + (segment.side == "output")]
+            grid = 2 * pair.astype(np.int64) + (segment.side == "output")
+            if views.one_sided is None:
+                length = sizes[turned.astype(np.int64), grid]
+            else:
+                shapes = changed_shapes(views.one_sided, segment.side, table.height[grid], table.width[grid])
+                length = np.where(turned, sizes[shapes[1], shapes[0]], sizes[shapes])
             tokens += length
             learned += length * segment.learn
     return tokens, learned
@@ -126,11 +140,16 @@ def _counting_length(codec: Codec, table: TaskTable, task: int) -> tuple[int, in
     return tokens, learned
 
 
-def warm_up(codec: Codec, table: TaskTable, max_shown: int) -> None:
-    """Look up everything constant that views of this table need, so that the codec can leave its tokenizer behind."""
+def warm_up(codec: Codec, table: TaskTable, max_shown: int, one_sided: bool = False) -> None:
+    """Look up everything constant that views of this table need, so that the codec can leave its tokenizer behind.
+
+    With `one_sided` changes, grids may have any shape.
+    """
     if not codec.is_fast:
         return
     _grid_lengths(codec, table)
+    if one_sided:
+        _all_shapes(codec)
     is_counting = [bool(questions) for questions in table.questions] or [False] * len(table)
     puzzles = [task for task in range(len(table)) if not is_counting[task]]
     if codec.needs_description:

@@ -52,7 +52,7 @@ def prepare(config: Config, folder: Folder | None = None) -> Prepared:
     codec = codec_of(config, tokenizer)
     if folder is not None and folder.exists("plan.parquet"):
         plan = load_plan(folder.read_bytes("plan.parquet"))
-        _warm(codec, plan, [tables[name] for name in mixed])
+        _warm(codec, plan, [tables[name] for name in mixed], config.view.one_sided > 0)
     else:
         plan = plan_rows(config, tables, codec)
         if folder is not None:
@@ -86,10 +86,11 @@ def describe_data(config: Config, has_model: bool = True) -> dict[str, Any]:
 def codec_of(config: Config, tokenizer: Any) -> Codec:
     """Make the codec of a config's prompt for a tokenizer. Raises UserError for a format that its views do not suit."""
     format = format_named(config.prompt.format)
-    if needs_description(format) and (config.view.symmetries or config.view.colors != "keep"):
+    view = config.view
+    if needs_description(format) and (view.symmetries or view.colors != "keep" or view.one_sided):
         raise UserError(
             f"prompt.format={config.prompt.format} uses descriptions, which name colours and directions:"
-            f" set view.symmetries=false and view.colors=keep, or they would be wrong"
+            f" set view.symmetries=false, view.colors=keep and view.one_sided=0, or they would be wrong"
         )
     encoder = encoder_named(config.prompt.encoder)
     return make_codec(tokenizer, frame_of(tokenizer), encoder, format, config.prompt.learn)
@@ -167,9 +168,9 @@ def summarize(folder: Folder, plan: Plan, seconds: float) -> dict[str, Any]:
     }
 
 
-def _warm(codec: Codec, plan: Plan, tables: Sequence[TaskTable]) -> None:
+def _warm(codec: Codec, plan: Plan, tables: Sequence[TaskTable], one_sided: bool) -> None:
     """Look up what planning would have looked up, for a plan that was read from its file."""
     from arc_ray.tokens.lengths import warm_up
 
     for table in tables:
-        warm_up(codec, table, max_shown=int(plan.shown.max(initial=0)))
+        warm_up(codec, table, max_shown=int(plan.shown.max(initial=0)), one_sided=one_sided)
