@@ -126,9 +126,7 @@ class Codec:
     def encode(self, table: TaskTable, views: Views) -> list[tuple[Ids, Mask]]:
         """Write views as (ids, learned) pairs: int32 (length,) and bool (length,)."""
         layouts = self._layouts_of(table, views)
-        if self.is_fast:
-            return self._look_up(table, views, layouts)
-        return [self._tokenize(table, views, i, layout) for i, layout in enumerate(layouts)]
+        return self._look_up(table, views, layouts) if self.is_fast else self._tokenize(table, views, layouts)
 
     def view_layout(self, table: TaskTable, views: Views, i: int) -> Layout:
         """Return the segments of view `i`, counting questions in the view's own order."""
@@ -164,9 +162,8 @@ class Codec:
         layout = self.view_layout(table, views, i)
         while layout[-1].learn:
             layout = layout[:-1]
-        if self.is_fast:
-            return self._look_up(table, views.take(slice(i, i + 1)), [layout])[0][0]
-        return self._tokenize(table, views, i, layout)[0]
+        write = self._look_up if self.is_fast else self._tokenize
+        return write(table, views.take(slice(i, i + 1)), [layout])[0][0]
 
     def text(self, table: TaskTable, views: Views, i: int) -> list[tuple[str, bool]]:
         """Write view `i` as pieces of text with their learn flags; neighbours that agree are joined."""
@@ -216,10 +213,16 @@ class Codec:
             ids[places.ravel()] = luts.take(colors, axis=0).ravel()
         return [(ids[a:b], mask[a:b]) for a, b in pairwise(ends)]
 
-    def _tokenize(self, table: TaskTable, views: Views, i: int, layout: Layout) -> tuple[Ids, Mask]:
-        pieces = self._pieces(table, views, i, layout)
-        parts = [np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32) for text, _ in pieces]
-        return np.concatenate(parts), np.repeat([learn for _, learn in pieces], [len(part) for part in parts])
+    def _tokenize(self, table: TaskTable, views: Views, layouts: Sequence[Layout]) -> list[tuple[Ids, Mask]]:
+        """Send all texts through the tokenizer in one call, which a fast tokenizer shares among the machine's cores."""
+        pieces = [self._pieces(table, views, i, layout) for i, layout in enumerate(layouts)]
+        texts = [text for of_view in pieces for text, _ in of_view]
+        ids = iter(self.tokenizer(texts, add_special_tokens=False)["input_ids"])
+        parts = [[np.array(next(ids), np.int32) for _ in of_view] for of_view in pieces]
+        return [
+            (np.concatenate(of_view), np.repeat([learn for _, learn in texts], [len(part) for part in of_view]))
+            for texts, of_view in zip(pieces, parts, strict=True)
+        ]
 
     def _pieces(self, table: TaskTable, views: Views, i: int, layout: Layout) -> list[tuple[str, bool]]:
         [pairs] = self._pairs(table, views.take(slice(i, i + 1)))
@@ -247,10 +250,9 @@ def make_codec(tokenizer: Any, frame: Frame, encoder: Encoder, format: Format, l
     try:
         codec.cell_ids = find_cell_ids(tokenizer, encoder)
         table, views = sample_views()
-        for i in range(len(views)):
-            view = views.take(slice(i, i + 1))
-            layout = codec.view_layout(table, view, 0)
-            fast, slow = codec._look_up(table, view, [layout])[0], codec._tokenize(table, view, 0, layout)
+        layouts = codec._layouts_of(table, views)
+        looked_up, tokenized = codec._look_up(table, views, layouts), codec._tokenize(table, views, layouts)
+        for fast, slow in zip(looked_up, tokenized, strict=True):
             if not (np.array_equal(fast[0], slow[0]) and np.array_equal(fast[1], slow[1])):
                 raise CellsMergeError("looked-up ids differ from the tokenizer's own")
     except CellsMergeError as error:

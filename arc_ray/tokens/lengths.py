@@ -13,16 +13,20 @@ from arc_ray.views import Views
 Lengths = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 """Tokens and learned tokens of each view: two int64 (n,)."""
 
+_TOKENIZED_AT_ONCE = 1024
+"""Views in one call of the tokenizer on the slow path: keeps all cores busy, and memory small."""
+
 
 def view_lengths(codec: Codec, table: TaskTable, views: Views) -> Lengths:
     """Return the tokens and the learned tokens of each view, exactly; the slow path has to tokenize."""
-    if not codec.is_fast:
-        encoded = codec.encode(table, views)
-        return (
-            np.array([len(ids) for ids, _ in encoded], np.int64),
-            np.array([mask.sum() for _, mask in encoded], np.int64),
-        )
     tokens, learned = np.zeros(len(views), np.int64), np.zeros(len(views), np.int64)
+    if not codec.is_fast:
+        for begin in range(0, len(views), _TOKENIZED_AT_ONCE):
+            here = slice(begin, begin + _TOKENIZED_AT_ONCE)
+            encoded = codec.encode(table, views.take(here))
+            tokens[here] = [len(ids) for ids, _ in encoded]
+            learned[here] = [mask.sum() for _, mask in encoded]
+        return tokens, learned
     is_counting = (
         np.array([bool(q) for q in table.questions], bool)[views.task]
         if table.questions
