@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,43 @@ def test_looked_up_ids_of_any_grid_are_the_tokenizers_own(
             tokenizer("I", add_special_tokens=False)["input_ids"],
         )
         assert whole == [*inner[0], *ids.tolist(), *inner[1]]
+
+
+FAMILIES = {**TOKENIZERS, "merging": merging_tokenizer, "grouping": grouping_tokenizer, "spacing": spacing_tokenizer}
+KEEPS_CELLS = {"merging": {"separated", "symbols"}, "grouping": {"separated", "symbols", "repeated"}, "spacing": set()}
+"""Encoders that the look-up path can be taken with; with the others, such a tokenizer merges cells or alters texts."""
+
+
+@cache
+def codec_of_family(family: str, encoder: str, format: str, learn: Learn) -> Codec:
+    return codec_of(FAMILIES[family](), encoder, format, learn, quiet=True)
+
+
+@settings(max_examples=40)
+@given(
+    st.sampled_from(sorted(FAMILIES)),
+    st.sampled_from(sorted(ENCODERS)),
+    st.sampled_from(sorted(FORMATS)),
+    st.sampled_from(["asked", "all"]),
+    st.integers(0, 10**6),
+    st.sampled_from([3, 12, 30]),
+)
+def test_any_view_is_written_as_the_tokenizer_itself_writes_it(
+    family: str, encoder: str, format: str, learn: Learn, seed: int, most: int
+):
+    """Five families, random puzzles of all sizes, every augmentation: would catch a merge that the sample does not have."""
+    table = TaskTable.of([puzzle(f"{seed}", 3, 1, most), puzzle(f"{seed + 1}", 1, 2, most)])
+    views = views_of(table, one_sided=0.5, min_shown=1)
+    codec = codec_of_family(family, encoder, format, learn)
+    if family in KEEPS_CELLS:
+        assert not codec.is_fast or encoder in KEEPS_CELLS[family]
+    encoded = codec.encode(table, views)
+    assert same(encoded, slow(codec).encode(table, views))
+    for i, (ids, learned) in enumerate(encoded):
+        pieces = codec.text(table, views, i)
+        whole = [codec.tokenizer(text, add_special_tokens=False)["input_ids"] for text, _ in pieces]
+        assert ids.tolist() == [token for piece in whole for token in piece]
+        assert learned.tolist() == [learn for piece, (_, learn) in zip(whole, pieces, strict=True) for _ in piece]
 
 
 @pytest.mark.parametrize("encoder", ["plain", "shape_rows", "repeated", "compact"])
