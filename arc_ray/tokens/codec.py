@@ -4,7 +4,6 @@ The fast path must give the tokenizer's own ids, so it takes everything constant
 tokenizer's own output around real grids, and `make_codec` compares whole views with the slow path before it is trusted.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -28,11 +27,12 @@ from arc_ray.prompt import (
     with_description,
 )
 from arc_ray.tasks import NUM_COLORS, TaskTable
-from arc_ray.tokens.sample import sample_views
-from arc_ray.tokens.template import CellsMergeError, Ids, Template, find_cell_ids, make_template
+from arc_ray.tokens.template import Ids, Template, make_template
 from arc_ray.views import Views, question_order
 
 Mask = npt.NDArray[np.bool_]
+_PlacedGrid = tuple[int, int, npt.NDArray[np.int32], npt.NDArray[np.uint8]]
+"""Where a grid begins, the number of its view, the slots of its cells, and the cells."""
 
 
 @dataclass
@@ -125,14 +125,15 @@ class Codec:
 
     def encode(self, table: TaskTable, views: Views) -> list[tuple[Ids, Mask]]:
         """Write views as (ids, learned) pairs: int32 (length,) and bool (length,)."""
-        layouts = self._layouts_of(table, views)
-        return self._look_up(table, views, layouts) if self.is_fast else self._tokenize(table, views, layouts)
+        layouts = self.layouts_of(table, views)
+        return self.look_up(table, views, layouts) if self.is_fast else self.tokenize(table, views, layouts)
 
     def view_layout(self, table: TaskTable, views: Views, i: int) -> Layout:
         """Return the segments of view `i`, counting questions in the view's own order."""
-        return self._layouts_of(table, views.take(slice(i, i + 1)))[0]
+        return self.layouts_of(table, views.take(slice(i, i + 1)))[0]
 
-    def _layouts_of(self, table: TaskTable, views: Views) -> list[Layout]:
+    def layouts_of(self, table: TaskTable, views: Views) -> list[Layout]:
+        """Return the segments of each view."""
         columns = zip(views.task.tolist(), views.num_shown().tolist(), views.key, strict=True)
         return [
             self._counting_layout(table, task, key)
@@ -162,50 +163,19 @@ class Codec:
         layout = self.view_layout(table, views, i)
         while layout[-1].learn:
             layout = layout[:-1]
-        write = self._look_up if self.is_fast else self._tokenize
+        write = self.look_up if self.is_fast else self.tokenize
         return write(table, views.take(slice(i, i + 1)), [layout])[0][0]
 
     def text(self, table: TaskTable, views: Views, i: int) -> list[tuple[str, bool]]:
         """Write view `i` as pieces of text with their learn flags; neighbours that agree are joined."""
         return self._pieces(table, views, i, self.view_layout(table, views, i))
 
-    def _look_up(self, table: TaskTable, views: Views, layouts: Sequence[Layout]) -> list[tuple[Ids, Mask]]:
+    def look_up(self, table: TaskTable, views: Views, layouts: Sequence[Layout]) -> list[tuple[Ids, Mask]]:
         """Lay constant ids end to end, then put the cells of all grids of all views into their places at once."""
-        pairs = self._pairs(table, views)
-        first = np.cumsum([0] + [2 * len(of_view) for of_view in pairs]).tolist()
-        grids = (2 * np.fromiter(chain(*pairs), np.int64)[:, None] + np.arange(2)).ravel()
-        heights, widths, starts = (column[grids].tolist() for column in (table.height, table.width, table.start))
-        parts: list[Ids] = []
-        learned: list[bool] = []
-        slots: list[npt.NDArray[np.int32]] = []
-        cells: list[npt.NDArray[np.uint8]] = []
-        begins, owners, ends, end = [], [], [0], 0
-        changes = [None] * len(views) if views.one_sided is None else list(map(OneSided.from_code, views.one_sided))
-        columns = zip(layouts, views.symmetry.tolist(), changes, strict=True)
-        for i, (layout, symmetry, change) in enumerate(columns):
-            for segment in layout:
-                if isinstance(segment, Text):
-                    ids = self.text_ids(segment.text)
-                else:
-                    assert isinstance(segment, GridSlot)
-                    grid = first[i] + 2 * segment.pair + (segment.side == "output")
-                    height, width, start = heights[grid], widths[grid], starts[grid]
-                    of_grid = table.cells[start : start + height * width]
-                    if change and change.side == segment.side:
-                        changed = change.apply(of_grid.reshape(height, width))
-                        (height, width), of_grid = changed.shape, changed.ravel()
-                    template = self.template(height, width, symmetry)
-                    ids = template.ids
-                    slots.append(template.slots)
-                    cells.append(of_grid)
-                    begins.append(end)
-                    owners.append(i)
-                parts.append(ids)
-                learned.append(segment.learn)
-                end += len(ids)
-            ends.append(end)
+        parts, learned, ends, grids = self._lay_out(table, views, layouts)
         ids, mask = np.concatenate(parts), np.repeat(learned, [len(part) for part in parts])
-        if slots:
+        if grids:
+            begins, owners, slots, cells = zip(*grids, strict=True)
             sizes = [len(of_grid) for of_grid in slots]
             places = np.concatenate(slots) + np.repeat(np.array(begins, np.int32), sizes)[:, None]
             colors = np.concatenate(cells) + np.repeat(np.array(owners, np.int32) * NUM_COLORS, sizes)
@@ -213,7 +183,42 @@ class Codec:
             ids[places.ravel()] = luts.take(colors, axis=0).ravel()
         return [(ids[a:b], mask[a:b]) for a, b in pairwise(ends)]
 
-    def _tokenize(self, table: TaskTable, views: Views, layouts: Sequence[Layout]) -> list[tuple[Ids, Mask]]:
+    def _lay_out(
+        self, table: TaskTable, views: Views, layouts: Sequence[Layout]
+    ) -> tuple[list[Ids], list[bool], list[int], list[_PlacedGrid]]:
+        """Return the constant ids of all segments of all views, which are learned, where views end, and the grids."""
+        pairs = self._pairs(table, views)
+        first = np.cumsum([0] + [2 * len(of_view) for of_view in pairs]).tolist()
+        index = (2 * np.fromiter(chain(*pairs), np.int64)[:, None] + np.arange(2)).ravel()
+        heights, widths, starts = (column[index].tolist() for column in (table.height, table.width, table.start))
+        changes = [None] * len(views) if views.one_sided is None else list(map(OneSided.from_code, views.one_sided))
+        parts: list[Ids] = []
+        learned: list[bool] = []
+        grids: list[_PlacedGrid] = []
+        ends, end = [0], 0
+        columns = zip(layouts, views.symmetry.tolist(), changes, strict=True)
+        for i, (layout, symmetry, change) in enumerate(columns):
+            for segment in layout:
+                if isinstance(segment, Text):
+                    ids = self.text_ids(segment.text)
+                else:
+                    assert isinstance(segment, GridSlot)
+                    at = first[i] + 2 * segment.pair + (segment.side == "output")
+                    height, width = heights[at], widths[at]
+                    cells = table.cells[starts[at] : starts[at] + height * width]
+                    if change and change.side == segment.side:
+                        changed = change.apply(cells.reshape(height, width))
+                        (height, width), cells = changed.shape, changed.ravel()
+                    template = self.template(height, width, symmetry)
+                    ids = template.ids
+                    grids.append((end, i, template.slots, cells))
+                parts.append(ids)
+                learned.append(segment.learn)
+                end += len(ids)
+            ends.append(end)
+        return parts, learned, ends, grids
+
+    def tokenize(self, table: TaskTable, views: Views, layouts: Sequence[Layout]) -> list[tuple[Ids, Mask]]:
         """Send all texts through the tokenizer in one call, which a fast tokenizer shares among the machine's cores."""
         pieces = [self._pieces(table, views, i, layout) for i, layout in enumerate(layouts)]
         texts = [text for of_view in pieces for text, _ in of_view]
@@ -239,27 +244,3 @@ class Codec:
                 text = pieces.pop()[0] + text
             pieces.append((text, segment.learn))
         return pieces
-
-
-def make_codec(tokenizer: Any, frame: Frame, encoder: Encoder, format: Format, learn: Learn) -> Codec:
-    """Make a codec, on the fast path if that gives the tokenizer's own ids on a sample of views, else on the slow one.
-
-    The slow path is correct for every tokenizer and 20 times slower; taking it is warned about once.
-    """
-    codec = Codec(tokenizer, frame, encoder, format, learn)
-    try:
-        codec.cell_ids = find_cell_ids(tokenizer, encoder)
-        table, views = sample_views()
-        layouts = codec._layouts_of(table, views)
-        looked_up, tokenized = codec._look_up(table, views, layouts), codec._tokenize(table, views, layouts)
-        for fast, slow in zip(looked_up, tokenized, strict=True):
-            if not (np.array_equal(fast[0], slow[0]) and np.array_equal(fast[1], slow[1])):
-                raise CellsMergeError("looked-up ids differ from the tokenizer's own")
-    except CellsMergeError as error:
-        warnings.warn(
-            f"{type(tokenizer).__name__} with encoder {encoder.name!r}: {error}; every view goes through the tokenizer,"
-            f" which is about 20 times slower",
-            stacklevel=2,
-        )
-        codec.is_fast = False
-    return codec
