@@ -125,6 +125,8 @@ class Codec:
 
     def encode(self, table: TaskTable, views: Views) -> list[tuple[Ids, Mask]]:
         """Write views as (ids, learned) pairs: int32 (length,) and bool (length,)."""
+        if not len(views):
+            return []
         layouts = self.layouts_of(table, views)
         return self.look_up(table, views, layouts) if self.is_fast else self.tokenize(table, views, layouts)
 
@@ -177,8 +179,10 @@ class Codec:
         if grids:
             begins, owners, slots, cells = zip(*grids, strict=True)
             sizes = [len(of_grid) for of_grid in slots]
-            places = np.concatenate(slots) + np.repeat(np.array(begins, np.int32), sizes)[:, None]
-            colors = np.concatenate(cells) + np.repeat(np.array(owners, np.int32) * NUM_COLORS, sizes)
+            places = np.concatenate(slots)
+            places += np.repeat(np.array(begins, np.int32), sizes)[:, None]
+            colors = np.repeat(np.array(owners, np.int32) * NUM_COLORS, sizes)
+            colors += np.concatenate(cells)
             luts = self.cell_ids[views.colors].reshape(-1, places.shape[1])
             ids[places.ravel()] = luts.take(colors, axis=0).ravel()
         return [(ids[a:b], mask[a:b]) for a, b in pairwise(ends)]
