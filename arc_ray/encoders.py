@@ -41,7 +41,10 @@ class Encoder:
     def render(self, grid: Grid) -> str:
         """Write a grid (uint8, (h, w)) as text."""
         height, width = grid.shape
-        rows = [self._row_start(i) + self.separator.join(self.cells[c] for c in row) for i, row in enumerate(grid)]
+        rows = [
+            self._row_start(i) + self.separator.join([self.cells[c] for c in row])
+            for i, row in enumerate(grid.tolist())
+        ]
         return self._head(height, width) + "\n".join(rows) + self._tail()
 
     def cell_spans(self, height: int, width: int) -> npt.NDArray[np.int32]:

@@ -14,6 +14,8 @@ import numpy as np
 
 from arc_ray.tasks import NUM_COLORS, Grid, Pair, Task
 
+NUM_SYMMETRIES = 8
+
 OverlapKind = Literal["id", "task", "pair"]
 """One puzzle by name; equal content under two names; an equal pair within different tasks. Strongest first."""
 
@@ -80,6 +82,29 @@ def count_duplicates(tasks: Iterable[Task]) -> dict[str, int]:
         distinct_tasks.add(_canonical_task(digests))
         distinct_pairs.update(map(min, digests))
     return {"duplicate_tasks": num_tasks - len(distinct_tasks), "duplicate_pairs": num_pairs - len(distinct_pairs)}
+
+
+def count_views(tasks: Iterable[Task]) -> dict[str, int]:
+    """Count the views that the 8 symmetries and the choice of the asked pair give, and the distinct ones among them.
+
+    A view shows all other pairs with a known output, in any order, and keeps colours: two are equal if they show the
+    same pairs and ask the same one, cell by cell. Puzzles that a symmetry leaves as they are give fewer than 8.
+    """
+    num_views = 0
+    distinct: set[bytes] = set()
+    for task in tasks:
+        known = [pair for pair in task.pairs if pair.output is not None]
+        num_views += NUM_SYMMETRIES * len(known)
+        for digests in zip(*(_symmetric_digests(pair) for pair in known), strict=True):
+            whole = _digest(b"".join(sorted(digests)))
+            distinct.update(whole + digest for digest in digests)
+    return {"views": num_views, "distinct_views": len(distinct)}
+
+
+def _symmetric_digests(pair: Pair) -> list[bytes]:
+    """Digest a pair under each of the 8 symmetries, colours as they are."""
+    turned = zip(*(_symmetric(grid) for grid in _grids(pair)), strict=True)
+    return [_digest(b"".join(bytes(grid.shape) + grid.tobytes() for grid in grids)) for grids in turned]
 
 
 def _overlap_by_content(train_tasks: Sequence[Task], eval_tasks: Sequence[Task]) -> Iterator[Overlap]:

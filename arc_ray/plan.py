@@ -63,7 +63,8 @@ class Plan:
     num_steps: int
     sources: tuple[str, ...]
     counts: dict[str, Any]
-    """For the report: views over all epochs, how many of them were dropped or shortened, views in the rows per source."""
+    """For the report: views over all epochs, how many of them were dropped or shortened, views in the rows per source and
+    per task."""
 
     @property
     def num_rows(self) -> int:
@@ -140,6 +141,7 @@ def make_plan(
         "shortened": shortened,
         "epochs": int(views.epoch.max()) + 1 if len(shown) else 0,
         "views_per_source": {name: int((views.source[index] == i).sum()) for i, name in enumerate(sources)},
+        "views_per_task": {name: _views_per_task(views, index, i) for i, name in enumerate(sources)},
     }
     return Plan(
         views=views.take(index),
@@ -153,6 +155,17 @@ def make_plan(
         sources=tuple(sources),
         counts=counts,
     )
+
+
+def _views_per_task(views: Addresses, planned: npt.NDArray[np.int64], source: int) -> dict[str, int]:
+    """Return the fewest and the most planned views of a task of a source, and how many of its tasks have none."""
+    num_tasks = int(views.task[views.source == source].max(initial=-1)) + 1
+    counts = np.bincount(views.task[planned][views.source[planned] == source], minlength=num_tasks)
+    return {
+        "fewest": int(counts.min(initial=len(planned))),
+        "most": int(counts.max(initial=0)),
+        "tasks_without": int((counts == 0).sum()),
+    }
 
 
 def pack(lengths: npt.NDArray[np.integer], capacity: int) -> list[list[int]]:

@@ -5,7 +5,7 @@ shapes alone and why token ids can be looked up. What is learned is decided here
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from arc_ray.errors import UserError
@@ -45,27 +45,28 @@ class GridSlot:
     learn: bool = False
 
 
-Segment = Text | GridSlot
+@dataclass(frozen=True)
+class DescriptionSlot:
+    """A place for the description of the task's rule in words."""
+
+    learn: bool = False
+
+
+Segment = Text | GridSlot | DescriptionSlot
 Layout = tuple[Segment, ...]
 Format = Callable[[Frame, int, Learn], Layout]
 
 
 def output_from_examples(frame: Frame, num_shown: int, learn: Learn) -> Layout:
     """Show pairs, ask for the output of one more input, in a chat turn; words for a general model."""
-    segments: list[Segment] = [
-        Text(
-            f"{frame.begin}Each example turns an input grid into an output grid by one and the same rule. Find the rule.\n"
-        )
-    ]
-    for i in range(num_shown):
-        segments += [Text(f"\n# Example {i + 1}\nInput:\n"), GridSlot(i, "input"), Text("\nOutput:\n")]
-        segments += [GridSlot(i, "output", learn == "all" and i > 0), Text("\n")]
-    segments += [
+    return (
+        *_examples(frame, num_shown, learn),
         Text("\n# Test\nInput:\n"),
         GridSlot(num_shown, "input"),
         Text("\nApply the rule. Output:\n" + frame.answer),
-    ]
-    return (*segments, GridSlot(num_shown, "output", True), Text(frame.end, True))
+        GridSlot(num_shown, "output", True),
+        Text(frame.end, True),
+    )
 
 
 def compact(frame: Frame, num_shown: int, learn: Learn) -> Layout:
@@ -93,11 +94,65 @@ def input_from_inputs(frame: Frame, num_shown: int, learn: Learn) -> Layout:
     return (*segments, Text(frame.answer), GridSlot(num_shown, "input", True), Text(frame.end, True))
 
 
+def describe(frame: Frame, num_shown: int, learn: Learn) -> Layout:
+    """First player: show pairs, ask for their rule in words. The asked pair is not shown, so it can test the words."""
+    return (
+        *_examples(frame, num_shown, "asked"),
+        Text("\nDescribe the rule in words:\n" + frame.answer),
+        DescriptionSlot(True),
+        Text(frame.end, True),
+    )
+
+
+def implement(frame: Frame, num_shown: int, learn: Learn) -> Layout:
+    """Second player: show a rule in words and an input, no example, and ask for the output."""
+    return (
+        Text(f"{frame.begin}# Rule\n"),
+        DescriptionSlot(),
+        Text("\n\n# Test\nInput:\n"),
+        GridSlot(num_shown, "input"),
+        Text("\nApply the rule. Output:\n" + frame.answer),
+        GridSlot(num_shown, "output", True),
+        Text(frame.end, True),
+    )
+
+
 FORMATS: dict[str, Format] = {
     "output_from_examples": output_from_examples,
     "compact": compact,
     "input_from_inputs": input_from_inputs,
+    "describe": describe,
+    "implement": implement,
 }
+
+
+def needs_description(format: Format) -> bool:
+    """Tell whether a format has a place for the description of a task."""
+    return any(isinstance(segment, DescriptionSlot) for segment in format(Frame("", "", "", ""), 1, "asked"))
+
+
+def with_description(layout: Layout, description: str) -> Layout:
+    """Put a description in its place, joined with the texts beside it that are learned alike: tokenizers may merge
+    the full stop that ends it with what follows."""
+    joined: list[Segment] = []
+    for segment in layout:
+        piece = Text(description, segment.learn) if isinstance(segment, DescriptionSlot) else segment
+        before = joined[-1] if joined else None
+        if isinstance(piece, Text) and isinstance(before, Text) and piece.learn == before.learn:
+            joined[-1] = replace(before, text=before.text + piece.text)
+        else:
+            joined.append(piece)
+    return tuple(joined)
+
+
+def _examples(frame: Frame, num_shown: int, learn: Learn) -> list[Segment]:
+    """Begin a turn with what is asked of a general model, and the shown pairs."""
+    task = "Each example turns an input grid into an output grid by one and the same rule. Find the rule.\n"
+    segments: list[Segment] = [Text(frame.begin + task)]
+    for i in range(num_shown):
+        segments += [Text(f"\n# Example {i + 1}\nInput:\n"), GridSlot(i, "input"), Text("\nOutput:\n")]
+        segments += [GridSlot(i, "output", learn == "all" and i > 0), Text("\n")]
+    return segments
 
 
 def counting_layout(frame: Frame, num_grids: int, questions: Sequence[Question]) -> Layout:

@@ -5,6 +5,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -44,19 +45,28 @@ class RowMaker:
 
     def make(self, rows: npt.NDArray[np.integer] | Sequence[int]) -> Batch:
         """Make rows by number; numbers beyond the plan give empty rows that learn nothing."""
-        views = [self.views_of(int(row)) if row < self.plan.num_rows else [] for row in rows]
+        rows = np.asarray(rows, np.int64)
+        known = rows[rows < self.plan.num_rows]
+        begin, end = self.plan.first_view[known], self.plan.first_view[known + 1]
+        encoded = self._encode(np.concatenate([np.zeros(0, np.int64), *map(np.arange, begin, end)]))
+        bounds = np.cumsum([0, *(end - begin)]).tolist()
+        of_known = iter([encoded[a:b] for a, b in pairwise(bounds)])
+        views = [next(of_known) if row < self.plan.num_rows else [] for row in rows]
         return write_rows(views, self.plan.row_tokens, self.pad_id)
 
     def views_of(self, row: int) -> list[Encoded]:
         """Return (ids, learned) of each view of a row, in order."""
-        span = slice(int(self.plan.first_view[row]), int(self.plan.first_view[row + 1]))
-        addresses, shown = self.plan.views.take(span), self.plan.shown[span]
+        return self._encode(np.arange(self.plan.first_view[row], self.plan.first_view[row + 1]))
+
+    def _encode(self, places: npt.NDArray[np.int64]) -> list[Encoded]:
+        """Draw and write the planned views at these places, source by source: numpy's calls cost more than their work."""
+        addresses, shown = self.plan.views.take(places), self.plan.shown[places]
         encoded: list[Any] = [None] * len(shown)
         for source in np.unique(addresses.source):
             here = np.flatnonzero(addresses.source == source)
             table = self.tables[source]
             views = draw_views(self.view, table, addresses.task[here], addresses.key[here]).showing(shown[here])
-            for i, pair in zip(here, self.codec.encode(table, views), strict=True):
+            for i, pair in zip(here.tolist(), self.codec.encode(table, views), strict=True):
                 encoded[i] = pair
         return encoded
 
@@ -72,20 +82,22 @@ class RowMaker:
 def write_rows(rows: Sequence[Sequence[Encoded]], width: int, pad_id: int) -> Batch:
     """Write views one after another into rows of `width` tokens; a row without views is padding throughout."""
     batch: Batch = {
-        "input_ids": np.full((len(rows), width), pad_id, np.int32),
-        "position_ids": np.zeros((len(rows), width), np.int32),
+        "input_ids": np.empty((len(rows), width), np.int32),
+        "position_ids": np.empty((len(rows), width), np.int32),
         "labels": np.full((len(rows), width), IGNORED, np.int32),
     }
+    positions = np.arange(width, dtype=np.int32)
     for i, views in enumerate(rows):
         at = 0
         for ids, learned in views:
             end = at + len(ids)
             batch["input_ids"][i, at:end] = ids
-            batch["position_ids"][i, at:end] = np.arange(len(ids))
-            batch["labels"][i, at:end] = np.where(learned, ids, IGNORED)
+            batch["position_ids"][i, at:end] = positions[: len(ids)]
+            np.copyto(batch["labels"][i, at:end], ids, where=learned)
             at = end
+        batch["input_ids"][i, at:] = pad_id
         # Padding counts up from 0 like a view of its own, so attention never crosses into it.
-        batch["position_ids"][i, at:] = np.arange(width - at)
+        batch["position_ids"][i, at:] = positions[: width - at]
     return batch
 
 

@@ -177,6 +177,10 @@ class TaskTable:
         height, width = int(self.height[index]), int(self.width[index])
         return self.cells[self.start[index] : self.start[index] + height * width].reshape(height, width)
 
+    def is_counting(self, task: int) -> bool:
+        """Tell whether a task asks questions about its grids."""
+        return bool(self.questions and self.questions[task])
+
     def num_pairs(self) -> npt.NDArray[np.int32]:
         """Return how many pairs each task owns: (num_tasks,)."""
         return np.diff(self.first_pair)

@@ -4,16 +4,19 @@ A view is a value: everything random about it follows from its key (seed, source
 computes it, when, and after which crash, gets the same bytes. `Views` holds many of them as columns.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from arc_ray.augment import Augmentation, OneSided
+from arc_ray.augment.drawing import NUM_DRAWS, draw_one_sided
+from arc_ray.augment.one_sided import Codes
 from arc_ray.config.training import ViewConfig
 from arc_ray.seeding import below, counter_bits, digest64, unit_floats, view_keys
 from arc_ray.tasks import NUM_COLORS, TaskTable
 
-_SYMMETRY, _COLORS, _BACKGROUND, _PAIRS, _ORDER, _QUESTIONS = range(6)
+_SYMMETRY, _COLORS, _BACKGROUND, _PAIRS, _ORDER, _QUESTIONS, _ONE_SIDED, _NUM_SHOWN = range(8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +35,8 @@ class Views:
     """Pairs shown, in order, as pair numbers of the table; -1 where fewer are shown: (n, most shown)."""
     asked: npt.NDArray[np.int32]
     """Pair to answer; for counting tasks the first grid: (n,)."""
+    one_sided: Codes | None = None
+    """What is changed in inputs or outputs alone, before the symmetry: (n, 5); None where no view changes anything."""
 
     def __len__(self) -> int:
         return len(self.task)
@@ -42,12 +47,18 @@ class Views:
 
     def take(self, index: npt.NDArray[np.integer] | slice) -> "Views":
         """Return the views at these positions."""
-        return Views(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+        columns = (getattr(self, name) for name in self.__dataclass_fields__)
+        return Views(*(None if column is None else column[index] for column in columns))
+
+    def augmentation(self, i: int) -> Augmentation:
+        """Return the augmentation of view `i`."""
+        one_sided = None if self.one_sided is None else OneSided.from_code(self.one_sided[i])
+        return Augmentation(int(self.symmetry[i]), tuple(self.colors[i].tolist()), one_sided)
 
     def showing(self, most: npt.NDArray[np.integer]) -> "Views":
         """Return the same views with at most so many shown pairs each, the first ones: `most` is (n,)."""
         kept = np.arange(self.shown.shape[1])[None, :] < np.asarray(most)[:, None]
-        return Views(self.task, self.key, self.symmetry, self.colors, np.where(kept, self.shown, -1), self.asked)
+        return replace(self, shown=np.where(kept, self.shown, -1))
 
 
 def keys_of(
@@ -82,7 +93,8 @@ def draw_views(
     shown, asked = _choose_pairs(config, table, task, key)
     shown = np.where(is_counting[:, None], -1, shown).astype(np.int32)
     asked = np.where(is_counting, table.first_pair[task], asked).astype(np.int32)
-    return Views(task, key, symmetry, colors, shown, asked)
+    views = Views(task, key, symmetry, colors, shown, asked)
+    return replace(views, one_sided=_draw_one_sided(config, table, views, is_counting)) if config.one_sided else views
 
 
 def plain_views(table: TaskTable, max_shown: int, symmetry: int = 0) -> Views:
@@ -119,6 +131,18 @@ def _draw_colors(config: ViewConfig, key: npt.NDArray[np.uint64]) -> npt.NDArray
     return np.argsort(ranks, axis=1, kind="stable").astype(np.uint8)
 
 
+def _draw_one_sided(config: ViewConfig, table: TaskTable, views: Views, is_counting: npt.NDArray[np.bool_]) -> Codes:
+    """Draw what is changed in inputs or outputs alone; the limit is the longest grid of the view's own pairs."""
+    pairs = np.concatenate([views.shown, views.asked[:, None]], axis=1)
+    grids = np.where(pairs >= 0, 2 * pairs, 0)[:, :, None] + np.arange(2)
+    is_there = (pairs >= 0)[:, :, None] & ~is_counting[:, None, None]
+    height, width = (
+        np.where(is_there, sides[grids], 0).max(axis=1).astype(np.int64) for sides in (table.height, table.width)
+    )
+    bits = counter_bits(views.key, _ONE_SIDED, NUM_DRAWS)
+    return draw_one_sided(bits, config.one_sided, config.one_sided_weights, height, width)
+
+
 def _choose_pairs(
     config: ViewConfig, table: TaskTable, task: npt.NDArray[np.int32], key: npt.NDArray[np.uint64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -127,6 +151,9 @@ def _choose_pairs(
     pool = np.diff(first_known)[task]
     offset = first_known[:-1][task]
     num_shown = np.clip(pool - 1, 0, config.max_shown)
+    if config.min_shown:
+        fewest = np.minimum(config.min_shown, num_shown)
+        num_shown = fewest + below(counter_bits(key, _NUM_SHOWN, 1)[:, 0], num_shown - fewest + 1)
     position = np.arange(config.max_shown)[None, :]
     if config.shuffle_pairs:
         chosen = _distinct(counter_bits(key, _PAIRS, config.max_shown + 1), pool, num_shown + 1)

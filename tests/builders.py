@@ -120,7 +120,7 @@ def puzzle(task_id: str, num_train: int = 4, num_test: int = 1, most: int = 6, h
     rng = np.random.default_rng(list(task_id.encode()))
     pairs = [Pair(grid_of(rng, most), grid_of(rng, most)) for _ in range(num_train + num_test)]
     test = [Pair(pair.input, None) if hidden else pair for pair in pairs[num_train:]]
-    return Task(task_id, tuple(pairs[:num_train]), tuple(test))
+    return Task(task_id, tuple(pairs[:num_train]), tuple(test), description=f"Rule {task_id}: fill it, then turn it.")
 
 
 def counting(index: int = 0) -> Task:

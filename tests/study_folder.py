@@ -54,6 +54,7 @@ def make_study(
             write_evaluation(folder / "evaluate" / arm, arm)
         (Folder.at(str(storage)) / "count" / "evaluate").write_json("result.json", counting_scores())
         folder.write_json("analysis.json", analysis(arms, seeds))
+        folder.write_json("quality.json", quality())
         folder.write_bytes("best.yaml", to_yaml(config).encode())
         folder.write_json("result.json", {"effect/count/value": 0.021})
     return folder.local_path()
@@ -255,6 +256,18 @@ def counting_scores() -> dict[str, float]:
     by_kind = {f"counting/accuracy/{kind}": value for kind, value in accuracies.items()}
     asked = {f"{name}/of": 200 for name in by_kind}
     return {"counting/accuracy": 0.679, "counting/accuracy/of": 1600, **by_kind, **asked}
+
+
+def quality() -> dict[str, Any]:
+    """What `arc_ray.quality` finds in data with one leak."""
+    counts = {"tasks": 8, "pairs": 80, "duplicate_tasks": 0, "duplicate_pairs": 3, "degenerate": 0, "merged_colors": 0}
+    counts |= {"views": 640, "distinct_views": 571, "attempts": 702, "rejected": {"too_large": 61}}
+    return {
+        "sources": {"rearc": counts},
+        "lengths": {"rearc": {"shortest": 61, "median": 188, "p95": 242, "longest": 256}},
+        "waste": {"packed": 0.021, "one_view_a_row": 0.34, "padded_to_longest": 0.31},
+        "overlap": ["rearc and arc_evaluation: training task 40853293 equals evaluation task 070dd51e"],
+    }
 
 
 def write_data(folder: Folder) -> None:

@@ -5,23 +5,114 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import stats
 
-from arc_ray.augment import SAME_COLORS, Augmentation, cell_order, parse_augmentation, swaps_sides
+from arc_ray.augment import SAME_COLORS, Augmentation, OneSided, Side, cell_order, parse_augmentation, swaps_sides
+from arc_ray.augment.drawing import NUM_DRAWS, draw_one_sided
+from arc_ray.augment.one_sided import KINDS, changed_shapes, parse_one_sided
+from arc_ray.seeding import counter_bits
 from arc_ray.tasks import Grid, Pair, Question, Task
 
 grids = hnp.arrays(np.uint8, st.tuples(st.integers(1, 7), st.integers(1, 7)), elements=st.integers(0, 9))
 colors = st.permutations(SAME_COLORS).map(tuple)
-augmentations = st.builds(Augmentation, st.integers(0, 7), colors | st.just(SAME_COLORS))
+sides = st.sampled_from(("input", "output"))
+one_sided = st.one_of(
+    st.builds(OneSided, sides, st.just("geometric"), st.tuples(st.integers(1, 7))),
+    st.builds(OneSided, sides, st.just("padding"), st.tuples(st.integers(1, 5), st.integers(0, 5), st.integers(0, 9))),
+    st.builds(OneSided, sides, st.just("upscale"), st.tuples(st.integers(1, 4), st.integers(2, 4))),
+    st.builds(OneSided, sides, st.just("mirror"), st.tuples(st.integers(0, 3))),
+)
+augmentations = st.builds(
+    Augmentation, st.integers(0, 7), colors | st.just(SAME_COLORS), st.none() | st.none() | one_sided
+)
 
 
 @settings(deadline=None)
-@given(augmentations, grids)
-def test_inverting_gives_the_grid_back(augmentation: Augmentation, grid: Grid):
+@given(augmentations, grids, sides)
+def test_inverting_gives_the_grid_back(augmentation: Augmentation, grid: Grid, side: Side):
     """Would catch answers that are turned back the wrong way round: right ones would be scored as wrong."""
-    turned = augmentation.apply(grid)
+    turned = augmentation.apply(grid, side)
     assert turned.dtype == np.uint8
-    assert np.array_equal(augmentation.invert(turned), grid)
-    assert np.array_equal(augmentation.apply(augmentation.invert(grid)), grid)
+    assert np.array_equal(augmentation.invert(turned, side), grid)
+    if not augmentation.one_sided:
+        assert np.array_equal(augmentation.apply(augmentation.invert(grid)), grid)
+
+
+@given(one_sided, grids)
+def test_one_side_is_changed_and_the_other_is_not(change: OneSided, grid: Grid):
+    """Would catch a change of both sides, which leaves the puzzle as it was, and one that is lost in the codes."""
+    augmentation = Augmentation(one_sided=change)
+    other: Side = "output" if change.side == "input" else "input"
+    assert np.array_equal(augmentation.apply(grid, other), grid)
+    assert np.array_equal(augmentation.apply(grid, change.side), change.apply(grid))
+    code = np.array([1 + (change.side == "output"), KINDS.index(change.kind), *change.parameters, 0, 0][:5], np.uint8)
+    assert OneSided.from_code(code) == change
+    for side in ("input", "output"):
+        shape = changed_shapes(code[None], side, *(np.array([n], np.uint8) for n in grid.shape))
+        assert tuple(int(n[0]) for n in shape) == augmentation.apply(grid, side).shape
+
+
+@given(one_sided)
+def test_a_grid_that_no_change_has_made_is_not_turned_back(change: OneSided):
+    """Would catch a wrong answer that becomes a right one by cutting off what is wrong about it."""
+    made = change.apply(np.array([[1, 2, 3], [4, 5, 6]], np.uint8))
+    if change.kind == "geometric":
+        return
+    for place in np.ndindex(made.shape):
+        spoilt = made.copy()
+        spoilt[place] = (spoilt[place] + 7) % 10
+        try:
+            back = change.invert(spoilt)
+        except ValueError:
+            continue
+        assert np.array_equal(change.apply(back), spoilt)
+    with pytest.raises(ValueError, match="was not made by"):
+        change.invert(
+            np.array([[1]], np.uint8) if change.kind != "padding" else np.array([[change.parameters[2]]], np.uint8)
+        )
+
+
+def test_one_sided_changes_do_what_they_are_called():
+    """Would catch an axis taken for the other, which no round trip sees."""
+    grid = np.array([[1, 2], [3, 4]], np.uint8)
+    done = {
+        "output-pad1x0c5": [[5, 5], [1, 2], [3, 4], [5, 5]],
+        "input-scale1x2": [[1, 1, 2, 2], [3, 3, 4, 4]],
+        "output-mirror-right": [[1, 2, 2, 1], [3, 4, 4, 3]],
+        "input-mirror-left": [[2, 1, 1, 2], [4, 3, 3, 4]],
+        "input-mirror-up": [[3, 4], [1, 2], [1, 2], [3, 4]],
+        "output-mirror-down": [[1, 2], [3, 4], [3, 4], [1, 2]],
+        "output-transpose": [[1, 3], [2, 4]],
+        "input-turn1": [[2, 4], [1, 3]],
+    }
+    for name, expected in done.items():
+        assert parse_one_sided(name).apply(grid).tolist() == expected
+        assert parse_one_sided(name).name == name
+    assert Augmentation(1, one_sided=parse_one_sided("output-scale2x2")).name == "output-scale2x2.turn1"
+
+
+@pytest.mark.parametrize(
+    ("longest", "weights"), [(30, {"padding": 1, "upscale": 1, "mirror": 1}), (15, {}), (16, {}), (3, {})]
+)
+def test_no_side_becomes_longer_than_thirty(longest: int, weights: dict):
+    """Would catch a grid that no prompt may hold; and at 30 cells only a turn has room."""
+    rng = np.random.default_rng(0)
+    num = 4000
+    height, width = rng.integers(1, longest + 1, (2, num, 2))
+    height[:, 0] = longest
+    bits = counter_bits(np.arange(num, dtype=np.uint64), 6, NUM_DRAWS)
+    codes = draw_one_sided(bits, 1.0, weights or dict.fromkeys(KINDS, 1.0), height, width)
+    for number, side in enumerate(("input", "output")):
+        shapes = changed_shapes(codes, side, height[:, number], width[:, number])
+        assert max(shape.max() for shape in shapes) <= 30
+        assert min(shape.min() for shape in shapes) >= 1
+    for code in codes:
+        OneSided.from_code(code)  # raises for parameters that are none
+    if longest == 3:
+        changed = codes[codes[:, 0] > 0]
+        assert len(changed) == num, "there is room for everything"
+        assert stats.chisquare(np.bincount(changed[:, 1], minlength=4)).pvalue > 0.001
+        assert stats.chisquare(np.bincount(changed[:, 0])[1:]).pvalue > 0.001
 
 
 @settings(deadline=None)
@@ -58,13 +149,23 @@ def test_names_are_those_that_prediction_files_hold():
             "turn1transpose",
             "turn1.transpose",
         ),
+        *(
+            "input-",
+            "output-same",
+            "input-turn0",
+            "output-pad0x0c1",
+            "output-pad6x1c1",
+            "input-scale1x1",
+            "input-scale5x2",
+        ),
+        *("input-turn1.same", "turn1.input-turn1", "both-turn1", "input-mirror-in", "output-turn1-transpose"),
         *("colors", "colors012345678", "colors01234567890", "colors0012345678", "turn1.", ".turn1", "same.turn1"),
         *("colors0123456789", "colors٠312456789", "Turn1", " turn1", "turn1\n"),
     ],
 )
 def test_what_is_no_name_is_refused(name: str):
     """Would catch a second spelling of one view, which a vote would count twice."""
-    with pytest.raises(ValueError, match=r"no name|bijection"):
+    with pytest.raises(ValueError, match=r"no name|bijection|no parameters"):
         parse_augmentation(name)
 
 

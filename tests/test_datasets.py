@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from arc_ray.config.sources import AnySource, CountingSource, RearcSource
-from arc_ray.datasets.blocks import BLOCK_SECONDS, Block, blocks_from
-from arc_ray.datasets.manifest import PATIENCE, PROBE_EXAMPLES, Tally, is_settled
+from arc_ray.datasets.blocks import BLOCK_SECONDS, Block, blocks_from, read_stats, write_block
+from arc_ray.datasets.export import export_datasets, exporter_named
+from arc_ray.datasets.manifest import PATIENCE, PROBE_EXAMPLES, Tally, is_settled, make_manifest
 from arc_ray.datasets.reading import check_supply, within_quantiles
-from arc_ray.datasets.requests import claim, requests_of
+from arc_ray.datasets.requests import claim, dataset_folder, requests_of
 from arc_ray.datasets.tables import STATS, counting_table, counting_tasks_of, examples_table, pairs_of, usable_rows
 from arc_ray.errors import UserError
 from arc_ray.sources.counting import counting_task
@@ -176,3 +177,25 @@ def test_tables_have_no_metadata_that_could_differ():
     table = examples_table(0, [accepted(1), FAILED])
     assert table.schema.metadata is None
     assert table.schema.field("input").type == pa.list_(pa.list_(pa.uint8()))
+
+
+def test_datasets_are_exported_by_name(tmp_path):
+    """Would catch a format that the command line offers and nobody writes."""
+    with pytest.raises(UserError, match="arc_json, rearc"):
+        exporter_named("csv")
+    storage, source = Folder.at(str(tmp_path)), CountingSource(kind="counting", examples=10, max_side=6)
+    folder = dataset_folder(storage, "counting")
+    claim(folder, source)
+    tally = Tally("counting", 0.01, probe=False)
+    for block in tally.blocks_to(10):
+        write_block(source, block, folder)
+        tally.add(read_stats(folder, [block]))
+    manifest = make_manifest(folder.read_json("dataset.json"), {"counting": tally.entry()})
+    folder.write_json("manifest.json", manifest)
+    manifests = {"counting": manifest}
+    [line] = export_datasets(storage, manifests, "arc_json", exporter_named("arc_json"))
+    written = list((tmp_path / "export/counting/arc_json").glob("*.json"))
+    assert len(written) == manifest["examples"]
+    assert line.endswith(f"export/counting/arc_json: {len(written)} tasks")
+    [line] = export_datasets(storage, manifests, "rearc", exporter_named("rearc"))
+    assert "--export arc_json" in line

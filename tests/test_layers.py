@@ -21,7 +21,7 @@ LAYERS = (
     {"report", "runs", "sources", "views"},
     {"datasets", "guard", "plan", "tokens"},
     {"fetch", "generate", "generation", "model", "rows"},
-    {"pipeline"},
+    {"pipeline", "quality"},
     {"train"},
     {"evaluate", "tune"},
     {"study"},

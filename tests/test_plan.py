@@ -96,6 +96,11 @@ def test_every_view_is_planned_once_an_epoch_and_epochs_follow_each_other():
     assert plan.counts["dropped"] == len(left)
     assert plan.counts["epochs"] == 2
     assert sum(plan.counts["views_per_source"].values()) == len(plan.tokens)
+    for index, name in enumerate(plan.sources):
+        tasks = [row[1] for row in whole if row[0] == index]
+        kept = np.bincount(plan.views.task[plan.views.source == index], minlength=max(tasks) + 1)
+        said = plan.counts["views_per_task"][name]
+        assert said == {"fewest": kept.min(), "most": kept.max(), "tasks_without": (kept == 0).sum()}
 
 
 def test_another_epoch_has_other_views_in_another_order():

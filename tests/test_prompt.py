@@ -8,12 +8,26 @@ import pytest
 from builders import codec_of, smollm_like_tokenizer, tiny_tokenizer
 
 from arc_ray.errors import UserError
-from arc_ray.prompt import FORMATS, Frame, GridSlot, Learn, Text, counting_layout, format_named
+from arc_ray.prompt import (
+    FORMATS,
+    DescriptionSlot,
+    Frame,
+    GridSlot,
+    Learn,
+    Text,
+    counting_layout,
+    describe,
+    format_named,
+    implement,
+    needs_description,
+    with_description,
+)
 from arc_ray.tasks import Pair, Question, Task, TaskTable
 from arc_ray.views import plain_views
 
 GOLDEN = Path(__file__).parent / "golden"
 FRAME = Frame("<begin>", "<answer>", "<end>", "<between>")
+GRID_FORMATS = [name for name, format in FORMATS.items() if not needs_description(format)]
 
 
 def compare_with_golden(name: str, text: str) -> None:
@@ -30,7 +44,7 @@ def example() -> TaskTable:
         np.arange(h * w, dtype=np.uint8).reshape(h, w) % 10 for h, w in ((2, 3), (3, 2), (1, 2), (2, 1), (2, 2), (1, 1))
     ]
     pairs = [Pair(grids[i], grids[i + 1]) for i in (0, 2, 4)]
-    return TaskTable.of([Task("example", tuple(pairs[:2]), (pairs[2],))])
+    return TaskTable.of([Task("example", tuple(pairs[:2]), (pairs[2],), description="Turn it. Count on.")])
 
 
 def marked(pieces: list[tuple[str, bool]]) -> str:
@@ -70,7 +84,7 @@ def test_token_ids_are_those_that_models_were_trained_on():
     compare_with_golden("token_ids.txt", "\n".join(lines) + "\n")
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", GRID_FORMATS)
 @pytest.mark.parametrize("learn", ["asked", "all"])
 @pytest.mark.parametrize("num_shown", [0, 1, 2, 5])
 def test_every_format_shows_and_learns_what_it_should(format: str, num_shown: int, learn: Learn):
@@ -89,12 +103,50 @@ def test_every_format_shows_and_learns_what_it_should(format: str, num_shown: in
     assert layout[0].text.startswith("<begin>")
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", GRID_FORMATS)
 def test_fewer_shown_pairs_leave_the_beginning_as_it_is(format: str):
     """Would catch a prompt that says how many examples there are: a view that is shortened would be another task."""
     few, many = FORMATS[format](FRAME, 1, "asked"), FORMATS[format](FRAME, 2, "asked")
     assert many[: 1 + (len(many) - len(few))] == few[:1] + many[1 : 1 + (len(many) - len(few))]
     assert few[1:3] == many[1:3]
+
+
+def flat(layout: tuple) -> str:
+    """A layout in one string, what is learned between « and »."""
+    names = {
+        GridSlot: lambda s: f"<grid {s.pair} {s.side}>",
+        Text: lambda s: s.text,
+        DescriptionSlot: lambda s: "<rule>",
+    }
+    return "".join(f"«{names[type(s)](s)}»" if s.learn else names[type(s)](s) for s in layout)
+
+
+@pytest.mark.parametrize("learn", ["asked", "all"])
+@pytest.mark.parametrize("num_shown", [1, 3])
+def test_the_first_player_sees_examples_and_learns_the_rule_alone(num_shown: int, learn: Learn):
+    """Would catch a describer that sees the pair on which its words are tried, or that learns to draw."""
+    text = flat(describe(FRAME, num_shown, learn))
+    grids = "".join(f"<grid {p} {side}>" for p in range(num_shown) for side in ("input", "output"))
+    assert "".join(part for part in text.replace("<", "\n<").split("\n") if part.startswith("<grid")) == grids
+    assert text.startswith("<begin>")
+    assert text.endswith("<answer>«<rule>»«<end>»")
+    assert text.count("«") == 2
+
+
+@pytest.mark.parametrize("num_shown", [0, 1, 4])
+def test_the_second_player_sees_the_rule_and_one_input(num_shown: int):
+    """Would catch an example that leaks: whether words suffice could not be seen."""
+    assert flat(implement(FRAME, num_shown, "all")) == (
+        f"<begin># Rule\n<rule>\n\n# Test\nInput:\n<grid {num_shown} input>\n"
+        f"Apply the rule. Output:\n<answer>«<grid {num_shown} output>»«<end>»"
+    )
+
+
+def test_a_description_is_one_piece_with_its_neighbours():
+    """Would catch ids that differ from the tokenizer's own, where it merges a full stop with the next newline."""
+    second = with_description(implement(FRAME, 2, "asked"), "Fill it.")
+    assert second[0] == Text("<begin># Rule\nFill it.\n\n# Test\nInput:\n")
+    assert with_description(describe(FRAME, 2, "asked"), "Fill it.")[-1] == Text("Fill it.<end>", True)
 
 
 def test_counting_asks_every_question_and_learns_every_answer():

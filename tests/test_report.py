@@ -71,6 +71,15 @@ def rewrite(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def test_the_page_tells_leaks_and_repeats(study: Path, page: str) -> None:
+    """Would catch a report that keeps silent about what its study trained on."""
+    assert page.count("training task 40853293 equals evaluation task 070dd51e") == 2
+    assert "61 / 188 / 242 / 256" in page
+    bare = shutil.copytree(study, study.parent / "bare")
+    (bare / "quality.json").unlink()
+    assert "40853293" not in Path(write_report([str(bare)])["report.html"]).read_text()
+
+
 def test_frames_hold_what_the_files_say(study: Path) -> None:
     """Would catch lost rows, a wrong arm, greedy taken for voting, a task id cut at the wrong slash."""
     report = load(str(study))

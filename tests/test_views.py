@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from arc_ray.augment import parse_augmentation
 from arc_ray.config.training import ViewConfig
 from arc_ray.tasks import TaskTable
 from arc_ray.views import Views, draw_views, keys_of, plain_views, question_order
@@ -33,8 +34,9 @@ def drawn(table: TaskTable, task: int | npt.NDArray[np.integer], number: int, **
 
 def rows_of(views: Views) -> list[tuple[object, ...]]:
     """Each view as a comparable value."""
-    columns = (views.task, views.key, views.symmetry, views.colors, views.shown, views.asked)
-    return [tuple(np.asarray(column[i]).tolist() for column in columns) for i in range(len(views))]
+    columns = (views.task, views.key, views.symmetry, views.colors, views.shown, views.asked, views.one_sided)
+    there = [column for column in columns if column is not None]
+    return [tuple(np.asarray(column[i]).tolist() for column in there) for i in range(len(views))]
 
 
 @pytest.mark.parametrize("task", [FEW, 3, MANY])
@@ -125,6 +127,30 @@ def test_the_background_takes_part_as_often_as_asked(probability: float):
     assert stats.chisquare(counts).pvalue > 0.001
 
 
+def test_one_sided_changes_come_as_often_as_asked_and_leave_counting_alone():
+    """Would catch questions about grids that are no longer there, and a share that is none."""
+    views = drawn(TABLE, FEW, 8000, one_sided=0.3)
+    assert views.one_sided is not None
+    changed = int((views.one_sided[:, 0] > 0).sum())
+    assert stats.binomtest(changed, 8000, 0.3).pvalue > 0.001
+    assert drawn(TABLE, 2, 100, one_sided=1.0).one_sided.max() == 0  # pyright: ignore
+    assert drawn(TABLE, FEW, 10).one_sided is None
+    only = drawn(TABLE, FEW, 500, one_sided=1.0, one_sided_weights={"mirror": 1.0}).one_sided
+    assert only is not None
+    assert set(only[only[:, 0] > 0, 1].tolist()) == {3}
+    names = {views.augmentation(i).name for i in range(300)}
+    assert all(parse_augmentation(name).name == name for name in names)
+    assert any(name.startswith("output-") for name in names)
+
+
+def test_a_random_number_of_pairs_is_shown_if_asked():
+    views = drawn(TABLE, MANY, 8000, min_shown=2, max_shown=5)
+    counts = np.bincount(views.num_shown(), minlength=6)
+    assert counts[:2].tolist() == [0, 0]
+    assert stats.chisquare(counts[2:]).pvalue > 0.001
+    assert set(drawn(TABLE, FEW, 200, min_shown=1).num_shown().tolist()) == {1, 2}
+
+
 def test_symmetry_colours_and_pairs_are_independent():
     """Would catch two streams of one key that share bits."""
     views = drawn(TABLE, FEW, 9000, background_probability=1.0)
@@ -143,7 +169,7 @@ def test_symmetry_colours_and_pairs_are_independent():
 @given(st.lists(st.integers(1, len(TABLE) - 1), min_size=1, max_size=12), st.booleans())
 def test_views_drawn_one_by_one_equal_those_drawn_all_at_once(tasks: list[int], shuffle: bool):
     """Would catch randomness that depends on the batch: data workers batch as they like."""
-    config = ViewConfig(shuffle_pairs=shuffle)
+    config = ViewConfig(shuffle_pairs=shuffle, one_sided=0.5, min_shown=1)
     task = np.array(tasks)
     key = keys_of(1, "s", TABLE, task, np.arange(len(task)), 2)
     together = rows_of(draw_views(config, TABLE, task, key))

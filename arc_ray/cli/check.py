@@ -10,7 +10,9 @@ from arc_ray.cli.dry import plan_lines
 from arc_ray.cli.session import check_storage
 from arc_ray.config import Config
 from arc_ray.errors import UserError
+from arc_ray.quality import quality_lines
 from arc_ray.runs import PACKAGES
+from arc_ray.train.driver import describe_data
 from arc_ray.train.starts import needed_runs, with_start
 
 
@@ -31,9 +33,18 @@ def check(config: Config | None, terminal: Terminal) -> None:
         if not missing:
             raise
         terminal.note(f"model: made by this config's runs first ({', '.join(missing)}); now: {error}")
-        return
-    for line in plan_lines(run):
+        lines = _data(run, has_model=False)
+    else:
+        lines = [*plan_lines(run), *_data(run, has_model=True)]
+    for line in lines:
         terminal.note(line)
+
+
+def _data(config: Config, has_model: bool) -> Iterator[str]:
+    try:
+        yield from quality_lines(describe_data(config, has_model))
+    except UserError as error:
+        yield f"data: not known yet ({error})"
 
 
 def _machine() -> Iterator[str]:

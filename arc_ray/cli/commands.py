@@ -59,13 +59,20 @@ def study(
 
 
 @app.command()
-def generate(config: ConfigPath, assignments: Assignments = None, address: Address = None) -> None:
+def generate(
+    config: ConfigPath,
+    assignments: Assignments = None,
+    address: Address = None,
+    export: Annotated[str | None, typer.Option(help="Also write the datasets as arc_json or as rearc's layout")] = None,
+) -> None:
     """Make the RE-ARC, counting and plug-in examples that a config's sources need; adds what is missing, never again."""
     terminal = Terminal()
     loaded = _load(config, assignments)
+    from arc_ray.datasets.export import export_datasets, exporter_named
     from arc_ray.generate import ensure_datasets
     from arc_ray.storage import Folder
 
+    write = exporter_named(export) if export else None
     with connected(loaded, address):
         manifests = ensure_datasets(
             loaded.data.sources,
@@ -74,6 +81,9 @@ def generate(config: ConfigPath, assignments: Assignments = None, address: Addre
         )
     for name in manifests:
         terminal.note(f"{loaded.storage}/data/{name}/manifest.json")
+    if write:
+        for place in export_datasets(Folder.at(loaded.storage), manifests, str(export), write):
+            terminal.note(place)
 
 
 @app.command()

@@ -45,6 +45,10 @@ def plan_lines(config: Config) -> list[str]:
         f" {100 * plan.fill():.1f} % filled",
         f"plan: {int(plan.tokens_per_step().sum())} tokens, {int(plan.learned_per_step().sum())} of them learned",
         f"plan: {counts['views']} views, {counts['dropped']} dropped as too long; by source {counts['views_per_source']}",
+        *(
+            f"plan: {name}: {of_task['fewest']} to {of_task['most']} views a task, {of_task['tasks_without']} tasks without"
+            for name, of_task in counts["views_per_task"].items()
+        ),
     ]
 
 

@@ -8,7 +8,6 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from arc_ray.augment import Augmentation
 from arc_ray.config import Config
 from arc_ray.datasets import load_source
 from arc_ray.errors import UserError
@@ -75,12 +74,12 @@ def _task(task: Task) -> RenderableType:
 
 
 def _view(table: TaskTable, views: Views, i: int) -> RenderableType:
-    augmentation = Augmentation(int(views.symmetry[i]), tuple(int(c) for c in views.colors[i]))
+    augmentation = views.augmentation(i)
     shown = [int(p) for p in views.shown[i] if p >= 0]
     pairs = []
     for pair in [*shown, int(views.asked[i])]:
-        output = augmentation.apply(table.grid(2 * pair + 1)) if table.height[2 * pair + 1] else None
-        pairs.append((augmentation.apply(table.grid(2 * pair)), output))
+        output = augmentation.apply(table.grid(2 * pair + 1), "output") if table.height[2 * pair + 1] else None
+        pairs.append((augmentation.apply(table.grid(2 * pair), "input"), output))
     titles = [f"shown {k}" for k in range(len(shown))] + ["asked"]
     title = f"{table.ids[views.task[i]]}  {augmentation.name}"
     return Panel(_pairs(pairs, titles), title=title, title_align="left")

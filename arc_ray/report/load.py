@@ -77,6 +77,8 @@ class Report:
     scores: Frame
     answers: Frame
     data: Frame
+    quality: Mapping[str, Any] | None = None
+    """quality.json: duplicates, distinct views, lengths, padding, overlap; None where none was written."""
 
     @property
     def name(self) -> str:
@@ -173,6 +175,7 @@ def load(folder: str) -> Report:
         scores=frame(scores, frames.SCORES),
         answers=frame(answers, frames.ANSWERS),
         data=frame(read_data(beside / "data", place.name, config), frames.DATA),
+        quality=read_json(place, "quality.json"),
     )
 
 

@@ -116,6 +116,9 @@ def warnings_of(report: Report) -> list[str]:
             "This config allows training on tasks that are also validated or evaluated on (data.allow_overlap):"
             " scores may be memory rather than skill."
         )
+    overlap = (report.quality or {}).get("overlap")
+    if overlap:
+        found.append(f"The training mix overlaps with what is evaluated: {'; '.join(overlap)}.")
     return found
 
 

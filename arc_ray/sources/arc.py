@@ -10,7 +10,7 @@ import io
 import json
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -89,6 +89,31 @@ def load_rearc_dump(
     return [
         (task_id, [pair for pair in _parse_examples(task_id, *content[task_id]) if largest_side([pair]) <= max_side])
         for task_id in pick(names, ids)[:limit]
+    ]
+
+
+def load_descriptions(path: str) -> dict[str, str]:
+    """Load a JSON file {task id: the task's rule in words}. Raises UserError."""
+    descriptions = _read_json(path)
+    if not isinstance(descriptions, dict) or not all(isinstance(text, str) and text for text in descriptions.values()):
+        raise UserError(f"{path}: descriptions are an object of task ids, each with a text that is not empty")
+    return descriptions
+
+
+def describe(tasks: Sequence[Task], descriptions: Mapping[str, str], file: str) -> list[Task]:
+    """Give tasks their descriptions; tasks cut from one puzzle (`id#k`) share its own, others keep what they have.
+
+    `file` names where the descriptions come from. Raises UserError if none belongs to any of the tasks.
+    """
+    puzzles = [task.id.partition("#")[0] for task in tasks]
+    if not descriptions.keys() & set(puzzles):
+        raise UserError(
+            f"{file} describes none of this source's tasks: it names {', '.join(sorted(descriptions)[:3]) or 'no task'},"
+            f" the source has {', '.join(puzzles[:3])}"
+        )
+    return [
+        replace(task, description=descriptions.get(puzzle, task.description))
+        for task, puzzle in zip(tasks, puzzles, strict=True)
     ]
 
 

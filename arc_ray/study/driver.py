@@ -11,6 +11,7 @@ from arc_ray.report import write_report
 from arc_ray.runs import claim, finish, is_finished, run_folder
 from arc_ray.storage import Folder
 from arc_ray.study.comparing import analyse, answer, finalists, search_points, split
+from arc_ray.train.driver import describe_data
 from arc_ray.train.starts import config_of_run, make_needed_runs, needed_runs
 from arc_ray.tune.search import run_search
 from arc_ray.tune.space import Point, as_word, check_points, points, trial_config
@@ -37,6 +38,8 @@ def run_study(config: Config, progress: Progress, train: Train) -> dict[str, Any
     make_data(config, variants, progress)
     progress.stage(2, NUM_STAGES, "starting checkpoints")
     make_starts(config, variants, progress, train)
+    if not folder.exists("quality.json"):
+        folder.write_json("quality.json", describe_data(with_all_data(variants)))
     progress.stage(
         3, NUM_STAGES, f"search: {len(trials)} trials, then {len(config.study.seeds)} fresh seeds of each arm's best"
     )
@@ -83,6 +86,15 @@ def make_data(config: Config, variants: Sequence[Config], progress: Progress) ->
         lambda name, done, total, rate: progress.advance(f"{name}, examples", done, total),
     ).items():
         progress.note(f"{name}: {_describe(manifest)}")
+
+
+def with_all_data(variants: Sequence[Config]) -> Config:
+    """Return the first variant with the sources of every variant's mix in its own: what the study trains on at all."""
+    data = variants[0].data
+    mix: dict[str, int] = {}
+    for variant in variants:
+        mix |= {name: max(copies, mix.get(name, 0)) for name, copies in variant.data.mix.items()}
+    return variants[0].model_copy(update={"data": data.model_copy(update={"mix": mix})})
 
 
 def make_starts(config: Config, variants: Sequence[Config], progress: Progress, train: Train) -> None:

@@ -4,36 +4,35 @@ The fast path must give the tokenizer's own ids, so it takes everything constant
 tokenizer's own output around real grids, and `make_codec` compares whole views with the slow path before it is trusted.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from arc_ray.augment import Augmentation, cell_order, swaps_sides
+from arc_ray.augment import OneSided, swaps_sides
 from arc_ray.encoders import Encoder
-from arc_ray.prompt import Format, Frame, GridSlot, Layout, Learn, Text, counting_layout
+from arc_ray.prompt import (
+    Format,
+    Frame,
+    GridSlot,
+    Layout,
+    Learn,
+    Text,
+    counting_layout,
+    needs_description,
+    with_description,
+)
 from arc_ray.tasks import NUM_COLORS, TaskTable
-from arc_ray.tokens.sample import sample_views
+from arc_ray.tokens.template import Ids, Template, make_template
 from arc_ray.views import Views, question_order
 
-Ids = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
-
-
-class CellsMergeError(Exception):
-    """The tokenizer does not give every cell tokens of its own; the slow path must be used."""
-
-
-@dataclass(frozen=True)
-class Template:
-    """Token ids of a grid of one shape with the places of its cells."""
-
-    ids: Ids
-    slots: npt.NDArray[np.int32]
-    """Where each cell's tokens go in `ids`: (height * width, tokens per cell)."""
+_PlacedGrid = tuple[int, int, npt.NDArray[np.int32], npt.NDArray[np.uint8]]
+"""Where a grid begins, the number of its view, the slots of its cells, and the cells."""
 
 
 @dataclass
@@ -50,7 +49,7 @@ class Codec:
     """Whether ids are looked up; false sends every view through the tokenizer."""
     cell_ids: Ids = field(default_factory=lambda: np.zeros((NUM_COLORS, 1), np.int32))
     """Tokens of each colour: (10, tokens per cell)."""
-    _templates: dict[tuple[int, int], Template] = field(default_factory=dict)
+    _templates: dict[tuple[int, int, int], Template] = field(default_factory=dict)
     _texts: dict[str, Ids] = field(default_factory=dict)
     _layouts: dict[tuple[Learn, int], Layout] = field(default_factory=dict)
     """Caches, keyed by all they depend on, because `dataclasses.replace` hands them on to a codec that learns otherwise."""
@@ -60,8 +59,30 @@ class Codec:
         transformers in every data task (seconds) is not; the slow path keeps its tokenizer."""
         return replace(self, tokenizer=None) if self.is_fast else self
 
+    @cached_property
+    def needs_description(self) -> bool:
+        """Whether the format has a place for a task's description."""
+        return needs_description(self.format)
+
+    def can_write(self, table: TaskTable, views: Views) -> Mask:
+        """Tell which views ask for something, and have the description that the format needs: bool (n,)."""
+        asks = views.asked >= 0
+        if not self.needs_description:
+            return asks
+        has_words = [bool(q) or d is not None for q, d in zip(table.questions, table.descriptions, strict=True)]
+        return asks & np.array(has_words, bool)[views.task]
+
+    def puzzle_layout(self, table: TaskTable, task: int, num_shown: int) -> Layout:
+        """Return the segments of a view of a puzzle that shows so many pairs, the task's description in its place."""
+        layout = self.layout(num_shown)
+        if not self.needs_description:
+            return layout
+        description = table.descriptions[task]
+        assert description is not None, f"{table.ids[task]} has no description; see can_write"
+        return with_description(layout, description)
+
     def layout(self, num_shown: int) -> Layout:
-        """Return the segments of a puzzle view that shows so many pairs."""
+        """Return the segments that views of puzzles with so many shown pairs have in common."""
         key = (self.learn, num_shown)
         if key not in self._layouts:
             self._layouts[key] = self.format(self.frame, num_shown, self.learn)
@@ -73,11 +94,19 @@ class Codec:
             self._texts[text] = np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
         return self._texts[text]
 
-    def template(self, height: int, width: int) -> Template:
-        """Return the template of a shape. Raises CellsMergeError where a token covers more than one cell or a part of one."""
-        if (height, width) not in self._templates:
-            self._templates[height, width] = self._make_template(height, width)
-        return self._templates[height, width]
+    def template(self, height: int, width: int, symmetry: int = 0) -> Template:
+        """Return the template of a grid of this shape after a symmetry; its slots follow the cells before the symmetry.
+
+        Raises CellsMergeError where a token covers more than one cell or a part of one.
+        """
+        key = (height, width, symmetry)
+        if key not in self._templates:
+            if symmetry:
+                turned = self.template(*((width, height) if swaps_sides(np.array(symmetry)) else (height, width)))
+                self._templates[key] = turned.turned(height, width, symmetry)
+            else:
+                self._templates[key] = make_template(self.tokenizer, self.encoder, self.cell_ids, height, width)
+        return self._templates[key]
 
     def grid_length(self, height: int, width: int) -> int:
         """Return the number of tokens of a grid of this shape."""
@@ -89,150 +118,133 @@ class Codec:
 
     def grid_ids(self, cells: npt.NDArray[np.uint8], height: int, width: int, symmetry: int, lut: Ids) -> Ids:
         """Return the ids of a grid after a symmetry; `lut` maps its colours to their tokens, (10, tokens per cell)."""
-        turned = (width, height) if swaps_sides(np.array(symmetry)) else (height, width)
-        template = self.template(*turned)
+        template = self.template(height, width, symmetry)
         ids = template.ids.copy()
-        ids[template.slots] = lut[cells[cell_order(height, width, symmetry)]]
+        ids[template.slots] = lut[cells]
         return ids
 
     def encode(self, table: TaskTable, views: Views) -> list[tuple[Ids, Mask]]:
         """Write views as (ids, learned) pairs: int32 (length,) and bool (length,)."""
-        one = self._encode_fast if self.is_fast else self._encode_slow
-        return [one(table, views, i) for i in range(len(views))]
+        if not len(views):
+            return []
+        layouts = self.layouts_of(table, views)
+        return self.look_up(table, views, layouts) if self.is_fast else self.tokenize(table, views, layouts)
 
     def view_layout(self, table: TaskTable, views: Views, i: int) -> Layout:
         """Return the segments of view `i`, counting questions in the view's own order."""
-        questions = table.questions[views.task[i]] if table.questions else ()
-        if not questions:
-            return self.layout(int((views.shown[i] >= 0).sum()))
-        order = question_order(views.key[i], len(questions))
-        num_grids = int(table.first_pair[views.task[i] + 1] - table.first_pair[views.task[i]])
+        return self.layouts_of(table, views.take(slice(i, i + 1)))[0]
+
+    def layouts_of(self, table: TaskTable, views: Views) -> list[Layout]:
+        """Return the segments of each view."""
+        columns = zip(views.task.tolist(), views.num_shown().tolist(), views.key, strict=True)
+        return [
+            self._counting_layout(table, task, key)
+            if table.is_counting(task)
+            else self.puzzle_layout(table, task, shown)
+            for task, shown, key in columns
+        ]
+
+    def _counting_layout(self, table: TaskTable, task: int, key: np.uint64) -> Layout:
+        questions = table.questions[task]
+        num_grids = int(table.first_pair[task + 1] - table.first_pair[task])
+        order = question_order(key, len(questions))
         return counting_layout(self.frame, num_grids, [questions[j] for j in order])
 
-    def view_pairs(self, table: TaskTable, views: Views, i: int) -> list[int]:
-        """Return the pairs that the grid slots of view `i` refer to: shown ones, then the asked one."""
-        if table.questions and table.questions[views.task[i]]:
-            return list(range(table.first_pair[views.task[i]], table.first_pair[views.task[i] + 1]))
-        return [int(p) for p in views.shown[i] if p >= 0] + [int(views.asked[i])]
+    def _pairs(self, table: TaskTable, views: Views) -> list[list[int]]:
+        """List the pairs that the grid slots of each view refer to: shown ones, then the asked one."""
+        columns = zip(views.task.tolist(), views.shown.tolist(), views.asked.tolist(), strict=True)
+        return [
+            list(range(table.first_pair[task], table.first_pair[task + 1]))
+            if table.is_counting(task)
+            else [*(pair for pair in shown if pair >= 0), asked]
+            for task, shown, asked in columns
+        ]
 
     def prompt_ids(self, table: TaskTable, views: Views, i: int) -> Ids:
         """Return the ids of view `i` up to its last answer: what generation is given; the answer need not be known."""
-        layout = self.view_layout(table, views, i)[:-2]
-        return (
-            self._tokenize(table, views, i, layout)[0]
-            if not self.is_fast
-            else self._look_up(table, views, i, layout)[0]
-        )
+        layout = self.view_layout(table, views, i)
+        while layout[-1].learn:
+            layout = layout[:-1]
+        write = self.look_up if self.is_fast else self.tokenize
+        return write(table, views.take(slice(i, i + 1)), [layout])[0][0]
 
     def text(self, table: TaskTable, views: Views, i: int) -> list[tuple[str, bool]]:
         """Write view `i` as pieces of text with their learn flags; neighbours that agree are joined."""
         return self._pieces(table, views, i, self.view_layout(table, views, i))
 
-    def _encode_fast(self, table: TaskTable, views: Views, i: int) -> tuple[Ids, Mask]:
-        return self._look_up(table, views, i, self.view_layout(table, views, i))
+    def look_up(self, table: TaskTable, views: Views, layouts: Sequence[Layout]) -> list[tuple[Ids, Mask]]:
+        """Lay constant ids end to end, then put the cells of all grids of all views into their places at once."""
+        parts, learned, ends, grids = self._lay_out(table, views, layouts)
+        ids, mask = np.concatenate(parts), np.repeat(learned, [len(part) for part in parts])
+        if grids:
+            begins, owners, slots, cells = zip(*grids, strict=True)
+            sizes = [len(of_grid) for of_grid in slots]
+            places = np.concatenate(slots)
+            places += np.repeat(np.array(begins, np.int32), sizes)[:, None]
+            colors = np.repeat(np.array(owners, np.int32) * NUM_COLORS, sizes)
+            colors += np.concatenate(cells)
+            luts = self.cell_ids[views.colors].reshape(-1, places.shape[1])
+            ids[places.ravel()] = luts.take(colors, axis=0).ravel()
+        return [(ids[a:b], mask[a:b]) for a, b in pairwise(ends)]
 
-    def _look_up(self, table: TaskTable, views: Views, i: int, layout: Layout) -> tuple[Ids, Mask]:
-        pairs = self.view_pairs(table, views, i)
-        symmetry, lut = int(views.symmetry[i]), self.cell_ids[views.colors[i]]
-        parts, learned = [], []
-        for segment in layout:
-            if isinstance(segment, Text):
-                ids = self.text_ids(segment.text)
-            else:
-                grid = 2 * pairs[segment.pair] + (segment.side == "output")
-                cells = table.cells[table.start[grid] : table.start[grid + 1]]
-                ids = self.grid_ids(cells, int(table.height[grid]), int(table.width[grid]), symmetry, lut)
-            parts.append(ids)
-            learned.append(segment.learn)
-        mask = np.repeat(learned, [len(part) for part in parts])
-        return np.concatenate(parts), mask
+    def _lay_out(
+        self, table: TaskTable, views: Views, layouts: Sequence[Layout]
+    ) -> tuple[list[Ids], list[bool], list[int], list[_PlacedGrid]]:
+        """Return the constant ids of all segments of all views, which are learned, where views end, and the grids."""
+        pairs = self._pairs(table, views)
+        first = np.cumsum([0] + [2 * len(of_view) for of_view in pairs]).tolist()
+        index = (2 * np.fromiter(chain(*pairs), np.int64)[:, None] + np.arange(2)).ravel()
+        heights, widths, starts = (column[index].tolist() for column in (table.height, table.width, table.start))
+        changes = [None] * len(views) if views.one_sided is None else list(map(OneSided.from_code, views.one_sided))
+        parts: list[Ids] = []
+        learned: list[bool] = []
+        grids: list[_PlacedGrid] = []
+        ends, end = [0], 0
+        columns = zip(layouts, views.symmetry.tolist(), changes, strict=True)
+        for i, (layout, symmetry, change) in enumerate(columns):
+            for segment in layout:
+                if isinstance(segment, Text):
+                    ids = self.text_ids(segment.text)
+                else:
+                    assert isinstance(segment, GridSlot)
+                    at = first[i] + 2 * segment.pair + (segment.side == "output")
+                    height, width = heights[at], widths[at]
+                    cells = table.cells[starts[at] : starts[at] + height * width]
+                    if change and change.side == segment.side:
+                        changed = change.apply(cells.reshape(height, width))
+                        (height, width), cells = changed.shape, changed.ravel()
+                    template = self.template(height, width, symmetry)
+                    ids = template.ids
+                    grids.append((end, i, template.slots, cells))
+                parts.append(ids)
+                learned.append(segment.learn)
+                end += len(ids)
+            ends.append(end)
+        return parts, learned, ends, grids
 
-    def _encode_slow(self, table: TaskTable, views: Views, i: int) -> tuple[Ids, Mask]:
-        return self._tokenize(table, views, i, self.view_layout(table, views, i))
-
-    def _tokenize(self, table: TaskTable, views: Views, i: int, layout: Layout) -> tuple[Ids, Mask]:
-        pieces = self._pieces(table, views, i, layout)
-        parts = [np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32) for text, _ in pieces]
-        return np.concatenate(parts), np.repeat([learn for _, learn in pieces], [len(part) for part in parts])
+    def tokenize(self, table: TaskTable, views: Views, layouts: Sequence[Layout]) -> list[tuple[Ids, Mask]]:
+        """Send all texts through the tokenizer in one call, which a fast tokenizer shares among the machine's cores."""
+        pieces = [self._pieces(table, views, i, layout) for i, layout in enumerate(layouts)]
+        texts = [text for of_view in pieces for text, _ in of_view]
+        ids = iter(self.tokenizer(texts, add_special_tokens=False)["input_ids"])
+        parts = [[np.array(next(ids), np.int32) for _ in of_view] for of_view in pieces]
+        return [
+            (np.concatenate(of_view), np.repeat([learn for _, learn in texts], [len(part) for part in of_view]))
+            for texts, of_view in zip(pieces, parts, strict=True)
+        ]
 
     def _pieces(self, table: TaskTable, views: Views, i: int, layout: Layout) -> list[tuple[str, bool]]:
-        pairs = self.view_pairs(table, views, i)
-        augmentation = Augmentation(int(views.symmetry[i]), tuple(int(c) for c in views.colors[i]))
+        [pairs] = self._pairs(table, views.take(slice(i, i + 1)))
+        augmentation = views.augmentation(i)
         pieces: list[tuple[str, bool]] = []
         for segment in layout:
             if isinstance(segment, GridSlot):
                 grid = table.grid(2 * pairs[segment.pair] + (segment.side == "output"))
-                text = self.encoder.render(augmentation.apply(grid))
+                text = self.encoder.render(augmentation.apply(grid, segment.side))
             else:
+                assert isinstance(segment, Text)
                 text = segment.text
             if pieces and pieces[-1][1] == segment.learn:
                 text = pieces.pop()[0] + text
             pieces.append((text, segment.learn))
         return pieces
-
-    def _make_template(self, height: int, width: int) -> Template:
-        colors = (np.arange(height * width, dtype=np.uint8) % NUM_COLORS).reshape(height, width)
-        # The grid stands in the middle of a text, as in every format, so that a tokenizer which treats the beginning
-        # in its own way (sentencepiece's added space) shows what it does elsewhere.
-        text = "\n" + self.encoder.render(colors) + ("O" if self.encoder.closed else "\n")
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, offsets = np.array(encoded["input_ids"], np.int32), np.array(encoded["offset_mapping"], np.int32)
-        spans = self.encoder.cell_spans(height, width) + 1
-        first = np.searchsorted(offsets[:, 0], spans[:, 0])
-        size = self.cell_ids.shape[1]
-        slots = first[:, None] + np.arange(size)[None, :]
-        inside = slots.max(initial=0) < len(ids)
-        if (
-            not inside
-            or not (offsets[slots[:, 0], 0] == spans[:, 0]).all()
-            or not (offsets[slots[:, -1], 1] == spans[:, 1]).all()
-        ):
-            raise CellsMergeError(f"a {height}x{width} grid does not tokenize cell by cell")
-        if not (ids[slots] == self.cell_ids[colors.ravel()]).all():
-            raise CellsMergeError(f"in a {height}x{width} grid a colour's token depends on its neighbours")
-        begin = int(np.searchsorted(offsets[:, 0], 1))
-        end = int(np.searchsorted(offsets[:, 1], len(text) - 1, side="right"))
-        if not (offsets[begin, 0] == 1 and offsets[end - 1, 1] == len(text) - 1):
-            raise CellsMergeError(f"the tokenizer merges a {height}x{width} grid with the text around it")
-        return Template(ids[begin:end], (slots - begin).astype(np.int32))
-
-
-def make_codec(tokenizer: Any, frame: Frame, encoder: Encoder, format: Format, learn: Learn) -> Codec:
-    """Make a codec, on the fast path if that gives the tokenizer's own ids on a sample of views, else on the slow one.
-
-    The slow path is correct for every tokenizer and 20 times slower; taking it is warned about once.
-    """
-    codec = Codec(tokenizer, frame, encoder, format, learn)
-    try:
-        codec.cell_ids = _cell_ids(tokenizer, encoder)
-        table, views = sample_views()
-        for i in range(len(views)):
-            fast, slow = codec._encode_fast(table, views, i), codec._encode_slow(table, views, i)
-            if not (np.array_equal(fast[0], slow[0]) and np.array_equal(fast[1], slow[1])):
-                raise CellsMergeError("looked-up ids differ from the tokenizer's own")
-    except CellsMergeError as error:
-        warnings.warn(
-            f"{type(tokenizer).__name__} with encoder {encoder.name!r}: {error}; every view goes through the tokenizer,"
-            f" which is about 20 times slower",
-            stacklevel=2,
-        )
-        codec.is_fast = False
-    return codec
-
-
-def _cell_ids(tokenizer: Any, encoder: Encoder) -> Ids:
-    """Find each colour's tokens in the middle of a row of it."""
-    found: list[Sequence[int]] = []
-    for color in range(NUM_COLORS):
-        text = "\n" + encoder.render(np.full((3, 3), color, np.uint8)) + "\n"
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        begin, end = encoder.cell_spans(3, 3)[4] + 1
-        inside = [
-            t
-            for t, (a, b) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-            if a >= begin and b <= end
-        ]
-        found.append(inside)
-    if len({len(ids) for ids in found}) != 1 or not found[0]:
-        raise CellsMergeError("cells have no tokens of their own, or colours differ in their number")
-    return np.array(found, np.int32)

@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from arc_ray.augment import swaps_sides
+from arc_ray.augment.one_sided import changed_shapes
 from arc_ray.prompt import GridSlot, Text, counting_layout
 from arc_ray.tasks import MAX_SIDE, TaskTable
 from arc_ray.tokens.codec import Codec
@@ -12,16 +13,20 @@ from arc_ray.views import Views
 Lengths = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 """Tokens and learned tokens of each view: two int64 (n,)."""
 
+_TOKENIZED_AT_ONCE = 1024
+"""Views in one call of the tokenizer on the slow path: keeps all cores busy, and memory small."""
+
 
 def view_lengths(codec: Codec, table: TaskTable, views: Views) -> Lengths:
     """Return the tokens and the learned tokens of each view, exactly; the slow path has to tokenize."""
-    if not codec.is_fast:
-        encoded = codec.encode(table, views)
-        return (
-            np.array([len(ids) for ids, _ in encoded], np.int64),
-            np.array([mask.sum() for _, mask in encoded], np.int64),
-        )
     tokens, learned = np.zeros(len(views), np.int64), np.zeros(len(views), np.int64)
+    if not codec.is_fast:
+        for begin in range(0, len(views), _TOKENIZED_AT_ONCE):
+            here = slice(begin, begin + _TOKENIZED_AT_ONCE)
+            encoded = codec.encode(table, views.take(here))
+            tokens[here] = [len(ids) for ids, _ in encoded]
+            learned[here] = [mask.sum() for _, mask in encoded]
+        return tokens, learned
     is_counting = (
         np.array([bool(q) for q in table.questions], bool)[views.task]
         if table.questions
@@ -30,11 +35,11 @@ def view_lengths(codec: Codec, table: TaskTable, views: Views) -> Lengths:
     for task in np.unique(views.task[is_counting]):
         here = is_counting & (views.task == task)
         tokens[here], learned[here] = _counting_length(codec, table, int(task))
-    sizes = _grid_lengths(codec, table)
+    sizes = _grid_lengths(codec, table) if views.one_sided is None else _all_shapes(codec)
     num_shown = views.num_shown()
     for shown in np.unique(num_shown[~is_counting]):
         here = np.flatnonzero(~is_counting & (num_shown == shown))
-        tokens[here], learned[here] = _puzzle_lengths(codec, sizes, views.take(here), int(shown))
+        tokens[here], learned[here] = _puzzle_lengths(codec, table, sizes, views.take(here), int(shown))
     return tokens, learned
 
 
@@ -44,9 +49,9 @@ def fit_views(
     """Find how many pairs each view may show to fit into a row: -1 where it does not fit even with one.
 
     Returns the numbers, int64 (n,), and the lengths at those numbers. With `drop`, a view that does not fit as it is is -1.
-    A view that asks for nothing, because its task has no known output, is -1 as well.
+    A view that asks for nothing, because its task has no known output or lacks the description, is -1 as well.
     """
-    asks = np.flatnonzero(views.asked >= 0)
+    asks = np.flatnonzero(codec.can_write(table, views))
     if len(asks) < len(views):
         fitting, tokens, learned = (np.full(len(views), value, np.int64) for value in (-1, 0, 0))
         fitting[asks], (tokens[asks], learned[asks]) = fit_views(codec, table, views.take(asks), row_tokens, drop)
@@ -68,6 +73,14 @@ def fit_views(
     return fitting, (tokens, learned)
 
 
+def _all_shapes(codec: Codec) -> npt.NDArray[np.int64]:
+    """Return the tokens of grids of every shape, by height and width: int64 (31, 31)."""
+    sides = range(1, MAX_SIDE + 1)
+    sizes = np.zeros((MAX_SIDE + 1, MAX_SIDE + 1), np.int64)
+    sizes[1:, 1:] = [[codec.grid_length(height, width) for width in sides] for height in sides]
+    return sizes
+
+
 def _grid_lengths(codec: Codec, table: TaskTable) -> npt.NDArray[np.int64]:
     """Return the tokens of every grid of the table, upright and with sides exchanged: int64 (2, num_grids + 1).
 
@@ -81,18 +94,38 @@ def _grid_lengths(codec: Codec, table: TaskTable) -> npt.NDArray[np.int64]:
     return np.stack([upright, np.append(by_shape[table.width, table.height], 0)])
 
 
-def _puzzle_lengths(codec: Codec, sizes: npt.NDArray[np.int64], views: Views, num_shown: int) -> Lengths:
-    tokens, learned = np.zeros(len(views), np.int64), np.zeros(len(views), np.int64)
-    turned = swaps_sides(views.symmetry).astype(np.int64)
+def _puzzle_lengths(
+    codec: Codec, table: TaskTable, sizes: npt.NDArray[np.int64], views: Views, num_shown: int
+) -> Lengths:
+    tokens, learned = _text_lengths(codec, table, views, num_shown)
+    turned = swaps_sides(views.symmetry)
     for segment in codec.layout(num_shown):
         if isinstance(segment, GridSlot):
             pair = views.asked if segment.pair == num_shown else views.shown[:, segment.pair]
-            length = sizes[turned, 2 * pair.astype(np.int64) + (segment.side == "output")]
-        else:
-            length = np.int64(len(codec.text_ids(segment.text)))
-        tokens += length
-        learned += length * segment.learn
+            grid = 2 * pair.astype(np.int64) + (segment.side == "output")
+            if views.one_sided is None:
+                length = sizes[turned.astype(np.int64), grid]
+            else:
+                shapes = changed_shapes(views.one_sided, segment.side, table.height[grid], table.width[grid])
+                length = np.where(turned, sizes[shapes[1], shapes[0]], sizes[shapes])
+            tokens += length
+            learned += length * segment.learn
     return tokens, learned
+
+
+def _text_lengths(codec: Codec, table: TaskTable, views: Views, num_shown: int) -> Lengths:
+    """Tokens and learned tokens of what is no grid: the same for all views, or for those of a task if it is described."""
+    tasks, which = np.unique(views.task, return_inverse=True)
+    if not codec.needs_description:
+        tasks, which = tasks[:1], np.zeros(len(views), np.int64)
+    tokens, learned = np.zeros(len(tasks), np.int64), np.zeros(len(tasks), np.int64)
+    for i, task in enumerate(tasks):
+        for segment in codec.puzzle_layout(table, int(task), num_shown):
+            if isinstance(segment, Text):
+                length = len(codec.text_ids(segment.text))
+                tokens[i] += length
+                learned[i] += length * segment.learn
+    return tokens[which], learned[which]
 
 
 def _counting_length(codec: Codec, table: TaskTable, task: int) -> tuple[int, int]:
@@ -103,6 +136,7 @@ def _counting_length(codec: Codec, table: TaskTable, task: int) -> tuple[int, in
         if isinstance(segment, Text):
             length = len(codec.text_ids(segment.text))
         else:
+            assert isinstance(segment, GridSlot)
             grid = 2 * (first + segment.pair)
             length = codec.grid_length(int(table.height[grid]), int(table.width[grid]))
         tokens += length
@@ -110,15 +144,24 @@ def _counting_length(codec: Codec, table: TaskTable, task: int) -> tuple[int, in
     return tokens, learned
 
 
-def warm_up(codec: Codec, table: TaskTable, max_shown: int) -> None:
-    """Look up everything constant that views of this table need, so that the codec can leave its tokenizer behind."""
+def warm_up(codec: Codec, table: TaskTable, max_shown: int, one_sided: bool = False) -> None:
+    """Look up everything constant that views of this table need, so that the codec can leave its tokenizer behind.
+
+    With `one_sided` changes, grids may have any shape.
+    """
     if not codec.is_fast:
         return
     _grid_lengths(codec, table)
-    for shown in range(max_shown + 1):
-        for segment in codec.layout(shown):
-            if isinstance(segment, Text):
-                codec.text_ids(segment.text)
-    for task in range(len(table)):
-        if table.questions and table.questions[task]:
-            _counting_length(codec, table, task)
+    if one_sided:
+        _all_shapes(codec)
+    is_counting = [bool(questions) for questions in table.questions] or [False] * len(table)
+    puzzles = [task for task in range(len(table)) if not is_counting[task]]
+    if codec.needs_description:
+        puzzles = [task for task in puzzles if table.descriptions[task] is not None]
+    for task in puzzles if codec.needs_description else puzzles[:1]:
+        for shown in range(max_shown + 1):
+            for segment in codec.puzzle_layout(table, task, shown):
+                if isinstance(segment, Text):
+                    codec.text_ids(segment.text)
+    for task in np.flatnonzero(is_counting):
+        _counting_length(codec, table, int(task))

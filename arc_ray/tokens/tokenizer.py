@@ -4,7 +4,7 @@ from typing import Any
 
 from arc_ray.config.sources import CountingSource
 from arc_ray.errors import UserError
-from arc_ray.prompt import FORMATS, Frame, Text, counting_layout
+from arc_ray.prompt import FORMATS, Frame, Text, counting_layout, needs_description
 from arc_ray.sources.counting import counting_task
 
 SPECIAL = ("<pad>", "<bos>", "<eos>")
@@ -42,9 +42,13 @@ def make_tiny_tokenizer(texts: list[str]) -> Any:
 
 
 def tiny_corpus() -> list[str]:
-    """Collect the words of our own prompts and counting questions, which the tiny vocabulary is made from."""
+    """Collect the words of our own prompts and counting questions, which the tiny vocabulary is made from.
+
+    Formats with descriptions give none: free text goes byte by byte anyway, and the vocabulary stays as models know it.
+    """
     frame = Frame("", "", "", "")
-    layouts = [make(frame, shown, "asked") for make in FORMATS.values() for shown in (1, 4)]
+    formats = [make for make in FORMATS.values() if not needs_description(make)]
+    layouts = [make(frame, shown, "asked") for make in formats for shown in (1, 4)]
     layouts.append(counting_layout(frame, 3, ()))
     words = [segment.text for layout in layouts for segment in layout if isinstance(segment, Text)]
     counting = CountingSource(kind="counting", max_side=8)

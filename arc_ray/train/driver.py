@@ -17,7 +17,8 @@ from arc_ray.errors import UserError
 from arc_ray.guard import refuse_overlap
 from arc_ray.model import load_tokenizer
 from arc_ray.plan import Plan, load_plan, save_plan
-from arc_ray.prompt import format_named
+from arc_ray.prompt import format_named, needs_description
+from arc_ray.quality import quality_of
 from arc_ray.rows import RowMaker, plan_rows
 from arc_ray.runs import checkpoint_steps, claim, finish, is_finished, read_metrics, run_folder
 from arc_ray.storage import Folder
@@ -51,7 +52,7 @@ def prepare(config: Config, folder: Folder | None = None) -> Prepared:
     codec = codec_of(config, tokenizer)
     if folder is not None and folder.exists("plan.parquet"):
         plan = load_plan(folder.read_bytes("plan.parquet"))
-        _warm(codec, plan, [tables[name] for name in mixed])
+        _warm(codec, plan, [tables[name] for name in mixed], config.view.one_sided > 0)
     else:
         plan = plan_rows(config, tables, codec)
         if folder is not None:
@@ -66,15 +67,33 @@ def prepare(config: Config, folder: Folder | None = None) -> Prepared:
     return Prepared(maker, validation)
 
 
+def describe_data(config: Config, has_model: bool = True) -> dict[str, Any]:
+    """Describe the quality of the data of a config's mix, validation and evaluation, whatever overlaps.
+
+    Without a model there is no tokenizer yet, so lengths are left out. Raises UserError.
+    """
+    storage = Folder.at(config.storage)
+    mixed = [name for name, copies in config.data.mix.items() if copies > 0]
+    names = dict.fromkeys([*mixed, *config.data.validation, *config.evaluate.sets])
+    tasks = {name: load_source(config.data.sources[name], storage) for name in names}
+    if not has_model:
+        return quality_of(config, tasks, None)
+    tables = {name: TaskTable.of(tasks[name]) for name in mixed}
+    plan = plan_rows(config, tables, codec_of(config, load_tokenizer(config.model, config.storage)))
+    return quality_of(config, tasks, plan)
+
+
 def codec_of(config: Config, tokenizer: Any) -> Codec:
-    """Make the codec of a config's prompt for a tokenizer."""
-    return make_codec(
-        tokenizer,
-        frame_of(tokenizer),
-        encoder_named(config.prompt.encoder),
-        format_named(config.prompt.format),
-        config.prompt.learn,
-    )
+    """Make the codec of a config's prompt for a tokenizer. Raises UserError for a format that its views do not suit."""
+    format = format_named(config.prompt.format)
+    view = config.view
+    if needs_description(format) and (view.symmetries or view.colors != "keep" or view.one_sided):
+        raise UserError(
+            f"prompt.format={config.prompt.format} uses descriptions, which name colours and directions:"
+            f" set view.symmetries=false, view.colors=keep and view.one_sided=0, or they would be wrong"
+        )
+    encoder = encoder_named(config.prompt.encoder)
+    return make_codec(tokenizer, frame_of(tokenizer), encoder, format, config.prompt.learn)
 
 
 def run_training(
@@ -149,9 +168,9 @@ def summarize(folder: Folder, plan: Plan, seconds: float) -> dict[str, Any]:
     }
 
 
-def _warm(codec: Codec, plan: Plan, tables: Sequence[TaskTable]) -> None:
+def _warm(codec: Codec, plan: Plan, tables: Sequence[TaskTable], one_sided: bool) -> None:
     """Look up what planning would have looked up, for a plan that was read from its file."""
     from arc_ray.tokens.lengths import warm_up
 
     for table in tables:
-        warm_up(codec, table, max_shown=int(plan.shown.max(initial=0)))
+        warm_up(codec, table, max_shown=int(plan.shown.max(initial=0)), one_sided=one_sided)

