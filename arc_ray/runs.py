@@ -25,6 +25,7 @@ WHERE_NOT_WHAT = (
     "storage",
     "scaling",
     "evaluate.num_actors",
+    "evaluate.lookahead",
     "tune.max_concurrent",
     "train.max_failures",
     "train.micro_rows",
@@ -43,15 +44,18 @@ def run_folder(config: Config) -> Folder:
     return Folder.at(config.storage) / config.name
 
 
-def claim(folder: Folder, config: Config, command: str) -> None:
+def claim(folder: Folder, config: Config, command: str, redone: Sequence[str] = ()) -> None:
     """Take a folder for a run of this config: write config.yaml and run.json, or go on with a run of the same config.
 
-    Raises UserError naming the differing keys if another config made the folder.
+    Keys in `redone` may differ, because the command does their part again. Raises UserError naming the differing keys
+    if another config made the folder.
     """
     if folder.exists("config.yaml"):
         made_by = yaml.safe_load(folder.read_bytes("config.yaml"))
         differing = [k for k in differing_keys(made_by, config.model_dump(mode="json")) if not _is_where(k)]
-        if differing:
+        if differing and set(differing) <= set(redone):
+            folder.write_bytes("config.yaml", to_yaml(config).encode())
+        elif differing:
             shown = ", ".join(differing[:6]) + (f" and {len(differing) - 6} more" if len(differing) > 6 else "")
             raise UserError(
                 f"{folder.uri} was made by another config (differs in: {shown});"

@@ -77,13 +77,15 @@ def score_samples(
     """Set what choosing achieves (`vote_at_2`) against what chance and a perfect choice among n samples would.
 
     `samples` holds every prediction made for an output, unreadable ones as None; `attempts` the two chosen from them.
-    `pass_at_<n>` is the chance that n of the samples, drawn without replacement, hold the right grid. All are
+    `pass_at_<n>` is the chance that n of the samples, drawn without replacement, hold the right grid, and
+    `in_samples` whether any does: no choice can be better. All are
     averaged over outputs, so that they can be compared. Raises UserError for tasks whose outputs are not known.
     """
     truth = _truth(tasks)
     counts = np.array([len(outputs) for outputs in truth.values()], dtype=np.float64)
     chances = _per_task(truth, samples, lambda output, grids: _pass_at(sizes, output, grids))
-    sums = {f"pass_at_{n}": (of_n, counts) for n, of_n in zip(sizes, chances, strict=True)}
+    names = [*(f"pass_at_{n}" for n in sizes), "in_samples"]
+    sums = {name: (of_name, counts) for name, of_name in zip(names, chances, strict=True)}
     voted = score_attempts(tasks, attempts, confidence, seed)["per_output"]
     return {**_with_intervals(sums, list(truth), confidence, seed), "vote_at_2": voted}
 
@@ -158,9 +160,12 @@ def _judge(truth: Grid, grids: Sequence[Grid | None]) -> tuple[bool, bool, float
 
 
 def _pass_at(sizes: Sequence[int], truth: Grid, samples: Sequence[Grid | None]) -> list[float]:
-    """Apply `pass_at_n` to one output; samples that are missing from the n asked for count as wrong ones."""
+    """Apply `pass_at_n` to one output, and tell last whether any sample is right.
+
+    Samples that are missing from the n asked for count as wrong ones.
+    """
     num_right = sum(same_grid(truth, grid) for grid in samples)
-    return [pass_at_n(max(n, len(samples)), num_right, n) for n in sizes]
+    return [*(pass_at_n(max(n, len(samples)), num_right, n) for n in sizes), float(num_right > 0)]
 
 
 def _with_intervals(

@@ -117,6 +117,23 @@ def plain_views(table: TaskTable, max_shown: int, symmetry: int = 0) -> Views:
     return Views(task, key, np.where(is_counting[task], 0, symmetry).astype(np.uint8), colors, shown, asked)
 
 
+def redrawn(
+    config: ViewConfig, views: Views, max_shown: int, copy: int, seed: int, names: npt.NDArray[np.uint64]
+) -> Views:
+    """Return puzzle views with other colours and other shown pairs, in another order: copy 1, 2... of evaluation's views.
+
+    `views` show every train pair; `names` digests each view's task id, (n,). The draw follows from (seed, task, asked
+    pair, symmetry, copy), and colours stay where `config` keeps them.
+    """
+    nth = np.arange(len(views)) - np.searchsorted(views.task, views.task)
+    key = view_keys(seed, "evaluate", (names, nth, views.symmetry, copy))
+    ranks = counter_bits(key, _ORDER, views.shown.shape[1]) >> np.uint64(1)
+    ranks[views.shown < 0] = np.iinfo(np.uint64).max
+    order = np.argsort(ranks, axis=1, kind="stable")[:, :max_shown]
+    shown = np.take_along_axis(views.shown, order, axis=1)
+    return Views(views.task, key, views.symmetry, _draw_colors(config, key), shown, views.asked)
+
+
 def question_order(key: np.uint64, num_questions: int) -> npt.NDArray[np.int64]:
     """Return the random order in which a view asks its questions (a fixed order leaks answers): (num_questions,)."""
     return np.argsort(counter_bits(np.array([key]), _QUESTIONS, num_questions)[0], kind="stable")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from builders import codec_of, overfit, puzzles, tiny_model, tiny_tokenizer
 
-from arc_ray.generation import Answer, generate_greedily
+from arc_ray.generation import Answer, Writer, generate_greedily
 from arc_ray.rows import write_rows
 from arc_ray.views import plain_views
 
@@ -28,8 +28,10 @@ def trained() -> tuple[Any, list[Any], list[Any]]:
     return model.eval(), prompts, [ids[learned] for ids, learned in encoded]
 
 
-def generate(prompts: list[Any], limits: list[int] | None = None, ends: tuple[int, ...] = (END,)) -> list[Answer]:
-    return generate_greedily(trained()[0], prompts, limits or [24] * len(prompts), ends, PAD)
+def generate(
+    prompts: list[Any], limits: list[int] | None = None, ends: tuple[int, ...] = (END,), lookahead: int = 0
+) -> list[Answer]:
+    return generate_greedily(Writer(trained()[0], ends, PAD), prompts, limits or [24] * len(prompts), lookahead)
 
 
 def greedy_by_hand(prompt: Any, limit: int) -> list[int]:

@@ -44,7 +44,7 @@ HOMES = {
     "rich": ("cli/console", "cli/peek"),
     "safetensors": ("train/checkpoint",),
     "tokenizers": ("tokens/tokenizer",),
-    "torch": ("cli/check", "evaluate/answering", "fetch", "generation", "model", "train/"),
+    "torch": ("cli/check", "evaluate/answering", "fetch", "generation/", "model", "train/"),
     "transformers": ("fetch", "model", "tokens/tokenizer"),
     "trl": ("train/",),
     "typer": ("cli/commands",),

@@ -198,6 +198,7 @@ ELSEWHERE = {
     "scaling.num_workers": 2,
     "scaling.use_gpu": True,
     "evaluate.num_actors": 3,
+    "evaluate.lookahead": 0,
     "tune.max_concurrent": 2,
     "train.max_failures": 0,
     "train.micro_rows": 4,
@@ -266,3 +267,16 @@ def test_a_reference_is_the_newest_checkpoint_of_a_run(tmp_path: Path):
     with pytest.raises(UserError, match=r"@other: .*/other has no checkpoint; name a run under `runs`"):
         resolve_reference("@other", str(tmp_path))
     assert list(references([None, "@a", "b", "@c/d"])) == ["a", "c/d"]
+
+
+def test_a_key_that_is_redone_may_change_and_no_other(tmp_path: Path):
+    """Would catch a selection that cannot be redone, and a config.yaml that still tells of the old one."""
+    config = config_in(tmp_path)
+    claim(run_folder(config), config, "evaluate")
+    other = with_overrides(config, {"evaluate.selection": "product_of_experts"})
+    with pytest.raises(UserError, match="differs in: evaluate.selection"):
+        claim(run_folder(config), other, "train")
+    claim(run_folder(config), other, "evaluate", redone=["evaluate.selection"])
+    claim(run_folder(config), other, "train")
+    with pytest.raises(UserError, match="evaluate.selection, train.lr"):
+        claim(run_folder(config), with_overrides(config, {"train.lr": 1.0}), "evaluate", redone=["evaluate.selection"])

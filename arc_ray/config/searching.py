@@ -17,9 +17,28 @@ class EvaluateConfig(Section):
     sets: list[str] = Field(default_factory=list)
     """Sources to answer."""
     symmetries: int = Field(default=8, ge=1, le=8)
-    """Views per output for voting: the first n of the 8 symmetries; 1 is greedy without voting."""
+    """Views per output for voting: the first n of the 8 symmetries; with copies 1, 1 is greedy without voting."""
+    copies: int = Field(default=1, ge=1)
+    """Views per symmetry: the first keeps colours and pairs, others draw them (colours as `view` allows)."""
+    decode: Literal["greedy", "sample", "search"] = "greedy"
+    """How a view is answered: the most probable token each time, `samples` random answers, or all answers more probable
+    than `min_probability`."""
+    samples: int = Field(default=8, ge=1)
+    """Answers drawn for each view by decode: sample; they follow from (seed, task, output, view, number) alone."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of decode: sample; below 1 probable answers become more frequent."""
+    min_probability: float = Field(default=0.1, gt=0, lt=1)
+    """Of decode: search; every answer above it is found, and memory is needed for 1 / min_probability rows a view."""
+    constrain: bool = False
+    """Write nothing but grids, as prompt.encoder gives them. Log-probabilities stay the model's own."""
+    lookahead: int = Field(default=8, ge=0)
+    """Tokens guessed before each forward pass by copying what followed a similar place, then verified: same answers,
+    fewer passes. 0 turns it off; search, and models with windowed attention, do without."""
+    selection: Literal["majority", "vote_with_log_probability", "product_of_experts"] = "majority"
+    """How two attempts are chosen from the answers of all views; product_of_experts first has every distinct answer
+    scored under every view. Changed later, only what is missing is done."""
     batch_tokens: int = Field(default=8192, ge=64)
-    """Tokens per generation batch (views x their length); batches are sorted by length."""
+    """Tokens per generation batch (answers at a time x their length); batches are sorted by length."""
     max_prompt_tokens: int = Field(default=8192, ge=16)
     """Outputs whose prompt is longer are unanswered, which counts as wrong."""
     num_actors: int = Field(default=1, ge=1)

@@ -7,7 +7,7 @@ model.
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,13 @@ import torch
 
 from arc_ray.config import Config
 from arc_ray.encoders import Encoder
+from arc_ray.evaluate.decoding import decode
 from arc_ray.evaluate.questions import Prompt
-from arc_ray.generation import generate_greedily
+from arc_ray.generation import Answer, GridGrammar, Writer, score_answers
 from arc_ray.model import LearnedLoss, load_for_inference, load_tokenizer
 from arc_ray.storage import Folder
-from arc_ray.tokens import frame_of
+from arc_ray.tasks import Grid
+from arc_ray.train.driver import codec_of
 from arc_ray.train.validation import ValidationSet, validate
 
 SCHEMA = pa.schema(
@@ -34,9 +36,27 @@ SCHEMA = pa.schema(
         ("grid", pa.string()),
         ("failure", pa.string()),
         ("log_probability", pa.float64()),
+        ("passes", pa.int32()),
     ]
 )
-"""One prediction a row: what was written, and the grid read from it (JSON, turned back from the view) or why none was."""
+"""One prediction a row: what was written, and the grid read from it (JSON, turned back from the view) or why none was.
+
+`passes` are the forward passes that it took part in. Where search found nothing, text and log_probability are null.
+"""
+
+SCORES = pa.schema(
+    [
+        ("task", pa.string()),
+        ("output", pa.int32()),
+        ("view", pa.string()),
+        ("grid", pa.string()),
+        ("log_probability", pa.float64()),
+    ]
+)
+"""One candidate grid (JSON, not turned) under one view a row."""
+
+Predictions = Mapping[tuple[str, int], list[dict[str, Any]]]
+"""(task id, number of the test pair) -> rows of SCHEMA, or of SCORES."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,57 +68,14 @@ class Work:
     prompts: tuple[Prompt, ...]
 
 
-class Answerer:
-    """A model that answers batches; Ray Data keeps one in each actor of the pool."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScoringWork:
+    """One file of scores to make: candidate grids (not turned) of each prompt's output."""
 
-    def __init__(self, config: Config, folder: Folder, encoder: Encoder) -> None:
-        torch.set_num_threads(config.scaling.threads or max(1, (os.cpu_count() or 1) // config.evaluate.num_actors))
-        self._folder, self._encoder = folder, encoder
-        self._model = load_for_inference(config.model, config.storage, config.evaluate.checkpoint)
-        if config.scaling.use_gpu:
-            self._model = self._model.to("cuda")
-        self._tokenizer = load_tokenizer(config.model, config.storage)
-        end = self._tokenizer(frame_of(self._tokenizer).end, add_special_tokens=False)["input_ids"]
-        self._end_ids = [end[0]]
-        self._pad_id = self._tokenizer.pad_token_id or 0
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Answer the works of a batch: write a file of predictions each; return their names."""
-        for reference in batch["work"]:
-            work: Any = ray.get(reference)
-            if isinstance(work, CountingWork):
-                self._count(work)
-            else:
-                self._answer(work)
-        return {"done": np.array([len(batch["work"])])}
-
-    def _answer(self, work: "Work") -> None:
-        answers = generate_greedily(
-            self._model, [p.ids for p in work.prompts], [p.limit for p in work.prompts], self._end_ids, self._pad_id
-        )
-        rows = []
-        for prompt, answer in zip(work.prompts, answers, strict=True):
-            text = self._tokenizer.decode(answer.ids)
-            read = self._encoder.parse(text) if answer.is_complete else "unfinished"
-            is_grid = isinstance(read, np.ndarray)
-            rows.append(
-                {
-                    "task": work.task_ids[prompt.task],
-                    "output": prompt.output,
-                    "view": prompt.augmentation.name,
-                    "text": text,
-                    "grid": json.dumps(prompt.augmentation.invert(read).tolist()) if is_grid else None,
-                    "failure": None if is_grid else read,
-                    "log_probability": answer.log_probability,
-                }
-            )
-        self._folder.write_parquet(work.name, pa.Table.from_pylist(rows, SCHEMA))
-
-    def _count(self, work: "CountingWork") -> None:
-        engine = _Inference(LearnedLoss(self._model))
-        outcome = validate(engine, work.questions, rows_at_once=4, rank=0, num_workers=1)
-        right = dict(zip(outcome.names, outcome.solved.tolist(), strict=True))
-        self._folder.write_json(work.name, right)
+    name: str
+    task_ids: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
+    grids: tuple[tuple[Grid, ...], ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,6 +84,82 @@ class CountingWork:
 
     name: str
     questions: ValidationSet
+
+
+AnyWork = Work | ScoringWork | CountingWork
+
+
+class Answerer:
+    """A model that answers batches; Ray Data keeps one in each actor of the pool."""
+
+    def __init__(self, config: Config, folder: Folder, encoder: Encoder, model: Any = None) -> None:
+        """Load the checkpoint, or answer with `model`, which is on its device already."""
+        self._config, self._folder, self._encoder = config, folder, encoder
+        self._model = load_on_device(config) if model is None else model
+        self._tokenizer = load_tokenizer(config.model, config.storage)
+        self._codec = codec_of(config, self._tokenizer)
+        grammar = GridGrammar(self._codec, self._codec.end_id) if config.evaluate.constrain else None
+        self._writer = Writer(self._model, [self._codec.end_id], self._tokenizer.pad_token_id or 0, grammar)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Do the works of a batch: write a file for each; return how many."""
+        for reference in batch["work"]:
+            work: Any = ray.get(reference)
+            if isinstance(work, CountingWork):
+                self._folder.write_json(work.name, self.count(work))
+            else:
+                make = self.score if isinstance(work, ScoringWork) else self.predict
+                self._folder.write_parquet(work.name, make(work))
+        return {"done": np.array([len(batch["work"])])}
+
+    def predict(self, work: Any) -> pa.Table:
+        """Answer the prompts of a Work: a table of SCHEMA."""
+        answers = decode(self._config, self._writer, work.prompts, work.task_ids)
+        rows = [
+            {**_names(work, prompt), **self._read(prompt, answer)}
+            for prompt, of_prompt in zip(work.prompts, answers, strict=True)
+            for answer in of_prompt or [None]
+        ]
+        return pa.Table.from_pylist(rows, SCHEMA)
+
+    def score(self, work: ScoringWork) -> pa.Table:
+        """Score the candidates of a work's prompts: a table of SCORES."""
+        rows = []
+        for prompt, grids in zip(work.prompts, work.grids, strict=True):
+            answers = [self._codec.answer_ids(prompt.augmentation.apply(grid)) for grid in grids]
+            scores = score_answers(self._writer, prompt.ids, answers)
+            rows += [
+                {**_names(work, prompt), "grid": json.dumps(grid.tolist()), "log_probability": float(score)}
+                for grid, score in zip(grids, scores, strict=True)
+            ]
+        return pa.Table.from_pylist(rows, SCORES)
+
+    def count(self, work: CountingWork) -> dict[str, bool]:
+        """Answer counting questions: name of the question -> whether the answer is right."""
+        engine = _Inference(LearnedLoss(self._model))
+        outcome = validate(engine, work.questions, rows_at_once=4, rank=0, num_workers=1)
+        return dict(zip(outcome.names, outcome.solved.tolist(), strict=True))
+
+    def _read(self, prompt: Prompt, answer: Answer | None) -> dict[str, Any]:
+        if answer is None:
+            return {"failure": "none_above_min_probability"}
+        text = self._tokenizer.decode(answer.ids)
+        read = self._encoder.parse(text) if answer.is_complete else "unfinished"
+        is_grid = isinstance(read, np.ndarray)
+        return {
+            "text": text,
+            "grid": json.dumps(prompt.augmentation.invert(read).tolist()) if is_grid else None,
+            "failure": None if is_grid else read,
+            "log_probability": answer.log_probability,
+            "passes": answer.passes,
+        }
+
+
+def load_on_device(config: Config) -> Any:
+    """Load the checkpoint of `evaluate` for answering, with this process's share of the machine's threads or a GPU."""
+    torch.set_num_threads(config.scaling.threads or max(1, (os.cpu_count() or 1) // config.evaluate.num_actors))
+    model = load_for_inference(config.model, config.storage, config.evaluate.checkpoint)
+    return model.to("cuda") if config.scaling.use_gpu else model
 
 
 class _Inference:
@@ -130,10 +183,10 @@ def answer_all(
     config: Config,
     folder: Folder,
     encoder: Encoder,
-    works: Sequence[Work | CountingWork],
+    works: Sequence[AnyWork],
     progress: Callable[[int, int], None],
 ) -> None:
-    """Answer every work whose file is not there yet; `progress` gets (done, total)."""
+    """Do every work whose file is not there yet; `progress` gets (done, total)."""
     there = set(folder.names())
     missing = [work for work in works if work.name not in there]
     done = len(works) - len(missing)
@@ -159,10 +212,14 @@ def answer_all(
         progress(done, len(works))
 
 
-def read_predictions(folder: Folder, works: Sequence[Work]) -> Mapping[tuple[str, int], list[dict[str, Any]]]:
-    """Read all predictions of these works: (task, output) -> rows of SCHEMA."""
+def read_predictions(folder: Folder, names: Iterable[str]) -> Predictions:
+    """Read all predictions, or scores, of these files."""
     found: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for work in works:
-        for row in folder.read_parquet(work.name).to_pylist():
+    for name in names:
+        for row in folder.read_parquet(name).to_pylist():
             found.setdefault((row["task"], row["output"]), []).append(row)
     return found
+
+
+def _names(work: Work | ScoringWork, prompt: Prompt) -> dict[str, Any]:
+    return {"task": work.task_ids[prompt.task], "output": prompt.output, "view": prompt.view}

@@ -1,83 +1,128 @@
-"""`run_evaluation`: a checkpoint answers sets of tasks; votes, scores, answers for the gallery, submission."""
+"""`run_evaluation`: a checkpoint answers sets of tasks; votes, scores, answers for the gallery, submission.
+
+The run folder holds predictions/ (and scores/ for a product of experts), one Parquet file a batch, and files.json beside
+them once all are there: from then on selection needs no model.
+"""
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from arc_ray.config import Config
 from arc_ray.config.sources import CountingSource
 from arc_ray.datasets import load_source
 from arc_ray.encoders import encoder_named
 from arc_ray.errors import UserError
-from arc_ray.evaluate.answering import CountingWork, Work, answer_all, read_predictions
-from arc_ray.evaluate.questions import make_batches, make_prompts
+from arc_ray.evaluate.answering import CountingWork, ScoringWork, Work, answer_all, read_predictions
+from arc_ray.evaluate.questions import Prompt, make_batches, make_prompts, rows_of
+from arc_ray.evaluate.selecting import candidate_grids, puzzle_scores
 from arc_ray.model import load_tokenizer
 from arc_ray.runs import claim, finish, is_finished, resolve_reference, run_folder
-from arc_ray.scores import cell_accuracy, flat_record, score_attempts
 from arc_ray.sources.counting import Answered, accuracy_by_kind, extent_of
 from arc_ray.storage import Folder
 from arc_ray.submission import write_submission
-from arc_ray.tasks import Grid, Task, TaskTable, same_grid
+from arc_ray.tasks import Task, TaskTable
 from arc_ray.tokens import Codec
 from arc_ray.train.driver import codec_of
 from arc_ray.train.validation import make_validation
-from arc_ray.vote import Attempts, Candidate, majority
 
 Progress = Callable[[int, int], None]
-Predictions = Mapping[tuple[str, int], list[dict[str, Any]]]
+Sets = Mapping[str, Sequence[Task]]
+
+REDONE = ("evaluate.selection",)
+"""Config keys whose part is done again in a finished folder."""
 
 
 def run_evaluation(config: Config, progress: Progress, command: str = "evaluate") -> dict[str, Any]:
     """Answer the tasks of `evaluate.sets` and score them; goes on where it was cut off. Raises UserError.
 
-    The run folder then holds predictions/, answers.json, submission.json and result.json with "<set>/<rule>" scores.
+    A finished folder is only selected from again, if `evaluate.selection` is another one. The run folder then holds
+    answers.json, submission.json (one for each set if there are several) and result.json with "<set>/<rule>" scores.
     """
     folder = run_folder(config)
-    claim(folder, config, command)
-    if is_finished(folder):
+    claim(folder, config, command, REDONE)
+    if is_finished(folder) and folder.read_json("result.json").get("selection") == config.evaluate.selection:
         return folder.read_json("result.json")
+    sets = _load_sets(config)
+    if needs_model(config):
+        _answer(config, folder, sets, progress)
+    return _select(config, folder, sets)
+
+
+def needs_model(config: Config) -> bool:
+    """Tell whether predictions, or the scores that a product of experts adds up, are still to be made."""
+    folder = run_folder(config)
+    is_scored = config.evaluate.selection != "product_of_experts" or folder.exists("scores/files.json")
+    return not (folder.exists("predictions/files.json") and is_scored)
+
+
+def _answer(config: Config, folder: Folder, sets: Sets, progress: Progress) -> None:
+    """Make the files of predictions, and of scores if the selection asks for them, that are not there yet."""
     _check_prompt(config)
-    sets = {name: load_source(config.data.sources[name], Folder.at(config.storage)) for name in config.evaluate.sets}
-    if not sets:
-        raise UserError("evaluate.sets is empty: name at least one source to answer")
     tokenizer = load_tokenizer(config.model, config.storage)
     codec = dataclasses.replace(codec_of(config, tokenizer), learn="asked", _layouts={})
-    works = {name: _works(config, codec, name, tasks, tokenizer) for name, tasks in sets.items()}
+    if config.evaluate.constrain and not codec.is_fast:
+        raise UserError(
+            f"evaluate.constrain: with prompt.encoder {config.prompt.encoder} this tokenizer gives cells no tokens of"
+            f" their own; choose another encoder (`separated` and `symbols` keep cells apart), or set it to false"
+        )
+    puzzles = {name: tasks for name, tasks in sets.items() if not _is_counting(config, name)}
+    prompts = {name: make_prompts(codec, TaskTable.of(tasks), config) for name, tasks in puzzles.items()}
+    works = {
+        name: _puzzle_works(config, name, sets[name], prompts[name])
+        if name in puzzles
+        else [_counting_work(config, codec, name, sets[name])]
+        for name in sets
+    }
+    _make_files(config, folder / "predictions", works, progress)
+    if config.evaluate.selection == "product_of_experts":
+        files = folder.read_json("predictions/files.json")
+        scoring = {
+            name: _scoring_works(config, folder / "predictions", files[name], name, tasks, prompts[name])
+            for name, tasks in puzzles.items()
+        }
+        _make_files(config, folder / "scores", scoring, progress)
+
+
+def _make_files(config: Config, folder: Folder, works: Mapping[str, Sequence[Any]], progress: Progress) -> None:
+    """Do the works of every set, then write which files are whose."""
     every = [work for of_set in works.values() for work in of_set]
-    answer_all(config, folder / "predictions", encoder_named(config.prompt.encoder), every, progress)
-    result: dict[str, Any] = {"run": folder.name, "checkpoint": config.evaluate.checkpoint}
-    answers: list[dict[str, Any]] = []
-    submission: dict[str, Any] = {}
-    for name, tasks in sets.items():
-        if isinstance(config.data.sources[name], CountingSource):
-            result |= _counting_scores(config, name, tasks, folder / "predictions")
-        else:
-            scores, of_set, attempts = _puzzle_scores(config, name, tasks, folder / "predictions", works[name])
-            result |= scores
-            answers += of_set
-            submission |= write_submission(tasks, attempts)
-    folder.write_json("answers.json", answers)
-    folder.write_json("submission.json", submission)
-    finish(folder, result)
-    return result
+    answer_all(config, folder, encoder_named(config.prompt.encoder), every, progress)
+    folder.write_json("files.json", {name: [work.name for work in of_set] for name, of_set in works.items()})
 
 
-def _works(config: Config, codec: Codec, name: str, tasks: Sequence[Task], tokenizer: Any) -> list[Any]:
-    if isinstance(config.data.sources[name], CountingSource):
-        pad_id = tokenizer.pad_token_id or 0
-        single = TaskTable.of(one for task in tasks for one in _single_questions(task))
-        questions = make_validation(codec, {name: single}, 1, config.train.row_tokens, pad_id)
-        return [CountingWork(f"{name}.json", questions)]
-    table = TaskTable.of(tasks)
-    prompts = make_prompts(codec, table, config.evaluate, max_shown=config.view.max_shown)
-    batches = make_batches(prompts, config.evaluate.batch_tokens)
+def _puzzle_works(config: Config, name: str, tasks: Sequence[Task], prompts: Sequence[Prompt]) -> list[Work]:
+    ids = tuple(task.id for task in tasks)
+    batches = make_batches(prompts, config.evaluate.batch_tokens, rows_of(config.evaluate))
     return [
-        Work(f"{name}-{number:05d}.parquet", table.ids, tuple(prompts[i] for i in batch))
+        Work(f"{name}-{number:05d}.parquet", ids, tuple(prompts[i] for i in batch))
         for number, batch in enumerate(batches)
     ]
+
+
+def _scoring_works(
+    config: Config, folder: Folder, files: Sequence[str], name: str, tasks: Sequence[Task], prompts: Sequence[Prompt]
+) -> list[ScoringWork]:
+    """Lay out every candidate of an output under every view of it; outputs without a candidate have nothing to score."""
+    predictions = read_predictions(folder, files)
+    grids = {key: candidate_grids(rows) for key, rows in predictions.items()}
+    asked = [prompt for prompt in prompts if grids.get((tasks[prompt.task].id, prompt.output))]
+    ids = tuple(task.id for task in tasks)
+    return [
+        ScoringWork(
+            f"{name}-{number:05d}.parquet",
+            ids,
+            tuple(asked[i] for i in batch),
+            tuple(grids[ids[asked[i].task], asked[i].output] for i in batch),
+        )
+        for number, batch in enumerate(make_batches(asked, config.evaluate.batch_tokens))
+    ]
+
+
+def _counting_work(config: Config, codec: Codec, name: str, tasks: Sequence[Task]) -> CountingWork:
+    single = TaskTable.of(one for task in tasks for one in _single_questions(task))
+    pad_id = codec.tokenizer.pad_token_id or 0
+    return CountingWork(f"{name}.json", make_validation(codec, {name: single}, 1, config.train.row_tokens, pad_id))
 
 
 def _single_questions(task: Task) -> list[Task]:
@@ -86,6 +131,31 @@ def _single_questions(task: Task) -> list[Task]:
         dataclasses.replace(task, id=f"{task.id}:{i}", questions=(question,))
         for i, question in enumerate(task.questions)
     ]
+
+
+def _select(config: Config, folder: Folder, sets: Sets) -> dict[str, Any]:
+    """Choose, score and write everything that follows from the files; return the result."""
+    predicted, scored = folder / "predictions", folder / "scores"
+    files, score_files = predicted.read_json("files.json"), scored.read_json("files.json") or {}
+    about = {"checkpoint": config.evaluate.checkpoint, "selection": config.evaluate.selection}
+    result: dict[str, Any] = {"run": folder.name, **about}
+    answers: list[dict[str, Any]] = []
+    submissions: dict[str, dict[str, Any]] = {}
+    for name, tasks in sets.items():
+        if _is_counting(config, name):
+            result |= _counting_scores(config, name, tasks, predicted)
+            continue
+        predictions = read_predictions(predicted, files[name])
+        rescored = read_predictions(scored, score_files.get(name, ()))
+        scores, of_set, attempts = puzzle_scores(config, name, tasks, predictions, rescored)
+        result |= scores
+        answers += of_set
+        submissions[name] = write_submission(tasks, attempts)
+    folder.write_json("answers.json", answers)
+    for name, submission in submissions.items():
+        folder.write_json("submission.json" if len(submissions) == 1 else f"submission-{name}.json", submission)
+    finish(folder, result)
+    return result
 
 
 def _counting_scores(config: Config, name: str, tasks: Sequence[Task], folder: Folder) -> dict[str, float]:
@@ -100,57 +170,25 @@ def _counting_scores(config: Config, name: str, tasks: Sequence[Task], folder: F
     return {f"{name}/{key}": value for key, value in accuracy_by_kind(records).items()}
 
 
-def _puzzle_scores(
-    config: Config, name: str, tasks: Sequence[Task], folder: Folder, works: Sequence[Work]
-) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, list[Attempts]]]:
-    predictions = read_predictions(folder, works)
-    voted: dict[str, list[Attempts]] = {}
-    greedy: dict[str, list[Attempts]] = {}
-    answers = []
-    for task in tasks:
-        for output, pair in enumerate(task.test):
-            candidates = _candidates(predictions, task.id, output)
-            first = tuple(c.grid for c in candidates if c.view == "same")
-            attempts = majority(candidates)
-            voted.setdefault(task.id, []).append(attempts)
-            greedy.setdefault(task.id, []).append(first)
-            answers.append(_answer(config, name, task, output, pair.output, attempts, first))
-    if any(pair.output is None for task in tasks for pair in task.test):
-        return {}, answers, voted
-    scores = flat_record(score_attempts(tasks, voted), f"{name}/")
-    scores |= flat_record(score_attempts(tasks, greedy), f"{name}/greedy/")
-    return scores, answers, voted
+def _is_counting(config: Config, name: str) -> bool:
+    return isinstance(config.data.sources[name], CountingSource)
 
 
-def _candidates(predictions: Predictions, task_id: str, output: int) -> list[Candidate]:
-    return [
-        Candidate(np.array(json.loads(row["grid"]), np.uint8), row["log_probability"], row["view"])
-        for row in predictions.get((task_id, output), ())
-        if row["grid"]
-    ]
-
-
-def _answer(
-    config: Config, name: str, task: Task, output: int, truth: Grid | None, attempts: Attempts, greedy: Attempts
-) -> dict[str, Any]:
-    """Describe one answered output for the gallery."""
-    shown = [{"input": p.input.tolist(), "output": _listed(p.output)} for p in task.train[: config.view.max_shown]]
-    return {
-        "set": name,
-        "task": task.id,
-        "output": output,
-        "shown": shown,
-        "input": task.test[output].input.tolist(),
-        "truth": _listed(truth),
-        "attempts": [grid.tolist() for grid in attempts],
-        "greedy": greedy[0].tolist() if greedy else None,
-        "is_right": any(same_grid(truth, grid) for grid in attempts),
-        "cell_accuracy": max((cell_accuracy(truth, g) for g in attempts), default=0.0) if truth is not None else 0.0,
-    }
-
-
-def _listed(grid: Grid | None) -> list[list[int]] | None:
-    return None if grid is None else grid.tolist()
+def _load_sets(config: Config) -> Sets:
+    """Load the tasks of every set. Raises UserError where there is nothing to answer."""
+    if not config.evaluate.sets:
+        raise UserError("evaluate.sets is empty: name at least one source to answer")
+    sets = {name: load_source(config.data.sources[name], Folder.at(config.storage)) for name in config.evaluate.sets}
+    for name, tasks in sets.items():
+        for task in tasks:
+            if not task.test and not task.questions:
+                source = config.data.sources[name]
+                file = getattr(source, "path", None) or getattr(source, "challenges", None)
+                raise UserError(
+                    f"evaluate.sets: {name}: {f'{file}: ' if file else ''}task {task.id} has no test pair to answer;"
+                    f" leave it out, or give examples that are cut into tasks (`shown: n` of a source)"
+                )
+    return sets
 
 
 def _check_prompt(config: Config) -> None:

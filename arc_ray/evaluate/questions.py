@@ -1,17 +1,20 @@
-"""What evaluation asks: one prompt per test output and symmetry, cut into batches of about one length."""
+"""What evaluation asks: one prompt per test output and view, cut into batches of about one length."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 
 import numpy as np
 import numpy.typing as npt
 
 from arc_ray.augment import Augmentation
+from arc_ray.config import Config
 from arc_ray.config.searching import EvaluateConfig
 from arc_ray.errors import UserError
+from arc_ray.seeding import digest64
 from arc_ray.tasks import TaskTable
 from arc_ray.tokens import Codec, fit_views
-from arc_ray.views import Views, plain_views
+from arc_ray.views import Views, plain_views, redrawn
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,48 +26,72 @@ class Prompt:
     output: int
     """Number of the test pair within its task."""
     augmentation: Augmentation
+    view: str
+    """Name of the view among those of its output."""
     ids: npt.NDArray[np.int32]
     limit: int
     """Most tokens of the answer."""
 
 
-def make_prompts(codec: Codec, table: TaskTable, config: EvaluateConfig, max_shown: int) -> list[Prompt]:
-    """Write the prompts of all test outputs under the first n symmetries; a view that is too long even with one shown
-    pair is left out, so that its output may stay unanswered. Raises UserError for symmetries of described tasks."""
-    if codec.needs_description and config.symmetries > 1:
-        raise UserError("a description names directions, which symmetries change: set evaluate.symmetries=1")
+def make_prompts(codec: Codec, table: TaskTable, config: Config) -> list[Prompt]:
+    """Write the prompts of all test outputs under the first n symmetries, each in so many copies; a view that is too
+    long even with one shown pair is left out, so that its output may stay unanswered. Raises UserError for symmetries
+    or copies of described tasks."""
+    if codec.needs_description and config.evaluate.symmetries * config.evaluate.copies > 1:
+        raise UserError(
+            "a description names directions and colours, which views change: set evaluate.symmetries=1 and evaluate.copies=1"
+        )
     prompts = []
     table = _without_answers(table)
-    for symmetry in range(config.symmetries):
-        views = plain_views(table, max_shown, symmetry)
-        nth = np.arange(len(views)) - np.searchsorted(views.task, views.task)
-        fitting, _ = fit_views(codec, table, views, config.max_prompt_tokens, drop=False)
-        views = views.showing(np.maximum(fitting, 0))
-        prompts += [
-            Prompt(
-                task=int(views.task[i]),
-                output=int(nth[i]),
-                augmentation=Augmentation(symmetry),
-                ids=codec.prompt_ids(table, views, int(i)),
-                limit=_limit(codec, table, views, int(i)),
-            )
-            for i in np.flatnonzero(fitting >= 0)
-        ]
+    for symmetry in range(config.evaluate.symmetries):
+        for copy in range(config.evaluate.copies):
+            views = _views(config, table, symmetry, copy)
+            nth = np.arange(len(views)) - np.searchsorted(views.task, views.task)
+            fitting, _ = fit_views(codec, table, views, config.evaluate.max_prompt_tokens, drop=False)
+            views = views.showing(np.maximum(fitting, 0))
+            for i in np.flatnonzero(fitting >= 0).tolist():
+                augmentation = Augmentation(symmetry, tuple(views.colors[i].tolist()))
+                prompts.append(
+                    Prompt(
+                        task=int(views.task[i]),
+                        output=int(nth[i]),
+                        augmentation=augmentation,
+                        view=f"{augmentation.name}#{copy}" if copy else augmentation.name,
+                        ids=codec.prompt_ids(table, views, i),
+                        limit=_limit(codec, table, views, i),
+                    )
+                )
     return prompts
 
 
-def make_batches(prompts: Sequence[Prompt], batch_tokens: int) -> list[list[int]]:
-    """Cut prompts into batches of at most `batch_tokens` tokens including padding and answers, longest prompts first."""
+def rows_of(config: EvaluateConfig) -> int:
+    """Return the most answers that are written to one prompt at a time."""
+    return {"greedy": 1, "sample": config.samples, "search": ceil(1 / config.min_probability)}[config.decode]
+
+
+def make_batches(prompts: Sequence[Prompt], batch_tokens: int, rows: int = 1) -> list[list[int]]:
+    """Cut prompts into batches of at most `batch_tokens` tokens including padding and answers, longest prompts first.
+
+    Each prompt takes `rows` times its length; one that is too long by itself is a batch of its own.
+    """
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].ids) - prompts[i].limit, i))
     batches: list[list[int]] = []
     longest = most = 0
     for i in order:
         longest, most = max(longest, len(prompts[i].ids)), max(most, prompts[i].limit)
-        if not batches or (longest + most) * (len(batches[-1]) + 1) > batch_tokens:
+        if not batches or (longest + most) * rows * (len(batches[-1]) + 1) > batch_tokens:
             batches.append([])
             longest, most = len(prompts[i].ids), prompts[i].limit
         batches[-1].append(i)
     return batches
+
+
+def _views(config: Config, table: TaskTable, symmetry: int, copy: int) -> Views:
+    if copy == 0:
+        return plain_views(table, config.view.max_shown, symmetry)
+    views = plain_views(table, int(table.num_train.max(initial=1)), symmetry)
+    names = np.array([digest64(task_id) for task_id in table.ids], np.uint64)[views.task]
+    return redrawn(config.view, views, config.view.max_shown, copy, config.seed, names)
 
 
 def _without_answers(table: TaskTable) -> TaskTable:

@@ -26,7 +26,7 @@ from arc_ray.prompt import (
     needs_description,
     with_description,
 )
-from arc_ray.tasks import NUM_COLORS, TaskTable
+from arc_ray.tasks import NUM_COLORS, Grid, TaskTable
 from arc_ray.tokens.template import Ids, Template, make_template
 from arc_ray.views import Views, question_order
 
@@ -167,6 +167,19 @@ class Codec:
             layout = layout[:-1]
         write = self.look_up if self.is_fast else self.tokenize
         return write(table, views.take(slice(i, i + 1)), [layout])[0][0]
+
+    def answer_ids(self, grid: Grid) -> Ids:
+        """Return the ids of a grid as an answer, up to the first token of its end: what generation would write."""
+        if not self.is_fast:
+            rendered = self.tokenizer(self.encoder.render(grid), add_special_tokens=False)["input_ids"]
+            return np.array([*rendered, self.end_id], np.int32)
+        ids = self.grid_ids(grid.ravel(), *grid.shape, symmetry=0, lut=self.cell_ids)
+        return np.append(ids, np.int32(self.end_id))
+
+    @property
+    def end_id(self) -> int:
+        """The first token of what ends an answer."""
+        return int(self.text_ids(self.frame.end)[0])
 
     def text(self, table: TaskTable, views: Views, i: int) -> list[tuple[str, bool]]:
         """Write view `i` as pieces of text with their learn flags; neighbours that agree are joined."""

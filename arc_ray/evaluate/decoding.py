@@ -1,0 +1,30 @@
+"""How a batch of prompts is answered: by the strategy of `evaluate.decode`, with randomness that follows from names."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from arc_ray.config import Config
+from arc_ray.evaluate.questions import Prompt
+from arc_ray.generation import Answer, Writer, attends_to_all, find_answers, generate_greedily, generate_samples
+from arc_ray.seeding import rng_for
+
+
+def decode(config: Config, writer: Writer, prompts: Sequence[Prompt], task_ids: Sequence[str]) -> list[list[Answer]]:
+    """Answer prompts; `task_ids` are those of the prompts' table. Search may leave a prompt without any answer."""
+    evaluate = config.evaluate
+    ids, limits = [prompt.ids for prompt in prompts], [prompt.limit for prompt in prompts]
+    lookahead = evaluate.lookahead if attends_to_all(writer.model) else 0
+    if evaluate.decode == "search":
+        return find_answers(writer, ids, limits, evaluate.min_probability)
+    if evaluate.decode == "sample":
+        draws = [draws_for(config, task_ids[prompt.task], prompt) for prompt in prompts]
+        return generate_samples(writer, ids, limits, draws, evaluate.temperature, lookahead)
+    return [[answer] for answer in generate_greedily(writer, ids, limits, lookahead)]
+
+
+def draws_for(config: Config, task_id: str, prompt: Prompt) -> npt.NDArray[np.float64]:
+    """Return the numbers that decide a view's samples, (samples, limit): the k-th sample's do not depend on the others."""
+    key = (config.seed, "sample", task_id, prompt.output, prompt.view)
+    return np.stack([rng_for(*key, k).random(prompt.limit) for k in range(config.evaluate.samples)])

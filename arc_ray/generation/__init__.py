@@ -1,0 +1,17 @@
+"""Generation in batches on a plain transformers model: greedy, sampling, search by probability, scoring of answers."""
+
+from arc_ray.generation.grammar import GridGrammar
+from arc_ray.generation.scoring import score_answers
+from arc_ray.generation.search import find_answers
+from arc_ray.generation.writing import Answer, Writer, attends_to_all, generate_greedily, generate_samples
+
+__all__ = [
+    "Answer",
+    "GridGrammar",
+    "Writer",
+    "attends_to_all",
+    "find_answers",
+    "generate_greedily",
+    "generate_samples",
+    "score_answers",
+]

@@ -1,0 +1,332 @@
+"""Evaluation: prompts, strategies, selection that is redone without a model, and runs that go on where they were cut."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from builders import codec_of, overfit, puzzle, tiny_tokenizer
+
+from arc_ray.augment import parse_augmentation
+from arc_ray.config import Config, config_from
+from arc_ray.config.training import ModelConfig, ScratchConfig
+from arc_ray.errors import UserError
+from arc_ray.evaluate import driver
+from arc_ray.evaluate.answering import Answerer
+from arc_ray.evaluate.decoding import draws_for
+from arc_ray.evaluate.questions import make_batches, make_prompts, rows_of
+from arc_ray.model import build_model
+from arc_ray.rows import write_rows
+from arc_ray.runs import run_folder
+from arc_ray.storage import Folder
+from arc_ray.tasks import Task, TaskTable, task_to_json
+from arc_ray.views import plain_views
+
+
+def tasks() -> list[Task]:
+    return [puzzle(f"p{i}", num_train=3, num_test=1 + (i == 2), most=4) for i in range(5)]
+
+
+@cache
+def trained() -> tuple[Any, Any]:
+    """A model that knows the answers of some of the tasks, upright."""
+    table = TaskTable.of(tasks())
+    codec = codec_of(tiny_tokenizer())
+    views = codec.encode(table, plain_views(table, 2))
+    scratch = ScratchConfig(hidden_size=48, layers=2, heads=2, intermediate_size=96)
+    model = build_model(ModelConfig(scratch=scratch), "", 0, full=True, tokenizer=tiny_tokenizer())
+    overfit(model, write_rows([[view] for view in views[:4]], 160, 0), steps=70)
+    return model.eval(), tiny_tokenizer()
+
+
+def folder_with_tasks(path: Path) -> str:
+    path.mkdir(parents=True, exist_ok=True)
+    for task in tasks():
+        (path / f"{task.id}.json").write_text(json.dumps(task_to_json(task)))
+    return str(path)
+
+
+def config_at(tmp_path: Path, **overrides: Any) -> Config:
+    if not (tmp_path / "base").exists():
+        for part in trained():
+            part.save_pretrained(tmp_path / "base")
+    tree = {
+        "name": "run",
+        "storage": str(tmp_path / "runs"),
+        "model": {"base": str(tmp_path / "base")},
+        "data": {"sources": {"mine": {"kind": "folder", "path": folder_with_tasks(tmp_path / "tasks")}}},
+        "prompt": {"format": "compact", "encoder": "compact"},
+        "view": {"max_shown": 2},
+        "evaluate": {"sets": ["mine"], "symmetries": 2, "batch_tokens": 1000},
+        "scaling": {"threads": 1},
+    }
+    return config_from(tree, {key.replace("__", "."): value for key, value in overrides.items()})
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let the works be done in this process; the names of the files that were made."""
+    made: list[str] = []
+
+    def do_all(config: Config, folder: Folder, encoder: Any, works: Any, progress: Any) -> None:
+        missing = [work for work in works if work.name not in folder.names()]
+        answerer = Answerer(config, folder, encoder) if missing else None
+        for work in missing:
+            assert answerer
+            make = answerer.score if hasattr(work, "grids") else answerer.predict
+            folder.write_parquet(work.name, make(work))
+            made.append(f"{folder.name}/{work.name}")
+
+    monkeypatch.setattr(driver, "answer_all", do_all)
+    return made
+
+
+def evaluate(config: Config) -> dict[str, Any]:
+    return driver.run_evaluation(config, lambda done, total: None)
+
+
+def rows(config: Config, kind: str = "predictions") -> list[dict[str, Any]]:
+    folder = run_folder(config) / kind
+    names = folder.read_json("files.json")["mine"]
+    return [row for name in names for row in folder.read_parquet(name).to_pylist()]
+
+
+# What is asked
+
+
+def prompts_of(**overrides: Any) -> list[Any]:
+    config = config_from({"view": {"max_shown": 2}}, {k.replace("__", "."): v for k, v in overrides.items()})
+    return make_prompts(codec_of(tiny_tokenizer()), TaskTable.of(tasks()), config)
+
+
+def test_copies_are_other_views_and_the_first_is_the_plain_one():
+    """Would catch copies that are all alike, and greedy scores of a recoloured view."""
+    plain, more = prompts_of(evaluate__symmetries=2), prompts_of(evaluate__symmetries=2, evaluate__copies=3)
+    assert (len(plain), len(more)) == (12, 36)
+    views = [p.view for p in more if (p.task, p.output) == (2, 1)]
+    assert views[0] == "same"
+    assert views[3] == "turn1"
+    assert len(set(views)) == 6
+    for prompt in plain:
+        (twin,) = [p for p in more if (p.task, p.output, p.view) == (prompt.task, prompt.output, prompt.view)]
+        assert twin.ids.tolist() == prompt.ids.tolist()
+    for prompt in more:
+        assert parse_augmentation(prompt.view.partition("#")[0]) == prompt.augmentation
+
+
+def test_a_copy_follows_from_names_not_from_the_set_it_is_in():
+    """Would catch a draw that depends on a task's position: another limit would change every prediction."""
+    config = config_from({"evaluate": {"copies": 2}}, {"seed": 3})
+    codec = codec_of(tiny_tokenizer())
+    all_of_them = make_prompts(codec, TaskTable.of(tasks()), config)
+    alone = make_prompts(codec, TaskTable.of(tasks()[2:3]), config)
+    assert [p.ids.tolist() for p in alone] == [p.ids.tolist() for p in all_of_them if p.task == 2]
+    other = make_prompts(codec, TaskTable.of(tasks()[2:3]), config_from({"evaluate": {"copies": 2}}, {"seed": 4}))
+    changed = [a.ids.tolist() != b.ids.tolist() for a, b in zip(alone, other, strict=True)]
+    assert changed == ["#" in p.view for p in alone]
+
+
+def test_batches_leave_room_for_every_answer_of_a_prompt():
+    """Would catch memory planned for one answer where 16 are written."""
+    prompts = prompts_of()
+    for rows_each in (1, 4):
+        batches = make_batches(prompts, 2000, rows_each)
+        assert sorted(i for batch in batches for i in batch) == list(range(len(prompts)))
+        for batch in batches:
+            width = max(len(prompts[i].ids) for i in batch) + max(prompts[i].limit for i in batch)
+            assert len(batch) == 1 or width * rows_each * len(batch) <= 2000
+    search = config_from({"evaluate": {"decode": "search", "min_probability": 0.3}}, {}).evaluate
+    assert rows_of(search) == 4
+
+
+def test_a_sample_has_numbers_of_its_own():
+    """Would catch two views or two samples that share their luck, and luck that depends on the number of samples."""
+    prompts = prompts_of(evaluate__copies=2)
+    few, many = (config_from({"evaluate": {"samples": n}}, {}) for n in (2, 5))
+    drawn = {(p.output, p.view): draws_for(many, "p2", p) for p in prompts if p.task == 2}
+    firsts = [float(x) for of_view in drawn.values() for x in of_view[:, 0]]
+    assert len(set(firsts)) == len(firsts) == 5 * 2 * 8 * 2
+    prompt = next(p for p in prompts if p.task == 2)
+    assert (draws_for(few, "p2", prompt) == draws_for(many, "p2", prompt)[:2]).all()
+
+
+# Runs
+
+
+def test_greedy_evaluation_solves_what_was_learned(tmp_path: Path, here: list[str]):
+    """Scores, votes, gallery, submission and files of a whole run; the second call does nothing."""
+    config = config_at(tmp_path)
+    result = evaluate(config)
+    assert result["mine/greedy/per_output/right"] == 4
+    assert result["mine/per_output/of"] == 6
+    assert result["mine/pass_at_1"] <= result["mine/pass_at_2"] == result["mine/in_samples"]
+    assert result["mine/vote_at_2"] == result["mine/per_output"]
+    submission = run_folder(config).read_json("submission.json")
+    assert [len(submission[task.id]) for task in tasks()] == [1, 1, 2, 1, 1]
+    assert len(run_folder(config).read_json("answers.json")) == 6
+    before = list(here)
+    assert evaluate(config) == result
+    assert here == before
+    for row in rows(config):
+        assert (row["grid"] is None) != (row["failure"] is None)
+        assert row["log_probability"] < 0
+
+
+def test_lookahead_changes_neither_answers_nor_the_run(tmp_path: Path, here: list[str]):
+    plain, fast = config_at(tmp_path, evaluate__lookahead=0, name="a"), config_at(tmp_path, name="b")
+    assert evaluate(plain).items() - {("run", "a")} == evaluate(fast).items() - {("run", "b")}
+    assert [row["text"] for row in rows(plain)] == [row["text"] for row in rows(fast)]
+    assert sum(row["passes"] for row in rows(fast)) < sum(row["passes"] for row in rows(plain))
+    evaluate(config_at(tmp_path, name="b", evaluate__lookahead=3))  # says how fast, not what
+
+
+def test_selection_is_redone_without_a_model(tmp_path: Path, here: list[str]):
+    """Would catch a re-selection that needs the checkpoint, and one that leaves old scores behind."""
+    config = config_at(tmp_path, evaluate__copies=2)
+    first = evaluate(config)
+    (tmp_path / "base").rename(tmp_path / "gone")
+    made = list(here)
+    again = driver.run_evaluation(config_without_model(config, "vote_with_log_probability"), lambda *_: None)
+    assert again["selection"] == "vote_with_log_probability"
+    assert here == made
+    assert not driver.needs_model(config_without_model(config, "majority"))
+    back = driver.run_evaluation(config_without_model(config, "majority"), lambda *_: None)
+    assert back == first
+    with pytest.raises(UserError, match=r"differs in: evaluate\.copies"):
+        driver.run_evaluation(config_at(tmp_path, evaluate__copies=3), lambda *_: None)
+
+
+def config_without_model(config: Config, selection: str) -> Config:
+    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"selection": selection})})
+
+
+def test_product_of_experts_scores_every_candidate_under_every_view(tmp_path: Path, here: list[str]):
+    """The candidates of all views, each rescored: a view's own greedy answer must get the probability it was written with."""
+    config = config_at(tmp_path, evaluate__copies=2)
+    voted = evaluate(config)
+    predicted, made = rows(config), list(here)
+    result = evaluate(config_without_model(config, "product_of_experts"))
+    assert all(name.startswith("scores/") for name in here[len(made) :])
+    assert len(here) > len(made)
+    scored = {(r["task"], r["output"], r["view"], r["grid"]): r["log_probability"] for r in rows(config, "scores")}
+    for task in tasks():
+        for output in range(len(task.test)):
+            grids = {r["grid"] for r in predicted if (r["task"], r["output"]) == (task.id, output)} - {None}
+            views = {r["view"] for r in predicted if (r["task"], r["output"]) == (task.id, output)}
+            of_output = {key for key in scored if key[:2] == (task.id, output)}
+            assert of_output == {(task.id, output, v, g) for v in views for g in grids}
+    checked = 0
+    for row in predicted:
+        if row["grid"] is not None:
+            own = scored[row["task"], row["output"], row["view"], row["grid"]]
+            assert own == pytest.approx(row["log_probability"], abs=1e-3)
+            checked += 1
+    assert checked > 6
+    for answer in run_folder(config).read_json("answers.json"):
+        sums: dict[str, float] = {}
+        for (task_id, output, _, grid), log in scored.items():
+            if (task_id, output) == (answer["task"], answer["output"]):
+                sums[grid] = sums.get(grid, 0.0) + log
+        assert answer["attempts"] == [json.loads(g) for g in sorted(sums, key=lambda g: -sums[g])[:2]]
+    assert result["mine/in_samples"] == voted["mine/in_samples"]
+
+
+def test_sampling_and_search_keep_all_they_find(tmp_path: Path, here: list[str]):
+    """Search has every answer above the threshold, most probable first; sampling has so many rows a view."""
+    sampled = config_at(tmp_path, name="s", evaluate__decode="sample", evaluate__samples=4, evaluate__temperature=0.7)
+    result = evaluate(sampled)
+    assert len(rows(sampled)) == 4 * 2 * 6
+    assert {key for key in result if "pass_at" in key and key.count("/") == 1} == {
+        f"mine/pass_at_{n}" for n in (1, 2, 8)
+    }
+    assert not any("greedy" in key for key in result)
+    again = config_at(
+        tmp_path, name="t", evaluate__decode="sample", evaluate__samples=4, evaluate__temperature=0.7,
+        evaluate__batch_tokens=300, evaluate__lookahead=0,
+    )  # fmt: skip
+    evaluate(again)
+    assert len((run_folder(again) / "predictions").names()) > len((run_folder(sampled) / "predictions").names())
+    key = lambda row: (row["task"], row["output"], row["view"], row["text"])  # noqa: E731
+    assert sorted(map(key, rows(again))) == sorted(map(key, rows(sampled)))
+    searched = config_at(tmp_path, name="u", evaluate__decode="search", evaluate__min_probability=0.2)
+    result = evaluate(searched)
+    assert result["mine/per_output/right"] >= 4
+    for row in rows(searched):
+        if row["text"] is None:
+            assert row["failure"] == "none_above_min_probability"
+        else:
+            assert row["log_probability"] > np.log(0.2)
+    assert any(row["text"] is None for row in rows(searched))
+
+
+def test_constrained_answers_are_grids(tmp_path: Path, here: list[str]):
+    config = config_at(tmp_path, evaluate__constrain=True)
+    evaluate(config)
+    assert {row["failure"] for row in rows(config)} <= {None, "unfinished"}
+    free = config_at(tmp_path, name="free")
+    evaluate(free)
+    kept = {(r["task"], r["output"], r["view"]): r["text"] for r in rows(config)}
+    for row in rows(free):
+        if row["grid"] is not None:
+            assert kept[row["task"], row["output"], row["view"]] == row["text"]
+
+
+def test_several_sets_have_a_submission_each(tmp_path: Path, here: list[str]):
+    """Would catch one set's tasks that overwrite another's of the same name."""
+    config = config_at(tmp_path, evaluate__symmetries=1)
+    sources = {"mine": config.data.sources["mine"].model_dump(), "few": config.data.sources["mine"].model_dump()}
+    sources["few"]["limit"] = 2
+    both = config_from(
+        config.model_dump(mode="json") | {"data": {"sources": sources}}, {"evaluate.sets": ["few", "mine"]}
+    )
+    evaluate(both)
+    assert len(run_folder(both).read_json("submission-few.json")) == 2
+    assert len(run_folder(both).read_json("submission-mine.json")) == 5
+
+
+def test_a_task_without_test_pairs_is_refused_by_name_before_any_work(tmp_path: Path, here: list[str]):
+    config = config_at(tmp_path)
+    (tmp_path / "tasks" / "bad.json").write_text(json.dumps(task_to_json(puzzle("bad", num_train=3, num_test=0))))
+    with pytest.raises(UserError, match=r"mine: .*tasks: task bad has no test pair to answer"):
+        evaluate(config)
+    assert not here
+
+
+# Through Ray
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_goes_on(tmp_path: Path):
+    """kill -9 in the middle: finished files are kept to the byte, the rest is made, the result is that of one go."""
+    config = config_at(tmp_path, evaluate__batch_tokens=64, evaluate__copies=4, evaluate__symmetries=8)
+    path = tmp_path / "config.yaml"
+    tree = config.model_dump(mode="json") | {"ray": {"object_store_mib": 100, "num_cpus": 2}}
+    path.write_text(yaml.safe_dump(tree))
+    command = [sys.executable, "-c", "from arc_ray.cli import main; main()", "evaluate", str(path)]
+    folder = tmp_path / "runs" / "run" / "predictions"
+    started = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("mine-*.parquet"))) < 5:
+        assert time.monotonic() < deadline
+        assert started.poll() is None
+        time.sleep(0.05)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
+    time.sleep(3)
+    kept = {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in folder.glob("mine-*.parquet")}
+    assert 5 <= len(kept) < 192
+    assert not (folder.parent / "result.json").exists()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=170)
+    assert done.returncode == 0, done.stderr
+    assert len(list(folder.glob("mine-*.parquet"))) == 192
+    for name, (when, content) in kept.items():
+        assert ((folder / name).stat().st_mtime_ns, (folder / name).read_bytes()) == (when, content)
+    assert json.loads((folder.parent / "result.json").read_text())["mine/greedy/per_output/right"] == 4
