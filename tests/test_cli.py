@@ -25,7 +25,10 @@ def arc_ray(*words: str) -> subprocess.CompletedProcess[str]:
         (["study", QUICKSTART, "start=cuont"], "start"),
         (["study", QUICKSTART, "storage=/proc/nowhere"], "/proc/nowhere"),
         (["evaluate", QUICKSTART, "--no-such-option"], "--no-such-option"),
-        (["peek", QUICKSTART, "--stage", "dream"], "task, view, prompt, tokens"),
+        (["peek", QUICKSTART, "--stage", "dream"], "task, view, prompt, tokens, predictions"),
+        (["peek", QUICKSTART, "--stage", "predictions"], "holds no predictions yet"),
+        (["score", "no_such.json", "arcagi1/evaluation"], "no_such.json: no such file"),
+        (["evaluate", QUICKSTART, "evaluate.decode=beam"], "evaluate.decode"),
     ],
 )
 def test_a_mistake_gives_one_message_and_exit_code_two(words: list[str], said: str, tmp_path: Path) -> None:
@@ -49,7 +52,7 @@ def test_dry_run_names_every_trial_and_touches_nothing(tmp_path: Path) -> None:
 
 def test_every_command_explains_itself() -> None:
     """Catches a command whose help cannot be built."""
-    for command in ("study", "generate", "train", "tune", "evaluate", "report", "peek", "check", "fetch"):
+    for command in ("study", "generate", "train", "tune", "evaluate", "report", "peek", "check", "fetch", "score"):
         done = arc_ray(command, "--help")
         assert done.returncode == 0, done.stderr
         assert command in done.stdout

@@ -41,7 +41,7 @@ HOMES = {
     "ray.train": ("train/driver", "train/worker", "tune/search"),
     "ray.tune": ("tune/search",),
     "reasoning_gym": ("sources/rearc",),
-    "rich": ("cli/console", "cli/peek"),
+    "rich": ("cli/console", "cli/peek", "cli/predictions"),
     "safetensors": ("train/checkpoint",),
     "tokenizers": ("tokens/tokenizer",),
     "torch": ("cli/check", "evaluate/answering", "fetch", "generation/", "model", "train/"),

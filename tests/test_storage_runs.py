@@ -274,9 +274,9 @@ def test_a_key_that_is_redone_may_change_and_no_other(tmp_path: Path):
     config = config_in(tmp_path)
     claim(run_folder(config), config, "evaluate")
     other = with_overrides(config, {"evaluate.selection": "product_of_experts"})
-    with pytest.raises(UserError, match="differs in: evaluate.selection"):
+    with pytest.raises(UserError, match=r"differs in: evaluate\.selection"):
         claim(run_folder(config), other, "train")
     claim(run_folder(config), other, "evaluate", redone=["evaluate.selection"])
     claim(run_folder(config), other, "train")
-    with pytest.raises(UserError, match="evaluate.selection, train.lr"):
+    with pytest.raises(UserError, match=r"evaluate\.selection, train\.lr"):
         claim(run_folder(config), with_overrides(config, {"train.lr": 1.0}), "evaluate", redone=["evaluate.selection"])

@@ -11,7 +11,7 @@ from arc_ray.cli.session import check_storage, connected, elapsed, train_watched
 from arc_ray.config import Config, load_config, parse_assignments
 from arc_ray.errors import UserError
 
-STAGES = ("task", "view", "prompt", "tokens")
+STAGES = ("task", "view", "prompt", "tokens", "predictions")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -130,22 +130,43 @@ def tune(config: ConfigPath, assignments: Assignments = None, dry_run: DryRun = 
 
 @app.command()
 def evaluate(config: ConfigPath, assignments: Assignments = None, address: Address = None) -> None:
-    """Predictions, votes over symmetries, scores by the three rules and submission.json for a checkpoint."""
+    """Predictions, votes over views, scores by the three rules and submission.json for a checkpoint.
+
+    Of a finished evaluation, `evaluate.selection=...` chooses again from what is kept: no Ray, and no model either.
+    """
     terminal = Terminal()
     loaded = _load(config, assignments)
-    from arc_ray.evaluate.driver import run_evaluation
+    from arc_ray.evaluate.driver import needs_model, run_evaluation
     from arc_ray.runs import run_folder
     from arc_ray.study.driver import make_data
     from arc_ray.train.starts import with_start
 
     run = with_start(loaded)
-    with connected(loaded, address):
-        make_data(loaded, [run], terminal)
-        result = run_evaluation(run, lambda done, total: terminal.advance("batches", done, total))
+    show = lambda done, total: terminal.advance("batches", done, total)  # noqa: E731
+    if needs_model(run):
+        with connected(loaded, address):
+            make_data(loaded, [run], terminal)
+            result = run_evaluation(run, show)
+    else:
+        result = run_evaluation(run, show)
     shown = [k for k in result if k.endswith(("/per_output", "/per_task_mean", "/strict", "/all/accuracy"))]
     for key in shown:
         terminal.note(f"{key}: {100 * result[key]:.1f} %")
     terminal.note(f"{run_folder(run).uri}/result.json")
+
+
+@app.command()
+def score(
+    submission: Annotated[str, typer.Argument(help="submission.json in Kaggle's form, whoever wrote it")],
+    tasks: Annotated[
+        str, typer.Argument(help="arcagi1/training, arcagi1/evaluation, a folder of task files, or a challenges file")
+    ],
+    solutions: Annotated[str | None, typer.Argument(help="Kaggle's solutions file, if the tasks lack them")] = None,
+) -> None:
+    """Check a submission file and score it by the three rules, each with its interval; needs no config and no Ray."""
+    from arc_ray.cli.score import score_file
+
+    score_file(submission, tasks, solutions, Terminal())
 
 
 @app.command()
@@ -161,15 +182,21 @@ def report(folders: Annotated[list[str], typer.Argument(metavar="FOLDER...")]) -
 def peek(
     config: ConfigPath,
     assignments: Assignments = None,
-    stage: Annotated[str, typer.Option(help="task, view, prompt or tokens")] = "view",
+    stage: Annotated[str, typer.Option(help="task, view, prompt, tokens or predictions")] = "view",
     count: Annotated[int, typer.Option(min=1, help="Examples of each source")] = 2,
 ) -> None:
-    """Show what the model really sees: tasks, views, prompts or tokens, in colour, the learned part marked."""
+    """Show what the model really sees (tasks, views, prompts, tokens; what it learns is marked) or what it answered."""
     from arc_ray.cli.peek import peek as show
 
     if stage not in STAGES:
         raise UserError(f"--stage {stage}: choose one of {', '.join(STAGES)}")
-    show(_load(config, assignments), stage, count, Terminal().console)
+    loaded, console = _load(config, assignments), Terminal().console
+    if stage == "predictions":
+        from arc_ray.cli.predictions import show_predictions
+
+        show_predictions(loaded, count, console)
+        return
+    show(loaded, stage, count, console)
 
 
 @app.command()

