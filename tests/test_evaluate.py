@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -298,6 +299,21 @@ def test_a_task_without_test_pairs_is_refused_by_name_before_any_work(tmp_path: 
     with pytest.raises(UserError, match=r"mine: .*tasks: task bad has no test pair to answer"):
         evaluate(config)
     assert not here
+
+
+def test_an_evaluation_has_a_report_with_its_gallery(tmp_path: Path, here: list[str]):
+    """Would catch a report that knows the evaluations of studies only."""
+    from arc_ray.report import load, write_report
+
+    config = config_at(tmp_path)
+    evaluate(config)
+    page = Path(write_report([run_folder(config).uri])["report.html"]).read_text()
+    report = load(run_folder(config).uri)
+    assert len(report.answers) == 6
+    assert set(report.scores["method"]) == {"greedy", "voting"}
+    assert "<svg" in page
+    assert all(task.id in page for task in tasks())
+    assert re.search(r"\d × \d+, not \d|cells wrong|nothing to read as a grid", page)
 
 
 # Through Ray

@@ -152,7 +152,9 @@ def evaluate(config: ConfigPath, assignments: Assignments = None, address: Addre
     shown = [k for k in result if k.endswith(("/per_output", "/per_task_mean", "/strict", "/all/accuracy"))]
     for key in shown:
         terminal.note(f"{key}: {100 * result[key]:.1f} %")
-    terminal.note(f"{run_folder(run).uri}/result.json")
+    from arc_ray.report import write_report
+
+    terminal.note(write_report([run_folder(run).uri])["report.html"])
 
 
 @app.command()

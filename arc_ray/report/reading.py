@@ -39,12 +39,13 @@ def read_trial(folder: Folder, study: str, name: str, compare: str | None) -> Tr
 
 
 def read_evaluations(place: Folder, runs: Iterable[Folder]) -> tuple[list[Row], list[Row]]:
-    """Read evaluate/ (of a run), evaluate/<arm>/ (of a study), and evaluate/ of the runs made first, as rows.
+    """Read an evaluation's own folder, evaluate/ (of a run), evaluate/<arm>/ (of a study), and those of the runs made
+    first, as rows.
 
     Returns those of scores and those of answers. Raises UserError.
     """
     evaluate = place / "evaluate"
-    folders = [(place.name, evaluate)]
+    folders = [(place.name, place if place.exists("answers.json") else evaluate)]
     folders += [(name, evaluate / name) for name in evaluate.names() if (evaluate / name).exists("result.json")]
     folders += [(run.name, run / "evaluate") for run in runs]
     scores: list[Row] = []
