@@ -161,7 +161,7 @@ def save_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], tokenize
         tokenizer.save_pretrained(path)
 
 
-def merge_checkpoint(config: ModelConfig, storage: str, checkpoint: str, target: Path) -> None:
+def merge_checkpoint(config: ModelConfig, storage: str, checkpoint: str | None, target: Path) -> None:
     """Write a checkpoint merged into its base as a plain transformers folder."""
     model: Any = load_for_inference(config, storage, checkpoint)
     model.save_pretrained(target)

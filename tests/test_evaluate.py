@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -278,6 +279,33 @@ def test_constrained_answers_are_grids(tmp_path: Path, here: list[str]):
     for row in rows(free):
         if row["grid"] is not None:
             assert kept[row["task"], row["output"], row["view"]] == row["text"]
+
+
+def test_vllm_is_asked_for_what_the_config_says(tmp_path: Path, here: list[str], monkeypatch: pytest.MonkeyPatch):
+    """A stand-in for the engine, which needs a GPU: it shows our half of the contract, not that vLLM keeps its own."""
+    asked: list[tuple[Any, Any]] = []
+
+    class Engine:
+        def __init__(self, model: str, dtype: str) -> None:
+            assert dtype == "float32"
+            assert (Path(model) / "config.json").exists()
+
+        def generate(self, prompts: list[Any], parameters: list[Any], use_tqdm: bool) -> list[Any]:
+            asked.extend(zip(prompts, parameters, strict=True))
+            one = types.SimpleNamespace(token_ids=(7, 2), cumulative_logprob=-0.5)
+            return [types.SimpleNamespace(outputs=[one]) for _ in prompts]
+
+    stand_in = types.SimpleNamespace(LLM=Engine, SamplingParams=lambda **values: values)
+    monkeypatch.setitem(sys.modules, "vllm", stand_in)
+    config = config_at(tmp_path, evaluate__backend="vllm", evaluate__decode="sample", evaluate__samples=3)
+    evaluate(config)
+    assert len(asked) == 3 * 2 * 6
+    assert len({parameters["seed"] for _, parameters in asked}) == len(asked)
+    assert all(p["temperature"] == 1.0 and p["stop_token_ids"] == [2] and p["logprobs"] == 0 for _, p in asked)
+    assert {row["log_probability"] for row in rows(config)} == {-0.5}
+    assert len({row["text"] for row in rows(config)}) == 1
+    with pytest.raises(UserError, match="vllm neither searches"):
+        config_at(tmp_path, evaluate__backend="vllm", evaluate__decode="search")
 
 
 def test_several_sets_have_a_submission_each(tmp_path: Path, here: list[str]):

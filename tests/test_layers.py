@@ -48,6 +48,7 @@ HOMES = {
     "transformers": ("fetch", "model", "tokens/tokenizer"),
     "trl": ("train/",),
     "typer": ("cli/commands",),
+    "vllm": ("generation/vllm",),
 }
 """Heavy libraries and the files, or packages with a slash at the end, that may import them."""
 

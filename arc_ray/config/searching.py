@@ -43,6 +43,16 @@ class EvaluateConfig(Section):
     """Outputs whose prompt is longer are unanswered, which counts as wrong."""
     num_actors: int = Field(default=1, ge=1)
     """Model replicas that predict at the same time."""
+    backend: Literal["transformers", "vllm"] = "transformers"
+    """What writes greedy and sampled answers; vllm is an extra for GPUs that has not been run yet (see the README)."""
+
+    @model_validator(mode="after")
+    def _backend_can(self) -> "EvaluateConfig":
+        if self.backend == "vllm" and (self.decode == "search" or self.constrain):
+            raise ValueError(
+                "backend: vllm neither searches nor constrains; set decode to greedy or sample, constrain to false"
+            )
+        return self
 
 
 class SchedulerConfig(Section):

@@ -7,7 +7,10 @@ model.
 import dataclasses
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +23,8 @@ from arc_ray.config import Config
 from arc_ray.encoders import Encoder
 from arc_ray.evaluate.decoding import decode
 from arc_ray.evaluate.questions import Prompt
-from arc_ray.generation import Answer, GridGrammar, Writer, score_answers
-from arc_ray.model import LearnedLoss, load_for_inference, load_tokenizer
+from arc_ray.generation import Answer, GridGrammar, VllmWriter, Writer, score_answers
+from arc_ray.model import LearnedLoss, load_for_inference, load_tokenizer, merge_checkpoint
 from arc_ray.storage import Folder
 from arc_ray.tasks import Grid
 from arc_ray.train.driver import codec_of
@@ -95,11 +98,9 @@ class Answerer:
     def __init__(self, config: Config, folder: Folder, encoder: Encoder, model: Any = None) -> None:
         """Load the checkpoint, or answer with `model`, which is on its device already."""
         self._config, self._folder, self._encoder = config, folder, encoder
-        self._model = load_on_device(config) if model is None else model
+        self._given = model
         self._tokenizer = load_tokenizer(config.model, config.storage)
         self._codec = codec_of(config, self._tokenizer)
-        grammar = GridGrammar(self._codec, self._codec.end_id) if config.evaluate.constrain else None
-        self._writer = Writer(self._model, [self._codec.end_id], self._tokenizer.pad_token_id or 0, grammar)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Do the works of a batch: write a file for each; return how many."""
@@ -114,7 +115,9 @@ class Answerer:
 
     def predict(self, work: Any) -> pa.Table:
         """Answer the prompts of a Work: a table of SCHEMA."""
-        answers = decode(self._config, self._writer, work.prompts, work.task_ids)
+        is_vllm = self._config.evaluate.backend == "vllm" and self._given is None
+        writer = self._vllm_writer if is_vllm else self._writer
+        answers = decode(self._config, writer, work.prompts, work.task_ids)
         rows = [
             {**_names(work, prompt), **self._read(prompt, answer)}
             for prompt, of_prompt in zip(work.prompts, answers, strict=True)
@@ -139,6 +142,22 @@ class Answerer:
         engine = _Inference(LearnedLoss(self._model))
         outcome = validate(engine, work.questions, rows_at_once=4, rank=0, num_workers=1)
         return dict(zip(outcome.names, outcome.solved.tolist(), strict=True))
+
+    @cached_property
+    def _model(self) -> Any:
+        return load_on_device(self._config) if self._given is None else self._given
+
+    @cached_property
+    def _writer(self) -> Writer:
+        grammar = GridGrammar(self._codec, self._codec.end_id) if self._config.evaluate.constrain else None
+        return Writer(self._model, [self._codec.end_id], self._tokenizer.pad_token_id or 0, grammar)
+
+    @cached_property
+    def _vllm_writer(self) -> VllmWriter:
+        config = self._config
+        with tempfile.TemporaryDirectory(prefix="arc_ray-") as folder:
+            merge_checkpoint(config.model, config.storage, config.evaluate.checkpoint, Path(folder))
+            return VllmWriter(folder, config.model.dtype, self._codec.end_id)
 
     def _read(self, prompt: Prompt, answer: Answer | None) -> dict[str, Any]:
         if answer is None:

@@ -7,14 +7,29 @@ import numpy.typing as npt
 
 from arc_ray.config import Config
 from arc_ray.evaluate.questions import Prompt
-from arc_ray.generation import Answer, Writer, attends_to_all, find_answers, generate_greedily, generate_samples
-from arc_ray.seeding import rng_for
+from arc_ray.generation import (
+    Answer,
+    VllmWriter,
+    Writer,
+    attends_to_all,
+    find_answers,
+    generate_greedily,
+    generate_samples,
+)
+from arc_ray.seeding import digest64, rng_for
 
 
-def decode(config: Config, writer: Writer, prompts: Sequence[Prompt], task_ids: Sequence[str]) -> list[list[Answer]]:
+def decode(
+    config: Config, writer: Writer | VllmWriter, prompts: Sequence[Prompt], task_ids: Sequence[str]
+) -> list[list[Answer]]:
     """Answer prompts; `task_ids` are those of the prompts' table. Search may leave a prompt without any answer."""
     evaluate = config.evaluate
     ids, limits = [prompt.ids for prompt in prompts], [prompt.limit for prompt in prompts]
+    if isinstance(writer, VllmWriter):
+        samples, temperature = (evaluate.samples, evaluate.temperature) if evaluate.decode == "sample" else (1, 0.0)
+        keys = [_key(config, task_ids[prompt.task], prompt) for prompt in prompts]
+        seeds = [[digest64(*key, k) % 2**31 for k in range(samples)] for key in keys]
+        return writer.write(ids, limits, seeds, temperature)
     lookahead = evaluate.lookahead if attends_to_all(writer.model) else 0
     if evaluate.decode == "search":
         return find_answers(writer, ids, limits, evaluate.min_probability)
@@ -26,5 +41,9 @@ def decode(config: Config, writer: Writer, prompts: Sequence[Prompt], task_ids: 
 
 def draws_for(config: Config, task_id: str, prompt: Prompt) -> npt.NDArray[np.float64]:
     """Return the numbers that decide a view's samples, (samples, limit): the k-th sample's do not depend on the others."""
-    key = (config.seed, "sample", task_id, prompt.output, prompt.view)
+    key = _key(config, task_id, prompt)
     return np.stack([rng_for(*key, k).random(prompt.limit) for k in range(config.evaluate.samples)])
+
+
+def _key(config: Config, task_id: str, prompt: Prompt) -> tuple[object, ...]:
+    return (config.seed, "sample", task_id, prompt.output, prompt.view)
