@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 from builders import codec_of, overfit, puzzle, tiny_tokenizer
@@ -350,27 +351,31 @@ def test_an_evaluation_has_a_report_with_its_gallery(tmp_path: Path, here: list[
 @pytest.mark.slow
 def test_a_killed_evaluation_goes_on(tmp_path: Path):
     """kill -9 in the middle: finished files are kept to the byte, the rest is made, the result is that of one go."""
-    config = config_at(tmp_path, evaluate__batch_tokens=64, evaluate__copies=4, evaluate__symmetries=8)
+    config = config_at(tmp_path, evaluate__batch_tokens=64, evaluate__copies=2, evaluate__symmetries=8)
     path = tmp_path / "config.yaml"
     tree = config.model_dump(mode="json") | {"ray": {"object_store_mib": 100, "num_cpus": 2}}
     path.write_text(yaml.safe_dump(tree))
     command = [sys.executable, "-c", "from arc_ray.cli import main; main()", "evaluate", str(path)]
     folder = tmp_path / "runs" / "run" / "predictions"
-    started = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while len(list(folder.glob("mine-*.parquet"))) < 5:
-        assert time.monotonic() < deadline
-        assert started.poll() is None
-        time.sleep(0.05)
-    os.killpg(started.pid, signal.SIGKILL)
-    started.wait()
-    time.sleep(3)
+    started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 300
+        while len(list(folder.glob("mine-*.parquet"))) < 5:
+            assert time.monotonic() < deadline
+            assert started.poll() is None
+            time.sleep(0.02)
+    finally:
+        family = psutil.Process(started.pid).children(recursive=True)
+        started.kill()
+        started.wait()
+        _, alive = psutil.wait_procs(family, timeout=120)
+    assert not alive, "Ray outlived its driver"
     kept = {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in folder.glob("mine-*.parquet")}
-    assert 5 <= len(kept) < 192
+    assert 5 <= len(kept) < 96
     assert not (folder.parent / "result.json").exists()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=170)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
-    assert len(list(folder.glob("mine-*.parquet"))) == 192
+    assert len(list(folder.glob("mine-*.parquet"))) == 96
     for name, (when, content) in kept.items():
         assert ((folder / name).stat().st_mtime_ns, (folder / name).read_bytes()) == (when, content)
     assert json.loads((folder.parent / "result.json").read_text())["mine/greedy/per_output/right"] == 4
