@@ -1,9 +1,7 @@
 """Evaluation: prompts, strategies, selection that is redone without a model, and runs that go on where they were cut."""
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 import time
