@@ -94,7 +94,7 @@ def load_rearc_dump(
 
 def load_descriptions(path: str) -> dict[str, str]:
     """Load a JSON file {task id: the task's rule in words}. Raises UserError."""
-    descriptions = _read_json(path)
+    descriptions = read_json(path)
     if not isinstance(descriptions, dict) or not all(isinstance(text, str) and text for text in descriptions.values()):
         raise UserError(f"{path}: descriptions are an object of task ids, each with a text that is not empty")
     return descriptions
