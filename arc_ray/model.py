@@ -81,10 +81,7 @@ def build_model(config: ModelConfig, storage: str, seed: int, full: bool, tokeni
             model = _with_lora(model, config.lora)
         for parameter in model.parameters():
             parameter.requires_grad_(full or parameter.requires_grad)
-        if config.gradient_checkpointing:
-            model.enable_input_require_grads()
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model
+    return _recomputing(model) if config.gradient_checkpointing else model
 
 
 def load_base(config: ModelConfig, storage: str) -> nn.Module:
@@ -114,6 +111,32 @@ def load_for_inference(config: ModelConfig, storage: str, checkpoint: str | None
     if folder:
         model = PeftModel.from_pretrained(model, folder).merge_and_unload()
     return model.eval()
+
+
+def load_for_tuning(config: ModelConfig, storage: str, checkpoint: str | None, fresh: bool, seed: int) -> nn.Module:
+    """Load what `load_for_inference` does, to be trained further: with its adapter, or a new LoRA on the merged model.
+
+    A new one is made where `fresh`, and where there is no adapter to continue; its weights follow from `seed`.
+    Raises UserError.
+    """
+    from peft import PeftModel
+
+    folder = _local(resolve_reference(checkpoint, storage)) if checkpoint else None
+    if folder:
+        has_adapter = (Path(folder) / "adapter_config.json").exists()
+    else:
+        has_adapter = config.adapter is not None and config.adapter_use == "continue"
+    if fresh or not has_adapter:
+        with _seeded(seed):
+            model: Any = _with_lora(load_for_inference(config, storage, checkpoint), config.lora)
+    elif folder:
+        model = load_base(config, storage)
+        if config.adapter and config.adapter_use == "merge":
+            model = _with_adapter(model, config, storage, trainable=False).merge_and_unload()
+        model = PeftModel.from_pretrained(model, folder, is_trainable=True)
+    else:
+        model = _with_adapter(load_base(config, storage), config, storage, trainable=True)
+    return _recomputing(model) if config.gradient_checkpointing else model
 
 
 def model_path(base: str | None, storage: str) -> str:
@@ -198,6 +221,13 @@ def _with_lora(model: nn.Module, config: LoraConfig) -> nn.Module:
             use_dora=config.dora,
         ),
     )
+
+
+def _recomputing(model: Any) -> nn.Module:
+    """Switch gradient checkpointing on."""
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
 
 
 def _scratch(config: ScratchConfig, tokenizer: Any) -> nn.Module:

@@ -133,12 +133,13 @@ def evaluate(config: ConfigPath, assignments: Assignments = None, address: Addre
     """Predictions, votes over views, scores by the three rules and submission.json for a checkpoint.
 
     Of a finished evaluation, `evaluate.selection=...` chooses again from what is kept: no Ray, and no model either.
+    Runs that the config refers to as "@name" are trained first.
     """
     terminal = Terminal()
     loaded = _load(config, assignments)
     from arc_ray.evaluate.driver import needs_model, run_evaluation
     from arc_ray.runs import run_folder
-    from arc_ray.study.driver import make_data
+    from arc_ray.study.driver import make_data, make_starts
     from arc_ray.train.starts import with_start
 
     run = with_start(loaded)
@@ -146,12 +147,16 @@ def evaluate(config: ConfigPath, assignments: Assignments = None, address: Addre
     if needs_model(run):
         with connected(loaded, address):
             make_data(loaded, [run], terminal)
+            make_starts(loaded, [run], terminal, lambda needed: train_watched(needed, terminal))
             result = run_evaluation(run, show)
     else:
         result = run_evaluation(run, show)
     shown = [k for k in result if k.endswith(("/per_output", "/per_task_mean", "/strict", "/all/accuracy"))]
     for key in shown:
         terminal.note(f"{key}: {100 * result[key]:.1f} %")
+    for key in (k for k in result if k.endswith("/gain")):
+        low, high = 100 * result[f"{key}/low"], 100 * result[f"{key}/high"]
+        terminal.note(f"{key}: {100 * result[key]:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}")
     from arc_ray.report import write_report
 
     terminal.note(write_report([run_folder(run).uri])["report.html"])

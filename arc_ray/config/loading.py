@@ -109,9 +109,9 @@ def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 def _with_absolute_paths(config: Config) -> Config:
     """Fix local paths to the current directory: workers have another one."""
-    checkpoint = {"checkpoint": _absolute_if_there(config.evaluate.checkpoint)}
+    players = {key: _absolute_if_there(getattr(config.evaluate, key)) for key in ("checkpoint", "describer")}
     model = {key: _absolute_if_there(getattr(config.model, key)) for key in ("base", "adapter")}
-    update = {"model": config.model.model_copy(update=model), "evaluate": config.evaluate.model_copy(update=checkpoint)}
+    update = {"model": config.model.model_copy(update=model), "evaluate": config.evaluate.model_copy(update=players)}
     return config.model_copy(update={**update, "storage": Folder.at(config.storage).uri})
 
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from arc_ray.config.section import Section
+from arc_ray.config.tuning import TttConfig
 
 DISTRIBUTIONS = {"grid": "a list", "choice": "a list", "uniform": "[low, high]", "loguniform": "[low, high]"}
 
@@ -45,6 +46,13 @@ class EvaluateConfig(Section):
     """Model replicas that predict at the same time."""
     backend: Literal["transformers", "vllm"] = "transformers"
     """What writes greedy and sampled answers; vllm is an extra for GPUs that has not been run yet (see the README)."""
+    describer: str | None = None
+    """Folder or "@run" of a first player, trained with prompt.format: describe. The second player (prompt.format:
+    implement) then answers from its descriptions as well as from those given with the tasks."""
+    max_description_tokens: int = Field(default=128, ge=1)
+    """Longest description that the first player may write."""
+    ttt: TttConfig | None = None
+    """Test-time training: learn from each task's shown pairs before answering it; null answers untuned."""
 
     @model_validator(mode="after")
     def _backend_can(self) -> "EvaluateConfig":
@@ -52,6 +60,12 @@ class EvaluateConfig(Section):
             raise ValueError(
                 "backend: vllm neither searches nor constrains; set decode to greedy or sample, constrain to false"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _one_question(self) -> "EvaluateConfig":
+        if self.ttt and self.describer:
+            raise ValueError("ttt and describer exclude each other: set one of them to null")
         return self
 
 

@@ -14,8 +14,11 @@ from arc_ray.datasets import load_source
 from arc_ray.encoders import encoder_named
 from arc_ray.errors import UserError
 from arc_ray.evaluate.answering import CountingWork, ScoringWork, Work, answer_all, read_predictions
+from arc_ray.evaluate.gains import gain, gain_of_voting
 from arc_ray.evaluate.questions import Prompt, make_batches, make_prompts, rows_of
 from arc_ray.evaluate.selecting import candidate_grids, puzzle_scores
+from arc_ray.evaluate.ttt import check_tuning, tune_sets, with_tuned
+from arc_ray.evaluate.two_players import describe_sets, first_player
 from arc_ray.model import load_tokenizer
 from arc_ray.runs import claim, finish, is_finished, resolve_reference, run_folder
 from arc_ray.sources.counting import Answered, accuracy_by_kind, extent_of
@@ -28,6 +31,9 @@ from arc_ray.train.validation import make_validation
 
 Progress = Callable[[int, int], None]
 Sets = Mapping[str, Sequence[Task]]
+
+GENERATED = "-generated"
+"""Ends the name of a set whose descriptions are the first player's."""
 
 REDONE = ("evaluate.selection",)
 """Config keys whose part is done again in a finished folder."""
@@ -53,12 +59,15 @@ def needs_model(config: Config) -> bool:
     """Tell whether predictions, or the scores that a product of experts adds up, are still to be made."""
     folder = run_folder(config)
     is_scored = config.evaluate.selection != "product_of_experts" or folder.exists("scores/files.json")
-    return not (folder.exists("predictions/files.json") and is_scored)
+    is_tuned = not config.evaluate.ttt or folder.exists("tuning.json")
+    return not (folder.exists("predictions/files.json") and is_scored and is_tuned)
 
 
 def _answer(config: Config, folder: Folder, sets: Sets, progress: Progress) -> None:
     """Make the files of predictions, and of scores if the selection asks for them, that are not there yet."""
-    _check_prompt(config)
+    _check_prompt(config, "checkpoint")
+    if config.evaluate.ttt:
+        check_tuning(config, config.evaluate.ttt)
     tokenizer = load_tokenizer(config.model, config.storage)
     codec = dataclasses.replace(codec_of(config, tokenizer), learn="asked", _layouts={})
     if config.evaluate.constrain and not codec.is_fast:
@@ -67,14 +76,14 @@ def _answer(config: Config, folder: Folder, sets: Sets, progress: Progress) -> N
             f" their own; choose another encoder (`separated` and `symbols` keep cells apart), or set it to false"
         )
     puzzles = {name: tasks for name, tasks in sets.items() if not _is_counting(config, name)}
+    if config.evaluate.describer:
+        _check_prompt(first_player(config), "describer")
+        described = describe_sets(config, folder, puzzles, tokenizer, progress)
+        puzzles |= {f"{name}{GENERATED}": tasks for name, tasks in described.items()}
     prompts = {name: make_prompts(codec, TaskTable.of(tasks), config) for name, tasks in puzzles.items()}
-    works = {
-        name: _puzzle_works(config, name, sets[name], prompts[name])
-        if name in puzzles
-        else [_counting_work(config, codec, name, sets[name])]
-        for name in sets
-    }
-    _make_files(config, folder / "predictions", works, progress)
+    works = {name: _puzzle_works(config, name, tasks, prompts[name]) for name, tasks in puzzles.items()}
+    counting = {n: [_counting_work(config, codec, n, tasks)] for n, tasks in sets.items() if n not in puzzles}
+    _make_files(config, folder / "predictions", {**works, **counting}, progress)
     if config.evaluate.selection == "product_of_experts":
         files = folder.read_json("predictions/files.json")
         scoring = {
@@ -82,6 +91,8 @@ def _answer(config: Config, folder: Folder, sets: Sets, progress: Progress) -> N
             for name, tasks in puzzles.items()
         }
         _make_files(config, folder / "scores", scoring, progress)
+    if config.evaluate.ttt and not folder.exists("tuning.json"):
+        tune_sets(config, folder, puzzles, works, progress)
 
 
 def _make_files(config: Config, folder: Folder, works: Mapping[str, Sequence[Any]], progress: Progress) -> None:
@@ -145,10 +156,21 @@ def _select(config: Config, folder: Folder, sets: Sets) -> dict[str, Any]:
         if _is_counting(config, name):
             result |= _counting_scores(config, name, tasks, predicted)
             continue
-        predictions = read_predictions(predicted, files[name])
-        rescored = read_predictions(scored, score_files.get(name, ()))
-        scores, of_set, attempts = puzzle_scores(config, name, tasks, predictions, rescored)
-        result |= scores
+        read = [
+            (read_predictions(predicted, files[key]), read_predictions(scored, score_files.get(key, ())))
+            for key in (name, f"{name}{GENERATED}")
+            if key in files
+        ]
+        both = with_tuned(folder, name, *read[0]) if config.evaluate.ttt else read[0]
+        scores, of_set, attempts = puzzle_scores(config, name, tasks, *both)
+        result |= scores | gain_of_voting(config.evaluate, of_set, f"{name}/voting/gain")
+        if config.evaluate.ttt:
+            scores, before, _ = puzzle_scores(config, f"{name}/untuned", tasks, *read[0])
+            result |= scores | gain_of_voting(config.evaluate, before, f"{name}/untuned/voting/gain")
+            result |= gain(of_set, before, f"{name}/tuning/gain")
+        for generated in read[1:]:
+            scores, again, _ = puzzle_scores(config, f"{name}/generated", tasks, *generated)
+            result |= scores | gain(again, of_set, f"{name}/generated/gain")
         answers += of_set
         submissions[name] = write_submission(tasks, attempts)
     folder.write_json("answers.json", answers)
@@ -191,17 +213,18 @@ def _load_sets(config: Config) -> Sets:
     return sets
 
 
-def _check_prompt(config: Config) -> None:
+def _check_prompt(config: Config, key: str) -> None:
     """Refuse a checkpoint that learned another prompt: it would answer, and be wrong for no visible reason."""
-    if not config.evaluate.checkpoint:
+    checkpoint = config.evaluate.checkpoint
+    if not checkpoint:
         return
-    folder = Folder.at(resolve_reference(config.evaluate.checkpoint, config.storage))
+    folder = Folder.at(resolve_reference(checkpoint, config.storage))
     if not folder.exists():
-        raise UserError(f"evaluate.checkpoint {config.evaluate.checkpoint}: there is no such folder")
+        raise UserError(f"evaluate.{key} {checkpoint}: there is no such folder")
     about = folder.read_json("arc_ray.json")
     asked = {"format": config.prompt.format, "encoder": config.prompt.encoder}
     if about and about["prompt"] != asked:
         raise UserError(
-            f"evaluate.checkpoint {config.evaluate.checkpoint} learned the prompt {about['prompt']}, the config says {asked};"
+            f"evaluate.{key} {checkpoint} learned the prompt {about['prompt']}, the config says {asked};"
             f" set prompt.format and prompt.encoder to the checkpoint's"
         )

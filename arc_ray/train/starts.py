@@ -75,4 +75,5 @@ def make_needed_runs(config: Config, variants: Iterable[Config], make: Make) -> 
 
 
 def _references(config: Config) -> list[str]:
-    return list(references([config.model.base, config.model.adapter, config.evaluate.checkpoint]))
+    evaluate = config.evaluate
+    return list(references([config.model.base, config.model.adapter, evaluate.checkpoint, evaluate.describer]))

@@ -1,0 +1,265 @@
+"""Test-time training over the cluster: one work item an ARC task, longest first, on a pool of actors that hold the model.
+
+An actor keeps the model between tasks and starts each from the same weights, so order and number of workers change
+nothing but the time. Answers are kept as they come, a Parquet file a task and then its record: a killed evaluation
+goes on. Every task has been answered untuned before, so one whose turn does not come keeps those answers.
+"""
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray
+import torch
+from ray.exceptions import RayActorError, RayError
+
+from arc_ray.config import Config
+from arc_ray.config.searching import EvaluateConfig
+from arc_ray.config.tuning import TttConfig
+from arc_ray.encoders import Encoder, encoder_named
+from arc_ray.errors import UserError
+from arc_ray.evaluate.answering import Answerer, Predictions, ScoringWork, Work, read_predictions
+from arc_ray.evaluate.questions import make_batches, rows_of
+from arc_ray.evaluate.selecting import candidate_grids
+from arc_ray.evaluate.tuning import Adapter, leave_one_out_batches, tuning_seed, without_tests
+from arc_ray.model import load_for_tuning, load_tokenizer
+from arc_ray.prompt import format_named, needs_description
+from arc_ray.storage import Folder
+from arc_ray.tasks import Task
+from arc_ray.train.driver import codec_of
+
+Record = dict[str, Any]
+"""What became of a task: set, task, status (one of STATUSES), seconds, and if tuned first_loss and last_loss."""
+
+SCORES_SUFFIX = "-scores"
+
+STATUSES = ("tuned", "no_views", "budget", "failed")
+"""Tuned; nothing to learn from (fewer than two shown pairs, or all too long); out of time; failed at every attempt."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+    """One task to tune on and to answer; it holds no output of a test pair."""
+
+    name: str
+    set_name: str
+    task: Task
+    """Without its test pairs, which are in the prompts only."""
+    works: tuple[Work, ...]
+
+    @property
+    def size(self) -> int:
+        """Tokens of prompts and answers, to which both tuning and answering are about proportional."""
+        return sum(len(prompt.ids) + prompt.limit for work in self.works for prompt in work.prompts)
+
+
+def make_jobs(config: EvaluateConfig, set_name: str, tasks: Sequence[Task], works: Sequence[Work]) -> list[Job]:
+    """Make a job of each task that has a prompt; `works` are the set's, as they are answered untuned."""
+    prompts = [prompt for work in works for prompt in work.prompts]
+    jobs = []
+    for index, task in enumerate(tasks):
+        name, own = f"{set_name}-{index:05d}", [prompt for prompt in prompts if prompt.task == index]
+        batches = make_batches(own, config.batch_tokens, rows_of(config))
+        parts = [Work(name, works[0].task_ids, tuple(own[i] for i in batch)) for batch in batches]
+        if parts:
+            jobs.append(Job(name, set_name, without_tests(task), tuple(parts)))
+    return jobs
+
+
+def _scoring(works: Sequence[Work], answers: pa.Table) -> list[ScoringWork]:
+    """Lay out every candidate of an output under every view of it; outputs without a candidate have nothing to score."""
+    rows: dict[int, list[dict[str, Any]]] = {}
+    for row in answers.to_pylist():
+        rows.setdefault(row["output"], []).append(row)
+    grids = {output: candidate_grids(of_output) for output, of_output in rows.items()}
+    asked = [tuple(prompt for prompt in work.prompts if grids[prompt.output]) for work in works]
+    return [
+        ScoringWork(work.name, work.task_ids, prompts, tuple(grids[prompt.output] for prompt in prompts))
+        for work, prompts in zip(works, asked, strict=True)
+    ]
+
+
+class Tuner:
+    """A model that is tuned on one task after another; each actor of the pool holds one."""
+
+    def __init__(self, config: Config, ttt: TttConfig, folder: Folder, encoder: Encoder) -> None:
+        # Not the machine's cores shared among the workers: sums would round differently on another number of workers.
+        torch.set_num_threads(config.scaling.threads or max(1, int(config.scaling.cpus_per_worker)))
+        self._config, self._ttt, self._folder = config, ttt, folder
+        fresh = ttt.adapter == "new"
+        model: Any = load_for_tuning(config.model, config.storage, config.evaluate.checkpoint, fresh, config.seed)
+        model = model.to("cuda") if config.scaling.use_gpu else model
+        self._adapter = Adapter(model)
+        self._answerer = Answerer(config, folder, encoder, model.get_base_model())
+        self._codec = codec_of(config, load_tokenizer(config.model, config.storage))
+
+    def ready(self) -> None:
+        """Return once the model is loaded."""
+
+    def tune(self, job: Job) -> Record:
+        """Tune on a task and write its answers; return its record."""
+        begun, record = time.monotonic(), {"set": job.set_name, "task": job.task.id}
+        batches = leave_one_out_batches(self._config, self._ttt, self._codec, job.set_name, job.task)
+        if not batches:
+            return {**record, "status": "no_views", "seconds": 0.0}
+        seed = tuning_seed(self._config, job.set_name, job.task.id)
+        first, last = self._adapter.tune(batches, self._config.train, self._ttt.lr, seed)
+        answers = pa.concat_tables([self._answerer.predict(work) for work in job.works])
+        scores = pa.concat_tables([self._answerer.score(work) for work in _scoring(job.works, answers)])
+        self._folder.write_parquet(f"{job.name}.parquet", answers)
+        self._folder.write_parquet(f"{job.name}{SCORES_SUFFIX}.parquet", scores)
+        seconds = round(time.monotonic() - begun, 3)
+        return {**record, "status": "tuned", "seconds": seconds, "first_loss": first, "last_loss": last}
+
+
+def check_tuning(config: Config, ttt: TttConfig) -> None:
+    """Refuse views that would make a description wrong. Raises UserError."""
+    if needs_description(format_named(config.prompt.format)) and (ttt.symmetries or ttt.colors == "permute"):
+        raise UserError(
+            f"prompt.format={config.prompt.format} uses descriptions, which name colours and directions:"
+            f" set evaluate.ttt.symmetries=false and evaluate.ttt.colors=keep, or leave them null"
+        )
+
+
+def tune_sets(
+    config: Config,
+    folder: Folder,
+    sets: Mapping[str, Sequence[Task]],
+    works: Mapping[str, Sequence[Work]],
+    progress: Callable[[int, int], None],
+) -> None:
+    """Tune on the puzzles of every set and answer them; `works` are the prompts of each set.
+
+    Answers, and scores of their candidates under all views, are kept in tuned/ (the adapters are not, so whatever
+    selection may ask for is made now), what became of each task in tuning.json. Raises UserError.
+    """
+    ttt = config.evaluate.ttt
+    assert ttt, "evaluate.ttt is null"
+    jobs = [j for name in sets for j in make_jobs(config.evaluate, name, sets[name], works[name])]
+    encoder = encoder_named(config.prompt.encoder)
+    records = tune_all(config, ttt, folder / "tuned", encoder, jobs, progress)
+    folder.write_json("tuning.json", [{**r, "file": job.name} for job, r in zip(jobs, records, strict=True)])
+
+
+def with_tuned(folder: Folder, name: str, predictions: Predictions, scores: Predictions) -> tuple[Predictions, ...]:
+    """Put the predictions and scores of tuned models over a set's untuned ones, for every task that was tuned."""
+    records = [r for r in folder.read_json("tuning.json") if r["set"] == name and r["status"] == "tuned"]
+    tuned = {record["task"] for record in records}
+    kept = {key: rows for key, rows in scores.items() if key[0] not in tuned}
+    answered, scored = (
+        read_predictions(folder / "tuned", [f"{record['file']}{kind}.parquet" for record in records])
+        for kind in ("", SCORES_SUFFIX)
+    )
+    return {**predictions, **answered}, {**kept, **scored}
+
+
+def tune_all(
+    config: Config,
+    ttt: TttConfig,
+    folder: Folder,
+    encoder: Encoder,
+    jobs: Sequence[Job],
+    progress: Callable[[int, int], None],
+) -> list[Record]:
+    """Tune and answer every job that has no record yet, within the budget; return the records of all, in their order.
+
+    `progress` gets (done, total). Raises UserError, and whatever failed where no task could be tuned at all.
+    """
+    records: dict[str, Record] = {job.name: found for job in jobs if (found := folder.read_json(f"{job.name}.json"))}
+    spent = max((record["at"] for record in records.values()), default=0.0)
+    left = sorted((job for job in jobs if job.name not in records), key=lambda job: (-job.size, job.name))
+    progress(len(records), len(jobs))
+    begun = time.monotonic() - spent
+    pool = Pool(config, ttt, folder, encoder, begun)
+    failures: dict[str, RayError] = {}
+    try:
+        for job, outcome in pool.run(left):
+            if isinstance(outcome, RayError):
+                failures[job.name] = outcome
+                continue
+            records[job.name] = {**outcome, "at": round(time.monotonic() - begun, 3)}
+            folder.write_json(f"{job.name}.json", records[job.name])
+            progress(len(records), len(jobs))
+    finally:
+        pool.close()
+    if failures and len(failures) == len(jobs):
+        raise next(iter(failures.values()))
+    return [records.get(job.name) or _untuned(job, failures.get(job.name)) for job in jobs]
+
+
+def _untuned(job: Job, failure: RayError | None) -> Record:
+    record = {"set": job.set_name, "task": job.task.id, "status": "failed" if failure else "budget", "seconds": 0.0}
+    return {**record, "error": str(failure)} if failure else record
+
+
+class Pool:
+    """Actors that tune; one that is lost is replaced, and one that has not started yet holds no task back."""
+
+    def __init__(self, config: Config, ttt: TttConfig, folder: Folder, encoder: Encoder, begun: float) -> None:
+        self._arguments = (config, ttt, folder, encoder)
+        self._deadline = begun + ttt.budget_seconds if ttt.budget_seconds else None
+        self._retries = ttt.retries
+        self._num_workers = ttt.num_workers or config.evaluate.num_actors
+        gpus = ttt.gpus if config.scaling.use_gpu else 0
+        self._actor: Any = ray.remote(num_cpus=config.scaling.cpus_per_worker, num_gpus=gpus)(Tuner)
+        self._running: dict[Any, tuple[Any, Job | None]] = {}
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Record | RayError]]:
+        """Yield each job with its record, or with what failed at its last attempt; ends early when time is up.
+
+        Raises UserError, and what failed where no actor can be started.
+        """
+        waiting, attempts = list(reversed(jobs)), Counter[str]()
+        for _ in range(min(self._num_workers, len(waiting))):
+            self._start()
+        while self._running and (reference := self._next_done()):
+            actor, job = self._running.pop(reference)
+            outcome = _outcome(reference)
+            if isinstance(outcome, RayError):
+                attempts[job.name if job else ""] += 1
+                is_over = attempts[job.name if job else ""] > self._retries
+                if job is None and is_over:
+                    raise outcome
+                if job and is_over:
+                    yield job, outcome
+                elif job:
+                    waiting.append(job)
+                if isinstance(outcome, RayActorError):
+                    if waiting:
+                        self._start()
+                    continue
+            elif job and outcome:
+                yield job, outcome
+            if waiting:
+                job = waiting.pop()
+                self._running[actor.tune.remote(job)] = (actor, job)
+            else:
+                ray.kill(actor)
+
+    def close(self) -> None:
+        """End the actors, also in the middle of a task."""
+        for actor, _ in self._running.values():
+            ray.kill(actor)
+
+    def _start(self) -> None:
+        actor = self._actor.remote(*self._arguments)
+        self._running[actor.ready.remote()] = (actor, None)
+
+    def _next_done(self) -> Any:
+        """Wait for a call to end; None if the budget ends first."""
+        patience = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        done, _ = ray.wait(list(self._running), num_returns=1, timeout=patience)
+        return done[0] if done else None
+
+
+def _outcome(reference: Any) -> Record | RayError | None:
+    """Return what a call returned, or how it failed; the user's mistakes are raised, trying again would not mend them."""
+    try:
+        return ray.get(reference)
+    except UserError:
+        raise
+    except RayError as failure:
+        return failure
