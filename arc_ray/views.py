@@ -47,8 +47,9 @@ class Views:
 
     def take(self, index: npt.NDArray[np.integer] | slice) -> "Views":
         """Return the views at these positions."""
-        columns = (getattr(self, name) for name in self.__dataclass_fields__)
-        return Views(*(None if column is None else column[index] for column in columns))
+        one_sided = None if self.one_sided is None else self.one_sided[index]
+        columns = (self.task, self.key, self.symmetry, self.colors, self.shown, self.asked)
+        return Views(*(column[index] for column in columns), one_sided)
 
     def augmentation(self, i: int) -> Augmentation:
         """Return the augmentation of view `i`."""
