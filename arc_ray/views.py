@@ -47,9 +47,15 @@ class Views:
 
     def take(self, index: npt.NDArray[np.integer] | slice) -> "Views":
         """Return the views at these positions."""
-        one_sided = None if self.one_sided is None else self.one_sided[index]
-        columns = (self.task, self.key, self.symmetry, self.colors, self.shown, self.asked)
-        return Views(*(column[index] for column in columns), one_sided)
+        return Views(
+            task=self.task[index],
+            key=self.key[index],
+            symmetry=self.symmetry[index],
+            colors=self.colors[index],
+            shown=self.shown[index],
+            asked=self.asked[index],
+            one_sided=None if self.one_sided is None else self.one_sided[index],
+        )
 
     def augmentation(self, i: int) -> Augmentation:
         """Return the augmentation of view `i`."""
