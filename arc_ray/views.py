@@ -47,8 +47,15 @@ class Views:
 
     def take(self, index: npt.NDArray[np.integer] | slice) -> "Views":
         """Return the views at these positions."""
-        columns = (getattr(self, name) for name in self.__dataclass_fields__)
-        return Views(*(None if column is None else column[index] for column in columns))
+        return Views(
+            task=self.task[index],
+            key=self.key[index],
+            symmetry=self.symmetry[index],
+            colors=self.colors[index],
+            shown=self.shown[index],
+            asked=self.asked[index],
+            one_sided=None if self.one_sided is None else self.one_sided[index],
+        )
 
     def augmentation(self, i: int) -> Augmentation:
         """Return the augmentation of view `i`."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from arc_ray.augment.one_sided import KINDS, MIRRORS, MOST_PADDING, MOST_UPSCALE, Codes
+from arc_ray.augment.one_sided import KINDS, MIRRORS, MOST_PADDING, MOST_UPSCALE, Codes, Kind
 from arc_ray.augment.symmetric import NUM_SYMMETRIES
 from arc_ray.seeding import below, unit_floats
 from arc_ray.tasks import MAX_SIDE, NUM_COLORS
@@ -17,7 +17,7 @@ Ints = npt.NDArray[np.int64]
 
 
 def draw_one_sided(
-    bits: npt.NDArray[np.uint64], probability: float, weights: Mapping[str, float], height: Ints, width: Ints
+    bits: npt.NDArray[np.uint64], probability: float, weights: Mapping[Kind, float], height: Ints, width: Ints
 ) -> Codes:
     """Draw changes: `bits` is uint64 (n, 7); `height` and `width` are the longest of each view's inputs and outputs, (n, 2).
 

@@ -127,7 +127,7 @@ def parse_one_sided(name: str) -> OneSided:
 
 def changed_shapes(
     codes: Codes, side: Side, height: npt.NDArray[np.integer], width: npt.NDArray[np.integer]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]:
     """Return the shapes that grids of a side have after the changes: heights and widths, all (n,)."""
     is_on = codes[:, 0] == 1 + SIDES.index(side)
     of_kind = {kind: is_on & (codes[:, 1] == number) for number, kind in enumerate(KINDS)}

@@ -34,7 +34,7 @@ def cell_order(height: int, width: int, symmetry: int) -> npt.NDArray[np.int32]:
     `height` and `width` are those of the grid before the symmetry; the result is int32 (height * width,).
     """
     positions = np.arange(height * width, dtype=np.int32).reshape(height, width)
-    return turn(positions, symmetry).ravel().copy()  # pyright: ignore[reportArgumentType]
+    return np.rot90(positions.T if symmetry & 4 else positions, symmetry & 3).ravel().copy()
 
 
 def symmetry_name(symmetry: int) -> str:

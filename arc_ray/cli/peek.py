@@ -70,6 +70,7 @@ def _task(task: Task) -> RenderableType:
     pairs, titles = [(p.input, p.output) for p in task.pairs][:6], titles[:6]
     parts: list[RenderableType] = [_pairs(pairs, titles)]
     parts += [Text(f"{q.kind}: {q.text} -> {q.answer}") for q in task.questions]
+    parts += [Text(task.description)] if task.description else []
     return Panel(Group(*parts), title=repr(task), title_align="left")
 
 
