@@ -4,6 +4,7 @@ A search called again replays what its folders hold: a finished trial reports it
 within a second, a trial that was cut off reports its own and then trains on. So no pickled state has to survive.
 """
 
+import dataclasses
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +22,9 @@ from arc_ray.config import Config
 from arc_ray.runs import checkpoint_steps, is_finished, read_metrics, run_folder
 from arc_ray.storage import Folder
 from arc_ray.train.driver import prepare, run_training
-from arc_ray.tune.space import Point, trial_config
-from arc_ray.tune.trials import Trial, read_trial, write_status
+from arc_ray.tune.proposals import Proposals
+from arc_ray.tune.space import Point, points, trial_config
+from arc_ray.tune.trials import Trial, known_points, read_trial, write_status
 
 WATCH_SECONDS = 3.0
 
@@ -39,36 +41,54 @@ def run_search(
     `stop_early` false lets every trial run to its end, whatever the config's scheduler.
     """
     started = [trial_config(config, point, config.name) for point in trials]
-    waiting = [p for p, c in zip(trials, started, strict=True) if not is_finished(run_folder(c))]
-    if waiting:
-        at_once = min(max_concurrent(config), len(trials))
-        tuner = ray.tune.Tuner(
-            ray.tune.with_resources(_train_trial, {"CPU": 0.01}),
-            param_space={
-                "config": config,
-                "point": ray.tune.grid_search(list(trials)),
-                "to_the_end": not stop_early,
-                "at_once": at_once,
-            },
-            tune_config=ray.tune.TuneConfig(
-                metric=SCORE,
-                mode="max",
-                scheduler=_scheduler(config, started) if stop_early else FIFOScheduler(),
-                max_concurrent_trials=at_once,
-                reuse_actors=False,
-            ),
-            run_config=ray.tune.RunConfig(
-                name="search",
-                storage_path=str(_scratch(config)),
-                callbacks=[_Ends(config)],
-                verbose=0,
-            ),
-        )
+    if not all(is_finished(run_folder(trial)) for trial in started):
+        scheduler = _scheduler(config, started) if stop_early else FIFOScheduler()
+        space = {"point": ray.tune.grid_search(list(trials)), "to_the_end": not stop_early}
         with _watched(lambda: progress([read_trial(config, point) for point in trials])):
-            tuner.fit()
+            _fit(config, space, ray.tune.TuneConfig(scheduler=scheduler), len(trials))
     found = [read_trial(config, point) for point in trials]
     progress(found)
     return found
+
+
+def run_proposed_search(config: Config, fixed: Point, progress: Callable[[list[Trial]], None]) -> list[Trial]:
+    """Run `tune.num_trials` trials at points that Optuna proposes, each with `fixed` added, and return all of them.
+
+    Called again after a fault, the points that have folders are proposed first, then new ones.
+    """
+    number = config.tune.num_trials
+    assert number, "the config checks this"
+    known = known_points(config, fixed)
+    started = [trial_config(config, {**point, **fixed}, config.name) for point in points(config)]
+    tune_config = ray.tune.TuneConfig(
+        search_alg=Proposals(config.tune.space, fixed, known, number, config.seed, SCORE),
+        num_samples=number,
+        scheduler=_scheduler(config, started),
+    )
+    with _watched(lambda: progress(_read_known(config, fixed))):
+        _fit(config, {"to_the_end": False}, tune_config, number)
+    found = _read_known(config, fixed)
+    progress(found)
+    return found
+
+
+def _read_known(config: Config, fixed: Point) -> list[Trial]:
+    return [read_trial(config, point) for point in known_points(config, fixed)]
+
+
+def _fit(config: Config, space: dict[str, Any], tune_config: ray.tune.TuneConfig, num_trials: int) -> None:
+    """Let Tune run trials: at most so many at once that all of them get their workers."""
+    at_once = min(max_concurrent(config), num_trials)
+    ray.tune.Tuner(
+        ray.tune.with_resources(_train_trial, {"CPU": 0.01}),
+        param_space={"config": config, "at_once": at_once, **space},
+        tune_config=dataclasses.replace(
+            tune_config, metric=SCORE, mode="max", max_concurrent_trials=at_once, reuse_actors=False
+        ),
+        run_config=ray.tune.RunConfig(
+            name="search", storage_path=str(_scratch(config)), callbacks=[_Ends(config)], verbose=0
+        ),
+    ).fit()
 
 
 def max_concurrent(config: Config) -> int:
@@ -172,14 +192,18 @@ def _scheduler(config: Config, trials: Sequence[Config]) -> TrialScheduler:
     if config.tune.scheduler.kind == "fifo":
         return FIFOScheduler()
     longest = max(trials, key=lambda trial: trial.train.epochs)
+    plan = prepare(longest).plan
     if config.tune.scheduler.time_attribute == "epochs":
         most = float(longest.train.epochs)
     else:
-        most = float(prepare(longest).plan.learned_per_step().sum())
+        most = float(plan.learned_per_step().sum())
+    # A validation after a quarter of the steps has seen a quarter of the tokens only roughly: a step less will do, or
+    # the rung would decide one validation later.
+    grace = most * max(config.tune.scheduler.grace - 1 / plan.num_steps, 1 / plan.num_steps)
     return AsyncHyperBandScheduler(
         time_attr=TIME[config.tune.scheduler.time_attribute],
         max_t=most,  # pyright: ignore[reportArgumentType]
-        grace_period=most * config.tune.scheduler.grace,  # pyright: ignore[reportArgumentType]
+        grace_period=grace,  # pyright: ignore[reportArgumentType]
         reduction_factor=config.tune.scheduler.reduction,
         # A trial that reaches max_t has done all its steps; it ends by itself, with its checkpoint written.
         stop_last_trials=False,
