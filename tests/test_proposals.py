@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-
 from ray.tune.search import Searcher
 
 from arc_ray.tune.proposals import Proposals

@@ -23,6 +23,7 @@ from arc_ray.report.drawing import Scale
 from arc_ray.report.frames import ANSWERS, DATA, METRICS, SCORES, TRIALS, VALIDATION, score_rows
 from arc_ray.report.summary import progress, sentences
 from arc_ray.report.words import duration, number, percent, points
+from arc_ray.sources.counting import Answered, accuracy_by_kind
 
 FRAMES = {"trials": TRIALS, "runs": TRIALS, "metrics": METRICS, "validation": VALIDATION, "scores": SCORES}
 FRAMES |= {"answers": ANSWERS, "data": DATA}
@@ -119,6 +120,16 @@ def test_scores_of_every_kind_are_unflattened() -> None:
         ("c", "greedy", "accuracy", "all", 0.7, None),
         ("c", "greedy", "accuracy", "biggest", 0.9, 30),
     ]
+
+
+def test_counting_scores_are_read_as_evaluation_writes_them() -> None:
+    """Would catch a table of counting that stays empty because its writer uses other names than its reader."""
+    scores = accuracy_by_kind([Answered("objects", 5, 3, 2, True), Answered("areas", 5, 3, 2, False)])
+    rows = {r["question"]: r for r in score_rows("study", "arm", {f"c/{key}": value for key, value in scores.items()})}
+    assert {r["rule"] for r in rows.values()} == {"accuracy"}
+    assert (rows["all"]["value"], rows["all"]["right"], rows["all"]["of"]) == (0.5, 1, 2)
+    assert (rows["objects"]["value"], rows["objects"]["of"]) == (1.0, 1)
+    assert rows["all/objects_02"]["of"] == 2
 
 
 def test_page_stands_alone_and_is_whole(page: str) -> None:

@@ -142,7 +142,7 @@ def evaluate(config: ConfigPath, assignments: Assignments = None, address: Addre
     with connected(loaded, address):
         make_data(loaded, [run], terminal)
         result = run_evaluation(run, lambda done, total: terminal.advance("batches", done, total))
-    shown = [k for k in result if k.endswith(("/per_output", "/per_task_mean", "/strict", "/all/accuracy"))]
+    shown = [k for k in result if k.endswith(("/per_output", "/per_task_mean", "/strict", "/accuracy"))]
     for key in shown:
         terminal.note(f"{key}: {100 * result[key]:.1f} %")
     terminal.note(f"{run_folder(run).uri}/result.json")

@@ -11,7 +11,7 @@ from arc_ray.intervals import puzzle_of
 from arc_ray.report.charts import trials_at
 from arc_ray.report.frames import Column, Frame, config_value
 from arc_ray.report.load import Report
-from arc_ray.report.words import RULES, is_number, setting_value
+from arc_ray.report.words import RULES, is_number, number, setting_value
 
 MOST_PUZZLES = 40
 """Puzzles shown in the comparison by puzzle: those on which the arms differ most."""
@@ -80,8 +80,12 @@ def arm_rows(report: Report) -> tuple[list[str], list[Arm]]:
     """Return the headings of further findings and one row per arm of the analysis."""
     analysis = report.analysis or {}
     names = [arm["arm"] for arm in analysis.get("arms", [])]
-    findings = {"loss_at_step_0": "loss before step 1", "steps_to_loss": "steps to the same loss"}
-    findings |= {"equal_tokens": f"{report.metric} at equal tokens"}
+    level, tokens = analysis.get("steps_to_loss_level"), analysis.get("equal_tokens_at")
+    findings = {"loss_at_step_0": "validation loss before step 1"}
+    findings["steps_to_loss"] = f"steps to loss {number(level)}" if is_number(level) else "steps to the same loss"
+    findings["equal_tokens"] = (
+        f"{report.metric} at {f'{number(tokens)}' if is_number(tokens) else 'equal'} learned tokens"
+    )
     present = {key: title for key, title in findings.items() if set(names) & set(analysis.get(key) or {})}
     rows = []
     for arm in analysis.get("arms", []):
@@ -114,9 +118,13 @@ def score_axis(report: Report) -> Axis:
 
 
 def counting_table(report: Report) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
-    """Return set -> question kind -> arm or run -> score; all kinds together come first."""
+    """Return set -> question kind -> arm or run -> score; all kinds together come first.
+
+    Accuracy by side and by number of objects, "<kind>/side_06_10" and the like, is in the frame alone.
+    """
     table: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
-    for row in report.scores[report.scores["rule"] == "accuracy"].to_dict("records"):
+    is_kind = (report.scores["rule"] == "accuracy") & ~report.scores["question"].str.contains("/", regex=False)
+    for row in report.scores[is_kind].to_dict("records"):
         table.setdefault(row["set"], {}).setdefault(row["question"], {})[row["arm"]] = row
     return {name: dict(sorted(kinds.items(), key=lambda item: item[0] != "all")) for name, kinds in table.items()}
 

@@ -201,7 +201,7 @@ def _describe(manifest: dict[str, Any]) -> str:
 
 def _shares(result: dict[str, Any]) -> str:
     """Name the main scores of an evaluation in a line."""
-    main = [key for key in result if key.endswith(("/per_output", "/all/accuracy")) and "greedy" not in key]
+    main = [key for key in result if key.endswith(("/per_output", "/accuracy")) and "greedy" not in key]
     return ", ".join(f"{key.split('/', 1)[0]} {100 * result[key]:.1f} %" for key in main)
 
 
