@@ -323,3 +323,30 @@ def test_report_needs_neither_ray_nor_torch() -> None:
     code = "import sys, arc_ray.report; print({'ray', 'torch', 'transformers', 'matplotlib'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_folder_that_tune_wrote_is_a_search(tmp_path: Path) -> None:
+    """Would catch a report that needs our own folders, and a failed trial that Tune's folder hides."""
+    folder, trials = tmp_path / "experiment", []
+    for i, (lr, status) in enumerate([(0.1, "TERMINATED"), (0.2, "ERROR"), (0.3, "RUNNING")]):
+        parameters = {"point": {"train.lr": lr, "start": "count"}} if i else {"point/train.lr": lr}
+        about = {"trial_id": f"t{i}", "status": status, "relative_logdir": f"trial{i}"}
+        trials.append([json.dumps({**about, "evaluated_params": parameters}), "{}"])
+        (folder / f"trial{i}").mkdir(parents=True)
+        lines = [
+            {"training_iteration": k, "step": 10 * k, "eval/solved": 0.1 * k, "date": "x", "config": {}, "seconds": 2.0}
+            for k in range(4 - i)
+        ]
+        (folder / f"trial{i}" / "result.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "trial1" / "error.txt").write_text("Traceback\n  here\nValueError: too large\n")
+    (folder / "experiment_state-1.json").write_text(json.dumps({"trial_data": trials}))
+    report = load(str(folder))
+    assert (report.kind, report.is_finished, report.varied) == ("tune", False, ["train.lr"])
+    assert report.trials["status"].tolist() == ["done", "failed", "running"]
+    assert report.trials["error"].tolist()[1] == "ValueError: too large"
+    assert report.trials["eval/solved"].tolist() == pytest.approx([0.3, 0.2, 0.1])
+    assert report.trials["steps"].tolist() == [30, 20, 10]
+    assert "The best trial so far is t0" in (write_report([str(folder)]) and (folder / "report.md").read_text())
+    (folder / "experiment_state-2.json").write_text("{}")
+    with pytest.raises(UserError, match=r"experiment_state-2.json is no state of a Tune experiment"):
+        load(str(folder))

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
+from arc_ray.report import load
+
 pytestmark = pytest.mark.slow
 
 LIMIT_SECONDS = 300
@@ -108,6 +110,11 @@ def test_a_failing_trial_is_a_row_that_says_so_and_the_others_run(tmp_path: Path
     best = yaml.safe_load((tmp_path / "search" / "best.yaml").read_text())
     assert (best["train"]["lr"], best["train"]["deepspeed"]["zero_optimization.stage"]) == (1e-3, 1)
     assert "failed" in output
+    tunes = load(str(tmp_path / "search" / "tune" / "search"))
+    assert (tunes.kind, tunes.is_finished) == ("tune", True)
+    assert sorted(tunes.trials["status"]) == ["done", "failed", "failed", "failed"]
+    (done,) = tunes.trials[tunes.trials["status"] == "done"].to_dict("records")
+    assert (done["train.lr"], done["eval/solved"]) == (1e-3, float(found["lr-0.001_stage-1"]["eval/solved"]))
 
 
 def test_a_search_of_failures_only_is_an_error(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ import pandas as pd
 
 from arc_ray.errors import UserError
 from arc_ray.report import frames
+from arc_ray.report.experiments import is_experiment, read_experiment
 from arc_ray.report.frames import Frame, config_value, frame, metric_rows, validation_rows
 from arc_ray.report.reading import read_data, read_evaluations, read_json, read_trial, read_yaml
 from arc_ray.storage import Folder
@@ -51,7 +52,7 @@ Kind = Literal["study", "tune", "run", "runs"]
 
 READERS = 8
 """Trials read at the same time: a bucket answers slowly, but many at once."""
-MADE_OF = "trials/ (a study or search), config.yaml or metrics.jsonl (a run)"
+MADE_OF = "trials/ (a study or search), config.yaml or metrics.jsonl (a run), experiment_state-*.json (Ray Tune)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,22 +139,25 @@ class Report:
 
 
 def load(folder: str) -> Report:
-    """Read the folder of a study, search or run: a local path, s3://... or gs://... . Raises UserError.
+    """Read the folder of a study, search or run, or of a Tune experiment: a local path, s3://... or gs://... .
 
     Paths inside the files are not used: a folder copied from elsewhere reads the same. What lies beside it (the runs
-    made first, the generated data) is read where it was copied along.
+    made first, the generated data) is read where it was copied along. Raises UserError.
     """
     place = Folder.at(folder)
     config, run = read_yaml(place, "config.yaml"), read_json(place, "run.json") or {}
     analysis = _read_analysis(place)
     kind = _kind_of(place, run, analysis)
     compare = _compared(config, analysis)
-    if kind == "run":
+    if is_tunes := is_experiment(place):
+        trials = read_experiment(place)
+    elif kind == "run":
         trials = [read_trial(place, place.name, place.name, None)]
     else:
         names = (place / "trials").names()
         with ThreadPoolExecutor(READERS) as pool:
             trials = list(pool.map(lambda n: read_trial(place / "trials" / n, place.name, n, compare), names))
+    is_running = [trial.row["status"] == "running" for trial in trials]
     beside = Folder(place.uri.rsplit("/", 1)[0])
     made_first = [name for name in config.get("runs") or {} if (beside / name).exists("config.yaml")]
     runs = [read_trial(beside / name, place.name, name, None) for name in made_first]
@@ -163,7 +167,7 @@ def load(folder: str) -> Report:
     return Report(
         folder=place,
         kind=kind,
-        is_finished=analysis is not None or place.exists("result.json"),
+        is_finished=analysis is not None or place.exists("result.json") or (is_tunes and not any(is_running)),
         config=config,
         run=run,
         analysis=analysis,
@@ -207,6 +211,8 @@ def _merge_runs(runs: Sequence[Report]) -> Report:
 
 
 def _kind_of(place: Folder, run: Mapping[str, Any], analysis: object) -> Kind:
+    if is_experiment(place):
+        return "tune"
     if not place.exists("trial.json"):
         if analysis is not None or run.get("command") == "study":
             return "study"

@@ -119,7 +119,7 @@ def answer(analysis: Mapping[str, Any]) -> str:
 
 def _effect(metric: str, comparison: Comparison, config: Config) -> dict[str, Any]:
     effect = comparison.effect
-    text = sentence(effect, *(_spoken(arm, config) for arm in (comparison.arm, comparison.baseline)))
+    text = sentence(effect, _spoken(comparison.arm, config), _spoken(comparison.baseline, config))
     needed = text.partition("no effect shown at this size; ")[2]
     return {
         "arm": comparison.arm,
