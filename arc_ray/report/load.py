@@ -126,16 +126,20 @@ class Report:
 
     @property
     def num_expected(self) -> int:
-        """Trials there will be: those of a grid while the study runs, those that are there once it is finished."""
+        """Trials there will be: while it runs by its config, once it is finished those that are there.
+
+        A study searches with every arm at every point, then measures each arm with every seed.
+        """
         if self.is_finished or self.kind in ("run", "runs"):
             return len(self.trials)
-        space = {**config_value(self.config, "tune.space", {})}
-        if self.kind == "study":
-            space |= {self.compare: {"grid": config_value(self.config, "study.arms", [None])}}
-            space |= {"seed": {"grid": config_value(self.config, "study.seeds", [0])}}
-        sizes = [len(spec["grid"]) for spec in space.values() if "grid" in spec]
+        space: Mapping[str, Any] = config_value(self.config, "tune.space", {})
+        is_grid = config_value(self.config, "tune.search", "grid") == "grid"
         drawn = config_value(self.config, "tune.num_trials") or 1
-        return max(len(self.trials), math.prod(sizes) if len(sizes) == len(space) else drawn)
+        points = math.prod(len(spec["grid"]) for spec in space.values()) if is_grid else drawn
+        if self.kind == "tune":
+            return max(len(self.trials), points)
+        arms, seeds = (len(config_value(self.config, f"study.{key}", [0])) for key in ("arms", "seeds"))
+        return max(len(self.trials), arms * (points + seeds))
 
 
 def load(folder: str) -> Report:

@@ -161,8 +161,8 @@ class _Ends(ray.tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It failed; the search goes on."""
         folder, point = self._place(trial)
-        error = trial.get_error()
-        write_status(folder, point, "failed", _reason(error) if error else "no reason given")
+        # Tune's `get_error` looks where the file will be copied to later.
+        write_status(folder, point, "failed", _reason(Path(trial.error_file)))
 
     def _place(self, trial: Any) -> tuple[Folder, Point]:
         point = trial.config["point"]
@@ -210,10 +210,12 @@ def _scheduler(config: Config, trials: Sequence[Config]) -> TrialScheduler:
     )
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error_file: Path) -> str:
     """Take the last line of an error, which says what happened; Ray puts its traces above."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:500] if lines else type(error).__name__
+    lines = (
+        [line.strip() for line in error_file.read_text().splitlines() if line.strip()] if error_file.exists() else []
+    )
+    return lines[-1][:500] if lines else "no reason given"
 
 
 def _scratch(config: Config) -> Path:
