@@ -162,7 +162,7 @@ class _Ends(ray.tune.Callback):
         """It failed; the search goes on."""
         folder, point = self._place(trial)
         # Tune's `get_error` looks where the file will be copied to later.
-        write_status(folder, point, "failed", _reason(Path(trial.error_file)))
+        write_status(folder, point, "failed", _reason(trial.error_file))
 
     def _place(self, trial: Any) -> tuple[Folder, Point]:
         point = trial.config["point"]
@@ -210,11 +210,10 @@ def _scheduler(config: Config, trials: Sequence[Config]) -> TrialScheduler:
     )
 
 
-def _reason(error_file: Path) -> str:
+def _reason(error_file: str | None) -> str:
     """Take the last line of an error, which says what happened; Ray puts its traces above."""
-    lines = (
-        [line.strip() for line in error_file.read_text().splitlines() if line.strip()] if error_file.exists() else []
-    )
+    text = Path(error_file).read_text() if error_file and Path(error_file).exists() else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:500] if lines else "no reason given"
 
 
