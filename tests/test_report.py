@@ -350,3 +350,21 @@ def test_a_folder_that_tune_wrote_is_a_search(tmp_path: Path) -> None:
     (folder / "experiment_state-2.json").write_text("{}")
     with pytest.raises(UserError, match=r"experiment_state-2.json is no state of a Tune experiment"):
         load(str(folder))
+
+
+def test_the_page_says_which_arms_are_paired(tmp_path: Path) -> None:
+    """Would catch arms that are called paired though their rows differ: the digests of their plans decide."""
+    folder = make_study(tmp_path, arms=("base", "count", "mixed"))
+    report = load(str(folder))
+    assert tables.pairing(report, tables.chosen_settings(report)) is None, "plans were not copied along"
+    for trial in report.trials.to_dict("records"):
+        rows = f"{trial['arm'] == 'mixed'} {trial['seed']} {trial['train.epochs']}"
+        (folder / "trials" / trial["trial"] / "plan.parquet").write_bytes(rows.encode())
+    assert (
+        "With each seed, base and count were trained on the same rows in the same order; mixed on rows of its own."
+        in (write_report([str(folder)]) and (folder / "report.html").read_text())
+    )
+    one = next(iter(folder.glob("trials/*")))
+    (one / "plan.parquet").write_bytes(b"other")
+    report = load(str(folder))
+    assert report.trials.set_index("trial")["plan_digest"].nunique() == 13

@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 import yaml
+from builders import config_with
 
 from arc_ray.report import load
+from arc_ray.tune.search import max_concurrent
 
 pytestmark = pytest.mark.slow
 
@@ -168,3 +170,15 @@ def test_optuna_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     assert done.name in found
     assert (done / "result.json").stat().st_mtime_ns == ended
     assert (tmp_path / "search" / "best.yaml").exists()
+
+
+@pytest.mark.parametrize(("workers", "at_once"), [(1, 2), (2, 1), (8, 1)])
+def test_as_many_trials_run_at_once_as_get_their_workers_and_data_tasks(
+    ray_session: None, workers: int, at_once: int
+) -> None:
+    """Catches trials that wait for each other's workers for ever: 4 CPUs hold two of 1 worker and 1 data task."""
+    assert (
+        max_concurrent(config_with(scaling__num_workers=workers, scaling__data_cpus=1.0, train__batch_rows=8))
+        == at_once
+    )
+    assert max_concurrent(config_with(tune__max_concurrent=5)) == 5

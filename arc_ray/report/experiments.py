@@ -56,7 +56,8 @@ def _read_trial(place: Folder, about: Mapping[str, Any]) -> TrialFiles:
         "error": (error.splitlines() or ["no reason given"])[-1] if status == "failed" else None,
     }
     config = {"start": place.name}
-    return TrialFiles(frames.trial_row(place.name, about["trial_id"], trial, config, records, None, "start"), records)
+    row = frames.trial_row(place.name, about["trial_id"], trial, config, records, None, "start")
+    return TrialFiles(row | {"plan_digest": None}, records)
 
 
 def _record(report: Mapping[str, Any]) -> Row:

@@ -11,6 +11,7 @@ trials      one row a trial; for a single run one row, for several runs one row 
     error                    why it failed; None if it did not
     steps, seconds           optimizer steps made; seconds since its start
     workers, on_gpu          training workers; whether each has a GPU
+    plan_digest              of plan.parquet: trials with the same one train on the same rows in the same order
     train.lr, start...       every config key that the trial sets; lists as JSON text
     eval/*, train/*, data/*  last value of every metric logged
     plan/*                   rows, views, tokens and dropped views; only for a trial that ran to its end

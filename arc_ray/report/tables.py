@@ -95,6 +95,39 @@ def arm_rows(report: Report) -> tuple[list[str], list[Arm]]:
     return list(present.values()), rows
 
 
+def pairing(report: Report, chosen: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Say which arms were trained on the same rows in the same order, seed by seed, as their plans show.
+
+    None before the analysis, and where plans were not copied along.
+    """
+    if not report.analysis:
+        return None
+    measured = {
+        arm: trials_at(report.trials, arm, values).set_index("seed")["plan_digest"] for arm, values in chosen.items()
+    }
+    seeds = sorted({seed for arm in report.analysis["arms"] for seed in arm.get("seeds") or ()})
+    found: set[frozenset[tuple[str, ...]]] = set()
+    for seed in seeds:
+        by_plan: dict[str, list[str]] = {}
+        for arm, digests in measured.items():
+            digest = digests.get(seed)
+            if not isinstance(digest, str):
+                return None
+            by_plan.setdefault(digest, []).append(arm)
+        found.add(frozenset(tuple(arms) for arms in by_plan.values()))
+    if not found:
+        return None
+    if len(found) > 1:
+        return "Which arms trained on the same rows differs from seed to seed."
+    together = [" and ".join(arms) for arms in sorted(next(iter(found))) if len(arms) > 1]
+    alone = [arms[0] for arms in sorted(next(iter(found))) if len(arms) == 1]
+    if not together:
+        return "The arms were trained on different rows: their data or their epochs differ."
+    parts = [f"{names} were trained on the same rows in the same order" for names in together]
+    parts += [f"{', '.join(alone)} on {'rows of its' if len(alone) == 1 else 'rows of their'} own"] if alone else []
+    return f"With each seed, {'; '.join(parts)}."
+
+
 def score_table(report: Report) -> dict[str, list[dict[str, Any]]]:
     """Return set -> rows of arm and method with the scores by rule; sets of questions are not among them."""
     scores = report.scores[report.scores["rule"].isin(RULES)]
