@@ -22,7 +22,6 @@ from arc_ray.config import Config
 from arc_ray.runs import checkpoint_steps, is_finished, read_metrics, run_folder
 from arc_ray.storage import Folder
 from arc_ray.train.driver import prepare, run_training
-from arc_ray.tune.proposals import Proposals
 from arc_ray.tune.space import Point, points, trial_config
 from arc_ray.tune.trials import Trial, known_points, read_trial, write_status
 
@@ -56,17 +55,21 @@ def run_proposed_search(config: Config, fixed: Point, progress: Callable[[list[T
 
     Called again after a fault, the points that have folders are proposed first, then new ones.
     """
-    number = config.tune.num_trials
+    # Not at the top: every trial's process imports this module, and Optuna takes a fifth of a second.
+    from arc_ray.tune.proposals import Proposals
+
+    number, known = config.tune.num_trials, _read_known(config, fixed)
     assert number, "the config checks this"
-    known = known_points(config, fixed)
-    started = [trial_config(config, {**point, **fixed}, config.name) for point in points(config)]
-    tune_config = ray.tune.TuneConfig(
-        search_alg=Proposals(config.tune.space, fixed, known, number, config.seed, SCORE),
-        num_samples=number,
-        scheduler=_scheduler(config, started),
-    )
-    with _watched(lambda: progress(_read_known(config, fixed))):
-        _fit(config, {"to_the_end": False}, tune_config, number)
+    if sum(trial.status in ("done", "stopped") for trial in known) < number:
+        started = [trial_config(config, {**point, **fixed}, config.name) for point in points(config)]
+        known_first = [trial.point for trial in known]
+        tune_config = ray.tune.TuneConfig(
+            search_alg=Proposals(config.tune.space, fixed, known_first, number, config.seed, SCORE),
+            num_samples=number,
+            scheduler=_scheduler(config, started),
+        )
+        with _watched(lambda: progress(_read_known(config, fixed))):
+            _fit(config, {"to_the_end": False}, tune_config, number)
     found = _read_known(config, fixed)
     progress(found)
     return found
