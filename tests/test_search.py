@@ -21,7 +21,8 @@ from arc_ray.tune.search import max_concurrent
 
 pytestmark = pytest.mark.slow
 
-LIMIT_SECONDS = 300
+LIMIT_SECONDS = 540
+"""A guard against hanging; on an idle machine each test takes one to two minutes."""
 
 
 def small_search(storage: Path, space: dict[str, Any], **tune: Any) -> dict[str, Any]:
@@ -98,25 +99,27 @@ def test_a_failing_trial_is_a_row_that_says_so_and_the_others_run(tmp_path: Path
 
     A loss that is not finite ends a trial from inside the loop, an impossible ZeRO stage as any exception does.
     """
-    space = {"train.lr": {"grid": [1e18, 1e-3]}, "train.deepspeed.zero_optimization.stage": {"grid": [1, 7]}}
-    output = finish(start(small_search(tmp_path, space), tmp_path / "search.yaml"))
+    config = small_search(tmp_path, {"start": {"grid": ["wild", "broken", "base"]}}, max_concurrent=3)
+    config["starts"] = {
+        "base": {},
+        "wild": {"train.lr": 1e18},
+        "broken": {"train.deepspeed.zero_optimization.stage": 7},
+    }
+    output = finish(start(config, tmp_path / "search.yaml"))
     found = rows(tmp_path / "search")
-    assert len(found) == 4
-    assert found["lr-0.001_stage-1"]["status"] == "done"
-    assert found["lr-0.001_stage-1"]["eval/solved"] != ""
-    assert found["lr-1e18_stage-1"]["status"] == "failed"
-    assert "the loss is nan" in found["lr-1e18_stage-1"]["error"]
-    for name in ("lr-0.001_stage-7", "lr-1e18_stage-7"):
-        assert found[name]["status"] == "failed"
-        assert "stage" in found[name]["error"]
-    best = yaml.safe_load((tmp_path / "search" / "best.yaml").read_text())
-    assert (best["train"]["lr"], best["train"]["deepspeed"]["zero_optimization.stage"]) == (1e-3, 1)
+    assert {name: row["status"] for name, row in found.items()} == {
+        **{"start-wild": "failed", "start-broken": "failed", "start-base": "done"}
+    }
+    assert "the loss is nan" in found["start-wild"]["error"]
+    assert "stage" in found["start-broken"]["error"]
+    assert found["start-base"]["eval/solved"] != ""
+    assert yaml.safe_load((tmp_path / "search" / "best.yaml").read_text())["start"] == "base"
     assert "failed" in output
     tunes = load(str(tmp_path / "search" / "tune" / "search"))
     assert (tunes.kind, tunes.is_finished) == ("tune", True)
-    assert sorted(tunes.trials["status"]) == ["done", "failed", "failed", "failed"]
+    assert sorted(tunes.trials["status"]) == ["done", "failed", "failed"]
     (done,) = tunes.trials[tunes.trials["status"] == "done"].to_dict("records")
-    assert (done["train.lr"], done["eval/solved"]) == (1e-3, float(found["lr-0.001_stage-1"]["eval/solved"]))
+    assert (done["arm"], done["eval/solved"]) == ("base", float(found["start-base"]["eval/solved"]))
 
 
 def test_a_search_of_failures_only_is_an_error(tmp_path: Path) -> None:
@@ -128,7 +131,7 @@ def test_a_search_of_failures_only_is_an_error(tmp_path: Path) -> None:
 
 def test_killed_and_called_again_the_table_is_the_same(tmp_path: Path) -> None:
     """Catches a finished trial that is trained again, a running one that begins anew, and a lost row."""
-    space = {"train.lr": {"grid": [1e-3, 3e-3, 1e-2]}}
+    space = {"train.lr": {"grid": [1e-3, 3e-3]}}
     finish(start(small_search(tmp_path / "whole", space), tmp_path / "whole.yaml"))
     folder = tmp_path / "cut" / "search"
     first, second = folder / "trials" / "lr-0.001", folder / "trials" / "lr-0.003"
