@@ -40,7 +40,7 @@ HOMES = {
     "ray": ("cli/session", "evaluate/answering", "generate", "pipeline", "train/driver", "train/worker", "tune/"),
     "ray.data": ("evaluate/answering", "generate", "pipeline"),
     "ray.train": ("train/driver", "train/worker", "tune/search"),
-    "ray.tune": ("tune/search", "tune/proposals"),
+    "ray.tune": ("tune/",),
     "reasoning_gym": ("sources/rearc",),
     "rich": ("cli/console", "cli/peek"),
     "safetensors": ("train/checkpoint",),

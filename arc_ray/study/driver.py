@@ -144,7 +144,7 @@ def search_and_measure(config: Config, trials: Sequence[Point], progress: Progre
             earlier = list(searched)
             searched += run_proposed_search(config, fixed, lambda found, earlier=earlier: show([*earlier, *found]))
     else:
-        searched = run_search(config, trials, stop_early=True, progress=show)
+        searched = run_search(config, trials, stop_early=True, progress=show, apart=config.study.compare)
     chosen = finalists(config, searched)
     progress.note(f"chosen on one half of the validation tasks: {'; '.join(_settings(config, chosen))}")
     return [*searched, *run_search(config, chosen, stop_early=False, progress=lambda found: show([*searched, *found]))]

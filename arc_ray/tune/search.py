@@ -16,32 +16,34 @@ import ray
 import ray.train
 import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler
 
 from arc_ray.config import Config
 from arc_ray.runs import checkpoint_steps, is_finished, read_metrics, run_folder
 from arc_ray.storage import Folder
-from arc_ray.train.driver import prepare, run_training
+from arc_ray.train.driver import run_training
 from arc_ray.tune.space import Point, points, trial_config
+from arc_ray.tune.stopping import SCORE, TIME, make_scheduler
 from arc_ray.tune.trials import Trial, known_points, read_trial, write_status
 
 WATCH_SECONDS = 3.0
 
-TIME = {"tokens": "train/learned_tokens", "epochs": "train/epoch"}
-SCORE = "score"
-"""What the scheduler compares: the metric, and a thousandth of cell accuracy to break its ties."""
-
 
 def run_search(
-    config: Config, trials: Sequence[Point], stop_early: bool, progress: Callable[[list[Trial]], None]
+    config: Config,
+    trials: Sequence[Point],
+    stop_early: bool,
+    progress: Callable[[list[Trial]], None],
+    apart: str | None = None,
 ) -> list[Trial]:
     """Run the trials that have not ended, and return all of them; one that fails is a row that says so.
 
-    `stop_early` false lets every trial run to its end, whatever the config's scheduler.
+    `stop_early` false lets every trial run to its end, whatever the config's scheduler; `apart` names a config key, and
+    trials with different values of it do not stop each other.
     """
     started = [trial_config(config, point, config.name) for point in trials]
     if not all(is_finished(run_folder(trial)) for trial in started):
-        scheduler = _scheduler(config, started) if stop_early else FIFOScheduler()
+        scheduler = make_scheduler(config, trials, started, apart) if stop_early else FIFOScheduler()
         space = {"point": ray.tune.grid_search(list(trials)), "to_the_end": not stop_early}
         with _watched(lambda: progress([read_trial(config, point) for point in trials])):
             _fit(config, space, ray.tune.TuneConfig(scheduler=scheduler), len(trials))
@@ -61,12 +63,13 @@ def run_proposed_search(config: Config, fixed: Point, progress: Callable[[list[T
     number, known = config.tune.num_trials, _read_known(config, fixed)
     assert number, "the config checks this"
     if sum(trial.status in ("done", "stopped") for trial in known) < number:
-        started = [trial_config(config, {**point, **fixed}, config.name) for point in points(config)]
+        proposed = [{**point, **fixed} for point in points(config)]
+        started = [trial_config(config, point, config.name) for point in proposed]
         known_first = [trial.point for trial in known]
         tune_config = ray.tune.TuneConfig(
             search_alg=Proposals(config.tune.space, fixed, known_first, number, config.seed, SCORE),
             num_samples=number,
-            scheduler=_scheduler(config, started),
+            scheduler=make_scheduler(config, proposed, started, None),
         )
         with _watched(lambda: progress(_read_known(config, fixed))):
             _fit(config, {"to_the_end": False}, tune_config, number)
@@ -188,29 +191,6 @@ def _watched(look: Callable[[], None]) -> Iterator[None]:
     finally:
         over.set()
         watcher.join()
-
-
-def _scheduler(config: Config, trials: Sequence[Config]) -> TrialScheduler:
-    """Make the scheduler; ASHA's longest time is that of the longest trial, known from its plan."""
-    if config.tune.scheduler.kind == "fifo":
-        return FIFOScheduler()
-    longest = max(trials, key=lambda trial: trial.train.epochs)
-    plan = prepare(longest).plan
-    if config.tune.scheduler.time_attribute == "epochs":
-        most = float(longest.train.epochs)
-    else:
-        most = float(plan.learned_per_step().sum())
-    # A validation after a quarter of the steps has seen a quarter of the tokens only roughly: a step less will do, or
-    # the rung would decide one validation later.
-    grace = most * max(config.tune.scheduler.grace - 1 / plan.num_steps, 1 / plan.num_steps)
-    return AsyncHyperBandScheduler(
-        time_attr=TIME[config.tune.scheduler.time_attribute],
-        max_t=most,  # pyright: ignore[reportArgumentType]
-        grace_period=grace,  # pyright: ignore[reportArgumentType]
-        reduction_factor=config.tune.scheduler.reduction,
-        # A trial that reaches max_t has done all its steps; it ends by itself, with its checkpoint written.
-        stop_last_trials=False,
-    )
 
 
 def _reason(error_file: str | None) -> str:
