@@ -235,6 +235,9 @@ def analysis(arms: Sequence[str], seeds: Sequence[int]) -> Record:
         "effects": [effect(*difference, len(seeds)) for difference in differences],
         "loss_at_step_0": {arm: 2.3 - GAIN[arm] for arm in arms},
         "steps_to_loss": {arm: 96.0 - 300 * GAIN[arm] for arm in arms},
+        "steps_to_loss_level": 0.91,
+        "equal_tokens": {arm: 0.33 + GAIN[arm] for arm in arms},
+        "equal_tokens_at": 61_440.0,
     }
 
 
@@ -247,7 +250,15 @@ def effect(arm: str, metric: str, value: float, reach: float, num_seeds: int) ->
         f" {num_seeds} seeds x 32 tasks): {f'{arm} is better' if low > 0 else not_shown}."
     )
     about = {"arm": arm, "metric": metric, "value": value, "low": low, "high": high, "shown": low > 0}
-    return {**about, "num_seeds": num_seeds, "num_tasks": 32, "sentence": sentence, "needed": None}
+    return {
+        **about,
+        "num_seeds": num_seeds,
+        "num_tasks": 32,
+        "num_units": 8,
+        "unit": "puzzles",
+        "sentence": sentence,
+        "needed": None,
+    }
 
 
 def counting_scores() -> dict[str, float]:

@@ -131,6 +131,8 @@ def test_a_wrong_value_is_refused_with_its_key_as_it_was_written(tree: dict[str,
         ({"scaling": {"num_workers": 0}}, "give a number of at least 1, or [min, max]"),
         ({"data": {"sources": {"a": {"kind": "rearc", "difficulty": [0.5, 0.1]}}}}, "give the lower bound first"),
         ({"data": {"sources": {"a": {"kind": "rearc", "pso_quantiles": [1, 1]}}}}, "a lower and a higher quantile"),
+        ({"tune": {"metric": "eval/loss"}}, "a search maximises eval/solved"),
+        ({"tune": {"search": "optuna", "num_trials": 2}}, "draws from space, which is empty"),
         ({"tune": {"space": {"train.lr": [1, 2]}}}, "space.train.lr: write {grid: [...]}"),
         ({"tune": {"space": {"train.lr": {"grid": []}}}}, "space.train.lr.grid takes a list"),
         ({"tune": {"space": {"train.lr": {"uniform": [1, 2]}}}}, "needs search: random"),
@@ -322,3 +324,35 @@ def test_differing_keys_are_none_if_and_only_if_trees_are_equal(a: dict[str, Any
 def test_defaults_are_valid_by_themselves():
     """A default is never validated by pydantic; would catch one that its own field refuses."""
     assert Config.model_validate(Config().model_dump(mode="json")) == Config()
+
+
+def test_an_included_file_lies_below_the_one_that_includes_it(tmp_path: Path):
+    """Would catch a section that is replaced as a whole, and a source that is a mixture of two."""
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "low.yaml").write_text(
+        "train: {lr: 1e-3, epochs: 3}\ndata: {sources: {a: {kind: rearc, examples: 7}, b: {kind: rearc}}, mix: {a: 1}}\n"
+        "tune: {space: {train.lr: {grid: [1, 2]}}}\nstarts: {base: {}, x: {train.lr: 1.0}}\n"
+    )
+    (tmp_path / "mid.yaml").write_text("include: shared/low.yaml\ntrain: {epochs: 4}\nstarts: {x: {train.epochs: 2}}\n")
+    (tmp_path / "high.yaml").write_text(
+        "include: mid.yaml\nname: high\ndata: {sources: {a: {kind: counting}}}\ntune: {space: {train.lr: {choice: [3]}}}\n"
+    )
+    config = load_config(tmp_path / "high.yaml", {"train.lr": 5.0, "tune.search": "random", "tune.num_trials": 1})
+    assert (config.train.lr, config.train.epochs, config.name) == (5.0, 4, "high")
+    assert (config.data.sources["a"].kind, config.data.sources["b"].kind) == ("counting", "rearc")
+    assert config.tune.space == {"train.lr": {"choice": [3]}}
+    assert config.starts == {"base": {}, "x": {"train.epochs": 2}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("include: a.yaml", "includes itself"),
+        ("include: nothing.yaml", "included by"),
+        ("include: [a, b]", "include names one file"),
+    ],
+)
+def test_mistakes_in_an_include_name_the_files(tmp_path: Path, text: str, message: str):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_config(tmp_path / "a.yaml")

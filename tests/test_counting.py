@@ -279,12 +279,12 @@ def test_accuracy_is_averaged_by_kind_side_and_objects() -> None:
         Answered("areas", 11, 11, 2, False),
     ]
     accuracy = accuracy_by_kind(records)
-    assert accuracy["objects/accuracy"] == pytest.approx(2 / 3)
-    assert accuracy["objects/asked"] == 3
-    assert (accuracy["objects/side_01_05/accuracy"], accuracy["objects/side_01_05/asked"]) == (1, 1)
-    assert (accuracy["objects/side_06_10/accuracy"], accuracy["objects/side_06_10/asked"]) == (0.5, 2)
-    assert (accuracy["objects/objects_02/accuracy"], accuracy["objects/objects_02/asked"]) == (0.5, 2)
-    assert (accuracy["areas/side_11_15/accuracy"], accuracy["areas/asked"]) == (0, 1)
-    assert (accuracy["all/accuracy"], accuracy["all/asked"]) == (0.5, 4)
-    assert accuracy["all/objects_02/asked"] == 3
+    assert accuracy["accuracy/objects"] == pytest.approx(2 / 3)
+    assert accuracy["accuracy/objects/of"] == 3
+    assert (accuracy["accuracy/objects/side_01_05"], accuracy["accuracy/objects/side_01_05/of"]) == (1, 1)
+    assert (accuracy["accuracy/objects/side_06_10"], accuracy["accuracy/objects/side_06_10/of"]) == (0.5, 2)
+    assert (accuracy["accuracy/objects/objects_02"], accuracy["accuracy/objects/objects_02/of"]) == (0.5, 2)
+    assert (accuracy["accuracy/areas/side_11_15"], accuracy["accuracy/areas/of"]) == (0, 1)
+    assert (accuracy["accuracy"], accuracy["accuracy/of"]) == (0.5, 4)
+    assert accuracy["accuracy/all/objects_02/of"] == 3
     assert accuracy_by_kind([]) == {}

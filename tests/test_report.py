@@ -23,6 +23,7 @@ from arc_ray.report.drawing import Scale
 from arc_ray.report.frames import ANSWERS, DATA, METRICS, SCORES, TRIALS, VALIDATION, score_rows
 from arc_ray.report.summary import progress, sentences
 from arc_ray.report.words import duration, number, percent, points
+from arc_ray.sources.counting import Answered, accuracy_by_kind
 
 FRAMES = {"trials": TRIALS, "runs": TRIALS, "metrics": METRICS, "validation": VALIDATION, "scores": SCORES}
 FRAMES |= {"answers": ANSWERS, "data": DATA}
@@ -121,6 +122,16 @@ def test_scores_of_every_kind_are_unflattened() -> None:
     ]
 
 
+def test_counting_scores_are_read_as_evaluation_writes_them() -> None:
+    """Would catch a table of counting that stays empty because its writer uses other names than its reader."""
+    scores = accuracy_by_kind([Answered("objects", 5, 3, 2, True), Answered("areas", 5, 3, 2, False)])
+    rows = {r["question"]: r for r in score_rows("study", "arm", {f"c/{key}": value for key, value in scores.items()})}
+    assert {r["rule"] for r in rows.values()} == {"accuracy"}
+    assert (rows["all"]["value"], rows["all"]["right"], rows["all"]["of"]) == (0.5, 1, 2)
+    assert (rows["objects"]["value"], rows["objects"]["of"]) == (1.0, 1)
+    assert rows["all/objects_02"]["of"] == 2
+
+
 def test_page_stands_alone_and_is_whole(page: str) -> None:
     """Would catch a style sheet or font from elsewhere, an id used twice, a section lost, a page grown huge."""
     parsed = Page(page)
@@ -165,7 +176,7 @@ def test_unfinished_study_says_how_far_it_is(tmp_path: Path, num_done: int) -> N
     folder = make_study(tmp_path, num_done=num_done)
     Page(Path(write_report([str(folder)])["report.html"]).read_text())
     report = load(str(folder))
-    assert progress(report).startswith(f"{num_done} of 24 trials finished")
+    assert progress(report).startswith(f"{num_done} of {max(14, num_done + 1)} trials finished")
     assert "There is no answer yet" in sentences(report)[0]
     assert (tables.best_trial(report) or "trial-005") != "trial-005" or num_done <= 5, "a failed trial is not the best"
 
@@ -312,3 +323,48 @@ def test_report_needs_neither_ray_nor_torch() -> None:
     code = "import sys, arc_ray.report; print({'ray', 'torch', 'transformers', 'matplotlib'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_folder_that_tune_wrote_is_a_search(tmp_path: Path) -> None:
+    """Would catch a report that needs our own folders, and a failed trial that Tune's folder hides."""
+    folder, trials = tmp_path / "experiment", []
+    for i, (lr, status) in enumerate([(0.1, "TERMINATED"), (0.2, "ERROR"), (0.3, "RUNNING")]):
+        parameters = {"point": {"train.lr": lr, "start": "count"}} if i else {"point/train.lr": lr}
+        about = {"trial_id": f"t{i}", "status": status, "relative_logdir": f"trial{i}"}
+        trials.append([json.dumps({**about, "evaluated_params": parameters}), "{}"])
+        (folder / f"trial{i}").mkdir(parents=True)
+        lines = [
+            {"training_iteration": k, "step": 10 * k, "eval/solved": 0.1 * k, "date": "x", "config": {}, "seconds": 2.0}
+            for k in range(4 - i)
+        ]
+        (folder / f"trial{i}" / "result.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "trial1" / "error.txt").write_text("Traceback\n  here\nValueError: too large\n")
+    (folder / "experiment_state-1.json").write_text(json.dumps({"trial_data": trials}))
+    report = load(str(folder))
+    assert (report.kind, report.is_finished, report.varied) == ("tune", False, ["train.lr"])
+    assert report.trials["status"].tolist() == ["done", "failed", "running"]
+    assert report.trials["error"].tolist()[1] == "ValueError: too large"
+    assert report.trials["eval/solved"].tolist() == pytest.approx([0.3, 0.2, 0.1])
+    assert report.trials["steps"].tolist() == [30, 20, 10]
+    assert "The best trial so far is t0" in (write_report([str(folder)]) and (folder / "report.md").read_text())
+    (folder / "experiment_state-2.json").write_text("{}")
+    with pytest.raises(UserError, match=r"experiment_state-2.json is no state of a Tune experiment"):
+        load(str(folder))
+
+
+def test_the_page_says_which_arms_are_paired(tmp_path: Path) -> None:
+    """Would catch arms that are called paired though their rows differ: the digests of their plans decide."""
+    folder = make_study(tmp_path, arms=("base", "count", "mixed"))
+    report = load(str(folder))
+    assert tables.pairing(report, tables.chosen_settings(report)) is None, "plans were not copied along"
+    for trial in report.trials.to_dict("records"):
+        rows = f"{trial['arm'] == 'mixed'} {trial['seed']} {trial['train.epochs']}"
+        (folder / "trials" / trial["trial"] / "plan.parquet").write_bytes(rows.encode())
+    assert (
+        "With each seed, base and count were trained on the same rows in the same order; mixed on rows of its own."
+        in (write_report([str(folder)]) and (folder / "report.html").read_text())
+    )
+    one = next(iter(folder.glob("trials/*")))
+    (one / "plan.parquet").write_bytes(b"other")
+    report = load(str(folder))
+    assert report.trials.set_index("trial")["plan_digest"].nunique() == 13

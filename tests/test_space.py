@@ -77,6 +77,7 @@ def test_a_hundred_random_points_have_a_hundred_names():
         ({}, "only"),
         ({"start": "count", "train.lr": 2e-3, "train.epochs": 2, "seed": 1}, "start-count_lr-0.002_epochs-2_seed-1"),
         ({"train.lr": 1e-5}, "lr-1e-05"),
+        ({"train.lr": 1e18}, "lr-1e18"),
         ({"model.adapter": "@count"}, "adapter--count"),
         ({"model.adapter": None, "train.full": True}, "adapter-None_full-True"),
         ({"data.mix.my source": 3}, "my-source-3"),

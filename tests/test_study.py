@@ -85,7 +85,7 @@ def test_study_answers_and_reports(unbroken: tuple[Path, str]) -> None:
     best = yaml.safe_load((folder / "best.yaml").read_text())
     assert best["train"]["lr"] == 1e-2
     counted = json.loads((storage / "runs" / "count" / "evaluate" / "result.json").read_text())
-    assert 0 <= counted["counting_held_out/objects/accuracy"] <= 1
+    assert 0 <= counted["counting_held_out/accuracy/objects"] <= 1
 
 
 def test_a_second_call_does_nothing_but_say_where_the_report_is(unbroken: tuple[Path, str]) -> None:

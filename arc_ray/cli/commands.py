@@ -151,7 +151,7 @@ def evaluate(config: ConfigPath, assignments: Assignments = None, address: Addre
             result = run_evaluation(run, show)
     else:
         result = run_evaluation(run, show)
-    shown = [k for k in result if k.endswith(("/per_output", "/per_task_mean", "/strict", "/all/accuracy"))]
+    shown = [k for k in result if k.endswith(("/per_output", "/per_task_mean", "/strict", "/accuracy"))]
     for key in shown:
         terminal.note(f"{key}: {100 * result[key]:.1f} %")
     for key in (k for k in result if k.endswith("/gain")):

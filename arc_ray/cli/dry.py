@@ -55,7 +55,12 @@ def plan_lines(config: Config) -> list[str]:
 def _describe_trials(config: Config, trials: list[Point], terminal: Terminal) -> None:
     variants = check_points(config, trials)
     _describe_needs(config, variants, terminal)
-    terminal.note(f"{len(trials)} trials:")
+    if config.tune.search == "optuna":
+        terminal.note(
+            f"Optuna proposes {config.tune.num_trials} trials (in a study for each arm) between such as these:"
+        )
+    else:
+        terminal.note(f"{len(trials)} trials:")
     for point in trials:
         terminal.note(f"  {trial_name(point)}")
 

@@ -1,8 +1,6 @@
 """YAML and dotted overrides in, a checked `Config` out; every mistake becomes one line a person can act on."""
 
-import difflib
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from arc_ray.config.files import Dumper, Loader, read_tree
 from arc_ray.config.mistakes import explain, is_section, known_keys, nearest
 from arc_ray.config.tree import Config
 from arc_ray.errors import UserError
@@ -19,37 +18,9 @@ Overrides = Mapping[str, Any]
 """Dotted config keys and their values, such as {"train.lr": 2e-4}."""
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `2e-4` as text; this loader reads it as the number everybody means."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Puts text in quotes that `_Loader` would read as a number, such as the name `2e4`."""
-
-
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"),
-        list("-+0123456789"),
-    )
-
-
 def load_config(path: str | Path, overrides: Overrides | None = None) -> Config:
-    """Read a YAML file, put dotted overrides over it, check everything. Raises UserError."""
-    try:
-        text = Path(path).read_text()
-    except OSError as error:
-        near = difflib.get_close_matches(str(path), [str(p) for p in Path("configs").rglob("*.yaml")], n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"config {path}: {error.strerror or error}{hint}") from error
-    try:
-        tree = yaml.load(text, Loader=_Loader) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"config {path} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"config {path}: the top level must be keys and values, not {type(tree).__name__}")
-    return _with_absolute_paths(config_from(tree, overrides or {}, origin=str(path)))
+    """Read a YAML file with what it includes, put dotted overrides over it, check everything. Raises UserError."""
+    return _with_absolute_paths(config_from(read_tree(Path(path)), overrides or {}, origin=str(path)))
 
 
 def config_from(tree: dict[str, Any], overrides: Overrides, origin: str = "config") -> Config:
@@ -84,7 +55,7 @@ def parse_assignments(words: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"{word!r} is no override; write key=value, such as train.lr=2e-4")
         try:
             # YAML has no use for a leading @, so a reference to a run needs no quotes within the shell's.
-            overrides[key] = value if value.startswith("@") else yaml.load(value, Loader=_Loader)
+            overrides[key] = value if value.startswith("@") else yaml.load(value, Loader=Loader)
         except yaml.YAMLError as error:
             raise UserError(f"{word!r}: the value is no YAML: {' '.join(str(error).split())}") from error
     return overrides
@@ -92,7 +63,7 @@ def parse_assignments(words: Sequence[str]) -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
     """Write the whole resolved config as YAML, keys in the order of the tree."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, width=110)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, width=110)
 
 
 def save_config(config: Config, path: Path) -> None:

@@ -87,14 +87,25 @@ class TuneConfig(Section):
 
     space: dict[str, Any] = Field(default_factory=dict)
     """Dotted config key -> {grid: [...]}, {choice: [...]}, {uniform: [a, b]} or {loguniform: [a, b]}."""
-    search: Literal["grid", "random"] = "grid"
+    search: Literal["grid", "random", "optuna"] = "grid"
+    """Every point of a grid; points drawn at random; or Optuna's tree-structured Parzen estimator, which learns from
+    the trials that have ended (a study asks it for each arm apart)."""
     num_trials: int | None = Field(default=None, ge=1)
-    """Trials to draw at random; a grid runs each of its points once."""
+    """Trials to draw at random or to ask Optuna for; a grid runs each of its points once."""
     metric: str = "eval/solved"
-    """What is maximised; eval/cell_accuracy breaks ties."""
+    """What is maximised: eval/solved, eval/cell_accuracy, or one of them of a source, such as eval/solved/held_out;
+    eval/cell_accuracy breaks ties. Never a loss, which goes on falling, or rises again, while accuracy does otherwise."""
     scheduler: SchedulerConfig = SchedulerConfig()
     max_concurrent: int | None = Field(default=None, ge=1)
     """Trials at the same time; null derives it from the cluster so that no trial waits for another's workers."""
+
+    @model_validator(mode="after")
+    def _metric_is_accuracy(self) -> "TuneConfig":
+        if not self.metric.startswith(("eval/solved", "eval/cell_accuracy")):
+            raise ValueError(
+                f"metric {self.metric!r}: a search maximises eval/solved or eval/cell_accuracy (or .../<source> of them)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _space_is_known(self) -> "TuneConfig":
@@ -110,10 +121,16 @@ class TuneConfig(Section):
                 if len(values) != 2 or not all(isinstance(v, int | float) for v in values) or values[0] >= values[1]:
                     raise ValueError(f"space.{key}.{kind} takes two numbers, the lower first")
                 if self.search == "grid":
-                    raise ValueError(f"space.{key}: a grid search takes {{grid: [...]}}; {kind} needs search: random")
+                    raise ValueError(
+                        f"space.{key}: a grid search takes {{grid: [...]}}; {kind} needs search: random or optuna"
+                    )
                 if kind == "loguniform" and values[0] <= 0:
                     raise ValueError(f"space.{key}.loguniform starts above 0")
-        if self.search != "grid" and self.space and self.num_trials is None:
+        if self.search != "grid" and not self.space:
+            raise ValueError(
+                f"search: {self.search} draws from space, which is empty; name a key there, or search: grid"
+            )
+        if self.search != "grid" and self.num_trials is None:
             raise ValueError(f"search: {self.search} needs num_trials")
         return self
 

@@ -155,7 +155,8 @@ def _curve_chart(
     curves: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], metric: str, arms: Sequence[str]
 ) -> Chart:
     everything = [curve for of_arm in curves.values() for curve in of_arm]
-    x = x_scale(0.0, max(float(xs[-1]) for xs, _ in everything))
+    # Tune's folders of other programs count no learned tokens.
+    x = x_scale(0.0, max(float(xs[-1]) for xs, _ in everything) or 1.0)
     thin = {arm: [thinned(*curve) for curve in of_arm] for arm, of_arm in curves.items()}
     y = y_scale(*padded((float(v) for of_arm in thin.values() for _, ys in of_arm for v in ys), 0.0))
     lines = []

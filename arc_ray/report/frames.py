@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 else:
     Frame, Column = pd.DataFrame, pd.Series
 
-TRIALS = ("study", "trial", "arm", "seed", "status", "error", "steps", "seconds", "workers", "on_gpu")
+TRIALS = ("study", "trial", "arm", "seed", "status", "error", "steps", "seconds", "workers", "on_gpu", "plan_digest")
 METRICS = ("study", "trial", "arm", "seed", "step", "seconds", "train/learned_tokens")
 VALIDATION = ("study", "trial", "arm", "seed", "step", "source", "task", "output", "solved", "cell_accuracy", "loss")
 SCORES = ("study", "arm", "set", "method", "rule", "question", "value", "low", "high", "right", "of")

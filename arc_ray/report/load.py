@@ -11,6 +11,7 @@ trials      one row a trial; for a single run one row, for several runs one row 
     error                    why it failed; None if it did not
     steps, seconds           optimizer steps made; seconds since its start
     workers, on_gpu          training workers; whether each has a GPU
+    plan_digest              of plan.parquet: trials with the same one train on the same rows in the same order
     train.lr, start...       every config key that the trial sets; lists as JSON text
     eval/*, train/*, data/*  last value of every metric logged
     plan/*                   rows, views, tokens and dropped views; only for a trial that ran to its end
@@ -43,6 +44,7 @@ import pandas as pd
 
 from arc_ray.errors import UserError
 from arc_ray.report import frames
+from arc_ray.report.experiments import is_experiment, read_experiment
 from arc_ray.report.frames import Frame, config_value, frame, metric_rows, validation_rows
 from arc_ray.report.reading import read_data, read_evaluations, read_json, read_trial, read_yaml
 from arc_ray.storage import Folder
@@ -51,7 +53,7 @@ Kind = Literal["study", "tune", "run", "runs"]
 
 READERS = 8
 """Trials read at the same time: a bucket answers slowly, but many at once."""
-MADE_OF = "trials/ (a study or search), config.yaml or metrics.jsonl (a run)"
+MADE_OF = "trials/ (a study or search), config.yaml or metrics.jsonl (a run), experiment_state-*.json (Ray Tune)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,35 +127,42 @@ class Report:
 
     @property
     def num_expected(self) -> int:
-        """Trials there will be: those of a grid while the study runs, those that are there once it is finished."""
+        """Trials there will be: while it runs by its config, once it is finished those that are there.
+
+        A study searches with every arm at every point, then measures each arm with every seed.
+        """
         if self.is_finished or self.kind in ("run", "runs"):
             return len(self.trials)
-        space = {**config_value(self.config, "tune.space", {})}
-        if self.kind == "study":
-            space |= {self.compare: {"grid": config_value(self.config, "study.arms", [None])}}
-            space |= {"seed": {"grid": config_value(self.config, "study.seeds", [0])}}
-        sizes = [len(spec["grid"]) for spec in space.values() if "grid" in spec]
+        space: Mapping[str, Any] = config_value(self.config, "tune.space", {})
+        is_grid = config_value(self.config, "tune.search", "grid") == "grid"
         drawn = config_value(self.config, "tune.num_trials") or 1
-        return max(len(self.trials), math.prod(sizes) if len(sizes) == len(space) else drawn)
+        points = math.prod(len(spec["grid"]) for spec in space.values()) if is_grid else drawn
+        if self.kind == "tune":
+            return max(len(self.trials), points)
+        arms, seeds = (len(config_value(self.config, f"study.{key}", [0])) for key in ("arms", "seeds"))
+        return max(len(self.trials), arms * (points + seeds))
 
 
 def load(folder: str) -> Report:
-    """Read the folder of a study, search or run: a local path, s3://... or gs://... . Raises UserError.
+    """Read the folder of a study, search or run, or of a Tune experiment: a local path, s3://... or gs://... .
 
     Paths inside the files are not used: a folder copied from elsewhere reads the same. What lies beside it (the runs
-    made first, the generated data) is read where it was copied along.
+    made first, the generated data) is read where it was copied along. Raises UserError.
     """
     place = Folder.at(folder)
     config, run = read_yaml(place, "config.yaml"), read_json(place, "run.json") or {}
     analysis = _read_analysis(place)
     kind = _kind_of(place, run, analysis)
     compare = _compared(config, analysis)
-    if kind == "run":
+    if is_tunes := is_experiment(place):
+        trials = read_experiment(place)
+    elif kind == "run":
         trials = [read_trial(place, place.name, place.name, None)]
     else:
         names = (place / "trials").names()
         with ThreadPoolExecutor(READERS) as pool:
             trials = list(pool.map(lambda n: read_trial(place / "trials" / n, place.name, n, compare), names))
+    is_running = [trial.row["status"] == "running" for trial in trials]
     beside = Folder(place.uri.rsplit("/", 1)[0])
     made_first = [name for name in config.get("runs") or {} if (beside / name).exists("config.yaml")]
     runs = [read_trial(beside / name, place.name, name, None) for name in made_first]
@@ -163,7 +172,7 @@ def load(folder: str) -> Report:
     return Report(
         folder=place,
         kind=kind,
-        is_finished=analysis is not None or place.exists("result.json"),
+        is_finished=analysis is not None or place.exists("result.json") or (is_tunes and not any(is_running)),
         config=config,
         run=run,
         analysis=analysis,
@@ -207,6 +216,8 @@ def _merge_runs(runs: Sequence[Report]) -> Report:
 
 
 def _kind_of(place: Folder, run: Mapping[str, Any], analysis: object) -> Kind:
+    if is_experiment(place):
+        return "tune"
     if not place.exists("trial.json"):
         if analysis is not None or run.get("command") == "study":
             return "study"

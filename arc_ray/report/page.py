@@ -92,6 +92,7 @@ def view_of(report: Report) -> dict[str, Any]:
         "warnings": warnings_of(report),
         "number_of": {arm: i for i, arm in enumerate(report.arms)},
         "chosen": chosen,
+        "pairing": tables.pairing(report, chosen),
         **_answer_view(report),
         **trial_table.view(report, chosen),
         **_chart_view(report, chosen),

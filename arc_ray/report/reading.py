@@ -1,5 +1,6 @@
 """The files of a study, read: local or from a bucket, whole or half copied; what is missing reads as nothing."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -29,7 +30,9 @@ def read_trial(folder: Folder, study: str, name: str, compare: str | None) -> Tr
     """Read a run folder; `compare` is the config key that names its arm, None takes its own name. Raises UserError."""
     config, about = read_yaml(folder, "config.yaml"), read_json(folder, "trial.json")
     records, result = _json_lines(folder, "metrics.jsonl"), read_json(folder, "result.json")
-    row = frames.trial_row(study, name, about, config, records, result, compare)
+    plan = folder.read_bytes("plan.parquet") if folder.exists("plan.parquet") else b""
+    digest = hashlib.blake2b(plan, digest_size=6).hexdigest() if plan else None
+    row = frames.trial_row(study, name, about, config, records, result, compare) | {"plan_digest": digest}
     outcomes: dict[int, Row] = {}
     for file in (folder / "validation").names():
         outcome = read_json(folder, f"validation/{file}")

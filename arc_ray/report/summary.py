@@ -81,15 +81,34 @@ def _answer(report: Report, analysis: Mapping[str, Any]) -> Iterable[str]:
             word(effect["metric"]).label,
             points(effect["value"]),
             f"{points(effect['low'])} to {points(effect['high'])}",
-            f"{effect['num_seeds']} seeds × {effect['num_tasks']} tasks",
+            f"{effect['num_seeds']} seeds × {effect['num_tasks']} tasks"
+            + (f" of {effect['num_units']} puzzles" if effect.get("unit") == "puzzles" else ""),
         )
         for effect in analysis["effects"]
     ]
     yield from _table(("effect, in percentage points", "metric", "value", "interval", "n"), effects)
-    _, arms = tables.arm_rows(report)
+    findings, arms = tables.arm_rows(report)
     yield from _table(
-        (short_key(report.compare), "chosen setting", f"{word(report.metric).label}, measuring half", "seeds"),
-        ((arm.name, setting(arm.setting), show(arm.values["value"], report.metric), arm.num_seeds) for arm in arms),
+        (
+            short_key(report.compare),
+            "chosen setting",
+            f"{word(report.metric).label}, measuring half",
+            *findings,
+            "seeds",
+        ),
+        (
+            (
+                arm.name,
+                setting(arm.setting) or "the only one",
+                show(arm.values["value"], report.metric),
+                *(
+                    show(arm.values[f], report.metric) if f.startswith(report.metric) else number(arm.values[f])
+                    for f in findings
+                ),
+                arm.num_seeds,
+            )
+            for arm in arms
+        ),
     )
 
 

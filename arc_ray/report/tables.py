@@ -11,7 +11,7 @@ from arc_ray.intervals import puzzle_of
 from arc_ray.report.charts import trials_at
 from arc_ray.report.frames import Column, Frame, config_value
 from arc_ray.report.load import Report
-from arc_ray.report.words import RULES, is_number, setting_value
+from arc_ray.report.words import RULES, is_number, number, setting_value
 
 MOST_PUZZLES = 40
 """Puzzles shown in the comparison by puzzle: those on which the arms differ most."""
@@ -80,8 +80,12 @@ def arm_rows(report: Report) -> tuple[list[str], list[Arm]]:
     """Return the headings of further findings and one row per arm of the analysis."""
     analysis = report.analysis or {}
     names = [arm["arm"] for arm in analysis.get("arms", [])]
-    findings = {"loss_at_step_0": "loss before step 1", "steps_to_loss": "steps to the same loss"}
-    findings |= {"equal_tokens": f"{report.metric} at equal tokens"}
+    level, tokens = analysis.get("steps_to_loss_level"), analysis.get("equal_tokens_at")
+    findings = {"loss_at_step_0": "validation loss before step 1"}
+    findings["steps_to_loss"] = f"steps to loss {number(level)}" if is_number(level) else "steps to the same loss"
+    findings["equal_tokens"] = (
+        f"{report.metric} at {f'{number(tokens)}' if is_number(tokens) else 'equal'} learned tokens"
+    )
     present = {key: title for key, title in findings.items() if set(names) & set(analysis.get(key) or {})}
     rows = []
     for arm in analysis.get("arms", []):
@@ -89,6 +93,39 @@ def arm_rows(report: Report) -> tuple[list[str], list[Arm]]:
         values |= {title: analysis[key].get(arm["arm"]) for key, title in present.items()}
         rows.append(Arm(arm["arm"], arm.get("setting") or {}, values, len(arm.get("seeds") or ())))
     return list(present.values()), rows
+
+
+def pairing(report: Report, chosen: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Say which arms were trained on the same rows in the same order, seed by seed, as their plans show.
+
+    None before the analysis, and where plans were not copied along.
+    """
+    if not report.analysis:
+        return None
+    measured = {
+        arm: trials_at(report.trials, arm, values).set_index("seed")["plan_digest"] for arm, values in chosen.items()
+    }
+    seeds = sorted({seed for arm in report.analysis["arms"] for seed in arm.get("seeds") or ()})
+    found: set[frozenset[tuple[str, ...]]] = set()
+    for seed in seeds:
+        by_plan: dict[str, list[str]] = {}
+        for arm, digests in measured.items():
+            digest = digests.get(seed)
+            if not isinstance(digest, str):
+                return None
+            by_plan.setdefault(digest, []).append(arm)
+        found.add(frozenset(tuple(arms) for arms in by_plan.values()))
+    if not found:
+        return None
+    if len(found) > 1:
+        return "Which arms trained on the same rows differs from seed to seed."
+    together = [" and ".join(arms) for arms in sorted(next(iter(found))) if len(arms) > 1]
+    alone = [arms[0] for arms in sorted(next(iter(found))) if len(arms) == 1]
+    if not together:
+        return "The arms were trained on different rows: their data or their epochs differ."
+    parts = [f"{names} were trained on the same rows in the same order" for names in together]
+    parts += [f"{', '.join(alone)} on {'rows of its' if len(alone) == 1 else 'rows of their'} own"] if alone else []
+    return f"With each seed, {'; '.join(parts)}."
 
 
 def score_table(report: Report) -> dict[str, list[dict[str, Any]]]:
@@ -114,9 +151,13 @@ def score_axis(report: Report) -> Axis:
 
 
 def counting_table(report: Report) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
-    """Return set -> question kind -> arm or run -> score; all kinds together come first."""
+    """Return set -> question kind -> arm or run -> score; all kinds together come first.
+
+    Accuracy by side and by number of objects, "<kind>/side_06_10" and the like, is in the frame alone.
+    """
     table: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
-    for row in report.scores[report.scores["rule"] == "accuracy"].to_dict("records"):
+    is_kind = (report.scores["rule"] == "accuracy") & ~report.scores["question"].str.contains("/", regex=False)
+    for row in report.scores[is_kind].to_dict("records"):
         table.setdefault(row["set"], {}).setdefault(row["question"], {})[row["arm"]] = row
     return {name: dict(sorted(kinds.items(), key=lambda item: item[0] != "all")) for name, kinds in table.items()}
 

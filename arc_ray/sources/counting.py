@@ -123,19 +123,24 @@ def extent_of(task: Task, connectivity: Literal[4, 8]) -> tuple[int, int, int]:
 
 
 def accuracy_by_kind(records: Iterable[Answered]) -> dict[str, float]:
-    """Average answers per kind and over "all" kinds, then by longest side (in fives) and by number of objects.
+    """Average answers over all kinds and per kind, then by longest side (in fives) and by number of objects.
 
-    Keys are `<kind>/accuracy`, `<kind>/side_06_10/accuracy`, `<kind>/objects_04/accuracy`, each beside one that ends in
-    `/asked`, the number of questions it rests on.
+    Keys are `accuracy`, `accuracy/<kind>`, `accuracy/<kind>/side_06_10`, `accuracy/<kind>/objects_04` (with "all" for
+    the kind there), each beside one that ends in `/right` and one in `/of`: right answers and questions asked.
     """
     groups: defaultdict[str, list[bool]] = defaultdict(list)
     for record in records:
         top = -(-max(record.height, record.width) // 5) * 5
-        for kind in ("all", record.kind):
-            for group in ("", f"/side_{top - 4:02d}_{top:02d}", f"/objects_{record.num_objects:02d}"):
-                groups[kind + group].append(record.is_right)
-    accuracy = {f"{group}/accuracy": sum(right) / len(right) for group, right in groups.items()}
-    return dict(sorted({**accuracy, **{f"{group}/asked": len(right) for group, right in groups.items()}}.items()))
+        parts = (f"side_{top - 4:02d}_{top:02d}", f"objects_{record.num_objects:02d}")
+        for name in ("accuracy", f"accuracy/{record.kind}"):
+            groups[name].append(record.is_right)
+        for part in parts:
+            for kind in ("all", record.kind):
+                groups[f"accuracy/{kind}/{part}"].append(record.is_right)
+    found: dict[str, float] = {}
+    for name, right in sorted(groups.items()):
+        found |= {name: sum(right) / len(right), f"{name}/right": sum(right), f"{name}/of": len(right)}
+    return found
 
 
 def _asked_kinds(questions: Sequence[str]) -> list[str]:

@@ -6,7 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from arc_ray.analysis import Comparison, Run, choosing_half, compare, gather, sentence, steps_to_loss
+from arc_ray.analysis import (
+    Comparison,
+    Run,
+    at_equal_tokens,
+    choosing_half,
+    compare,
+    gather,
+    sentence,
+    steps_to_loss,
+)
 from arc_ray.config import Config
 from arc_ray.errors import UserError
 from arc_ray.runs import read_metrics, run_folder
@@ -85,7 +94,7 @@ def analyse(config: Config, trials: Sequence[Trial]) -> dict[str, Any]:
         outcomes = gather(runs)
         baseline = _text(config.study.arms[0])
         comparisons = compare(outcomes, baseline, config.study.confidence, config.seed)
-        effects += [_effect(metric, comparison) for comparison in comparisons]
+        effects += [_effect(metric, comparison, config) for comparison in comparisons]
         if metric == METRICS[0]:
             arms = _arms(outcomes, comparisons, config)
     return {
@@ -97,7 +106,8 @@ def analyse(config: Config, trials: Sequence[Trial]) -> dict[str, Any]:
         "arms": arms,
         "effects": effects,
         "loss_at_step_0": _per_arm(config, done, lambda records: records[0].get("eval/loss")),
-        "steps_to_loss": _steps_to_common_loss(config, done),
+        **_steps_to_common_loss(config, done),
+        **_at_equal_tokens(config, done),
     }
 
 
@@ -107,9 +117,9 @@ def answer(analysis: Mapping[str, Any]) -> str:
     return " ".join(effect["sentence"] for effect in main)
 
 
-def _effect(metric: str, comparison: Comparison) -> dict[str, Any]:
+def _effect(metric: str, comparison: Comparison, config: Config) -> dict[str, Any]:
     effect = comparison.effect
-    text = sentence(effect, comparison.arm, comparison.baseline)
+    text = sentence(effect, _spoken(comparison.arm, config), _spoken(comparison.baseline, config))
     needed = text.partition("no effect shown at this size; ")[2]
     return {
         "arm": comparison.arm,
@@ -119,6 +129,8 @@ def _effect(metric: str, comparison: Comparison) -> dict[str, Any]:
         "high": effect.high,
         "num_seeds": effect.num_seeds,
         "num_tasks": effect.num_tasks,
+        "num_units": effect.num_units,
+        "unit": effect.unit,
         "shown": effect.shown,
         "sentence": f"{metric.removeprefix('eval/').replace('_', ' ')}, {text}",
         "needed": needed or None,
@@ -154,20 +166,47 @@ def _per_arm(config: Config, trials: Sequence[Trial], take: Any) -> dict[str, fl
     return {arm: float(np.mean(values)) for arm, values in found.items()}
 
 
-def _steps_to_common_loss(config: Config, trials: Sequence[Trial]) -> dict[str, float]:
-    """Average over an arm's trials the steps until the validation loss that every trial reached."""
+def _steps_to_common_loss(config: Config, trials: Sequence[Trial]) -> dict[str, Any]:
+    """Average over an arm's trials the steps until the lowest validation loss that every trial reached."""
     lowest = [min(r["eval/loss"] for r in records) for t in trials if (records := _validations(config, t))]
-    if not lowest:
-        return {}
-    level = max(lowest)
-    return _per_arm(
+    level = max(lowest, default=0.0)
+    steps = _per_arm(
         config, trials, lambda rs: steps_to_loss([r["step"] for r in rs], [r["eval/loss"] for r in rs], level)
     )
+    return {"steps_to_loss": steps, "steps_to_loss_level": level} if steps else {}
+
+
+def _at_equal_tokens(config: Config, trials: Sequence[Trial]) -> dict[str, Any]:
+    """Average the main metric of an arm's trials where each has learned as many tokens as the shortest learned in all.
+
+    An arm at its best setting may have seen more than another; this tells apart what it learned from how much it saw.
+    """
+    records = {trial.name: _validations(config, trial) for trial in trials}
+    curves = {
+        name: ([r.get("train/learned_tokens", 0.0) for r in of_trial], [r[METRICS[0]] for r in of_trial])
+        for name, of_trial in records.items()
+        if of_trial
+    }
+    if not curves:
+        return {}
+    tokens = min(seen[-1] for seen, _ in curves.values())
+    values = at_equal_tokens(curves, tokens)
+    found: dict[str, list[float]] = {}
+    for trial in trials:
+        if (value := values.get(trial.name)) is not None:
+            found.setdefault(split(config, trial.point)[0], []).append(value)
+    return {"equal_tokens": {arm: float(np.mean(of_arm)) for arm, of_arm in found.items()}, "equal_tokens_at": tokens}
 
 
 def _validations(config: Config, trial: Trial) -> list[dict[str, Any]]:
     folder = run_folder(trial_config(config, trial.point, config.name))
     return [record for record in read_metrics(folder) if "eval/loss" in record]
+
+
+def _spoken(arm: str, config: Config) -> str:
+    """Name an arm in a sentence: a start by its name, a value of another key with that key, such as epochs 12."""
+    key = config.study.compare.rsplit(".", 1)[-1]
+    return arm if key == "start" else f"{key} {arm}"
 
 
 def _text(value: Any) -> str:

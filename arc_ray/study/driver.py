@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from arc_ray.config import Config, with_overrides
+from arc_ray.errors import UserError
 from arc_ray.evaluate.driver import run_evaluation
 from arc_ray.generate import ensure_datasets
 from arc_ray.progress import Progress
@@ -13,7 +14,7 @@ from arc_ray.storage import Folder
 from arc_ray.study.comparing import analyse, answer, finalists, search_points, split
 from arc_ray.train.driver import describe_data
 from arc_ray.train.starts import config_of_run, make_needed_runs, needed_runs
-from arc_ray.tune.search import run_search
+from arc_ray.tune.search import run_proposed_search, run_search
 from arc_ray.tune.space import Point, as_word, check_points, points, trial_config
 from arc_ray.tune.trials import Trial, rank, write_search
 
@@ -41,7 +42,9 @@ def run_study(config: Config, progress: Progress, train: Train) -> dict[str, Any
     if not folder.exists("quality.json"):
         folder.write_json("quality.json", describe_data(with_all_data(variants)))
     progress.stage(
-        3, NUM_STAGES, f"search: {len(trials)} trials, then {len(config.study.seeds)} fresh seeds of each arm's best"
+        3,
+        NUM_STAGES,
+        f"search: {num_searched(config, trials)} trials, then {len(config.study.seeds)} fresh seeds of each arm's best",
     )
     found = search_and_measure(config, trials, progress)
     analysis = analyse(config, found)
@@ -68,10 +71,21 @@ def run_tune(config: Config, progress: Progress, train: Train) -> list[Trial]:
         write_search(folder, config, found)
         progress.table(*trial_table(found, config.tune.metric))
 
-    found = run_search(config, trials, stop_early=True, progress=show)
-    best = rank(found, config.tune.metric)[0]
+    if config.tune.search == "optuna":
+        found = run_proposed_search(config, {}, show)
+    else:
+        found = run_search(config, trials, stop_early=True, progress=show)
+    ended = [trial for trial in found if trial.status in ("done", "stopped")]
+    if not ended:
+        raise UserError(f"all {len(found)} trials failed; the first: {found[0].error}")
+    best = rank(ended, config.tune.metric)[0]
     finish(folder, {"best": best.name, "trials": len(found), **{f"best/{k}": v for k, v in best.metrics.items()}})
     return found
+
+
+def num_searched(config: Config, trials: Sequence[Point]) -> int:
+    """Count the trials of a study's search; Optuna's are not known beforehand, but their number is."""
+    return len(config.study.arms) * (config.tune.num_trials or 0) if config.tune.search == "optuna" else len(trials)
 
 
 def make_data(config: Config, variants: Sequence[Config], progress: Progress) -> None:
@@ -123,7 +137,14 @@ def search_and_measure(config: Config, trials: Sequence[Point], progress: Progre
         write_search(folder, config, found)
         progress.table(*trial_table(found, config.tune.metric))
 
-    searched = run_search(config, trials, stop_early=True, progress=show)
+    if config.tune.search == "optuna":
+        searched: list[Trial] = []
+        for arm in config.study.arms:
+            fixed = {config.study.compare: arm, "seed": config.seed}
+            earlier = list(searched)
+            searched += run_proposed_search(config, fixed, lambda found, earlier=earlier: show([*earlier, *found]))
+    else:
+        searched = run_search(config, trials, stop_early=True, progress=show, apart=config.study.compare)
     chosen = finalists(config, searched)
     progress.note(f"chosen on one half of the validation tasks: {'; '.join(_settings(config, chosen))}")
     return [*searched, *run_search(config, chosen, stop_early=False, progress=lambda found: show([*searched, *found]))]
@@ -180,7 +201,7 @@ def _describe(manifest: dict[str, Any]) -> str:
 
 def _shares(result: dict[str, Any]) -> str:
     """Name the main scores of an evaluation in a line."""
-    main = [key for key in result if key.endswith(("/per_output", "/all/accuracy")) and "greedy" not in key]
+    main = [key for key in result if key.endswith(("/per_output", "/accuracy")) and "greedy" not in key]
     return ", ".join(f"{key.split('/', 1)[0]} {100 * result[key]:.1f} %" for key in main)
 
 

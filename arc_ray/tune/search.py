@@ -4,6 +4,7 @@ A search called again replays what its folders hold: a finished trial reports it
 within a second, a trial that was cut off reports its own and then trains on. So no pickled state has to survive.
 """
 
+import dataclasses
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,60 +16,85 @@ import ray
 import ray.train
 import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler
 
 from arc_ray.config import Config
 from arc_ray.runs import checkpoint_steps, is_finished, read_metrics, run_folder
 from arc_ray.storage import Folder
-from arc_ray.train.driver import prepare, run_training
-from arc_ray.tune.space import Point, trial_config
-from arc_ray.tune.trials import Trial, read_trial, write_status
+from arc_ray.train.driver import run_training
+from arc_ray.tune.space import Point, points, trial_config
+from arc_ray.tune.stopping import SCORE, TIME, make_scheduler
+from arc_ray.tune.trials import Trial, known_points, read_trial, write_status
 
 WATCH_SECONDS = 3.0
 
-TIME = {"tokens": "train/learned_tokens", "epochs": "train/epoch"}
-SCORE = "score"
-"""What the scheduler compares: the metric, and a thousandth of cell accuracy to break its ties."""
-
 
 def run_search(
-    config: Config, trials: Sequence[Point], stop_early: bool, progress: Callable[[list[Trial]], None]
+    config: Config,
+    trials: Sequence[Point],
+    stop_early: bool,
+    progress: Callable[[list[Trial]], None],
+    apart: str | None = None,
 ) -> list[Trial]:
     """Run the trials that have not ended, and return all of them; one that fails is a row that says so.
 
-    `stop_early` false lets every trial run to its end, whatever the config's scheduler.
+    `stop_early` false lets every trial run to its end, whatever the config's scheduler; `apart` names a config key, and
+    trials with different values of it do not stop each other.
     """
     started = [trial_config(config, point, config.name) for point in trials]
-    waiting = [p for p, c in zip(trials, started, strict=True) if not is_finished(run_folder(c))]
-    if waiting:
-        at_once = min(max_concurrent(config), len(trials))
-        tuner = ray.tune.Tuner(
-            ray.tune.with_resources(_train_trial, {"CPU": 0.01}),
-            param_space={
-                "config": config,
-                "point": ray.tune.grid_search(list(trials)),
-                "to_the_end": not stop_early,
-                "at_once": at_once,
-            },
-            tune_config=ray.tune.TuneConfig(
-                metric=SCORE,
-                mode="max",
-                scheduler=_scheduler(config, started) if stop_early else FIFOScheduler(),
-                max_concurrent_trials=at_once,
-                reuse_actors=False,
-            ),
-            run_config=ray.tune.RunConfig(
-                name="search",
-                storage_path=str(_scratch(config)),
-                callbacks=[_Ends(config)],
-                verbose=0,
-            ),
-        )
+    if not all(is_finished(run_folder(trial)) for trial in started):
+        scheduler = make_scheduler(config, trials, started, apart) if stop_early else FIFOScheduler()
+        space = {"point": ray.tune.grid_search(list(trials)), "to_the_end": not stop_early}
         with _watched(lambda: progress([read_trial(config, point) for point in trials])):
-            tuner.fit()
+            _fit(config, space, ray.tune.TuneConfig(scheduler=scheduler), len(trials))
     found = [read_trial(config, point) for point in trials]
     progress(found)
     return found
+
+
+def run_proposed_search(config: Config, fixed: Point, progress: Callable[[list[Trial]], None]) -> list[Trial]:
+    """Run `tune.num_trials` trials at points that Optuna proposes, each with `fixed` added, and return all of them.
+
+    Called again after a fault, the points that have folders are proposed first, then new ones.
+    """
+    # Not at the top: every trial's process imports this module, and Optuna takes a fifth of a second.
+    from arc_ray.tune.proposals import Proposals
+
+    number, known = config.tune.num_trials, _read_known(config, fixed)
+    assert number, "the config checks this"
+    if sum(trial.status in ("done", "stopped") for trial in known) < number:
+        proposed = [{**point, **fixed} for point in points(config)]
+        started = [trial_config(config, point, config.name) for point in proposed]
+        known_first = [trial.point for trial in known]
+        tune_config = ray.tune.TuneConfig(
+            search_alg=Proposals(config.tune.space, fixed, known_first, number, config.seed, SCORE),
+            num_samples=number,
+            scheduler=make_scheduler(config, proposed, started, None),
+        )
+        with _watched(lambda: progress(_read_known(config, fixed))):
+            _fit(config, {"to_the_end": False}, tune_config, number)
+    found = _read_known(config, fixed)
+    progress(found)
+    return found
+
+
+def _read_known(config: Config, fixed: Point) -> list[Trial]:
+    return [read_trial(config, point) for point in known_points(config, fixed)]
+
+
+def _fit(config: Config, space: dict[str, Any], tune_config: ray.tune.TuneConfig, num_trials: int) -> None:
+    """Let Tune run trials: at most so many at once that all of them get their workers."""
+    at_once = min(max_concurrent(config), num_trials)
+    ray.tune.Tuner(
+        ray.tune.with_resources(_train_trial, {"CPU": 0.01}),
+        param_space={"config": config, "at_once": at_once, **space},
+        tune_config=dataclasses.replace(
+            tune_config, metric=SCORE, mode="max", max_concurrent_trials=at_once, reuse_actors=False
+        ),
+        run_config=ray.tune.RunConfig(
+            name="search", storage_path=str(_scratch(config)), callbacks=[_Ends(config)], verbose=0
+        ),
+    ).fit()
 
 
 def max_concurrent(config: Config) -> int:
@@ -141,8 +167,8 @@ class _Ends(ray.tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It failed; the search goes on."""
         folder, point = self._place(trial)
-        error = trial.get_error()
-        write_status(folder, point, "failed", _reason(error) if error else "no reason given")
+        # Tune's `get_error` looks where the file will be copied to later.
+        write_status(folder, point, "failed", _reason(trial.error_file))
 
     def _place(self, trial: Any) -> tuple[Folder, Point]:
         point = trial.config["point"]
@@ -167,29 +193,11 @@ def _watched(look: Callable[[], None]) -> Iterator[None]:
         watcher.join()
 
 
-def _scheduler(config: Config, trials: Sequence[Config]) -> TrialScheduler:
-    """Make the scheduler; ASHA's longest time is that of the longest trial, known from its plan."""
-    if config.tune.scheduler.kind == "fifo":
-        return FIFOScheduler()
-    longest = max(trials, key=lambda trial: trial.train.epochs)
-    if config.tune.scheduler.time_attribute == "epochs":
-        most = float(longest.train.epochs)
-    else:
-        most = float(prepare(longest).plan.learned_per_step().sum())
-    return AsyncHyperBandScheduler(
-        time_attr=TIME[config.tune.scheduler.time_attribute],
-        max_t=most,  # pyright: ignore[reportArgumentType]
-        grace_period=most * config.tune.scheduler.grace,  # pyright: ignore[reportArgumentType]
-        reduction_factor=config.tune.scheduler.reduction,
-        # A trial that reaches max_t has done all its steps; it ends by itself, with its checkpoint written.
-        stop_last_trials=False,
-    )
-
-
-def _reason(error: BaseException) -> str:
+def _reason(error_file: str | None) -> str:
     """Take the last line of an error, which says what happened; Ray puts its traces above."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:500] if lines else type(error).__name__
+    text = Path(error_file).read_text() if error_file and Path(error_file).exists() else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:500] if lines else "no reason given"
 
 
 def _scratch(config: Config) -> Path:

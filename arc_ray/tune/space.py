@@ -18,9 +18,16 @@ MOST_NAME = 120
 def points(config: Config) -> list[Point]:
     """List the points of a grid or random search, in the order in which they are started; the same each time.
 
-    Points that come first in a key's list are started first: put the likeliest values there. Raises UserError.
+    Points that come first in a key's list are started first: put the likeliest values there. Of a search by Optuna,
+    whose points follow from results, as few as hold every value that a key may have: what they need, all need.
     """
     space = config.tune.space
+    if config.tune.search == "optuna":
+        values = [next(iter(spec.values())) for spec in space.values()]
+        return [
+            dict(zip(space, (of_key[i % len(of_key)] for of_key in values), strict=True))
+            for i in range(max(len(of_key) for of_key in values))
+        ]
     if config.tune.search == "grid":
         values = [next(iter(spec.values())) for spec in space.values()]
         return [dict(zip(space, point, strict=True)) for point in itertools.product(*values)]
@@ -59,19 +66,19 @@ def _draw(seed: int, number: int, key: str, spec: Mapping[str, Any]) -> Any:
     rng = rng_for(seed, "tune", number, key)
     match kind:
         case "uniform":
-            return _as_named(rng.uniform(*values))
+            return as_named(rng.uniform(*values))
         case "loguniform":
-            return _as_named(values[0] * (values[1] / values[0]) ** rng.uniform())
+            return as_named(values[0] * (values[1] / values[0]) ** rng.uniform())
         case _:
             return values[int(rng.integers(len(values)))]
 
 
-def _as_named(value: float) -> float:
+def as_named(value: float) -> float:
     """Round to the digits that a trial's name shows, so that two trials of one name would really be the same."""
     return float(f"{value:.6g}")
 
 
 def as_word(value: Any) -> str:
     """Write a value so that it can be part of a folder's name."""
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    text = f"{value:.6g}".replace("e+", "e") if isinstance(value, float) else str(value)
     return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in text)

@@ -36,6 +36,17 @@ def read_trial(config: Config, point: Point) -> Trial:
     return Trial(trial_name(point), point, about["status"], about["error"], metrics)
 
 
+def known_points(config: Config, fixed: Point) -> list[Point]:
+    """List the points that have folders and hold `fixed`: those that have ended first, then in the order of their start."""
+    trials = run_folder(config) / "trials"
+    found = []
+    for name in trials.names():
+        about, run = (trials / name).read_json("trial.json"), (trials / name).read_json("run.json")
+        if about and fixed.items() <= about["overrides"].items():
+            found.append((about["status"] not in ("done", "stopped"), (run or {}).get("started", "~"), name, about))
+    return [about["overrides"] for *_, about in sorted(found, key=lambda entry: entry[:3])]
+
+
 def write_status(folder: Folder, point: Point, status: Status, error: str | None = None) -> None:
     """Write trial.json: what the trial is and how it ended."""
     folder.write_json("trial.json", {"trial": folder.name, "overrides": point, "status": status, "error": error})

@@ -1,0 +1,69 @@
+"""YAML files in and out: numbers as everybody writes them, and `include`, by which configs share what they have in common."""
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from arc_ray.errors import UserError
+
+INCLUDE = "include"
+"""Key of a config file that names another one, relative to its own folder; it is no part of the config."""
+
+BY_NAME = ("data.sources", "starts", "runs", "tune.space")
+"""Sections of names that a user chose: what an including file says of a name replaces all that was said of it."""
+
+
+class Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `2e-4` as text; this loader reads it as the number everybody means."""
+
+
+class Dumper(yaml.SafeDumper):
+    """Puts text in quotes that `Loader` would read as a number, such as the name `2e4`."""
+
+
+for _class in (Loader, Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"),
+        list("-+0123456789"),
+    )
+
+
+def read_tree(path: Path, included_by: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a config file as a nested dict, over the file that it includes, if any. Raises UserError."""
+    where = "".join(f", included by {file}" for file in reversed(included_by))
+    try:
+        text = path.read_text()
+    except OSError as error:
+        near = difflib.get_close_matches(str(path), [str(p) for p in Path("configs").rglob("*.yaml")], n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"config {path}{where}: {error.strerror or error}{hint}") from error
+    try:
+        tree = yaml.load(text, Loader=Loader) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"config {path}{where} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"config {path}{where}: the top level must be keys and values, not {type(tree).__name__}")
+    included = tree.pop(INCLUDE, None)
+    if included is None:
+        return tree
+    if not isinstance(included, str):
+        raise UserError(f"config {path}{where}: include names one file, relative to {path.parent}; got {included!r}")
+    if (other := path.parent / included).resolve() in {file.resolve() for file in (*included_by, path)}:
+        raise UserError(f"config {path}{where}: {included} includes itself")
+    return merged(read_tree(other, (*included_by, path)), tree)
+
+
+def merged(under: Mapping[str, Any], over: Mapping[str, Any], section: str = "") -> dict[str, Any]:
+    """Put one tree over another: sections key by key, anything else as a whole; see `BY_NAME`."""
+    result = dict(under)
+    for key, value in over.items():
+        below = result.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping) and section not in BY_NAME:
+            value = merged(below, value, f"{section}.{key}" if section else str(key))
+        result[key] = value
+    return result

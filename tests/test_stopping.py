@@ -1,0 +1,50 @@
+"""ASHA as a study uses it: real schedulers, fed what trials would report."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from builders import config_with
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+
+from arc_ray.tune.stopping import SCORE, TIME, Apart, make_scheduler
+
+
+def asha() -> AsyncHyperBandScheduler:
+    return AsyncHyperBandScheduler(
+        time_attr=TIME["tokens"], metric=SCORE, mode="max", max_t=100, grace_period=25, reduction_factor=3
+    )
+
+
+def decisions(scheduler: TrialScheduler, scores: list[tuple[str, float]]) -> list[str]:
+    """Let trials (start, score) report one after another after a quarter of their tokens."""
+    found = []
+    for number, (start, score) in enumerate(scores):
+        trial: Any = SimpleNamespace(trial_id=str(number), config={"point": {"start": start, "train.lr": number}})
+        scheduler.on_trial_add(None, trial)  # pyright: ignore[reportArgumentType]
+        result = {TIME["tokens"]: 25, SCORE: score}
+        found.append(scheduler.on_trial_result(None, trial, result))  # pyright: ignore[reportArgumentType]
+    return found
+
+
+ARRIVING = [("base", 0.9), ("base", 0.8), ("count", 0.2), ("count", 0.1), ("base", 0.95), ("count", 0.3)]
+
+
+def test_arms_do_not_stop_each_other():
+    """Would catch a weak arm whose trials all end at the first rung, so that its setting is chosen by its first steps."""
+    apart = Apart({'"base"': asha(), '"count"': asha()}, "start")
+    assert decisions(apart, ARRIVING) == ["CONTINUE", "STOP", "CONTINUE", "STOP", "CONTINUE", "CONTINUE"]
+    together = Apart({"all": asha()}, None)
+    assert decisions(together, ARRIVING) == ["CONTINUE", "STOP", "STOP", "STOP", "CONTINUE", "STOP"]
+
+
+def test_without_early_stopping_all_trials_run():
+    assert type(make_scheduler(config_with(tune__scheduler__kind="fifo"), [], [], None)) is FIFOScheduler
+
+
+@pytest.mark.parametrize(
+    "name", ["on_trial_add", "on_trial_error", "on_trial_result", "on_trial_complete", "on_trial_remove"]
+)
+def test_everything_that_asha_listens_to_is_passed_on(name: str):
+    """Would catch a notice that ends in the first-in-first-out scheduler, which does nothing with it."""
+    assert name in vars(Apart)
