@@ -76,7 +76,11 @@ def train_on_worker(parts: dict[str, Any]) -> None:
     row_tokens = maker.plan.row_tokens
     batches = stream_rows(job.maker, rows, config.train.micro_rows, row_tokens, config.scaling.data_cpus)
     hooks = Hooks(
-        log, run_validation, save, lambda step: [n for r in _real(maker.plan, step) for n in maker.names_of(r)]
+        log,
+        run_validation,
+        save,
+        lambda step: [n for r in _real(maker.plan, step) for n in maker.names_of(r)],
+        EndNotice().is_new,
     )
     try:
         fit(engine, batches, maker.plan, config.train, first_step, num_workers, hooks)
@@ -101,6 +105,22 @@ def rows_of_rank(plan: Plan, config: Config, rank: int, num_workers: int, first_
 
 def _real(plan: Plan, step: int) -> list[int]:
     return [row for row in plan.rows_of_step(step) if row < plan.num_rows]
+
+
+class EndNotice:
+    """Hears from Ray Train that a machine of this run will be taken away (`ray drain-node`, spot notices)."""
+
+    def __init__(self) -> None:
+        # `arc-ray` switches Ray's watcher off where it starts Ray itself, and asking is a barrier of all workers.
+        self._listens = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0"
+        self._heard = False
+
+    def is_new(self) -> bool:
+        """Tell, once, that the notice is there. All workers must ask equally often; they get the same answer."""
+        if not self._listens or self._heard:
+            return False
+        self._heard = ray.train.get_preemption_info() is not None
+        return self._heard
 
 
 class MetricsLog:
