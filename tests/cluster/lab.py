@@ -62,6 +62,10 @@ class Lab:
         self.home, self.shared, self.key = folder / "laptop", folder / "shared", folder / "id"
         self.bashrc = ""
         """More lines for the hosts' ~/.bashrc, which commands over ssh read."""
+        self.environment: dict[str, str] = {}
+        """More environment of the laptop."""
+        self.keys: list[str] = []
+        """More public keys that hosts let in."""
         self._prefix = f"arclab{os.getpid()}"
         self._laptop = f"{self._prefix}-0"
         self._pids: dict[int, int] = {}
@@ -116,9 +120,6 @@ class Lab:
         }
         given = [f"{key}={value}" for key, value in environment.items()]
         return ["ip", "netns", "exec", self._laptop, "env", *given, *words]
-
-    environment: dict[str, str] = {}  # noqa: RUF012
-    """More environment of the laptop."""
 
     def run(self, *words: str, timeout: float = 120, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command on the laptop, in the repository's root."""
@@ -215,7 +216,7 @@ class Lab:
     def _let_in(self, host: Path) -> None:
         pairs = [str(pem) for pem in (self.home / ".ssh").glob("*.pem")]  # that a cloud made for Ray
         keys = [subprocess.run(["ssh-keygen", "-y", "-f", p], capture_output=True, text=True).stdout for p in pairs]
-        keys.append((self.folder / "id.pub").read_text())
+        keys += [(self.folder / "id.pub").read_text(), *(f"{key}\n" for key in self.keys)]
         (host / "root" / ".ssh" / "authorized_keys").write_text("".join(keys))
         (host / "root" / ".bashrc").write_text(
             f"export PATH={Path(sys.executable).parent}:$PATH RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1\n{self.bashrc}"

@@ -1,4 +1,4 @@
-"""AWS and Lambda Cloud to the end: the launch files against fakes of the APIs whose instances boot as hosts with an sshd.
+"""AWS, Google Cloud and Lambda Cloud to the end: the launch files against fakes of the APIs, whose instances boot as hosts.
 
 `ray up`, a job whose GPUs make a worker appear, the idle worker's end, `ray down`. The autoscaler is Ray's own, on the head.
 """
@@ -65,6 +65,31 @@ def test_aws() -> None:
             assert "InstanceLifecycle" not in started["c7i.8xlarge"]
             wait_until(lambda: len(account.live) == 1, 180, f"idle workers stay: {account.live}", every=1)
         wait_until(lambda: not account.live, 30, f"`ray down` leaves {account.live}", every=1)
+    assert lab.names_left() == []
+
+
+def test_google_cloud() -> None:
+    """Catches bodies that Google refuses, GPU types that never start, and a launcher that sets a working node up again."""
+    if importlib.util.find_spec("googleapiclient") is None:
+        pytest.skip("Google's client is not installed: pip install '.[gcp]'")
+    from fake_google_cloud import fake_google
+
+    with laboratory() as lab, fake_google(lab) as project:
+        changes = {"provider": {"use_internal_ips": True, "project_id": "testing"}, "idle_timeout_minutes": 0.5}
+        with brought_up(lab, fitted("gcp", lab, changes)):
+            found = run_job(lab, has_data_nodes=True)
+            assert found["train"]["gpus"] == 8
+            assert found["train"]["role"] == "train"
+            assert found["data"]["role"] == "data"
+            assert project.refused == []
+            kinds = {i["machineType"].rsplit("/", 1)[-1]: i for i in project.started}
+            assert kinds.keys() == {"n2-standard-8", "n2-standard-32", "a3-highgpu-8g"}
+            assert len(project.started) == 3, "a working node was set up again"
+            assert kinds["a3-highgpu-8g"]["scheduling"]["provisioningModel"] == "SPOT"
+            wait_until(
+                lambda: len(project.instances) == 1, 180, f"idle workers stay: {list(project.instances)}", every=1
+            )
+        wait_until(lambda: not project.instances, 30, f"`ray down` leaves {list(project.instances)}", every=1)
     assert lab.names_left() == []
 
 
