@@ -18,12 +18,12 @@ from arc_ray.train.starts import needed_runs, with_start
 
 def check(config: Config | None, terminal: Terminal, address: str | None = None) -> None:
     """Print versions and devices, and with a config whether cluster, storage, model and data are usable. Raises UserError."""
-    for line in _machine():
-        terminal.note(line)
     if is_cluster(address):
         if config is None:
             raise UserError("give a config: which storage and how many workers are to be checked?")
         _check_cluster(config, terminal, address)
+    for line in _machine():
+        terminal.note(line)
     if config is None:
         return
     check_storage(config)
