@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from arc_ray.cluster.roles import reachable
@@ -163,7 +164,7 @@ def can_tell_growth() -> bool:
 def _answer(host: str, address: str, reference: "ray.ObjectRef[NodeReport]") -> NodeReport:
     try:
         return ray.get(reference, timeout=NODE_SECONDS)
-    except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
+    except RayError as error:
         reason = str(error).strip().splitlines()[-1][:300] if str(error).strip() else type(error).__name__
         raise UserError(
             f"{host} ({address}) cannot run a task: {reason}; is arc_ray installed there (setup_commands)?"

@@ -51,6 +51,7 @@ def test_aws() -> None:
     if importlib.util.find_spec("moto") is None:
         pytest.skip("moto is not installed: pip install '.[cluster-tests]'")
     with laboratory() as lab, fake_ec2(lab) as account:
+        lab.run("python", "-m", "arc_ray.cluster.aws_setup")
         changes = {"provider": {"use_internal_ips": True}, "idle_timeout_minutes": 0.5}
         with brought_up(lab, fitted("aws", lab, changes)):
             assert list(account.live.values()) == ["m7i.2xlarge"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lab import Lab, laboratory, missing, wait_until
+from lab import ROOT, Lab, laboratory, missing, wait_until
 from places import RUN, address, brought_up, checkpoints, fitted, hosts_at_work, jobs, num_nodes, status, steps, submit
 
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(missing()), reason=missing() or "possible here")]
@@ -35,7 +35,7 @@ def cluster() -> Iterator[tuple[Lab, Path]]:
         lab.run("ray", "get-auth-token", "--generate")
         lab.boot(HEAD, *WORKERS)
         (lab.shared / "run.yaml").write_text(yaml.safe_dump({**RUN, "storage": str(lab.shared / "runs")}))
-        token = yaml.safe_load(Path("cluster/onprem.yaml").read_text())["setup_commands"][0]
+        token = yaml.safe_load((ROOT / "cluster" / "onprem.yaml").read_text())["setup_commands"][0]
         changes = {
             "provider": {"head_ip": address(HEAD), "worker_ips": [address(n) for n in WORKERS]},
             "auth": {"ssh_private_key": str(lab.key)},
