@@ -181,6 +181,19 @@ def test_kuberay_keeps_the_operator_s_rules() -> None:
     assert all("runs" in names for names in volumes), "every pod must see the storage"
 
 
+def test_ray_s_autoscaler_reads_roles_and_gpus_from_the_rayjob() -> None:
+    """Catches roles that the autoscaler does not see (it ignores labels in rayStartParams): data tasks would wait for ever."""
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+    job = next(d for d in yaml.safe_load_all(text("kuberay")) if d["kind"] == "RayJob")
+    resource = {"metadata": {"name": "arc", "namespace": "default"}, "spec": job["spec"]["rayClusterSpec"]}
+    types = _derive_autoscaling_config_from_ray_cr(resource)["available_node_types"]
+    head, data, train = types.values()
+    assert [kind["labels"].get("arc-ray-role") for kind in (head, data, train)] == ["head", "data", "train"]
+    assert [kind["resources"].get("CPU") for kind in (head, data, train)] == [0, 16, 96]
+    assert [kind["resources"].get("GPU", 0) for kind in (head, data, train)] == [0, 0, 8]
+
+
 @pytest.mark.parametrize("path", [*sorted(FOLDER.iterdir())], ids=lambda path: path.name)
 def test_no_secret_no_price_no_account(path: Path) -> None:
     """Catches a key, an account or a price that was left in while trying things out."""
@@ -316,7 +329,7 @@ def test_kuberay_fits_the_resource_definition() -> None:
         pytest.skip("KubeRay's resource definitions (shared/data) are not here")
     import jsonschema
 
-    definition = yaml.safe_load((folder / "ray.io_rayjobs.yaml").read_text())
+    definition = yaml.load((folder / "ray.io_rayjobs.yaml").read_text(), Loader=yaml.CSafeLoader)  # a megabyte
     version = next(v for v in definition["spec"]["versions"] if v["name"] == "v1")
     schema = strict(version["schema"]["openAPIV3Schema"])
     schema["properties"]["metadata"] = {"type": "object"}

@@ -42,7 +42,7 @@ def cluster() -> Iterator[tuple[Lab, Path]]:
         }
         file = fitted("onprem", lab, changes, worker="--num-cpus=3", setup=[token])
         with brought_up(lab, file):
-            wait_until(lambda: num_nodes(lab, file) == 4, 150, "the workers did not join", every=3)
+            wait_until(lambda: num_nodes(lab, file) == 4, 300, "the workers did not join", every=3)
             yield lab, file
         # The workers' Ray ends by itself once the head is gone.
         wait_until(
@@ -86,14 +86,14 @@ def start_training(lab: Lab, name: str, *overrides: str) -> Path:
     done = submit(lab, "train", str(lab.shared / "run.yaml"), f"name={name}", *overrides, wait=False, name=name)
     assert done.returncode == 0, done.stdout + done.stderr
     folder = lab.shared / "runs" / name
-    wait_until(lambda: bool(checkpoints(folder)) or status(lab, name) == "FAILED", 200, "no checkpoint", every=1)
+    wait_until(lambda: bool(checkpoints(folder)) or status(lab, name) == "FAILED", 300, "no checkpoint", every=1)
     assert status(lab, name) == "RUNNING", jobs(lab, "logs", name).stdout
     return folder
 
 
 def end_of(lab: Lab, name: str, folder: Path) -> str:
     """Wait for a training's end, check that every step was done once, and return its log."""
-    wait_until(lambda: status(lab, name) != "RUNNING", 300, f"{name} did not end: {steps(folder)[-1:]}", every=3)
+    wait_until(lambda: status(lab, name) != "RUNNING", 400, f"{name} did not end: {steps(folder)[-1:]}", every=3)
     log = jobs(lab, "logs", name).stdout
     assert status(lab, name) == "SUCCEEDED", log
     num_steps = json.loads((folder / "result.json").read_text())["steps"]
@@ -125,7 +125,7 @@ def test_an_announced_loss_is_checkpointed_and_not_counted(cluster: tuple[Lab, P
     lab.kill(leaving)
     end_of(lab, "notice", folder)
     lab.boot(leaving)
-    wait_until(lambda: num_nodes(lab, file) == 4, 150, "a host that came back was not joined again", every=3)
+    wait_until(lambda: num_nodes(lab, file) == 4, 300, "a host that came back was not joined again", every=3)
 
 
 def ssh(lab: Lab, number: int) -> list[str]:
