@@ -20,6 +20,7 @@ from arc_ray.runs import read_metrics, run_folder, write_metrics
 from arc_ray.train.checkpoint import CheckpointWriter, newest_checkpoint, read_state
 from arc_ray.train.engine import gather_state, load_weights, make_engine, restore_state
 from arc_ray.train.loop import Hooks, Metrics, NonFiniteLossError, fit
+from arc_ray.train.notice import EndNotice
 from arc_ray.train.schedule import accumulation_steps
 from arc_ray.train.validation import ValidationSet, validate
 
@@ -80,7 +81,7 @@ def train_on_worker(parts: dict[str, Any]) -> None:
         run_validation,
         save,
         lambda step: [n for r in _real(maker.plan, step) for n in maker.names_of(r)],
-        EndNotice().is_new,
+        EndNotice(ray.train.get_preemption_info).is_new,
     )
     try:
         fit(engine, batches, maker.plan, config.train, first_step, num_workers, hooks)
@@ -105,22 +106,6 @@ def rows_of_rank(plan: Plan, config: Config, rank: int, num_workers: int, first_
 
 def _real(plan: Plan, step: int) -> list[int]:
     return [row for row in plan.rows_of_step(step) if row < plan.num_rows]
-
-
-class EndNotice:
-    """Hears from Ray Train that a machine of this run will be taken away (`ray drain-node`, spot notices)."""
-
-    def __init__(self) -> None:
-        # `arc-ray` switches Ray's watcher off where it starts Ray itself, and asking is a barrier of all workers.
-        self._listens = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0"
-        self._heard = False
-
-    def is_new(self) -> bool:
-        """Tell, once, that the notice is there. All workers must ask equally often; they get the same answer."""
-        if not self._listens or self._heard:
-            return False
-        self._heard = ray.train.get_preemption_info() is not None
-        return self._heard
 
 
 class MetricsLog:

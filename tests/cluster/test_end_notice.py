@@ -2,7 +2,7 @@
 
 import pytest
 
-from arc_ray.train import worker
+from arc_ray.train.notice import EndNotice
 
 
 @pytest.mark.parametrize(("watcher", "told"), [(None, [False, False, True, False]), ("0", [False] * 4)])
@@ -15,10 +15,9 @@ def test_the_notice_is_told_once(watcher: str | None, told: list[bool], monkeypa
         asked.append(len(asked))
         return answers[len(asked) - 1]
 
-    monkeypatch.setattr(worker.ray.train, "get_preemption_info", ask)
     monkeypatch.delenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", raising=False)
     if watcher is not None:
         monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", watcher)
-    notice = worker.EndNotice()
+    notice = EndNotice(ask)
     assert [notice.is_new() for _ in range(4)] == told
     assert len(asked) == (3 if watcher is None else 0)
