@@ -21,7 +21,7 @@ import pytest
 import yaml
 from places import RUN, checkpoints, steps
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).parents[2]
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
