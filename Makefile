@@ -1,6 +1,7 @@
 # make quickstart   install, then the study of configs/quickstart.yaml
 # make test         install, then the tests that end within minutes
 # make test-slow    the tests that take longer: faults, several processes
+# make test-cluster launch files on hosts of this machine (root, Linux; Debian: openssh-server rsync iproute2 netcat-openbsd)
 # make check        lint, format, types
 
 PYTHON ?= python3.11
@@ -8,7 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: quickstart install test test-slow check clean
+.PHONY: quickstart install test test-slow test-cluster check clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/arc-ray study configs/quickstart.yaml
@@ -27,6 +28,10 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
+
+test-cluster: $(INSTALLED)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,cluster-tests]'
+	$(BIN)/pytest -m cluster
 
 check: $(INSTALLED)
 	$(BIN)/ruff check

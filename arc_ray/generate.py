@@ -14,6 +14,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from arc_ray.cluster.roles import data_selector, reachable
 from arc_ray.config.sources import AnySource
 from arc_ray.datasets.blocks import (
     Block,
@@ -148,7 +149,7 @@ def _write_blocks(
 ) -> Iterator[int]:
     """Make blocks in parallel; yield numbers of examples as they are done. Raises UserError if a worker met one."""
     seconds = {block.task_id: seconds_per_example(source, block.task_id) for block in blocks}
-    bundles = bundles_of(blocks, seconds, num_workers or int(ray.cluster_resources()["CPU"]))
+    bundles = bundles_of(blocks, seconds, num_workers or max(1, int(reachable("CPU"))))
     tables = [pa.Table.from_pylist([block._asdict() for block in bundle]) for bundle in bundles]
     done = ray.data.from_arrow(tables).map_batches(
         functools.partial(_write_bundle, source=source, folder=folder),
@@ -158,6 +159,7 @@ def _write_blocks(
         compute=ray.data.TaskPoolStrategy(size=num_workers) if num_workers else None,
     )
     done.context.enable_progress_bars = False
+    done.context.execution_options.label_selector = data_selector()
     done.context.execution_no_progress_timeout_s = -1  # a bundle may take long; a hanging example has its own limit
     # Rows come back one by one. Ray also reserves twice this much for each task: its 128 MiB would leave workers idle.
     done.context.target_max_block_size = 1

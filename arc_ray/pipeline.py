@@ -9,6 +9,7 @@ import numpy.typing as npt
 import ray
 import ray.data
 
+from arc_ray.cluster.roles import data_selector
 from arc_ray.rows import Batch, RowMaker
 
 BLOCK_TOKENS = 2**21
@@ -39,6 +40,7 @@ def stream_rows(
     context = dataset.context
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
+    context.execution_options.label_selector = data_selector()
     # Ray's guard would kill a training that pauses for half an hour, such as one in a long validation.
     context.execution_no_progress_timeout_s = -1
     batches: Any = dataset.iter_batches(batch_size=rows_per_batch, prefetch_batches=4)

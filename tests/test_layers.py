@@ -19,7 +19,7 @@ LAYERS = (
     {"intervals", "storage", "tasks"},
     {"analysis", "augment", "config", "encoders", "fingerprints", "prompt", "scores", "submission", "vote"},
     {"report", "runs", "sources", "views"},
-    {"datasets", "guard", "plan", "tokens"},
+    {"cluster", "datasets", "guard", "plan", "tokens"},
     {"fetch", "generate", "generation", "model", "rows"},
     {"pipeline", "quality"},
     {"train"},
@@ -39,6 +39,7 @@ HOMES = {
     "peft": ("model",),
     "ray": (
         "cli/session",
+        "cluster/",
         "evaluate/answering",
         "evaluate/ttt",
         "generate",

@@ -1,14 +1,15 @@
 """`arc-ray COMMAND`: the only place with `ray.init`, logging set-up and printing. Heavy imports wait for their command."""
 
 import os
+import signal
 import sys
 
 from arc_ray.cli.commands import app
 from arc_ray.cli.console import fail
 from arc_ray.errors import UserError
 
-INTERRUPTED = 130
-"""The shell's exit code for Ctrl-C."""
+INTERRUPTED, TERMINATED = 130, 143
+"""The shell's exit codes for Ctrl-C and for SIGTERM, which `ray job stop` and batch systems send."""
 
 
 def main() -> None:
@@ -25,3 +26,8 @@ def main() -> None:
     except KeyboardInterrupt:
         fail("interrupted; the same command goes on from here")
         sys.exit(INTERRUPTED)
+    except SystemExit as end:
+        if end.code == signal.SIGTERM:  # what Ray's own handler makes of the signal
+            fail("stopped; the same command goes on from here")
+            sys.exit(TERMINATED)
+        raise

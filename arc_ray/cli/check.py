@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from arc_ray.cli.console import Terminal
 from arc_ray.cli.dry import plan_lines
-from arc_ray.cli.session import check_storage
+from arc_ray.cli.session import check_storage, connected, is_cluster
 from arc_ray.config import Config
 from arc_ray.errors import UserError
 from arc_ray.quality import quality_lines
@@ -16,8 +16,12 @@ from arc_ray.train.driver import describe_data
 from arc_ray.train.starts import needed_runs, with_start
 
 
-def check(config: Config | None, terminal: Terminal) -> None:
-    """Print versions and devices, and with a config whether storage, model and data are usable. Raises UserError."""
+def check(config: Config | None, terminal: Terminal, address: str | None = None) -> None:
+    """Print versions and devices, and with a config whether cluster, storage, model and data are usable. Raises UserError."""
+    if is_cluster(address):
+        if config is None:
+            raise UserError("give a config: which storage and how many workers are to be checked?")
+        _check_cluster(config, terminal, address)
     for line in _machine():
         terminal.note(line)
     if config is None:
@@ -45,6 +49,14 @@ def _data(config: Config, has_model: bool) -> Iterator[str]:
         yield from quality_lines(describe_data(config, has_model))
     except UserError as error:
         yield f"data: not known yet ({error})"
+
+
+def _check_cluster(config: Config, terminal: Terminal, address: str | None) -> None:
+    from arc_ray.cluster.preflight import check_cluster
+
+    with connected(config, address):
+        for line in check_cluster(config):
+            terminal.note(line)
 
 
 def _machine() -> Iterator[str]:

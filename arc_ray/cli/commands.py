@@ -208,12 +208,17 @@ def peek(
 
 @app.command()
 def check(
-    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]")] = None, assignments: Assignments = None
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]")] = None,
+    assignments: Assignments = None,
+    address: Address = None,
 ) -> None:
-    """Versions and devices; with a config, whether storage, model and data are usable, and what training would take."""
+    """Versions and devices; with a config, whether storage, model and data are usable, and what training would take.
+
+    On a cluster (--address, or as a job) also whether all nodes answer, agree in versions, share the storage, and suffice.
+    """
     from arc_ray.cli.check import check as run_check
 
-    run_check(_load(config, assignments) if config else None, Terminal())
+    run_check(_load(config, assignments) if config else None, Terminal(), address)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from arc_ray.config import Config
+from arc_ray.errors import UserError
 from arc_ray.progress import Progress
 from arc_ray.runs import read_metrics, run_folder
 from arc_ray.storage import Folder
@@ -25,8 +26,8 @@ def connected(config: Config, address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     import ray
 
-    if address or os.environ.get("RAY_ADDRESS"):
-        ray.init(address=address or "auto", logging_level=logging.ERROR, log_to_driver=False)
+    if is_cluster(address):
+        _join(address or "auto")
     else:
         _start_ray(config)
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
@@ -75,9 +76,37 @@ def _own_address() -> str:
     return f"{ray.util.get_node_ip_address()}:{os.environ.get('RAY_GCS_SERVER_PORT')}"
 
 
+def is_cluster(address: str | None) -> bool:
+    """Tell whether a command joins a Ray that is there: it was given an address, or runs as a job of `ray job submit`."""
+    return bool(address or os.environ.get("RAY_ADDRESS"))
+
+
+def _join(address: str) -> None:
+    """Join a running Ray; what usually goes wrong becomes a UserError."""
+    import ray
+    from ray.exceptions import AuthenticationError
+
+    from arc_ray.cluster.preflight import check_address
+
+    check_address(address)
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (AuthenticationError, ConnectionError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise UserError(
+            f"--address {address}: Ray does not let this machine join: {reason}."
+            f" Check RAY_AUTH_MODE and the token, and that Python and Ray are the same here and there"
+        ) from error
+
+
 def check_storage(config: Config) -> None:
-    """Find out that nothing can be written before any work is done. Raises UserError."""
+    """Find out that nothing can be written, or that it would be lost, before any work is done. Raises UserError."""
     folder = Folder.at(config.storage)
+    if "/runtime_resources/working_dir_files/" in folder.uri:
+        raise UserError(
+            f"storage {config.storage}: a job's own folder is deleted after it; give a place that outlives it and that"
+            f" all nodes see, such as storage=s3://bucket/runs or storage=/shared/runs"
+        )
     folder.write_bytes(".writable", b"")
     folder.delete(".writable")
 

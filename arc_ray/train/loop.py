@@ -28,6 +28,8 @@ class Hooks:
     save: Callable[[int], None]
     name_views: Callable[[int], list[str]]
     """Names of the views of a step, for the error about a loss that is not finite."""
+    is_ending: Callable[[], bool] = lambda: False
+    """Whether a worker's machine was just announced to end; true once, at the same step on every worker."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -84,7 +86,7 @@ def fit(
             hooks.log(done, metrics)
         elif done % eval_every == 0:
             hooks.log(done, hooks.validate(done))
-        if done % save_every == 0 or is_last:
+        if done % save_every == 0 or is_last or hooks.is_ending():
             hooks.save(done)
 
 

@@ -20,6 +20,7 @@ from arc_ray.runs import read_metrics, run_folder, write_metrics
 from arc_ray.train.checkpoint import CheckpointWriter, newest_checkpoint, read_state
 from arc_ray.train.engine import gather_state, load_weights, make_engine, restore_state
 from arc_ray.train.loop import Hooks, Metrics, NonFiniteLossError, fit
+from arc_ray.train.notice import EndNotice
 from arc_ray.train.schedule import accumulation_steps
 from arc_ray.train.validation import ValidationSet, validate
 
@@ -76,7 +77,11 @@ def train_on_worker(parts: dict[str, Any]) -> None:
     row_tokens = maker.plan.row_tokens
     batches = stream_rows(job.maker, rows, config.train.micro_rows, row_tokens, config.scaling.data_cpus)
     hooks = Hooks(
-        log, run_validation, save, lambda step: [n for r in _real(maker.plan, step) for n in maker.names_of(r)]
+        log,
+        run_validation,
+        save,
+        lambda step: [n for r in _real(maker.plan, step) for n in maker.names_of(r)],
+        EndNotice(ray.train.get_preemption_info).is_new,
     )
     try:
         fit(engine, batches, maker.plan, config.train, first_step, num_workers, hooks)

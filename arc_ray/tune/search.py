@@ -18,6 +18,7 @@ import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler
 
+from arc_ray.cluster.roles import reachable
 from arc_ray.config import Config
 from arc_ray.runs import checkpoint_steps, is_finished, read_metrics, run_folder
 from arc_ray.storage import Folder
@@ -101,12 +102,12 @@ def max_concurrent(config: Config) -> int:
     """Derive how many trials fit: all their workers and one data task each, so that none waits for another for ever."""
     if config.tune.max_concurrent:
         return config.tune.max_concurrent
-    cluster, workers = ray.cluster_resources(), config.scaling.num_workers
+    workers = config.scaling.num_workers
     workers = workers if isinstance(workers, int) else workers[0]
-    by_cpu = cluster.get("CPU", 1) / (workers * (config.scaling.cpus_per_worker + config.scaling.data_cpus))
+    by_cpu = reachable("CPU") / (workers * (config.scaling.cpus_per_worker + config.scaling.data_cpus))
     if not config.scaling.use_gpu:
         return max(1, int(by_cpu))
-    return max(1, int(min(by_cpu, cluster.get("GPU", 0) / workers)))
+    return max(1, int(min(by_cpu, reachable("GPU") / workers)))
 
 
 def _train_trial(parameters: dict[str, Any]) -> None:

@@ -1,0 +1,164 @@
+"""Your own machines, for real: `cluster/onprem.yaml` on hosts with a sshd each; a spot notice, a power cut, and the end.
+
+One cluster serves all tests of this file, in their order: a head (no CPUs) and three workers of three CPUs.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from lab import ROOT, Lab, laboratory, missing, wait_until
+from places import RUN, address, brought_up, checkpoints, fitted, hosts_at_work, jobs, num_nodes, status, steps, submit
+
+pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(missing()), reason=missing() or "possible here")]
+
+HEAD, WORKERS = 11, (12, 13, 14)
+
+NOTICE = """
+import http.server
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(b'TRUE')
+http.server.HTTPServer(('127.0.0.1', 8099), Handler).serve_forever()
+"""
+"""Google's metadata server, on the day it takes the machine."""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[tuple[Lab, Path]]:
+    """The hosts, up as `ray up` makes them: token, autoscaler and start commands are the launch file's own."""
+    with laboratory() as lab:
+        lab.environment = {"RAY_AUTH_MODE": "token"}
+        lab.run("ray", "get-auth-token", "--generate")
+        lab.boot(HEAD, *WORKERS)
+        (lab.shared / "run.yaml").write_text(yaml.safe_dump({**RUN, "storage": str(lab.shared / "runs")}))
+        token = yaml.safe_load((ROOT / "cluster" / "onprem.yaml").read_text())["setup_commands"][0]
+        changes = {
+            "provider": {"head_ip": address(HEAD), "worker_ips": [address(n) for n in WORKERS]},
+            "auth": {"ssh_private_key": str(lab.key)},
+        }
+        file = fitted("onprem", lab, changes, worker="--num-cpus=3", setup=[token])
+        with brought_up(lab, file):
+            wait_until(lambda: num_nodes(lab, file) == 4, 300, "the workers did not join", every=3)
+            yield lab, file
+        # The workers' Ray ends by itself once the head is gone.
+        wait_until(
+            lambda: not any(lab.ray_processes(n) for n in (HEAD, *WORKERS)), 120, "Ray is left on a host", every=1
+        )
+    assert lab.names_left() == []
+
+
+def test_check_asks_every_node(cluster: tuple[Lab, Path]) -> None:
+    """Catches a check that sees only the head, and storage that looks shared because the head alone wrote there."""
+    lab, _ = cluster
+    done = submit(lab, "check", str(lab.shared / "run.yaml"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    for number in (HEAD, *WORKERS):
+        assert f"node host{number} ({address(number)}): ray 2.60.0" in done.stdout
+    assert "each of 4 nodes reads what the others write" in done.stdout
+    assert not list((lab.shared / "runs").glob(".check*"))
+    done = submit(lab, "check", str(lab.shared / "run.yaml"), "storage=/root/runs")
+    assert done.returncode == 1
+    assert "storage /root/runs is not shared: host" in done.stdout
+    assert "exit code 2" in done.stdout
+    done = submit(lab, "check", str(lab.shared / "run.yaml"), "storage=runs")
+    assert "a job's own folder is deleted after it" in done.stdout
+    assert done.returncode == 1
+
+
+def test_without_the_token_nobody_gets_in(cluster: tuple[Lab, Path]) -> None:
+    """Catches a cluster that only seems secured."""
+    lab, _ = cluster
+    with_token, lab.environment = lab.environment, {"RAY_AUTH_MODE": "disabled"}
+    try:
+        done = jobs(lab, "list", check=False)
+    finally:
+        lab.environment = with_token
+    assert done.returncode != 0
+    assert "nauthorized" in done.stdout + done.stderr
+
+
+def start_training(lab: Lab, name: str, *overrides: str) -> Path:
+    """Submit a training on two hosts and wait for its first checkpoint."""
+    done = submit(lab, "train", str(lab.shared / "run.yaml"), f"name={name}", *overrides, wait=False, name=name)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = lab.shared / "runs" / name
+    wait_until(lambda: bool(checkpoints(folder)) or status(lab, name) == "FAILED", 300, "no checkpoint", every=1)
+    assert status(lab, name) == "RUNNING", jobs(lab, "logs", name).stdout
+    return folder
+
+
+def end_of(lab: Lab, name: str, folder: Path) -> str:
+    """Wait for a training's end, check that every step was done once, and return its log."""
+    wait_until(lambda: status(lab, name) != "RUNNING", 400, f"{name} did not end: {steps(folder)[-1:]}", every=3)
+    log = jobs(lab, "logs", name).stdout
+    assert status(lab, name) == "SUCCEEDED", log
+    num_steps = json.loads((folder / "result.json").read_text())["steps"]
+    assert steps(folder) == list(range(1, num_steps + 1))
+    assert "\r" not in log
+    assert "━" not in log
+    assert "Traceback" not in log
+    return log
+
+
+def test_an_announced_loss_is_checkpointed_and_not_counted(cluster: tuple[Lab, Path]) -> None:
+    """Catches a spot notice that nobody hears: no checkpoint at it, or counted as a failure, of which none is allowed."""
+    lab, file = cluster
+    folder = start_training(
+        lab, "notice", "train.max_failures=0", "train.checkpoint_every=60", "train.keep_checkpoints=99"
+    )
+    (leaving, *_) = hosts_at_work(lab, WORKERS)
+    with lab.running("ssh", *ssh(lab, leaving), f'python -c "{NOTICE}"'):
+        watcher = f"python -m arc_ray.cluster.spot gcp --address {address(HEAD)}:6379 --metadata http://127.0.0.1:8099"
+        begun = time.monotonic()
+        assert "draining" in lab.inside(leaving, f"RAY_AUTH_MODE=token {watcher}").stdout
+    wait_until(lambda: any(step % 60 for step in checkpoints(folder)), 110, f"no checkpoint: {checkpoints(folder)}")
+    print(f"checkpoint {time.monotonic() - begun:.1f} s after the notice")
+    lab.kill(leaving)
+    end_of(lab, "notice", folder)
+    lab.boot(leaving)
+    wait_until(lambda: num_nodes(lab, file) == 4, 300, "a host that came back was not joined again", every=3)
+
+
+def ssh(lab: Lab, number: int) -> list[str]:
+    """Options and address of a host for ssh."""
+    return [
+        "-i",
+        str(lab.key),
+        "-o",
+        "StrictHostKeyChecking=no",
+        "-o",
+        "UserKnownHostsFile=/dev/null",
+        f"root@{address(number)}",
+    ]
+
+
+def test_a_power_cut_is_survived(cluster: tuple[Lab, Path]) -> None:
+    """Catches a run that hangs, starts again from its beginning, or does steps twice when a host dies without a word."""
+    lab, _ = cluster
+    folder = start_training(lab, "cut")
+    at_work = hosts_at_work(lab, WORKERS)
+    assert len(at_work) == 2, "the workers must be on two hosts"
+    done_before = checkpoints(folder)[-1]
+    lab.kill(at_work[-1])
+    end_of(lab, "cut", folder)
+    assert done_before < 400, "the run had ended before the cut"
+    assert set(at_work) - {at_work[-1]} <= set(WORKERS)
+
+
+def test_a_stopped_job_goes_on(cluster: tuple[Lab, Path]) -> None:
+    """Catches a `ray job stop` after which the same submission begins anew, or is refused."""
+    lab, _ = cluster
+    folder = start_training(lab, "stopped")
+    jobs(lab, "stop", "stopped")
+    wait_until(lambda: status(lab, "stopped") == "STOPPED", 60, "it did not stop", every=1)
+    kept = checkpoints(folder)[-1]
+    assert not (folder / "result.json").exists()
+    done = submit(lab, "train", str(lab.shared / "run.yaml"), "name=stopped", wait=False, name="again")
+    assert done.returncode == 0, done.stderr
+    end_of(lab, "again", folder)
+    first_again = json.loads((folder / "metrics.jsonl").read_text().splitlines()[kept]).get("seconds", 1e9)
+    assert first_again < 60, "its clock began anew at the checkpoint"
