@@ -26,6 +26,7 @@ WHERE_NOT_WHAT = (
     "scaling",
     "evaluate.num_actors",
     "tune.max_concurrent",
+    "train.engine",
     "train.max_failures",
     "train.micro_rows",
     "train.zero_stage",

