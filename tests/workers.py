@@ -149,7 +149,7 @@ def train_in_plain_pytorch(tree: Mapping[str, Any], overrides: Mapping[str, Any]
             at = torch.from_numpy(learned)[1:]
             loss = cross_entropy(model(input_ids=ids[None]).logits[0, :-1][at], ids[1:][at], reduction="sum")
             (loss / num_learned).backward()
-            total += float(loss)
+            total += float(loss.detach())
         losses.append(total / num_learned)
         if step == 0:
             gradient = {name: p.grad.numpy().copy() for name, p in weights.items() if p.grad is not None}

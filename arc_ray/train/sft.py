@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from arc_ray.config import Config
@@ -57,6 +57,7 @@ def fit_with_trl(
             train_dataset=rows.dataset(),
             processing_class=tokenizer,
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.add_callback(StepCallback(trainer, rows, config, start, make_hooks))
         trainer.train()
 
@@ -85,6 +86,7 @@ def trl_arguments(config: Config, num_workers: int, scratch: str) -> SFTConfig:
         remove_unused_columns=False,
         # A forked loader process would inherit Ray's threads and locks; rows cost little beside a training step.
         dataloader_num_workers=0,
+        dataloader_pin_memory=config.scaling.use_gpu,
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="no",
