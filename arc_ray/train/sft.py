@@ -5,6 +5,7 @@ Rows are a map-style dataset of row numbers with a transform: its length is know
 is held in memory. (An iterable is what SFTTrainer is not ready for: without a length, and sharded twice.)
 """
 
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+import torch.distributed
+from accelerate import PartialState
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, TrainerCallback
@@ -45,6 +48,7 @@ def fit_with_trl(
     if start.step == maker.plan.num_steps:
         return  # SFTTrainer refuses a dataset without rows
     import_deepspeed()
+    join_process_group(config)
     rows = PlannedRows(maker, start.step)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = PlannedTrainer(
@@ -62,15 +66,23 @@ def fit_with_trl(
         trainer.train()
 
 
-def trl_arguments(config: Config, num_workers: int, scratch: str) -> SFTConfig:
-    """Say in trl's words what the DeepSpeed dict says; `scratch` stays empty, because checkpoints are ours.
+def join_process_group(config: Config) -> None:
+    """Tell accelerate, which SFTTrainer leaves it to, of the process group that Ray Train made.
 
-    Not `use_cpu`, with which accelerate knows of no DeepSpeed: without a GPU it takes the CPU anyway.
+    Left alone on CPUs it either knows of no DeepSpeed or believes that each worker is alone: all would train on all rows.
     """
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    state = PartialState(backend="nccl" if config.scaling.use_gpu else "gloo")
+    assert state.num_processes == torch.distributed.get_world_size()
+
+
+def trl_arguments(config: Config, num_workers: int, scratch: str) -> SFTConfig:
+    """Say in trl's words what the DeepSpeed dict says; `scratch` stays empty, because checkpoints are ours."""
     deepspeed = deepspeed_config(config.train, config.model, num_workers)
     return SFTConfig(
         output_dir=scratch,
         deepspeed=deepspeed,
+        accelerator_config={"use_configured_state": True},
         per_device_train_batch_size=deepspeed["train_micro_batch_size_per_gpu"],
         gradient_accumulation_steps=deepspeed["gradient_accumulation_steps"],
         max_grad_norm=deepspeed["gradient_clipping"],
