@@ -30,6 +30,7 @@ WHERE_NOT_WHAT = (
     "evaluate.ttt.gpus",
     "evaluate.ttt.retries",
     "tune.max_concurrent",
+    "train.engine",
     "train.max_failures",
     "train.micro_rows",
     "train.zero_stage",

@@ -22,6 +22,9 @@ def arc_ray(*words: str) -> subprocess.CompletedProcess[str]:
         (["study", QUICKSTART, "train.epoch=2"], "did you mean train.epochs?"),
         (["train", QUICKSTART, "train.lr=fast"], "train.lr"),
         (["train", QUICKSTART, "train.batch_rows=3", "scaling.num_workers=2"], "batch_rows 3"),
+        (["train", QUICKSTART, "train.engine=trll"], "train.engine"),
+        (["train", QUICKSTART, "train.deepspeed={gradient_accumulation_steps: 4}"], "set train.batch_rows instead"),
+        (["merge", QUICKSTART, "--to", "configs"], "already there"),
         (["study", QUICKSTART, "start=cuont"], "start"),
         (["study", QUICKSTART, "storage=/proc/nowhere"], "/proc/nowhere"),
         (["evaluate", QUICKSTART, "--no-such-option"], "--no-such-option"),
@@ -52,7 +55,8 @@ def test_dry_run_names_every_trial_and_touches_nothing(tmp_path: Path) -> None:
 
 def test_every_command_explains_itself() -> None:
     """Catches a command whose help cannot be built."""
-    for command in ("study", "generate", "train", "tune", "evaluate", "report", "peek", "check", "fetch", "score"):
+    commands = "study generate train tune evaluate score merge report peek check fetch"
+    for command in commands.split():
         done = arc_ray(command, "--help")
         assert done.returncode == 0, done.stderr
         assert command in done.stdout

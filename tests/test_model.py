@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from builders import codec_of, puzzles, tiny_model, tiny_tokenizer
 from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
+from arc_ray.cli.commands import app
 from arc_ray.config.training import LoraConfig, ModelConfig, ScratchConfig
 from arc_ray.errors import UserError
 from arc_ray.model import (
@@ -206,6 +209,25 @@ def test_an_adapter_upon_a_merged_adapter_is_loaded_with_both(tmp_path: Path, ba
     torch.testing.assert_close(
         logits_of(load_for_inference(config, "", str(tmp_path / "second"))), logits_of(second), atol=1e-4, rtol=0
     )
+
+
+def test_the_command_merges_a_run_into_a_plain_folder(tmp_path: Path, base: str):
+    """Would catch a run that can be used by this package only, and a merge over somebody's files."""
+    config = ModelConfig(base=base, lora=LoraConfig(r=4, alpha=8))
+    model = moved(build_model(config, "", 0, False, None))
+    checkpoint = tmp_path / "runs" / "mine" / "checkpoint-000007"
+    save_weights(model, trainable(model), tiny_tokenizer(), checkpoint)
+    (checkpoint / "arc_ray.json").write_text("{}")
+    tree = {"name": "mine", "storage": str(tmp_path / "runs"), "model": config.model_dump(mode="json")}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    words = ["merge", str(tmp_path / "config.yaml"), "--to", str(tmp_path / "merged")]
+    assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
+    merged: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits_of(merged), logits_of(model), atol=1e-4, rtol=0)
+    assert not any("lora" in name for name in merged.state_dict())
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").get_vocab() == tiny_tokenizer().get_vocab()
+    with pytest.raises(UserError, match="already there"):
+        CliRunner().invoke(app, words, catch_exceptions=False)
 
 
 def test_recomputing_activations_changes_no_gradient(base: str):

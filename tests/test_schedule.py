@@ -96,3 +96,10 @@ def test_the_free_dict_is_merged_last_and_deeply():
         "steps_per_print": 1,
         "wall_clock_breakdown": True,
     }
+
+
+@pytest.mark.parametrize("key", ["train_batch_size", "gradient_accumulation_steps", "optimizer", "scheduler"])
+def test_what_has_a_key_of_its_own_cannot_be_overruled(key: str):
+    """Would catch a batch that is not the plan's, and a rate that is set in vain."""
+    with pytest.raises(ValueError, match=rf"deepspeed sets {key}, .*: set train\.\w+"):
+        TrainConfig(deepspeed={key: 1})

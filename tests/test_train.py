@@ -94,26 +94,40 @@ def test_training_learns_and_leaves_an_adapter_that_is_not_empty(folder: Path) -
 
 
 @pytest.mark.parametrize(
-    "overrides", [["scaling.num_workers=2"], ["train.micro_rows=1"], ["train.zero_stage=0"], ["train.zero_stage=3"]]
+    "overrides",
+    [
+        ["scaling.num_workers=2"],
+        ["train.micro_rows=1"],
+        ["train.zero_stage=0"],
+        ["train.zero_stage=3"],
+        ["train.engine=trl"],
+        ["train.engine=trl", "scaling.num_workers=2"],
+    ],
 )
-def test_losses_depend_neither_on_workers_nor_micro_batches_nor_zero_stage(folder: Path, overrides: list[str]) -> None:
+def test_losses_depend_neither_on_workers_nor_micro_batches_nor_zero_stage_nor_engine(
+    folder: Path, overrides: list[str]
+) -> None:
     """Catches a mean of means, a batch that depends on the cluster, and rows that go to the wrong step."""
     name = "-".join(overrides).replace("=", "-").replace(".", "-")
     train(folder, f"name={name}", *overrides)
     np.testing.assert_allclose(losses(folder, name), losses(folder, "unbroken"), rtol=1e-5)
 
 
-def test_killed_run_ends_with_the_same_bytes(folder: Path) -> None:
+@pytest.mark.parametrize("engine", ["deepspeed", "trl"])
+def test_killed_run_ends_with_the_same_bytes(folder: Path, engine: str) -> None:
     """Catches lost optimizer state, replayed or skipped rows, and a torn checkpoint taken for a whole one."""
+    name, whole = f"killed-{engine}", "unbroken" if engine == "deepspeed" else "unbroken-trl"
+    if not (folder / "runs" / whole).exists():
+        train(folder, f"name={whole}", f"train.engine={engine}")
     running = subprocess.Popen(
-        command(folder, "name=killed"),
+        command(folder, f"name={name}", f"train.engine={engine}"),
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     deadline = time.monotonic() + 300
-    marker = folder / "runs" / "killed"
+    marker = folder / "runs" / name
     while not list(marker.glob("checkpoint-*/arc_ray.json")):
         assert running.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline, "no checkpoint appeared"
@@ -121,9 +135,9 @@ def test_killed_run_ends_with_the_same_bytes(folder: Path) -> None:
     os.killpg(running.pid, signal.SIGKILL)
     running.wait()
     assert not (marker / "result.json").exists(), "the run had ended already, so nothing was tested"
-    train(folder, "name=killed")
-    np.testing.assert_array_equal(losses(folder, "killed"), losses(folder, "unbroken"))
-    resumed, unbroken = weights(folder, "killed"), weights(folder, "unbroken")
+    train(folder, f"name={name}", f"train.engine={engine}")
+    np.testing.assert_array_equal(losses(folder, name), losses(folder, whole))
+    resumed, unbroken = weights(folder, name), weights(folder, whole)
     assert resumed.keys() == unbroken.keys()
     for name, tensor in unbroken.items():
         assert tensor.tobytes() == resumed[name].tobytes(), name

@@ -177,6 +177,27 @@ def score(
 
 
 @app.command()
+def merge(
+    config: ConfigPath,
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="New folder for the merged model")],
+    assignments: Assignments = None,
+) -> None:
+    """Merge the newest checkpoint of a config's run into its base: a plain transformers folder; needs no Ray.
+
+    A run folder's own config.yaml will do: arc-ray merge runs/count/config.yaml --to models/count
+    """
+    loaded = _load(config, assignments)
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UserError(f"--to {to}: already there; name a new folder")
+    from arc_ray.model import merge_checkpoint
+    from arc_ray.train.starts import with_start
+
+    run = with_start(loaded)
+    merge_checkpoint(run.model, run.storage, f"@{run.name}", to)
+    typer.echo(str(to))
+
+
+@app.command()
 def report(folders: Annotated[list[str], typer.Argument(metavar="FOLDER...")]) -> None:
     """Write report.html, report.md and trials.csv from the folders of finished or running studies; needs no Ray."""
     from arc_ray.report import write_report

@@ -132,9 +132,21 @@ class ModelConfig(Section):
         return self
 
 
+DERIVED = {
+    "train_batch_size": "batch_rows",
+    "train_micro_batch_size_per_gpu": "micro_rows",
+    "gradient_accumulation_steps": "batch_rows",
+    "optimizer": "lr, betas and weight_decay",
+    "scheduler": "schedule and warmup",
+}
+"""Keys of DeepSpeed that have a key here, which the rows of a step and the schedule follow from."""
+
+
 class TrainConfig(Section):
     """The optimizer's view of a run."""
 
+    engine: Literal["deepspeed", "trl"] = "deepspeed"
+    """Whose loop trains: ours on DeepSpeed, or trl's SFTTrainer with the same rows, checkpoints and losses, but slower."""
     full: bool = False
     """Train all parameters instead of an adapter."""
     lr: float = Field(default=2e-4, gt=0)
@@ -172,7 +184,7 @@ class TrainConfig(Section):
     offload: bool = False
     """Keep optimizer state in CPU memory (and parameters, at ZeRO 3)."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """Merged last into the DeepSpeed config: for whatever has no key here."""
+    """Merged last into the DeepSpeed config: for what has no key here, such as zero_optimization.overlap_comm."""
     max_failures: int = Field(default=3, ge=-1)
     """Restarts of the workers after a fault before the run gives up; -1 never gives up."""
 
@@ -180,6 +192,9 @@ class TrainConfig(Section):
     def _fits_together(self) -> "TrainConfig":
         if self.offload and self.zero_stage == 0:
             raise ValueError("offload needs something to move: set zero_stage to 1, 2 or 3, or offload to false")
+        if taken := DERIVED.keys() & self.deepspeed.keys():
+            name = min(taken)
+            raise ValueError(f"deepspeed sets {name}, which would be overruled: set train.{DERIVED[name]} instead")
         if self.batch_rows % self.micro_rows:
             raise ValueError(f"batch_rows {self.batch_rows} must be a multiple of micro_rows {self.micro_rows}")
         return self

@@ -64,6 +64,8 @@ class Config(Section):
             raise ValueError(
                 "model.scratch starts from random weights, which an adapter cannot mend: set train.full to true"
             )
+        if self.train.engine == "trl" and self.model.dtype != "float32" and not self.scaling.use_gpu:
+            raise ValueError("train.engine trl computes in float32 without a GPU: set model.dtype to float32")
         if self.train.full and self.model.adapter and self.model.adapter_use == "continue":
             raise ValueError("train.full trains no adapter: set model.adapter_use to merge, or train.full to false")
         return self

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 import uuid
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -107,6 +108,7 @@ def run_training(
     claim(folder, config, command)
     if is_finished(folder):
         return folder.read_json("result.json")
+    warn_of_float16(config)
     begun = time.time()
     prepared = prepare(config, folder)
     job = Job(config, ray.put(prepared.maker), ray.put(prepared.validation))
@@ -138,6 +140,15 @@ def run_training(
     folder.delete("ray")
     finish(folder, result)
     return result
+
+
+def warn_of_float16(config: Config) -> None:
+    """Warn of the arithmetic that ended others' trainings after an hour, its largest number being 65,504."""
+    if config.model.dtype == "float16":
+        warnings.warn(
+            "model.dtype float16 may diverge late in a run; take bfloat16 where the device has it, else float32",
+            stacklevel=3,
+        )
 
 
 def summarize(folder: Folder, plan: Plan, seconds: float) -> dict[str, Any]:

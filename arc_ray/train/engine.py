@@ -5,6 +5,7 @@ number of workers or another ZeRO stage. LoRA's state is small enough for that.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,19 +22,39 @@ State = dict[str, torch.Tensor]
 """Whole tensors by "<kind>.<parameter name>", kind being weight or one of MOMENTS; float32, on the CPU."""
 
 
-def make_engine(model: nn.Module, train: TrainConfig, config: ModelConfig, num_workers: int) -> Any:
-    """Wrap a model in DeepSpeed with torch's AdamW over its trainable parameters; the process group must exist."""
+@dataclass(frozen=True)
+class Start:
+    """Where a worker begins: at step 0, or at a checkpoint's step with its state."""
+
+    step: int = 0
+    state: State | None = None
+
+
+def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
+    """Make torch's AdamW over the trainable parameters; all of them decay alike (an adapter has no biases or norms)."""
+    return torch.optim.AdamW(
+        list(trainable(model).values()), lr=train.lr, betas=train.betas, weight_decay=train.weight_decay
+    )
+
+
+def import_deepspeed() -> Any:
+    """Import DeepSpeed with a C++ extension left out that it would compile on every CPU machine.
+
+    That takes a minute and a compiler, for an all-reduce of inference that training never calls.
+    """
     import deepspeed
 
-    # Left alone, DeepSpeed compiles a C++ extension on every CPU machine (a minute, a compiler) for an all-reduce of
-    # inference that training never calls.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    parameters = list(trainable(model).values())
-    optimizer = torch.optim.AdamW(parameters, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
+    return deepspeed
+
+
+def make_engine(model: nn.Module, train: TrainConfig, config: ModelConfig, num_workers: int) -> Any:
+    """Wrap a model in DeepSpeed with AdamW over its trainable parameters; the process group must exist."""
+    deepspeed = import_deepspeed()
     engine, *_ = deepspeed.initialize(
         model=model,
-        model_parameters=parameters,  # pyright: ignore[reportArgumentType]
-        optimizer=optimizer,
+        model_parameters=list(trainable(model).values()),  # pyright: ignore[reportArgumentType]
+        optimizer=make_optimizer(model, train),
         config=deepspeed_config(train, config, num_workers),
     )
     return engine
@@ -51,12 +72,12 @@ def gradient_norm(engine: Any) -> float:
     return float("nan") if norm is None else float(norm)
 
 
-def gather_state(engine: Any) -> State:
-    """Gather weights and moments whole on every worker; all workers must call it together."""
+def gather_state(engine: Any, model: nn.Module) -> State:
+    """Gather weights and moments of the model that the engine trains, whole, on every worker; all must call it."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     state: State = {}
-    for name, parameter in trainable(engine.module.model).items():
+    for name, parameter in trainable(model).items():
         if _keeps_own_state(engine):
             moments = engine.optimizer.state[parameter]
             found = {"weight": parameter.data, **{kind: moments[kind] for kind in MOMENTS if kind in moments}}
@@ -73,7 +94,7 @@ def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
         parameter.data.copy_(state[f"weight.{name}"])
 
 
-def restore_state(engine: Any, state: Mapping[str, torch.Tensor], step: int) -> None:
+def restore_state(engine: Any, model: nn.Module, state: Mapping[str, torch.Tensor], step: int) -> None:
     """Put gathered state back, on any number of workers and at any ZeRO stage; `step` is Adam's own count.
 
     The model must have been given the weights by `load_weights` before it was wrapped.
@@ -82,7 +103,7 @@ def restore_state(engine: Any, state: Mapping[str, torch.Tensor], step: int) -> 
 
     if not _keeps_own_state(engine):
         _begin_moments(engine.optimizer, step)
-    for name, parameter in trainable(engine.module.model).items():
+    for name, parameter in trainable(model).items():
         if _keeps_own_state(engine):
             moments = {kind: state[f"{kind}.{name}"].to(parameter.device).clone() for kind in MOMENTS}
             engine.optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}

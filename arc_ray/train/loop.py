@@ -13,6 +13,7 @@ import torch.distributed
 from arc_ray.config.training import TrainConfig
 from arc_ray.plan import Plan
 from arc_ray.rows import Batch
+from arc_ray.seeding import digest64
 from arc_ray.train.engine import gradient_norm, set_learning_rate
 from arc_ray.train.schedule import accumulation_steps, learning_rate
 
@@ -41,19 +42,20 @@ def fit(
     batches: Iterator[Batch],
     plan: Plan,
     config: TrainConfig,
+    seed: int,
     first_step: int,
+    rank: int,
     num_workers: int,
     hooks: Hooks,
 ) -> None:
     """Train from `first_step` to the end of the plan; `batches` yields this worker's micro-batches in plan order."""
-    learned, tokens = plan.learned_per_step(), plan.tokens_per_step()
+    ending = StepEnding(plan, config, hooks)
     accumulation = accumulation_steps(config, num_workers)
-    eval_every = config.eval_every or max(1, math.ceil(plan.num_steps / 4))
-    save_every = config.checkpoint_every or max(1, math.ceil(plan.num_steps / 4))
     if first_step == 0:
         hooks.log(0, hooks.validate(0))
     for step in range(first_step, plan.num_steps):
-        begun = time.perf_counter()
+        begun, learned = time.perf_counter(), max(int(ending.learned[step]), 1)
+        seed_step(seed, step, rank)
         set_learning_rate(engine, lr := learning_rate(config, step, plan.num_steps))
         loss_sum, stalled = torch.zeros((), dtype=torch.float64, device=engine.device), 0.0
         for _ in range(accumulation):
@@ -64,45 +66,71 @@ def fit(
             loss = losses.sum()
             # DeepSpeed divides by accumulation and averages over workers; we want the sum over the global batch
             # divided by the learned tokens of the global batch, which the plan knows.
-            engine.backward(loss * (accumulation * num_workers / max(int(learned[step]), 1)))
+            engine.backward(loss * (accumulation * num_workers / learned))
             loss_sum += loss.detach()
             engine.step()
-        mean_loss = _summed(loss_sum, num_workers) / max(int(learned[step]), 1)
-        if not math.isfinite(mean_loss):
-            raise NonFiniteLossError(
-                f"step {step}: the loss is {mean_loss}; views: {', '.join(hooks.name_views(step)[:20])}"
-            )
-        done = step + 1
-        is_last = done == plan.num_steps
-        if done % config.log_every == 0 or is_last:
-            seconds = time.perf_counter() - begun
-            metrics = _step_metrics(
-                engine, mean_loss, lr, seconds, stalled, int(tokens[step]), int(learned[step]), plan
-            )
-            metrics["train/epoch"] = plan.epoch_of_step(done)
-            metrics["train/learned_tokens"] = int(learned[:done].sum())
-            if done % eval_every == 0 or is_last:
-                metrics |= hooks.validate(done)
-            hooks.log(done, metrics)
-        elif done % eval_every == 0:
-            hooks.log(done, hooks.validate(done))
-        if done % save_every == 0 or is_last or hooks.is_ending():
-            hooks.save(done)
+        mean_loss = _summed(loss_sum, num_workers) / learned
+        ending(Step(step, mean_loss, lr, gradient_norm(engine), time.perf_counter() - begun, stalled))
 
 
-def _step_metrics(
-    engine: Any, loss: float, lr: float, seconds: float, stalled: float, tokens: int, learned: int, plan: Plan
-) -> Metrics:
-    return {
-        "train/loss": loss,
-        "train/lr": lr,
-        "train/grad_norm": gradient_norm(engine),
-        "train/tokens_per_second": tokens / seconds,
-        "train/learned_tokens_per_second": learned / seconds,
-        "train/fill": tokens / (plan.batch_rows * plan.row_tokens),
-        "train/step_seconds": seconds,
-        "data/stall_share": stalled / seconds,
-    }
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Let dropout follow from seed, step and rank, so that a run that goes on draws what it would have drawn."""
+    torch.manual_seed(digest64(seed, "dropout", step, rank) % 2**63)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step (from 0) came to, whichever engine made it."""
+
+    number: int
+    loss: float
+    """Mean over the learned tokens of the global batch."""
+    lr: float
+    grad_norm: float
+    """Before clipping; NaN where it was not computed."""
+    seconds: float
+    stalled: float
+    """Seconds of it that the worker waited for rows."""
+
+
+class StepEnding:
+    """Logs, validates and saves as far as they are due after a step, the same for both engines."""
+
+    def __init__(self, plan: Plan, config: TrainConfig, hooks: Hooks) -> None:
+        self._plan, self._config, self._hooks = plan, config, hooks
+        self._tokens, self.learned = plan.tokens_per_step(), plan.learned_per_step()
+        quarter = max(1, math.ceil(plan.num_steps / 4))
+        self._eval_every, self._save_every = config.eval_every or quarter, config.checkpoint_every or quarter
+
+    def __call__(self, step: Step) -> None:
+        """End a step; raises NonFiniteLossError."""
+        if not math.isfinite(step.loss):
+            names = ", ".join(self._hooks.name_views(step.number)[:20])
+            raise NonFiniteLossError(f"step {step.number}: the loss is {step.loss}; views: {names}")
+        done = step.number + 1
+        is_last = done == self._plan.num_steps
+        metrics = self._metrics(step) if done % self._config.log_every == 0 or is_last else {}
+        if done % self._eval_every == 0 or is_last:
+            metrics |= self._hooks.validate(done)
+        if metrics:
+            self._hooks.log(done, metrics)
+        if done % self._save_every == 0 or is_last or self._hooks.is_ending():
+            self._hooks.save(done)
+
+    def _metrics(self, step: Step) -> Metrics:
+        tokens, learned = int(self._tokens[step.number]), int(self.learned[step.number])
+        return {
+            "train/loss": step.loss,
+            "train/lr": step.lr,
+            "train/grad_norm": step.grad_norm,
+            "train/tokens_per_second": tokens / step.seconds,
+            "train/learned_tokens_per_second": learned / step.seconds,
+            "train/fill": tokens / (self._plan.batch_rows * self._plan.row_tokens),
+            "train/step_seconds": step.seconds,
+            "data/stall_share": step.stalled / step.seconds,
+            "train/epoch": self._plan.epoch_of_step(step.number + 1),
+            "train/learned_tokens": int(self.learned[: step.number + 1].sum()),
+        }
 
 
 def _to_device(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:

@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import numpy.typing as npt
 import ray
 import ray.train
 import torch
+from torch import nn
 
 from arc_ray.config import Config
 from arc_ray.model import LearnedLoss, build_model, load_tokenizer
@@ -18,7 +21,7 @@ from arc_ray.plan import Plan
 from arc_ray.rows import RowMaker
 from arc_ray.runs import read_metrics, run_folder, write_metrics
 from arc_ray.train.checkpoint import CheckpointWriter, newest_checkpoint, read_state
-from arc_ray.train.engine import gather_state, load_weights, make_engine, restore_state
+from arc_ray.train.engine import Start, gather_state, load_weights, make_engine, restore_state
 from arc_ray.train.loop import Hooks, Metrics, NonFiniteLossError, fit
 from arc_ray.train.notice import EndNotice
 from arc_ray.train.schedule import accumulation_steps
@@ -38,59 +41,103 @@ class Job:
     validation: "ray.ObjectRef[ValidationSet | None]"
 
 
+@dataclasses.dataclass(frozen=True)
+class Worker:
+    """One worker of a run: who it is, what it was given, and the model it built."""
+
+    config: Config
+    rank: int
+    num_workers: int
+    maker: RowMaker
+    validation: ValidationSet | None
+    tokenizer: Any
+    model: nn.Module
+    """With the weights of the start, not wrapped yet."""
+    start: Start
+    ready: float
+    """When it began (time.perf_counter), the loading of the model taken off."""
+
+
 def train_on_worker(parts: dict[str, Any]) -> None:
     """Run one worker of a training run to its end; started again after a fault, it goes on from the newest checkpoint."""
     job: Job = parts["job"]
-    config, context = job.config, ray.train.get_context()
+    worker = make_worker(job)
+    folder, is_first = run_folder(worker.config), worker.rank == 0
+    log = MetricsLog(worker.config, worker.start.step, worker.ready, is_writer=is_first)
+    writer = CheckpointWriter(folder, worker.config, worker.model, worker.tokenizer)
+    train = train_with_trl if worker.config.train.engine == "trl" else train_with_deepspeed
+    try:
+        train(worker, job, partial(_hooks, worker, log, writer))
+    except NonFiniteLossError as error:
+        # Trying again would only find it again, so Ray, which would, does not hear of it.
+        if is_first:
+            folder.write_json(FAILURE_FILE, str(error))
+    writer.wait()
+    log.close()
+
+
+def make_worker(job: Job) -> Worker:
+    """Fetch what the worker needs and build the model as it is at the newest checkpoint."""
+    began = time.perf_counter()
+    config, context, folder = job.config, ray.train.get_context(), run_folder(job.config)
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.scaling.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     maker, validation = ray.get([job.maker, job.validation])
+    step = newest_checkpoint(folder) or 0
+    loading = time.perf_counter()
     tokenizer = load_tokenizer(config.model, config.storage)
     model = build_model(config.model, config.storage, config.seed, config.train.full, tokenizer)
-    folder = run_folder(config)
-    first_step = newest_checkpoint(folder) or 0
-    state = read_state(folder, first_step) if first_step else None
-    if state is not None:
-        load_weights(model, state)
-    engine = make_engine(LearnedLoss(model), config.train, config.model, num_workers)
-    if state is not None:
-        restore_state(engine, state, first_step)
-    log = MetricsLog(config, first_step, is_writer=rank == 0)
-    writer = CheckpointWriter(folder, config, model, tokenizer)
+    ready = began + time.perf_counter() - loading
+    start = Start(step, read_state(folder, step)) if step else Start()
+    if start.state is not None:
+        load_weights(model, start.state)
+    return Worker(config, rank, num_workers, maker, validation, tokenizer, model, start, ready)
+
+
+def train_with_deepspeed(worker: Worker, job: Job, make_hooks: Callable[[Any, Any], Hooks]) -> None:
+    """Train by our loop, on rows that Ray Data makes meanwhile."""
+    config, start, num_workers = worker.config, worker.start, worker.num_workers
+    engine = make_engine(LearnedLoss(worker.model), config.train, config.model, num_workers)
+    if start.state is not None:
+        restore_state(engine, worker.model, start.state, start.step)
+    plan, hooks = worker.maker.plan, make_hooks(engine, engine)
+    rows = rows_of_rank(plan, config, worker.rank, num_workers, start.step)
+    batches = stream_rows(job.maker, rows, config.train.micro_rows, plan.row_tokens, config.scaling.data_cpus)
+    fit(engine, batches, plan, config.train, config.seed, start.step, worker.rank, num_workers, hooks)
+
+
+def train_with_trl(worker: Worker, _: Job, make_hooks: Callable[[Any, Any], Hooks]) -> None:
+    """Train by trl's loop, which makes its rows itself."""
+    from arc_ray.train.sft import fit_with_trl  # seconds to import, and not needed otherwise
+
+    fit_with_trl(
+        worker.model, worker.tokenizer, worker.maker, worker.config, worker.start, worker.num_workers, make_hooks
+    )
+
+
+def _hooks(worker: Worker, log: "MetricsLog", writer: CheckpointWriter, engine: Any, scoring: Any) -> Hooks:
+    """Tie the loop to the run folder; `scoring` is called for the losses of validation, `engine` holds the state."""
+    config, plan, folder = worker.config, worker.maker.plan, run_folder(worker.config)
 
     def run_validation(step: int) -> Metrics:
-        if validation is None:
+        if worker.validation is None:
             return {}
-        outcome = validate(engine, validation, config.train.micro_rows, rank, num_workers)
-        if rank == 0:
+        outcome = validate(scoring, worker.validation, config.train.micro_rows, worker.rank, worker.num_workers)
+        if worker.rank == 0:
             (folder / "validation").write_json(f"step-{step:06d}.json", outcome.to_json())
         return outcome.metrics()
 
     def save(step: int) -> None:
         # A run that goes on from this checkpoint keeps the records up to it, so they must be there first.
         log.flush()
-        state = gather_state(engine)
-        if rank == 0:
+        state = gather_state(engine, worker.model)
+        if worker.rank == 0:
             writer.write(step, state)
 
-    rows = rows_of_rank(maker.plan, config, rank, num_workers, first_step)
-    row_tokens = maker.plan.row_tokens
-    batches = stream_rows(job.maker, rows, config.train.micro_rows, row_tokens, config.scaling.data_cpus)
-    hooks = Hooks(
-        log,
-        run_validation,
-        save,
-        lambda step: [n for r in _real(maker.plan, step) for n in maker.names_of(r)],
-        EndNotice(ray.train.get_preemption_info).is_new,
-    )
-    try:
-        fit(engine, batches, maker.plan, config.train, first_step, num_workers, hooks)
-    except NonFiniteLossError as error:
-        # Trying again would only find it again, so Ray, which would, does not hear of it.
-        if rank == 0:
-            folder.write_json(FAILURE_FILE, str(error))
-    writer.wait()
-    log.close()
+    def name_views(step: int) -> list[str]:
+        return [name for row in plan.rows_of_step(step) if row < plan.num_rows for name in worker.maker.names_of(row)]
+
+    return Hooks(log, run_validation, save, name_views, EndNotice(ray.train.get_preemption_info).is_new)
 
 
 def rows_of_rank(plan: Plan, config: Config, rank: int, num_workers: int, first_step: int) -> npt.NDArray[np.int64]:
@@ -104,22 +151,22 @@ def rows_of_rank(plan: Plan, config: Config, rank: int, num_workers: int, first_
     return (steps + passes + rank * micro + np.arange(micro)[None, None, :]).ravel()
 
 
-def _real(plan: Plan, step: int) -> list[int]:
-    return [row for row in plan.rows_of_step(step) if row < plan.num_rows]
-
-
 class MetricsLog:
     """Collects metric records; rank 0 writes them to metrics.jsonl at most once a second, every rank reports to Ray."""
 
-    def __init__(self, config: Config, first_step: int, is_writer: bool) -> None:
+    def __init__(self, config: Config, first_step: int, ready: float, is_writer: bool) -> None:
         self._folder, self._is_writer = run_folder(config), is_writer
         # What came after the checkpoint is going to be done again.
         self._records = [r for r in read_metrics(self._folder) if r["step"] <= first_step] if is_writer else []
         self._is_resumed_at = first_step
         self._begun, self._written = time.time(), 0.0
+        self._ready: float | None = ready
 
     def __call__(self, step: int, metrics: Metrics) -> None:
         finite = {key: float(value) for key, value in metrics.items() if np.isfinite(value)}
+        if self._ready is not None and "train/loss" in finite:
+            finite["train/start_seconds"] = time.perf_counter() - self._ready
+            self._ready = None
         record = {"step": step, "seconds": round(time.time() - self._begun, 3), **finite}
         if self._is_writer:
             self._records.append(record)

@@ -1,0 +1,226 @@
+"""The other engine: trl's SFTTrainer on the same planned rows, with the same DeepSpeed dict, ending its steps alike.
+
+It computes and scales the loss in its own way, from labels that it counts itself, so equal losses say that both are right.
+Rows are a map-style dataset of row numbers with a transform: its length is known, ranks share it without loss, and nothing
+is held in memory. (An iterable is what SFTTrainer is not ready for: without a length, and sharded twice.)
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import torch.distributed
+from accelerate import PartialState
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PrinterCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from arc_ray.config import Config
+from arc_ray.model import IGNORED
+from arc_ray.rows import Batch, RowMaker
+from arc_ray.train.engine import Start, gradient_norm, import_deepspeed, make_optimizer, restore_state
+from arc_ray.train.loop import Hooks, Step, StepEnding, seed_step
+from arc_ray.train.schedule import deepspeed_config, learning_rate
+
+Engine = Any
+"""DeepSpeed's engine around the bare model."""
+
+
+def fit_with_trl(
+    model: nn.Module,
+    tokenizer: Any,
+    maker: RowMaker,
+    config: Config,
+    start: Start,
+    num_workers: int,
+    make_hooks: Callable[[Engine, Any], Hooks],
+) -> None:
+    """Train from a start to the end of the plan; `model` has the weights of the start already.
+
+    `make_hooks(engine, scoring)` is called once DeepSpeed's engine exists, with what validation calls for losses.
+    """
+    if start.step == maker.plan.num_steps:
+        return  # SFTTrainer refuses a dataset without rows
+    import_deepspeed()
+    join_process_group(config)
+    rows = PlannedRows(maker, start.step)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = PlannedTrainer(
+            config,
+            maker.plan.num_steps,
+            start.step,
+            model=model,  # pyright: ignore[reportArgumentType]
+            args=trl_arguments(config, num_workers, scratch),
+            data_collator=collate,
+            train_dataset=rows.dataset(),
+            processing_class=tokenizer,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(StepCallback(trainer, rows, config, start, make_hooks))
+        trainer.train()
+
+
+def join_process_group(config: Config) -> None:
+    """Tell accelerate, which SFTTrainer leaves it to, of the process group that Ray Train made.
+
+    Left alone on CPUs it either knows of no DeepSpeed or believes that each worker is alone: all would train on all rows.
+    """
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    state = PartialState(backend="nccl" if config.scaling.use_gpu else "gloo")
+    assert state.num_processes == torch.distributed.get_world_size()
+
+
+def trl_arguments(config: Config, num_workers: int, scratch: str) -> SFTConfig:
+    """Say in trl's words what the DeepSpeed dict says; `scratch` stays empty, because checkpoints are ours."""
+    deepspeed = deepspeed_config(config.train, config.model, num_workers)
+    return SFTConfig(
+        output_dir=scratch,
+        deepspeed=deepspeed,
+        accelerator_config={"use_configured_state": True},
+        per_device_train_batch_size=deepspeed["train_micro_batch_size_per_gpu"],
+        gradient_accumulation_steps=deepspeed["gradient_accumulation_steps"],
+        max_grad_norm=deepspeed["gradient_clipping"],
+        bf16=deepspeed["bf16"]["enabled"],
+        fp16=deepspeed["fp16"]["enabled"],
+        learning_rate=config.train.lr,
+        num_train_epochs=1,
+        train_sampling_strategy="sequential",
+        gradient_checkpointing=config.model.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        # A forked loader process would inherit Ray's threads and locks; rows cost little beside a training step.
+        dataloader_num_workers=0,
+        dataloader_pin_memory=config.scaling.use_gpu,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=config.seed % 2**32,
+    )
+
+
+class PlannedRows:
+    """The rows of a plan from a step on, as a dataset that makes each row when it is asked for."""
+
+    def __init__(self, maker: RowMaker, first_step: int) -> None:
+        self._maker, self.plan = maker, maker.plan
+        # The last step's empty rows are among them, so that every rank has as many micro-batches.
+        self._numbers = np.arange(first_step * self.plan.batch_rows, self.plan.num_steps * self.plan.batch_rows)
+        self._seconds = 0.0
+
+    def dataset(self) -> datasets.Dataset:
+        """Return the dataset: input_ids, position_ids and labels, int32 (row_tokens,) each."""
+        return datasets.Dataset.from_dict({"row": self._numbers}).with_transform(self._make)
+
+    def seconds(self) -> float:
+        """Return the seconds spent on rows since the last call."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+    def _make(self, asked: dict[str, list[int]]) -> Batch:
+        begun = time.perf_counter()
+        batch = self._maker.make(asked["row"])
+        self._seconds += time.perf_counter() - begun
+        return batch
+
+
+def collate(rows: list[Batch]) -> dict[str, torch.Tensor]:
+    """Stack rows to int64 (rows, row_tokens); no attention mask, so that position ids keep views apart."""
+    return {name: torch.from_numpy(np.stack([row[name] for row in rows])).long() for name in rows[0]}
+
+
+class PlannedTrainer(SFTTrainer):
+    """SFTTrainer with our optimizer and schedule, where its own would start at a rate of 0 and spare norms from decay."""
+
+    def __init__(self, config: Config, num_steps: int, first_step: int, **kwargs: Any) -> None:
+        self._config, self._num_steps, self._first_step = config, num_steps, first_step
+        super().__init__(**kwargs)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Make the optimizer that the default engine makes."""
+        if self.optimizer is None:
+            self.optimizer = make_optimizer(model or self.model, self._config.train)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
+        """Make the schedule of the whole run, from the step where this attempt starts."""
+        del num_training_steps  # those of this attempt
+        train = self._config.train
+
+        def share(step: int) -> float:
+            # Asked once more than there are steps.
+            return learning_rate(train, min(self._first_step + step, self._num_steps - 1), self._num_steps) / train.lr
+
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, share)  # pyright: ignore[reportArgumentType]
+        return self.lr_scheduler
+
+
+class StepCallback(TrainerCallback):
+    """Restores the state once DeepSpeed is there, and ends each step as the default engine's loop does."""
+
+    def __init__(
+        self,
+        trainer: PlannedTrainer,
+        rows: PlannedRows,
+        config: Config,
+        start: Start,
+        make_hooks: Callable[[Engine, Any], Hooks],
+    ) -> None:
+        self._trainer, self._rows, self._config, self._start = trainer, rows, config, start
+        self._make_hooks, self._plan, self._next = make_hooks, rows.plan, start.step
+        self._begun = 0.0
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Go on with the moments of a checkpoint, or validate what training starts from."""
+        self._engine = self._trainer.model_wrapped
+        self._model: Any = self._trainer.model
+        if self._start.state is not None:
+            restore_state(self._engine, self._model, self._start.state, self._start.step)
+        hooks = self._make_hooks(self._engine, Scoring(self._engine))
+        self._ending = StepEnding(self._plan, self._config.train, hooks)
+        if self._start.step == 0:
+            hooks.log(0, hooks.validate(0))
+        self._begun = time.perf_counter()
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """Draw the dropout of this step."""
+        seed_step(self._config.seed, self._next, self._trainer.args.process_index)
+
+    def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
+        """End a step: the trainer logs each one, and at last a summary without a loss."""
+        if "loss" not in logs:
+            return
+        seconds = time.perf_counter() - self._begun
+        norm = gradient_norm(self._engine)
+        self._ending(Step(self._next, logs["loss"], logs["learning_rate"], norm, seconds, self._rows.seconds()))
+        self._next += 1
+        self._begun = time.perf_counter()
+
+
+class Scoring:
+    """What validation calls: losses and hits of learned tokens from the bare model's engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self.device, self.train, self.eval = engine, engine.device, engine.train, engine.eval
+
+    def __call__(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `LearnedLoss` returns; logits are those of positions that are learned in any of the rows."""
+        targets = labels[:, 1:]
+        at = (targets != IGNORED).any(0).nonzero().ravel()
+        logits = self._engine(
+            input_ids=input_ids, position_ids=position_ids, use_cache=False, logits_to_keep=at
+        ).logits.float()
+        is_learned = targets[:, at] != IGNORED
+        logits, targets = logits[is_learned], targets[:, at][is_learned]
+        return nn.functional.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
