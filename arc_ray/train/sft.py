@@ -19,7 +19,8 @@ from accelerate import PartialState
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from arc_ray.config import Config
 from arc_ray.model import IGNORED
@@ -148,7 +149,8 @@ class PlannedTrainer(SFTTrainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Make the optimizer that the default engine makes."""
         if self.optimizer is None:
-            self.optimizer = make_optimizer(model or self.model, self._config.train)
+            trained: Any = model or self.model
+            self.optimizer = make_optimizer(trained, self._config.train)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
