@@ -61,7 +61,7 @@ def load_tokenizer(config: ModelConfig, storage: str) -> Any:
     if config.scratch:
         return make_tiny_tokenizer(tiny_corpus())
     path = model_path(config.base, storage)
-    with _explained(path):
+    with explained(path):
         return AutoTokenizer.from_pretrained(path)
 
 
@@ -71,17 +71,24 @@ def build_model(config: ModelConfig, storage: str, seed: int, full: bool, tokeni
     Random weights follow from `seed`. Raises UserError for a path that is no model.
     """
     with _seeded(seed):
-        model: Any = _scratch(config.scratch, tokenizer) if config.scratch else load_base(config, storage)
+        model: Any = scratch_model(config.scratch, tokenizer) if config.scratch else load_base(config, storage)
         _check_logits_are_plain(model)
         if config.adapter:
             model = _with_adapter(model, config, storage, trainable=not full)
             if config.adapter_use == "merge":
                 model = model.merge_and_unload()
         if not full and not (config.adapter and config.adapter_use == "continue"):
-            model = _with_lora(model, config.lora)
+            model = with_lora(model, config.lora)
         for parameter in model.parameters():
             parameter.requires_grad_(full or parameter.requires_grad)
-    return _recomputing(model) if config.gradient_checkpointing else model
+    return checkpoint_gradients(model) if config.gradient_checkpointing else model
+
+
+def checkpoint_gradients(model: Any) -> nn.Module:
+    """Let a model keep only each layer's input and compute the rest again in the backward pass."""
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
 
 
 def load_base(config: ModelConfig, storage: str) -> nn.Module:
@@ -89,7 +96,7 @@ def load_base(config: ModelConfig, storage: str) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     path = model_path(config.base, storage)
-    with _explained(path):
+    with explained(path):
         return AutoModelForCausalLM.from_pretrained(
             path, dtype=DTYPES[config.dtype], attn_implementation=attention_implementation(config)
         )
@@ -102,7 +109,7 @@ def load_for_inference(config: ModelConfig, storage: str, checkpoint: str | None
     """
     from peft import PeftModel
 
-    folder = _local(resolve_reference(checkpoint, storage)) if checkpoint else None
+    folder = local_folder(resolve_reference(checkpoint, storage)) if checkpoint else None
     if folder and not (Path(folder) / "adapter_config.json").exists():
         return load_base(config.model_copy(update={"base": folder}), storage).eval()
     model: Any = load_base(config, storage)
@@ -121,14 +128,14 @@ def load_for_tuning(config: ModelConfig, storage: str, checkpoint: str | None, f
     """
     from peft import PeftModel
 
-    folder = _local(resolve_reference(checkpoint, storage)) if checkpoint else None
+    folder = local_folder(resolve_reference(checkpoint, storage)) if checkpoint else None
     if folder:
         has_adapter = (Path(folder) / "adapter_config.json").exists()
     else:
         has_adapter = config.adapter is not None and config.adapter_use == "continue"
     if fresh or not has_adapter:
         with _seeded(seed):
-            model: Any = _with_lora(load_for_inference(config, storage, checkpoint), config.lora)
+            model: Any = with_lora(load_for_inference(config, storage, checkpoint), config.lora)
     elif folder:
         model = load_base(config, storage)
         if config.adapter and config.adapter_use == "merge":
@@ -136,7 +143,7 @@ def load_for_tuning(config: ModelConfig, storage: str, checkpoint: str | None, f
         model = PeftModel.from_pretrained(model, folder, is_trainable=True)
     else:
         model = _with_adapter(load_base(config, storage), config, storage, trainable=True)
-    return _recomputing(model) if config.gradient_checkpointing else model
+    return checkpoint_gradients(model) if config.gradient_checkpointing else model
 
 
 def model_path(base: str | None, storage: str) -> str:
@@ -145,7 +152,7 @@ def model_path(base: str | None, storage: str) -> str:
         raise UserError(
             'model.base is not set: give a folder, a hub name, "@run", or model.scratch for a small new model'
         )
-    path = _local(resolve_reference(base, storage))
+    path = local_folder(resolve_reference(base, storage))
     if Path(path).is_dir():
         if not (Path(path) / "config.json").exists():
             raise UserError(f"model.base {base}: {path} is no model: it has no config.json")
@@ -194,7 +201,7 @@ def merge_checkpoint(config: ModelConfig, storage: str, checkpoint: str | None, 
 def _with_adapter(model: nn.Module, config: ModelConfig, storage: str, trainable: bool) -> Any:
     from peft import PeftModel
 
-    path = _local(resolve_reference(config.adapter or "", storage))
+    path = local_folder(resolve_reference(config.adapter or "", storage))
     if not (Path(path) / "adapter_config.json").exists():
         raise UserError(f"model.adapter {config.adapter}: {path} holds no adapter_config.json")
     about = Path(path) / "arc_ray.json"
@@ -205,7 +212,8 @@ def _with_adapter(model: nn.Module, config: ModelConfig, storage: str, trainable
     return PeftModel.from_pretrained(model, path, is_trainable=trainable)
 
 
-def _with_lora(model: nn.Module, config: LoraConfig) -> nn.Module:
+def with_lora(model: nn.Module, config: LoraConfig) -> nn.Module:
+    """Put a new adapter around a model and freeze what is inside."""
     from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model
 
@@ -223,14 +231,8 @@ def _with_lora(model: nn.Module, config: LoraConfig) -> nn.Module:
     )
 
 
-def _recomputing(model: Any) -> nn.Module:
-    """Switch gradient checkpointing on."""
-    model.enable_input_require_grads()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model
-
-
-def _scratch(config: ScratchConfig, tokenizer: Any) -> nn.Module:
+def scratch_model(config: ScratchConfig, tokenizer: Any) -> nn.Module:
+    """Make a small Llama from random weights, for a tokenizer's vocabulary."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(
@@ -257,7 +259,7 @@ def _check_logits_are_plain(model: Any) -> None:
         raise UserError(f"this model changes its logits after the output layer ({scaled[0]}), which is not supported")
 
 
-def _local(path: str) -> str:
+def local_folder(path: str) -> str:
     """Fetch a folder of a bucket to a temporary folder; local paths and hub names are returned as they are."""
     if "://" not in path:
         return path
@@ -268,7 +270,8 @@ def _local(path: str) -> str:
 
 
 @contextlib.contextmanager
-def _explained(path: str) -> Iterator[None]:
+def explained(path: str) -> Iterator[None]:
+    """Turn what transformers raises for a path that is no model into a UserError."""
     try:
         yield
     except (OSError, ValueError, KeyError) as error:

@@ -47,6 +47,17 @@ def stream_rows(
     yield from batches
 
 
+def settle_data_scheduling() -> None:
+    """Let the actor that shares resources out to Ray Data live on this node, the driver's.
+
+    It stays for good where it is first asked for. That would be a training worker's node, and after that node's death
+    every stream of rows, and an elastic run's count of machines, would wait for an answer for ever.
+    """
+    from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
+
+    get_or_create_autoscaling_coordinator()
+
+
 def _make_rows(batch: dict[str, npt.NDArray[np.int64]], maker: "ray.ObjectRef[RowMaker]") -> Batch:
     return _fetched(maker).make(batch["data"])
 

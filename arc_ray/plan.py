@@ -88,6 +88,15 @@ class Plan:
         """Return the non-padding tokens of each step: (num_steps,)."""
         return self._per_step(self.tokens)
 
+    def squared_lengths_per_step(self) -> npt.NDArray[np.int64]:
+        """Return the sum over each step's views of their squared length, which attention costs: (num_steps,)."""
+        return self._per_step(self.tokens.astype(np.int64) ** 2)
+
+    def learned_per_row(self) -> npt.NDArray[np.int64]:
+        """Return the learned tokens of each row: (num_rows,)."""
+        totals = np.concatenate([[0], np.cumsum(self.learned, dtype=np.int64)])
+        return np.diff(totals[self.first_view])
+
     def epoch_of_step(self, step: int) -> float:
         """Return how many epochs are done after `step` steps."""
         row = min(step * self.batch_rows, self.num_rows)

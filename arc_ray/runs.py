@@ -36,6 +36,7 @@ WHERE_NOT_WHAT = (
     "train.zero_stage",
     "train.offload",
     "train.log_every",
+    "train.tracker",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "question",

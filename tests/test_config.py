@@ -126,7 +126,8 @@ def test_a_wrong_value_is_refused_with_its_key_as_it_was_written(tree: dict[str,
         ({"model": {"base": "x", "adapter": "y"}, "train": {"full": True}}, "train.full trains no adapter"),
         ({"train": {"batch_rows": 3, "micro_rows": 2}}, "batch_rows 3 must be a multiple of micro_rows 2"),
         ({"scaling": {"num_workers": 3}}, "scaling.num_workers x train.micro_rows = 3 x 1"),
-        ({"scaling": {"num_workers": [1, 3]}}, "scaling.num_workers x train.micro_rows = 3 x 1"),
+        ({"scaling": {"num_workers": [1, 32]}}, "= 32 x 1: some workers would have nothing to do"),
+        ({"train": {"engine": "trl"}, "scaling": {"num_workers": [1, 2]}}, "is elastic, which train.engine trl is not"),
         ({"scaling": {"num_workers": [3, 1]}}, "give a number of at least 1, or [min, max]"),
         ({"scaling": {"num_workers": 0}}, "give a number of at least 1, or [min, max]"),
         ({"data": {"sources": {"a": {"kind": "rearc", "difficulty": [0.5, 0.1]}}}}, "give the lower bound first"),
@@ -152,6 +153,11 @@ def test_a_wrong_value_is_refused_with_its_key_as_it_was_written(tree: dict[str,
 )
 def test_values_that_cannot_go_together_are_refused(tree: dict[str, Any], message: str):
     assert message in mistake(tree)
+
+
+def test_elastic_workers_need_not_divide_the_batch():
+    """Would catch a run that may not take the third machine: what is left of a share is filled with empty rows."""
+    assert config_from({"scaling": {"num_workers": [1, 3]}}, {}).scaling.num_workers == (1, 3)
 
 
 def test_several_mistakes_are_told_at_once():

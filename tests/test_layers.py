@@ -15,13 +15,13 @@ from arc_ray.config.mistakes import known_keys
 PACKAGE = Path(arc_ray.__file__).parent
 
 LAYERS = (
-    {"errors", "progress", "seeding"},
+    {"errors", "flops", "progress", "seeding"},
     {"intervals", "storage", "tasks"},
     {"analysis", "augment", "config", "encoders", "fingerprints", "prompt", "scores", "submission", "vote"},
     {"report", "runs", "sources", "views"},
     {"cluster", "datasets", "guard", "plan", "tokens"},
     {"fetch", "generate", "generation", "model", "rows"},
-    {"pipeline", "quality"},
+    {"memory", "pipeline", "quality", "skeleton"},
     {"train"},
     {"evaluate", "tune"},
     {"study"},
@@ -36,9 +36,10 @@ HOMES = {
     "deepspeed": ("train/engine",),
     "jinja2": ("report/page",),
     "matplotlib": ("report/",),
+    "mlflow": ("train/trackers",),
     "pandas": ("report/",),
     "optuna": ("tune/proposals",),
-    "peft": ("model",),
+    "peft": ("model", "skeleton"),
     "ray": (
         "cli/session",
         "cluster/",
@@ -64,13 +65,16 @@ HOMES = {
         "evaluate/tuning",
         "fetch",
         "generation/",
+        "memory",
         "model",
+        "skeleton",
         "train/",
     ),
-    "transformers": ("fetch", "model", "tokens/tokenizer", "train/sft"),
+    "transformers": ("fetch", "model", "skeleton", "tokens/tokenizer", "train/sft"),
     "trl": ("train/sft",),
     "typer": ("cli/commands",),
     "vllm": ("generation/vllm",),
+    "wandb": ("train/trackers",),
 }
 """Heavy libraries and the files, or packages with a slash at the end, that may import them."""
 

@@ -72,10 +72,8 @@ def _machine() -> Iterator[str]:
 
 
 def _model(config: Config) -> Iterator[str]:
-    from arc_ray.model import build_model, load_tokenizer, trainable
+    from arc_ray.model import build_model, load_tokenizer
 
     tokenizer = load_tokenizer(config.model, config.storage)
-    model = build_model(config.model, config.storage, config.seed, config.train.full, tokenizer)
-    total = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in trainable(model).values())
-    yield f"model: {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M of them trained; vocabulary {len(tokenizer)}"
+    build_model(config.model, config.storage, config.seed, config.train.full, tokenizer)
+    yield f"model {config.model.base or 'from scratch'}: loads; vocabulary {len(tokenizer)}"

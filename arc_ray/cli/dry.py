@@ -3,6 +3,7 @@
 from typing import Any
 
 from arc_ray.cli.console import Terminal
+from arc_ray.cli.estimate import estimate_lines
 from arc_ray.config import Config, to_yaml
 from arc_ray.errors import UserError
 from arc_ray.study.comparing import search_points
@@ -32,7 +33,7 @@ def describe_study(config: Config, terminal: Terminal) -> None:
 
 
 def plan_lines(config: Config) -> list[str]:
-    """Describe the plan of a training run: rows, steps, tokens, fill; or say why it cannot be made yet."""
+    """Describe a training run by its plan: rows, steps, tokens, fill, memory, hours; or say why it cannot be made yet."""
     from arc_ray.train.driver import prepare
 
     try:
@@ -49,6 +50,7 @@ def plan_lines(config: Config) -> list[str]:
             f"plan: {name}: {of_task['fewest']} to {of_task['most']} views a task, {of_task['tasks_without']} tasks without"
             for name, of_task in counts["views_per_task"].items()
         ),
+        *estimate_lines(config, plan),
     ]
 
 

@@ -141,6 +141,9 @@ DERIVED = {
 }
 """Keys of DeepSpeed that have a key here, which the rows of a step and the schedule follow from."""
 
+GRADIENT_BUCKET = 50_000_000
+"""Gradients that DeepSpeed reduces at once: 0.1 GB in bfloat16. Its own default of 500 million takes 1 GB of every GPU."""
+
 
 class TrainConfig(Section):
     """The optimizer's view of a run."""
@@ -173,6 +176,8 @@ class TrainConfig(Section):
     """Largest gradient norm; null does not clip."""
     log_every: int = Field(default=1, ge=1)
     """Steps between metric lines."""
+    tracker: Literal["tensorboard", "wandb", "mlflow", "none"] = "tensorboard"
+    """Where the lines of metrics.jsonl are shown as well; wandb and mlflow need `pip install 'arc_ray[tracking]'`."""
     eval_every: int | None = Field(default=None, ge=1)
     """Steps between validations; null validates at every quarter of the run. The end is always validated."""
     checkpoint_every: int | None = Field(default=None, ge=1)
@@ -204,7 +209,9 @@ class ScalingConfig(Section):
     """How many workers, and what each may use."""
 
     num_workers: int | tuple[int, int] = 1
-    """Training workers (one a GPU), or [min, max] for elastic training."""
+    """Training workers (one a GPU), or [min, max] for elastic training: as many as the cluster has room for."""
+    resize_seconds: float = Field(default=60.0, gt=0)
+    """Elastic training: time between looks for machines that came; to use them costs a restart from the newest checkpoint."""
     use_gpu: bool = False
     cpus_per_worker: float = Field(default=1.0, gt=0)
     """Logical CPUs that Ray reserves for a training worker."""

@@ -54,11 +54,25 @@ class Config(Section):
                 raise ValueError(
                     f"evaluate.sets names the source {name!r}; data.sources has {sorted(self.data.sources)}"
                 )
-        high = self.scaling.num_workers[1] if isinstance(self.scaling.num_workers, tuple) else self.scaling.num_workers
-        if self.train.batch_rows % (high * self.train.micro_rows):
+        workers = self.scaling.num_workers
+        high = workers if isinstance(workers, int) else workers[1]
+        if self.train.engine == "trl" and not isinstance(workers, int):
+            raise ValueError(
+                f"scaling.num_workers {list(workers)} is elastic, which train.engine trl is not: give one number,"
+                " or set train.engine to deepspeed"
+            )
+        # An elastic run takes what the cluster has, and fills a share that does not divide with empty rows.
+        if self.train.batch_rows % self.train.micro_rows or (
+            isinstance(workers, int) and self.train.batch_rows % (high * self.train.micro_rows)
+        ):
             raise ValueError(
                 f"train.batch_rows {self.train.batch_rows} must be a multiple of scaling.num_workers x train.micro_rows"
                 f" = {high} x {self.train.micro_rows}: the global batch is shared equally"
+            )
+        if self.train.batch_rows < high * self.train.micro_rows:
+            raise ValueError(
+                f"train.batch_rows {self.train.batch_rows} is less than scaling.num_workers x train.micro_rows"
+                f" = {high} x {self.train.micro_rows}: some workers would have nothing to do"
             )
         if self.model.scratch and not self.train.full:
             raise ValueError(

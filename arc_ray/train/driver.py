@@ -17,6 +17,7 @@ from arc_ray.encoders import encoder_named
 from arc_ray.errors import UserError
 from arc_ray.guard import refuse_overlap
 from arc_ray.model import load_tokenizer
+from arc_ray.pipeline import settle_data_scheduling
 from arc_ray.plan import Plan, load_plan, save_plan
 from arc_ray.prompt import format_named, needs_description
 from arc_ray.quality import quality_of
@@ -25,6 +26,7 @@ from arc_ray.runs import checkpoint_steps, claim, finish, is_finished, read_metr
 from arc_ray.storage import Folder
 from arc_ray.tasks import TaskTable
 from arc_ray.tokens import Codec, frame_of, make_codec
+from arc_ray.train.trackers import check_tracker, tracker_environment
 from arc_ray.train.validation import ValidationSet, make_validation
 from arc_ray.train.worker import FAILURE_FILE, Job, train_on_worker
 
@@ -105,11 +107,13 @@ def run_training(
     Raises UserError for what only the user can mend and Ray's TrainingFailedError where the workers failed too often.
     """
     folder = run_folder(config)
+    check_tracker(config)
     claim(folder, config, command)
     if is_finished(folder):
         return folder.read_json("result.json")
     warn_of_float16(config)
     begun = time.time()
+    settle_data_scheduling()
     prepared = prepare(config, folder)
     job = Job(config, ray.put(prepared.maker), ray.put(prepared.validation))
     # Our checkpoints are in the run folder; Ray's own state serves one call of the driver and is not resumed from.
@@ -124,12 +128,14 @@ def run_training(
             use_gpu=config.scaling.use_gpu,
             resources_per_worker={"CPU": config.scaling.cpus_per_worker}
             | ({"GPU": 1} if config.scaling.use_gpu else {}),
+            elastic_resize_monitor_interval_s=config.scaling.resize_seconds,
         ),
         run_config=ray.train.RunConfig(
             name=attempt,
             storage_path=(folder / "ray").uri,
             failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
             callbacks=list(callbacks),
+            worker_runtime_env={"env_vars": tracker_environment(config)},
         ),
     )
     trainer.fit()

@@ -3,8 +3,7 @@
 import math
 from typing import Any, Literal
 
-from arc_ray.config.training import ModelConfig, TrainConfig
-from arc_ray.errors import UserError
+from arc_ray.config.training import GRADIENT_BUCKET, ModelConfig, TrainConfig
 
 
 def learning_rate(config: TrainConfig, step: int, num_steps: int) -> float:
@@ -27,19 +26,13 @@ def _decay(schedule: Literal["linear", "cosine", "constant"], done: float) -> fl
 
 
 def accumulation_steps(config: TrainConfig, num_workers: int) -> int:
-    """Return the forward passes per optimizer step on each worker. Raises UserError where the batch does not divide."""
-    steps, rest = divmod(config.batch_rows, num_workers * config.micro_rows)
-    if rest or not steps:
-        raise UserError(
-            f"train.batch_rows {config.batch_rows} is no multiple of workers x train.micro_rows"
-            f" = {num_workers} x {config.micro_rows}"
-        )
-    return steps
+    """Return the forward passes per optimizer step on each worker; the last is short of rows where they do not divide."""
+    return math.ceil(config.batch_rows / (num_workers * config.micro_rows))
 
 
 def deepspeed_config(config: TrainConfig, model: ModelConfig, num_workers: int) -> dict[str, Any]:
     """Derive DeepSpeed's dict from a few numbers; `train.deepspeed` is merged over it last."""
-    zero: dict[str, Any] = {"stage": config.zero_stage}
+    zero: dict[str, Any] = {"stage": config.zero_stage, "reduce_bucket_size": GRADIENT_BUCKET}
     if config.offload and config.zero_stage > 0:
         zero["offload_optimizer"] = {"device": "cpu"}
         if config.zero_stage == 3:

@@ -1,9 +1,10 @@
 """What one training worker does: build, restore, stream its own rows, loop. Ray Train calls it on every worker."""
 
 import dataclasses
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -23,8 +24,10 @@ from arc_ray.runs import read_metrics, run_folder, write_metrics
 from arc_ray.train.checkpoint import CheckpointWriter, newest_checkpoint, read_state
 from arc_ray.train.engine import Start, gather_state, load_weights, make_engine, restore_state
 from arc_ray.train.loop import Hooks, Metrics, NonFiniteLossError, fit
+from arc_ray.train.measures import Measures, device_peak
 from arc_ray.train.notice import EndNotice
 from arc_ray.train.schedule import accumulation_steps
+from arc_ray.train.trackers import NoTracker, make_tracker
 from arc_ray.train.validation import ValidationSet, validate
 
 WRITE_METRICS_SECONDS = 1.0
@@ -63,7 +66,8 @@ def train_on_worker(parts: dict[str, Any]) -> None:
     job: Job = parts["job"]
     worker = make_worker(job)
     folder, is_first = run_folder(worker.config), worker.rank == 0
-    log = MetricsLog(worker.config, worker.start.step, worker.ready, is_writer=is_first)
+    measures = Measures(worker.model, worker.maker.plan, worker.num_workers, device_peak())
+    log = MetricsLog(worker.config, worker.start.step, worker.ready, measures, is_writer=is_first)
     writer = CheckpointWriter(folder, worker.config, worker.model, worker.tokenizer)
     train = train_with_trl if worker.config.train.engine == "trl" else train_with_deepspeed
     try:
@@ -144,32 +148,40 @@ def rows_of_rank(plan: Plan, config: Config, rank: int, num_workers: int, first_
     """Return the row numbers that one worker streams from a step on: its share of every step's global batch, in order.
 
     A worker's share of a step is interleaved by micro-batch, so each pass over all workers covers rows that stand together.
+    Every worker gets equally many: where an elastic run's workers do not divide the batch, the rest are empty rows.
     """
-    micro = config.train.micro_rows
-    steps = np.arange(first_step, plan.num_steps)[:, None, None] * plan.batch_rows
-    passes = np.arange(accumulation_steps(config.train, num_workers))[None, :, None] * num_workers * micro
-    return (steps + passes + rank * micro + np.arange(micro)[None, None, :]).ravel()
+    micro, batch = config.train.micro_rows, config.train.batch_rows
+    passes = np.arange(accumulation_steps(config.train, num_workers))[:, None] * num_workers * micro
+    within = (passes + rank * micro + np.arange(micro)).ravel()
+    rows = np.arange(first_step, plan.num_steps)[:, None] * batch + within
+    return np.where(within < batch, rows, plan.num_steps * batch).ravel()
+
+
+def finite_metrics(metrics: Mapping[str, Any]) -> Metrics:
+    """Return metrics as JSON, and Ray's controller, take them: plain floats; what is NaN or infinite is left out."""
+    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
 
 
 class MetricsLog:
     """Collects metric records; rank 0 writes them to metrics.jsonl at most once a second, every rank reports to Ray."""
 
-    def __init__(self, config: Config, first_step: int, ready: float, is_writer: bool) -> None:
-        self._folder, self._is_writer = run_folder(config), is_writer
+    def __init__(self, config: Config, first_step: int, ready: float, measures: Measures, is_writer: bool) -> None:
+        self._folder, self._is_writer, self._measures = run_folder(config), is_writer, measures
         # What came after the checkpoint is going to be done again.
         self._records = [r for r in read_metrics(self._folder) if r["step"] <= first_step] if is_writer else []
-        self._is_resumed_at = first_step
+        self._tracker = make_tracker(config, self._records) if is_writer else NoTracker()
         self._begun, self._written = time.time(), 0.0
         self._ready: float | None = ready
 
     def __call__(self, step: int, metrics: Metrics) -> None:
-        finite = {key: float(value) for key, value in metrics.items() if np.isfinite(value)}
+        finite = finite_metrics(self._measures(step, metrics))
         if self._ready is not None and "train/loss" in finite:
             finite["train/start_seconds"] = time.perf_counter() - self._ready
             self._ready = None
         record = {"step": step, "seconds": round(time.time() - self._begun, 3), **finite}
         if self._is_writer:
             self._records.append(record)
+            self._tracker.add(record)
             if time.time() - self._written > WRITE_METRICS_SECONDS or any(key.startswith("eval/") for key in finite):
                 self.flush()
         if any(key.startswith("eval/") for key in finite):
@@ -178,12 +190,13 @@ class MetricsLog:
 
     def close(self) -> None:
         """Write what is not written yet."""
-        if self._is_writer:
-            self.flush()
+        self.flush()
+        self._tracker.close()
 
     def flush(self) -> None:
         """Write all records, if this is the rank that writes."""
         if not self._is_writer:
             return
         write_metrics(self._folder, self._records)
+        self._tracker.flush()
         self._written = time.time()
