@@ -26,11 +26,13 @@ from ray.cluster_utils import Cluster
 
 from arc_ray.config.sources import CountingSource
 from arc_ray.generate import ensure_datasets
-from arc_ray.pipeline import ROWS_PER_BLOCK, stream_rows
+from arc_ray.pipeline import BLOCK_TOKENS, stream_rows
 from arc_ray.rows import Batch
 from arc_ray.storage import Folder
 
 STORE_BYTES = 80 * 2**20
+ROWS_PER_BLOCK = 256
+"""Rows of a block, as at 8,192 tokens a row."""
 
 
 class Figures(NamedTuple):
@@ -105,7 +107,8 @@ def nodes(number: int) -> Iterator[Cluster]:
 def stream(maker: Any, num_blocks: int) -> float:
     """Return the wall seconds per block of streaming so many blocks of rows."""
     begun, rows = time.perf_counter(), np.arange(num_blocks * ROWS_PER_BLOCK)
-    got = sum(len(batch["input_ids"]) for batch in stream_rows(maker, rows, ROWS_PER_BLOCK, data_cpus=1.0))
+    batches = stream_rows(maker, rows, ROWS_PER_BLOCK, BLOCK_TOKENS // ROWS_PER_BLOCK, data_cpus=1.0)
+    got = sum(len(batch["input_ids"]) for batch in batches)
     assert got == len(rows)
     return (time.perf_counter() - begun) / num_blocks
 
