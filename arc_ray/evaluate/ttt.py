@@ -233,6 +233,8 @@ class Pool:
                     continue
             elif job and outcome:
                 yield job, outcome
+            else:
+                del attempts[""]  # a start that succeeded: only failures in a row end the evaluation
             if waiting:
                 job = waiting.pop()
                 self._running[actor.tune.remote(job)] = (actor, job)
