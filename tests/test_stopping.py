@@ -1,5 +1,6 @@
-"""ASHA as a study uses it: real schedulers, fed what trials would report."""
+"""How trials end: stopped by ASHA as a study uses it (real schedulers, fed what trials would report), or by an error."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from builders import config_with
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
+from arc_ray.tune.search import reason_of
 from arc_ray.tune.stopping import SCORE, TIME, Apart, make_scheduler
 
 
@@ -48,3 +50,18 @@ def test_without_early_stopping_all_trials_run():
 def test_everything_that_asha_listens_to_is_passed_on(name: str):
     """Would catch a notice that ends in the first-in-first-out scheduler, which does nothing with it."""
     assert name in vars(Apart)
+
+
+def test_the_reason_of_a_failure_is_its_last_error_whole(tmp_path: Path):
+    """Would catch a row that says nothing but "For further information visit ...", or the first of a chain of causes."""
+    file = tmp_path / "error.txt"
+    file.write_text(
+        "Failure # 1\nray.exceptions.RayTaskError(ValueError): ray::_train_trial() (pid=1)\n  File x, line 1\nValueError: a\n\n"
+        "pydantic_core.ValidationError: 1 validation error for DeepSpeedZeroConfig\nstage\n  Input should be 0, 1, 2 or 3\n"
+    )
+    assert reason_of(str(file)) == (
+        "pydantic_core.ValidationError: 1 validation error for DeepSpeedZeroConfig stage Input should be 0, 1, 2 or 3"
+    )
+    file.write_text("something else\nhappened\n")
+    assert reason_of(str(file)) == "happened"
+    assert reason_of(str(tmp_path / "none")) == reason_of(None) == "no reason given"

@@ -6,6 +6,7 @@ within a second, a trial that was cut off reports its own and then trains on. So
 
 import dataclasses
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,10 @@ from arc_ray.tune.stopping import SCORE, TIME, make_scheduler
 from arc_ray.tune.trials import Trial, known_points, read_trial, write_status
 
 WATCH_SECONDS = 3.0
+ERROR_LINE = re.compile(r"[\w.]*(Error|Exception)\b")
+"""How the line begins that names an error, such as `torch.OutOfMemoryError: ...`."""
+MOST_OF_REASON = 500
+"""Characters of an error that the table shows."""
 
 
 def run_search(
@@ -169,7 +174,7 @@ class _Ends(ray.tune.Callback):
         """It failed; the search goes on."""
         folder, point = self._place(trial)
         # Tune's `get_error` looks where the file will be copied to later.
-        write_status(folder, point, "failed", _reason(trial.error_file))
+        write_status(folder, point, "failed", reason_of(trial.error_file))
 
     def _place(self, trial: Any) -> tuple[Folder, Point]:
         point = trial.config["point"]
@@ -194,11 +199,12 @@ def _watched(look: Callable[[], None]) -> Iterator[None]:
         watcher.join()
 
 
-def _reason(error_file: str | None) -> str:
-    """Take the last line of an error, which says what happened; Ray puts its traces above."""
+def reason_of(error_file: str | None) -> str:
+    """Take from Tune's error.txt the last error, with all its lines in one; traces and earlier causes stand above it."""
     text = Path(error_file).read_text() if error_file and Path(error_file).exists() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:500] if lines else "no reason given"
+    last = max((i for i, line in enumerate(lines) if ERROR_LINE.match(line)), default=len(lines) - 1)
+    return " ".join(lines[last:])[:MOST_OF_REASON] or "no reason given"
 
 
 def _scratch(config: Config) -> Path:
