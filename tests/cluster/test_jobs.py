@@ -61,8 +61,8 @@ def dashboard() -> Iterator[str]:
         with log.open("w") as out:
             head = subprocess.Popen(command, env=ENVIRONMENT, stdout=out, stderr=out, start_new_session=True)
         address = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 120
-        while jobs(address, "list").returncode != 0:
+        deadline = time.monotonic() + 240
+        while jobs(address, "submit", "--", "true").returncode != 0:  # the dashboard is there before its agent
             assert head.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(1)
