@@ -78,7 +78,14 @@ def submit(lab: Lab, *command: str, wait: bool = True, name: str = "") -> subpro
 def status(lab: Lab, name: str) -> str:
     """Return the state of a job."""
     told = jobs(lab, "status", name, check=False).stdout
-    return next((word for word in ("SUCCEEDED", "FAILED", "STOPPED", "RUNNING", "PENDING") if word in told), "UNKNOWN")
+    words = {
+        "succeeded": "SUCCEEDED",
+        "failed": "FAILED",
+        "was stopped": "STOPPED",
+        "RUNNING": "RUNNING",
+        "PENDING": "PENDING",
+    }
+    return next((state for word, state in words.items() if word in told), "UNKNOWN")
 
 
 def num_nodes(lab: Lab, file: Path) -> int:

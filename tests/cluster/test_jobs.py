@@ -131,7 +131,7 @@ def test_a_stopped_job_goes_on_and_its_log_is_readable(dashboard: str, config: P
         assert time.monotonic() < deadline, jobs(dashboard, "logs", "first").stdout
         time.sleep(0.3)
     jobs(dashboard, "stop", "first")
-    assert "STOPPED" in jobs(dashboard, "status", "first").stdout
+    assert "was stopped" in jobs(dashboard, "status", "first").stdout
     assert not (folder / "result.json").exists(), "it had ended before the stop, so nothing was tested"
     done = submit(dashboard, "train", str(config))
     assert done.returncode == 0, done.stdout + done.stderr
