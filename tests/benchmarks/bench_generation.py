@@ -180,9 +180,9 @@ def generated(model: Any, prompts: list[Any], tokens: int, pad_id: int) -> list[
     for i, prompt in enumerate(prompts):
         ids[i, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
         mask[i, width - len(prompt) :] = 1
-    plain = model.generation_config.__class__(
-        max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=pad_id
-    )
+    # Without an end token, as ours: with one, min_new_tokens would forbid it and other tokens would be written.
+    model.generation_config.eos_token_id = model.config.eos_token_id = None
+    plain = model.generation_config.__class__(max_new_tokens=tokens, do_sample=False, pad_token_id=pad_id)
     out = model.generate(input_ids=ids, attention_mask=mask, generation_config=plain)
     return out[:, width:].tolist()
 
