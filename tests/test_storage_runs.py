@@ -199,12 +199,17 @@ ELSEWHERE = {
     "scaling.use_gpu": True,
     "evaluate.num_actors": 3,
     "evaluate.lookahead": 0,
+    "evaluate.ttt.num_workers": 2,
+    "evaluate.ttt.gpus": 0.5,
+    "evaluate.ttt.retries": 0,
     "tune.max_concurrent": 2,
+    "train.engine": "trl",
     "train.max_failures": 0,
     "train.micro_rows": 4,
     "train.zero_stage": 1,
     "train.offload": True,
     "train.log_every": 7,
+    "train.tracker": "none",
     "train.checkpoint_every": 3,
     "train.keep_checkpoints": 1,
     "question": "another?",
@@ -213,7 +218,7 @@ ELSEWHERE = {
 
 def test_where_a_run_is_made_does_not_make_it_another_run(tmp_path: Path):
     """Would catch a study that cannot go on after the cluster has grown."""
-    config = config_in(tmp_path)
+    config = with_overrides(config_in(tmp_path), {"evaluate.ttt.steps": 8})
     claim(run_folder(config), config, "train")
     claim(run_folder(config), with_overrides(config, ELSEWHERE), "train")
     moved = Folder.at(str(tmp_path / "elsewhere"))
