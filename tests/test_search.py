@@ -79,9 +79,9 @@ def kill_when(process: subprocess.Popen[str], is_time: Callable[[], bool]) -> No
 
 
 def rows(folder: Path) -> dict[str, dict[str, str]]:
-    """trials.csv by trial, without what a clock or a processor decides."""
+    """trials.csv by trial, without what a clock or the memory of a process decides."""
     with (folder / "trials.csv").open() as file:
-        timed = ("second", "stall")
+        timed = ("second", "stall", "memory")
         return {
             row["trial"]: {key: value for key, value in row.items() if not any(word in key for word in timed)}
             for row in csv.DictReader(file)
