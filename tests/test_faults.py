@@ -4,11 +4,9 @@ Each compares with an unbroken run of the same config: on the CPU, with the same
 final adapter are bit-equal, which they could not be if any step had seen other rows. tests/test_train.py kills the driver.
 """
 
-import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,33 +18,19 @@ import numpy as np
 import psutil
 import pytest
 import yaml
-from safetensors.numpy import load_file
+from training import adapter, counting_tree, environment, records, train_command
 
 pytestmark = pytest.mark.slow
 
-TREE = {
-    "name": "run",
-    "data": {
-        "sources": {"counting": {"kind": "counting", "examples": 200, "max_side": 5}},
-        "mix": {"counting": 1},
-        "validation": [],
-    },
-    "prompt": {"format": "compact", "encoder": "compact"},
-    "model": {"base": "@base", "lora": {"r": 4, "alpha": 8}},
-    "runs": {
-        "base": {
-            "model.base": None,
-            "model.scratch": {"hidden_size": 64, "layers": 2, "heads": 2, "intermediate_size": 128},
-            "train.full": True,
-            "train.max_steps": 2,
-        }
-    },
-    "train": {"lr": 1e-3, "row_tokens": 384, "batch_rows": 4, "epochs": 4, "max_steps": 40, "tracker": "none"}
+TREE = counting_tree(
+    examples=200,
+    hidden_size=64,
+    layers=2,
+    train={"lr": 1e-3, "row_tokens": 384, "batch_rows": 4, "epochs": 4, "max_steps": 40, "tracker": "none"}
     | {"checkpoint_every": 4, "keep_checkpoints": 99, "zero_stage": 1},
     # A node of the clusters below has three CPUs: room for one worker and its data tasks.
-    "scaling": {"threads": 1, "cpus_per_worker": 2, "data_cpus": 0.5, "resize_seconds": 3},
-    "ray": {"object_store_mib": 100},
-}
+    scaling={"threads": 1, "cpus_per_worker": 2, "data_cpus": 0.5, "resize_seconds": 3},
+)
 
 PATIENCE = 300.0
 
@@ -64,17 +48,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def training(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
     """`arc-ray train` in a process group of its own, which is gone at the end."""
-    command = [
-        sys.executable,
-        "-c",
-        "from arc_ray.cli import main; main()",
-        "train",
-        str(folder / "config.yaml"),
-        *words,
-    ]
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONUNBUFFERED": "1"}
+    pipe, command = subprocess.PIPE, train_command(folder, *words)
     run = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command, env=environment(), stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
     try:
         yield run
@@ -104,24 +80,12 @@ def steps_saved(folder: Path, name: str) -> list[int]:
     return sorted(int(path.parent.name.removeprefix("checkpoint-")) for path in markers)
 
 
-def records(folder: Path, name: str) -> list[dict[str, Any]]:
-    lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if "train/loss" in record]
-
-
-def result(folder: Path, name: str) -> dict[str, Any]:
-    return json.loads((folder / "runs" / name / "result.json").read_text())
-
-
 def assert_bit_equal(folder: Path, name: str) -> None:
     """Every step's loss and every tensor of the last adapter are those of the unbroken run, to the last bit."""
     unbroken, found = records(folder, "unbroken"), records(folder, name)
     assert [r["step"] for r in found] == [r["step"] for r in unbroken] == list(range(1, 41))
     assert [r["train/loss"] for r in found] == [r["train/loss"] for r in unbroken]
-    adapters = [
-        load_file(folder / "runs" / run / result(folder, run)["checkpoint"] / "adapter_model.safetensors")
-        for run in ("unbroken", name)
-    ]
+    adapters = [adapter(folder, run) for run in ("unbroken", name)]
     assert adapters[0].keys() == adapters[1].keys() != set()
     for key, tensor in adapters[0].items():
         assert tensor.tobytes() == adapters[1][key].tobytes(), key

@@ -3,40 +3,25 @@
 Each run starts processes and imports torch in them, which is why these are marked slow.
 """
 
-import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from safetensors.numpy import load_file
+from training import adapter, counting_tree, environment, records, train_command
 
 pytestmark = pytest.mark.slow
 
-TINY = {
-    "name": "run",
-    "data": {
-        "sources": {"counting": {"kind": "counting", "examples": 48, "max_side": 5}},
-        "mix": {"counting": 1},
-        "validation": [],
-    },
-    "prompt": {"format": "compact", "encoder": "compact"},
-    "model": {"base": "@base", "lora": {"r": 4, "alpha": 8}},
-    "runs": {
-        "base": {
-            "model.base": None,
-            "model.scratch": {"hidden_size": 32, "layers": 1, "heads": 2, "intermediate_size": 64},
-            "train.full": True,
-            "train.max_steps": 2,
-        }
-    },
-    "train": {
+TINY = counting_tree(
+    examples=48,
+    hidden_size=32,
+    layers=1,
+    train={
         "lr": 1e-2,
         "row_tokens": 256,
         "batch_rows": 4,
@@ -45,9 +30,8 @@ TINY = {
         "checkpoint_every": 3,
         "keep_checkpoints": 9,
     },
-    "scaling": {"threads": 1, "data_cpus": 0.25},
-    "ray": {"object_store_mib": 100},
-}
+    scaling={"threads": 1, "data_cpus": 0.25},
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,34 +45,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(folder: Path, *overrides: str) -> None:
     """Run `arc-ray train` to its end in a process of its own."""
-    done = subprocess.run(command(folder, *overrides), capture_output=True, text=True, env=environment(), timeout=400)
+    done = subprocess.run(
+        train_command(folder, *overrides), capture_output=True, text=True, env=environment(), timeout=400
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def command(folder: Path, *overrides: str) -> list[str]:
-    main = "from arc_ray.cli import main; main()"
-    return [sys.executable, "-c", main, "train", str(folder / "config.yaml"), *overrides]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONUNBUFFERED": "1"}
-
-
 def losses(folder: Path, name: str) -> np.ndarray:
-    lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
-    return np.array([record["train/loss"] for record in map(json.loads, lines) if "train/loss" in record])
-
-
-def weights(folder: Path, name: str) -> dict[str, np.ndarray]:
-    result = json.loads((folder / "runs" / name / "result.json").read_text())
-    return load_file(folder / "runs" / name / result["checkpoint"] / "adapter_model.safetensors")
+    return np.array([record["train/loss"] for record in records(folder, name)])
 
 
 def test_training_learns_and_leaves_an_adapter_that_is_not_empty(folder: Path) -> None:
     """Catches a silent no-op: losses that do not fall, and the empty adapters that peft writes under ZeRO."""
     found = losses(folder, "unbroken")
     assert found[-3:].mean() < found[:3].mean() - 0.05
-    trained = weights(folder, "unbroken")
+    trained = adapter(folder, "unbroken")
     assert trained
     assert all(np.abs(tensor).max() > 0 for name, tensor in trained.items() if "lora_B" in name)
 
@@ -120,7 +91,7 @@ def test_killed_run_ends_with_the_same_bytes(folder: Path, engine: str) -> None:
     if not (folder / "runs" / whole).exists():
         train(folder, f"name={whole}", f"train.engine={engine}")
     running = subprocess.Popen(
-        command(folder, f"name={name}", f"train.engine={engine}"),
+        train_command(folder, f"name={name}", f"train.engine={engine}"),
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -137,7 +108,7 @@ def test_killed_run_ends_with_the_same_bytes(folder: Path, engine: str) -> None:
     assert not (marker / "result.json").exists(), "the run had ended already, so nothing was tested"
     train(folder, f"name={name}", f"train.engine={engine}")
     np.testing.assert_array_equal(losses(folder, name), losses(folder, whole))
-    resumed, unbroken = weights(folder, name), weights(folder, whole)
+    resumed, unbroken = adapter(folder, name), adapter(folder, whole)
     assert resumed.keys() == unbroken.keys()
     for name, tensor in unbroken.items():
         assert tensor.tobytes() == resumed[name].tobytes(), name
