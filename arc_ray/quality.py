@@ -11,7 +11,7 @@ import numpy as np
 from arc_ray.config import Config
 from arc_ray.datasets.blocks import GeneratedSource
 from arc_ray.datasets.requests import dataset_folder
-from arc_ray.fingerprints import count_duplicates, count_views
+from arc_ray.fingerprints import count_duplicates, count_met, count_views
 from arc_ray.guard import find_overlaps
 from arc_ray.plan import Plan
 from arc_ray.rows import first_views
@@ -26,12 +26,14 @@ def quality_of(config: Config, tasks: Mapping[str, Sequence[Task]], plan: Plan |
     """Describe the data of a training run; `tasks` maps the sources of mix, validation and evaluation to their tasks.
 
     Returns {"sources": {name: counts}, "lengths": {name: {"shortest": tokens...}}, "waste": shares of places without a
-    token, "overlap": sentences}, for JSON; lengths and waste are empty without a plan.
+    token, "met": {evaluated name: {"asked": pairs, "met": pairs}}, "overlap": sentences}, for JSON; lengths and waste
+    are empty without a plan.
     """
     return {
         "sources": {name: _source_counts(config, name, of_source) for name, of_source in tasks.items()},
         "lengths": dict(_lengths(plan)) if plan else {},
         "waste": _waste(plan) if plan else {},
+        "met": dict(_met(config, tasks)),
         "overlap": find_overlaps(config, tasks),
     }
 
@@ -59,6 +61,8 @@ def quality_lines(quality: Mapping[str, Any]) -> Iterator[str]:
             f"padding: {waste['packed']:.1%} of the planned rows; one view a row would waste {waste['one_view_a_row']:.1%},"
             f" views padded to the longest {waste['padded_to_longest']:.1%}"
         )
+    for name, counts in quality["met"].items():
+        yield f"{name}: {counts['met']} of {counts['asked']} asked pairs equal a training pair up to symmetry and colours"
     overlap = quality["overlap"]
     yield f"overlap of the training mix with validation and evaluation: {'; '.join(overlap) or 'none'}"
 
@@ -79,6 +83,15 @@ def _source_counts(config: Config, name: str, tasks: Sequence[Task]) -> dict[str
         "attempts": generated.get("attempts", 0),
         "rejected": generated.get("rejected", {}),
     }
+
+
+def _met(config: Config, tasks: Mapping[str, Sequence[Task]]) -> Iterator[tuple[str, dict[str, int]]]:
+    """Count, for each evaluated set that asks for grids, the asked pairs that the training mix holds."""
+    trained = [task for name, copies in config.data.mix.items() if copies > 0 for task in tasks[name]]
+    for name in dict.fromkeys([*config.data.validation, *config.evaluate.sets]):
+        counts = count_met(trained, tasks[name])
+        if counts["asked"]:
+            yield name, counts
 
 
 def _count_merged_colors(config: Config, name: str, tasks: Sequence[Task]) -> int:

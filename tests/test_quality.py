@@ -91,12 +91,14 @@ def test_every_fault_in_the_data_is_found(tmp_path: Path, monkeypatch: pytest.Mo
     assert mine["degenerate"] == 2
     assert mine["merged_colors"] == 0
     assert quality["overlap"] == ["mine and held: training task 40853293 equals evaluation task 070dd51e"]
+    assert quality["met"] == {"held": {"asked": 1, "met": 1}}
     lengths = list(quality["lengths"]["mine"].values())
     assert lengths == sorted(lengths)
     assert lengths[0] < lengths[-1]
     assert 0 < quality["waste"]["packed"] < quality["waste"]["one_view_a_row"] < 1
     lines = "\n".join(quality_lines(quality))
     assert "40853293 equals evaluation task 070dd51e" in lines
+    assert "held: 1 of 1 asked pairs equal a training pair" in lines
 
     def broken(config: Config, name: str, table: TaskTable) -> object:
         views = first_views(config, name, table)

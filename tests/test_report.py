@@ -76,6 +76,8 @@ def test_the_page_tells_leaks_and_repeats(study: Path, page: str) -> None:
     """Would catch a report that keeps silent about what its study trained on."""
     assert page.count("training task 40853293 equals evaluation task 070dd51e") == 2
     assert "61 / 188 / 242 / 256" in page
+    assert "61 of the 80 pairs that held_out asks equal a training pair" in page
+    assert "pairs that unseen asks" not in page
     bare = shutil.copytree(study, study.parent / "bare")
     (bare / "quality.json").unlink()
     assert "40853293" not in Path(write_report([str(bare)])["report.html"]).read_text()

@@ -263,6 +263,27 @@ def test_selection_drops_large_tasks_before_it_counts() -> None:
     assert [task.id for task in select(some_tasks(), "all", None, 30)] == ["aa", "bb", "cc", "dd"]
 
 
+def test_excluded_tasks_do_not_count_towards_the_limit() -> None:
+    """Would catch an exclusion after the cut, which would give fewer tasks than asked for."""
+    assert [task.id for task in select(some_tasks(), "all", 2, 30, ["bb"])] == ["aa", "cc"]
+    assert [task.id for task in select(some_tasks(), ["dd", "bb"], None, 30, ["bb"])] == ["dd"]
+
+
+@pytest.mark.parametrize(
+    ("exclude", "reason"),
+    [
+        (["cx"], "exclude: 'cx' is none of the 4 tasks of this source; did you mean cc?"),
+        (["aa", "aa"], "exclude: aa is there twice"),
+        (["aa", "bb", "cc", "dd"], "exclude: leaves out all tasks of this source"),
+    ],
+)
+def test_exclusion_that_cannot_be_meant_is_refused(exclude: list[str], reason: str) -> None:
+    """Would catch a mistyped id that leaves the leaking task in."""
+    with pytest.raises(UserError) as caught:
+        select(some_tasks(), "all", None, 30, exclude)
+    assert reason in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("ids", "max_side", "reason"),
     [

@@ -15,6 +15,8 @@ class Selection(Section):
 
     tasks: list[str] | Literal["all"] = "all"
     """Task ids to take, or "all"."""
+    exclude: list[str] = Field(default_factory=list)
+    """Task ids to leave out, such as training tasks that are evaluation tasks under another name."""
     limit: int | None = Field(default=None, ge=1)
     """Take at most this many tasks, the first ones in order; null takes all."""
     max_side: Side = 30

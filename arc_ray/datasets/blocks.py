@@ -5,10 +5,8 @@ asking for more adds files, and a file that exists is right. What cannot be repr
 exceptions) goes to a second file of the same name under `timings/`; everything else is byte for byte the same.
 """
 
-import gc
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +16,7 @@ import pyarrow.parquet as pq
 
 from arc_ray.config.sources import CountingSource, PluginSource, RearcSource
 from arc_ray.datasets.tables import STATS, counting_table, examples_table, timings_table
+from arc_ray.garbage import collector_paused
 from arc_ray.sources import plugin, rearc
 from arc_ray.sources.counting import counting_task
 from arc_ray.sources.examples import Example
@@ -26,8 +25,8 @@ from arc_ray.tasks import MAX_SIDE
 
 GeneratedSource = RearcSource | CountingSource | PluginSource
 
-LAYOUT = 1
-"""Raise it when boundaries or columns change: datasets of an older layout can still be read, but not extended."""
+LAYOUT = 2
+"""Raise it when boundaries, columns or what counts as a duplicate change: datasets of another layout are refused."""
 
 BLOCK_SECONDS = 4.0
 """A block is estimated to take at most this long: what a crash costs a worker, and far less than a large job takes."""
@@ -129,18 +128,6 @@ def read_rows(folder: Folder, blocks: Iterable[Block], rows: npt.NDArray[np.int6
     wanted = ((block, rows[(rows >= block.start) & (rows < block.stop)] - block.start) for block in blocks)
     tables = [read_block(folder, block, columns).take(inside) for block, inside in wanted if len(inside)]
     return pa.concat_tables(tables) if tables else pa.table({name: [] for name in columns})
-
-
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """Pause the search for cyclic garbage, which takes 6 % of the time: RE-ARC makes millions of tuples, but no cycle."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _make_example(source: RearcSource | PluginSource, task_id: str, index: int) -> Example:

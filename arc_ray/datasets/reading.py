@@ -65,7 +65,7 @@ def _load(source: AnySource, storage: Folder) -> list[Task]:
         case KaggleSource():
             return _select(load_kaggle(source.challenges, source.solutions), source)
         case RearcDumpSource():
-            dump = load_rearc_dump(source.path, source.tasks, source.limit, source.max_side)
+            dump = load_rearc_dump(source.path, source.tasks, source.limit, source.max_side, source.exclude)
             return [t for i, pairs in dump for t in cut_examples(i, pairs, source.first, source.examples, source.shown)]
         case CountingSource():
             return [task for _, rows in read_examples(source, storage, COUNTING) for task in counting_tasks_of(rows)]
@@ -147,4 +147,4 @@ def _fewest(source: GeneratedSource) -> int:
 
 
 def _select(tasks: list[Task], source: ArckitSource | FolderSource | KaggleSource) -> list[Task]:
-    return select(tasks, source.tasks, source.limit, source.max_side)
+    return select(tasks, source.tasks, source.limit, source.max_side, source.exclude)

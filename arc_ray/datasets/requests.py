@@ -54,9 +54,9 @@ def task_ids_of(source: GeneratedSource) -> list[str]:
     """List the tasks that a source takes from its dataset. Raises UserError for an unknown id."""
     match source:
         case RearcSource():
-            return pick(rearc.task_ids(), source.tasks)[: source.limit]
+            return pick(rearc.task_ids(), source.tasks, source.exclude)[: source.limit]
         case PluginSource():
-            return pick([source.task_id], source.tasks)
+            return pick([source.task_id], source.tasks, source.exclude)
         case CountingSource():
             return ["counting"]
 
@@ -85,8 +85,8 @@ def check_identity(folder: Folder, source: GeneratedSource) -> None:
     found = folder.read_json("dataset.json")
     if found is None:
         raise UserError(f"dataset {folder.uri} is not there; run `arc-ray generate` with this config first")
-    identity = identity_of(source)
-    there = {key: found.get(key) for key in identity}
+    identity = identity_of(source) | {"layout": LAYOUT}
+    there = {key: found.get(key) for key in identity} | {"layout": found["made_with"]["layout"]}
     _refuse_difference(there, identity, f"dataset {folder.uri} was made by another config")
 
 

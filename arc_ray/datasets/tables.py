@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from arc_ray.fingerprints import canonical_pair
 from arc_ray.sources.difficulty import pso_difficulties
 from arc_ray.sources.examples import REASONS, Example
 from arc_ray.tasks import Grid, Pair, Question, Task
@@ -23,8 +24,13 @@ STATS = (
     pa.field("pso_difficulty", pa.float64()),
     pa.field("input_digest", pa.uint64()),
     pa.field("output_digest", pa.uint64()),
+    pa.field("pair_digest", pa.uint64()),
 )
-"""Columns of every block, which tell what became of each index; None where that has no meaning."""
+"""Columns of every block, which tell what became of each index; None where that has no meaning. `pair_digest` is the same
+for pairs that are equal up to symmetry and colours."""
+
+TOLD_APART_BY = ("input_digest", "pair_digest")
+"""Examples of a task that agree in one of these are duplicates."""
 
 PAIRS = ("input", "output")
 COUNTING = ("id", "grids", "questions")
@@ -38,7 +44,8 @@ def examples_table(start: int, examples: Sequence[Example]) -> pa.Table:
     rated = iter(pso_difficulties([example.pair for example in examples if example.pair]).tolist())
     difficulties = [next(rated) if example.pair else None for example in examples]
     digests = [_digest([grid]) for grid in inputs], [_digest([grid]) for grid in outputs]
-    stats = _stats(start, examples, difficulties, *digests)
+    pair_digests = [_short(canonical_pair(example.pair)) if example.pair else None for example in examples]
+    stats = _stats(start, examples, difficulties, *digests, pair_digests)
     return _append(stats, PAIRS, [_grid_column(inputs), _grid_column(outputs)])
 
 
@@ -54,7 +61,7 @@ def counting_table(start: int, tasks: Sequence[Task]) -> pa.Table:
     inputs = [_digest(row, text) for row, text in zip(grids, questions, strict=True)]
     column = pa.ListArray.from_arrays(_offsets([len(row) for row in grids]), _grid_column(list(chain(*grids))))
     missing = [None] * len(tasks)
-    stats = _stats(start, [Example("accepted", 1, Counter())] * len(tasks), missing, inputs, missing)
+    stats = _stats(start, [Example("accepted", 1, Counter())] * len(tasks), missing, inputs, missing, inputs)
     return _append(stats, COUNTING, [pa.array([task.id for task in tasks]), column, pa.array(questions)])
 
 
@@ -81,14 +88,18 @@ def timings_table(start: int, milliseconds: Sequence[float], errors: Sequence[st
 
 
 def usable_rows(stats: pa.Table) -> npt.NDArray[np.int64]:
-    """Return the rows that count, ascending: accepted, and no earlier one of the task has the same input.
+    """Return the rows that count, ascending: accepted, and no earlier one of the task has the same input or is the same
+    pair up to symmetry and colours, which augmentation would turn into it.
 
     `stats` must hold a task's examples from index 0 on. Whether a row counts depends on earlier rows alone: it does not
     change when the dataset grows, and not with the order in which blocks were made.
     """
     accepted = np.flatnonzero(stats["outcome"].to_numpy() == "accepted")
-    _, first = np.unique(stats["input_digest"].to_numpy()[accepted], return_index=True)
-    return np.sort(accepted[first])
+    is_first = np.ones(len(accepted), bool)
+    for name in TOLD_APART_BY:
+        _, firsts = np.unique(stats[name].to_numpy()[accepted], return_index=True)
+        is_first &= np.isin(np.arange(len(accepted)), firsts)
+    return accepted[is_first]
 
 
 def _stats(
@@ -97,6 +108,7 @@ def _stats(
     pso_difficulties: Sequence[float | None],
     input_digests: Sequence[int | None],
     output_digests: Sequence[int | None],
+    pair_digests: Sequence[int | None],
 ) -> pa.Table:
     columns = [
         range(start, start + len(examples)),
@@ -107,6 +119,7 @@ def _stats(
         pso_difficulties,
         input_digests,
         output_digests,
+        pair_digests,
     ]
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, STATS, strict=True)], schema=pa.schema(STATS))
 
@@ -122,7 +135,11 @@ def _digest(grids: Sequence[Grid | None], text: str = "") -> int | None:
         if grid is None:
             return None
         digest.update(bytes(grid.shape) + grid.tobytes())
-    return int.from_bytes(digest.digest(), "little")
+    return _short(digest.digest())
+
+
+def _short(digest: bytes) -> int:
+    return int.from_bytes(digest[:8], "little")
 
 
 def _grid_column(grids: Sequence[Grid | None]) -> pa.Array:

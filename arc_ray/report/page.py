@@ -26,6 +26,9 @@ SECTIONS = {
 }
 KIND_NAMES = {"study": "study", "tune": "search", "run": "run", "runs": "runs"}
 
+MET_SHARE = 0.02
+"""A set is warned of if more than this share of its asked pairs equal a training pair: then it moves a score."""
+
 
 def write_report(folders: Sequence[str], now: datetime | None = None) -> dict[str, str]:
     """Write report.html, report.md and trials.csv into the first folder and return their places by these names.
@@ -120,6 +123,12 @@ def warnings_of(report: Report) -> list[str]:
     overlap = (report.quality or {}).get("overlap")
     if overlap:
         found.append(f"The training mix overlaps with what is evaluated: {'; '.join(overlap)}.")
+    for name, counts in (report.quality or {}).get("met", {}).items():
+        if counts["met"] > MET_SHARE * counts["asked"]:
+            found.append(
+                f"{counts['met']} of the {counts['asked']} pairs that {name} asks equal a training pair up to symmetry and"
+                f" colours: its scores may be memory rather than skill."
+            )
     return found
 
 

@@ -73,7 +73,7 @@ def load_kaggle(challenges: str, solutions: str | None) -> list[Task]:
 
 
 def load_rearc_dump(
-    path: str, ids: Ids = "all", limit: int | None = None, max_side: int = MAX_SIDE
+    path: str, ids: Ids = "all", limit: int | None = None, max_side: int = MAX_SIDE, exclude: Sequence[str] = ()
 ) -> list[tuple[str, list[Pair]]]:
     """Load generated examples in RE-ARC's own layout: a folder or zip with tasks/<id>.json, perhaps under re_arc/.
 
@@ -88,7 +88,7 @@ def load_rearc_dump(
     content = dict(zip(names, files, strict=True))
     return [
         (task_id, [pair for pair in _parse_examples(task_id, *content[task_id]) if largest_side([pair]) <= max_side])
-        for task_id in pick(names, ids)[:limit]
+        for task_id in pick(names, ids, exclude)[:limit]
     ]
 
 
@@ -117,20 +117,27 @@ def describe(tasks: Sequence[Task], descriptions: Mapping[str, str], file: str) 
     ]
 
 
-def pick(known: Sequence[str], ids: Ids) -> list[str]:
-    """Return the ids asked for, in the order asked for. Raises UserError for one that is unknown or named twice."""
-    if ids == "all":
-        return list(known)
-    for task_id in ids:
-        if task_id not in known:
-            near = difflib.get_close_matches(task_id, known, n=1, cutoff=0.0)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"tasks: {task_id!r} is none of the {len(known)} tasks of this source{hint}")
-    _refuse_twice(ids, "tasks")
-    return list(ids)
+def pick(known: Sequence[str], ids: Ids, exclude: Sequence[str] = ()) -> list[str]:
+    """Return the ids asked for, in the order asked for, without the excluded ones.
+
+    Raises UserError for an id that is unknown or named twice, and if none is left.
+    """
+    for key, named in (("tasks", () if ids == "all" else ids), ("exclude", exclude)):
+        for task_id in named:
+            if task_id not in known:
+                near = difflib.get_close_matches(task_id, known, n=1, cutoff=0.0)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise UserError(f"{key}: {task_id!r} is none of the {len(known)} tasks of this source{hint}")
+        _refuse_twice(named, key)
+    left = [task_id for task_id in (known if ids == "all" else ids) if task_id not in exclude]
+    if exclude and not left:
+        raise UserError(f"exclude: leaves out all tasks of this source; name fewer than {len(exclude)}")
+    return left
 
 
-def select(tasks: Iterable[Task], ids: Ids, limit: int | None, max_side: int) -> list[Task]:
+def select(
+    tasks: Iterable[Task], ids: Ids, limit: int | None, max_side: int, exclude: Sequence[str] = ()
+) -> list[Task]:
     """Take the tasks asked for, leave out those with a side longer than `max_side` cells, keep the first `limit`.
 
     Raises UserError for an unknown id, for two tasks of one id, and if nothing is left.
@@ -138,7 +145,7 @@ def select(tasks: Iterable[Task], ids: Ids, limit: int | None, max_side: int) ->
     tasks = list(tasks)
     _refuse_twice([task.id for task in tasks], "this source")
     by_id = {task.id: task for task in tasks}
-    chosen = [by_id[task_id] for task_id in pick(list(by_id), ids)]
+    chosen = [by_id[task_id] for task_id in pick(list(by_id), ids, exclude)]
     fitting = [task for task in chosen if largest_side(task.pairs) <= max_side]
     if not fitting:
         raise UserError(

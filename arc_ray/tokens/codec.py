@@ -191,7 +191,7 @@ class Codec:
         ids, mask = np.concatenate(parts), np.repeat(learned, [len(part) for part in parts])
         if grids:
             begins, owners, slots, cells = zip(*grids, strict=True)
-            sizes = [len(of_grid) for of_grid in slots]
+            sizes = [len(of_grid) for of_grid in cells]
             places = np.concatenate(slots)
             places += np.repeat(np.array(begins, np.int32), sizes)[:, None]
             colors = np.repeat(np.array(owners, np.int32) * NUM_COLORS, sizes)
@@ -213,22 +213,28 @@ class Codec:
         learned: list[bool] = []
         grids: list[_PlacedGrid] = []
         ends, end = [0], 0
+        texts, templates = (
+            self._texts,
+            self._templates,
+        )  # looked into here: a call a segment would be a tenth of all time
         columns = zip(layouts, views.symmetry.tolist(), changes, strict=True)
         for i, (layout, symmetry, change) in enumerate(columns):
             for segment in layout:
-                if isinstance(segment, Text):
-                    ids = self.text_ids(segment.text)
-                else:
-                    assert isinstance(segment, GridSlot)
+                if type(segment) is GridSlot:
                     at = first[i] + 2 * segment.pair + (segment.side == "output")
                     height, width = heights[at], widths[at]
                     cells = table.cells[starts[at] : starts[at] + height * width]
                     if change and change.side == segment.side:
                         changed = change.apply(cells.reshape(height, width))
                         (height, width), cells = changed.shape, changed.ravel()
-                    template = self.template(height, width, symmetry)
+                    template = templates.get((height, width, symmetry)) or self.template(height, width, symmetry)
                     ids = template.ids
                     grids.append((end, i, template.slots, cells))
+                else:
+                    assert type(segment) is Text
+                    ids = texts.get(segment.text)
+                    if ids is None:
+                        ids = self.text_ids(segment.text)
                 parts.append(ids)
                 learned.append(segment.learn)
                 end += len(ids)

@@ -32,8 +32,8 @@ import pyarrow.parquet as pq
 import ray
 
 from arc_ray.config.sources import RearcSource
-from arc_ray.datasets.blocks import collector_paused
 from arc_ray.datasets.manifest import Tally
+from arc_ray.garbage import collector_paused
 from arc_ray.generate import bundles_of, ensure_datasets
 from arc_ray.seeding import python_random_for, rng_for
 from arc_ray.sources import rearc
