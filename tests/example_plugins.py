@@ -28,9 +28,9 @@ def refuse(grid: np.ndarray) -> np.ndarray:
 
 
 def few(rng: np.random.Generator, difficulty: Difficulty) -> tuple[Rows, Rows]:
-    """One of forty grids, so that duplicates are many."""
+    """One of forty grids, so that duplicates are many; no symmetry or renaming of colours makes one of another."""
     number = int(rng.integers(40))
-    return [[number // 10, number % 10, 5]], [[5]]
+    return [[5] * (number // 10 + 1) + [6] * (number % 10 + 1)], [[5]]
 
 
 def sometimes_hangs(rng: np.random.Generator, difficulty: Difficulty) -> tuple[np.ndarray, np.ndarray]:
