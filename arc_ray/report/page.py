@@ -26,7 +26,7 @@ SECTIONS = {
 }
 KIND_NAMES = {"study": "study", "tune": "search", "run": "run", "runs": "runs"}
 
-MET_SHARE = 0.02
+MET_SHARE = 0.05
 """A set is warned of if more than this share of its asked pairs equal a training pair: then it moves a score."""
 
 
