@@ -150,8 +150,9 @@ def _write_blocks(
     """Make blocks in parallel; yield numbers of examples as they are done. Raises UserError if a worker met one."""
     seconds = {block.task_id: seconds_per_example(source, block.task_id) for block in blocks}
     bundles = bundles_of(blocks, seconds, num_workers or max(1, int(reachable("CPU"))))
-    tables = [pa.Table.from_pylist([block._asdict() for block in bundle]) for bundle in bundles]
-    done = ray.data.from_arrow(tables).map_batches(
+    # One item a bundle: from_arrow would first run a task for each, to look at it.
+    items = [{"bundle": [block._asdict() for block in bundle]} for bundle in bundles]
+    done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         functools.partial(_write_bundle, source=source, folder=folder),
         batch_format="pyarrow",
         batch_size=None,
@@ -169,9 +170,10 @@ def _write_blocks(
         yield row["examples"]
 
 
-def _write_bundle(bundle: pa.Table, source: GeneratedSource, folder: Folder) -> Iterator[pa.Table]:
+def _write_bundle(batch: pa.Table, source: GeneratedSource, folder: Folder) -> Iterator[pa.Table]:
     """Make the blocks of a bundle; a user's mistake travels as a value, because Ray would wrap an exception."""
-    for block in (Block(**row) for row in bundle.to_pylist()):
+    [bundle] = batch["bundle"].to_pylist()
+    for block in (Block(**row) for row in bundle):
         mistake = ""
         try:
             write_block(source, block, folder)
