@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from arc_ray.config import Config, config_from
 from arc_ray.config.training import ModelConfig, ScratchConfig
 from arc_ray.encoders import encoder_named
-from arc_ray.model import LearnedLoss, build_model
+from arc_ray.loss import LearnedLoss
+from arc_ray.model import build_model
 from arc_ray.prompt import Learn, format_named
 from arc_ray.rows import Batch
 from arc_ray.sources.counting import CountingSource, counting_task

@@ -7,7 +7,8 @@ from builders import tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from arc_ray.flops import GPUS, hours, peak_flops
-from arc_ray.model import IGNORED, LearnedLoss
+from arc_ray.loss import LearnedLoss
+from arc_ray.rows import IGNORED
 from arc_ray.skeleton import work_of
 
 

@@ -19,9 +19,8 @@ from typer.testing import CliRunner
 from arc_ray.cli.commands import app
 from arc_ray.config.training import LoraConfig, ModelConfig, ScratchConfig
 from arc_ray.errors import UserError
+from arc_ray.loss import LearnedLoss
 from arc_ray.model import (
-    IGNORED,
-    LearnedLoss,
     attention_implementation,
     build_model,
     load_base,
@@ -32,7 +31,7 @@ from arc_ray.model import (
     save_weights,
     trainable,
 )
-from arc_ray.rows import Encoded, write_rows
+from arc_ray.rows import IGNORED, Encoded, write_rows
 from arc_ray.views import plain_views
 
 SCRATCH = ScratchConfig(hidden_size=32, layers=2, heads=2, intermediate_size=64)

@@ -105,7 +105,7 @@ def train_on(
 
 
 def _fit(config: Any, model: Any, maker: Any, start: Any, rank: int, num_workers: int, make_hooks: Any) -> None:
-    from arc_ray.model import LearnedLoss
+    from arc_ray.loss import LearnedLoss
     from arc_ray.train.engine import make_engine, restore_state
     from arc_ray.train.loop import fit
     from arc_ray.train.worker import rows_of_rank

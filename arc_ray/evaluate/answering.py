@@ -24,7 +24,8 @@ from arc_ray.encoders import Encoder
 from arc_ray.evaluate.decoding import decode
 from arc_ray.evaluate.questions import Prompt
 from arc_ray.generation import Answer, GridGrammar, VllmWriter, Writer, score_answers
-from arc_ray.model import LearnedLoss, load_for_inference, load_tokenizer, merge_checkpoint
+from arc_ray.loss import LearnedLoss
+from arc_ray.model import load_for_inference, load_tokenizer, merge_checkpoint
 from arc_ray.storage import Folder
 from arc_ray.tasks import Grid
 from arc_ray.train.driver import codec_of

@@ -15,7 +15,8 @@ from torch import nn
 from arc_ray.config import Config
 from arc_ray.config.training import TrainConfig
 from arc_ray.config.tuning import TttConfig
-from arc_ray.model import LearnedLoss, trainable
+from arc_ray.loss import LearnedLoss
+from arc_ray.model import trainable
 from arc_ray.plan import pack
 from arc_ray.rows import IGNORED, Batch, write_rows
 from arc_ray.seeding import digest64

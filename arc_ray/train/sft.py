@@ -23,8 +23,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from arc_ray.config import Config
-from arc_ray.model import IGNORED
-from arc_ray.rows import Batch, RowMaker
+from arc_ray.rows import IGNORED, Batch, RowMaker
 from arc_ray.train.engine import Start, gradient_norm, import_deepspeed, make_optimizer, restore_state
 from arc_ray.train.loop import Hooks, Step, StepEnding, seed_step
 from arc_ray.train.schedule import deepspeed_config, learning_rate

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from arc_ray.config import Config
-from arc_ray.model import LearnedLoss, build_model, load_tokenizer
+from arc_ray.loss import LearnedLoss
+from arc_ray.model import build_model, load_tokenizer
 from arc_ray.pipeline import stream_rows
 from arc_ray.plan import Plan
 from arc_ray.rows import RowMaker

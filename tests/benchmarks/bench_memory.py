@@ -174,7 +174,9 @@ def train_two_steps(case: Case, before_steps: Any) -> None:
     """Build a case as the training worker does and train two steps on random rows."""
     import torch
 
-    from arc_ray.model import IGNORED, LearnedLoss, build_model
+    from arc_ray.loss import LearnedLoss
+    from arc_ray.model import build_model
+    from arc_ray.rows import IGNORED
     from arc_ray.train.engine import make_engine
 
     model_config, train, tokenizer = configs(case)

@@ -191,7 +191,7 @@ def ours(config: Any, model: Any, _: Any, maker: Any, rows: range, gpu: bool) ->
     """Train by our loop on packed rows."""
     import torch.distributed
 
-    from arc_ray.model import LearnedLoss
+    from arc_ray.loss import LearnedLoss
     from arc_ray.train.engine import make_engine
     from arc_ray.train.loop import Hooks, fit
 
@@ -295,7 +295,8 @@ def train_under_torchrun(path: Path, found: Path) -> None:
     from torch.utils.data import DataLoader
 
     from arc_ray.config import load_config
-    from arc_ray.model import LearnedLoss, build_model, load_tokenizer
+    from arc_ray.loss import LearnedLoss
+    from arc_ray.model import build_model, load_tokenizer
     from arc_ray.train.driver import prepare
     from arc_ray.train.engine import make_engine
     from arc_ray.train.loop import Hooks, fit
