@@ -187,7 +187,7 @@ def test_an_elastic_run_loses_a_node_and_gains_another(folder: Path) -> None:
 
     The run must last while Ray notices that the node is dead (half a minute) and that there is another.
     """
-    length = ["train.epochs=200", "train.max_steps=1000", "train.checkpoint_every=25", "train.keep_checkpoints=2"]
+    length = ["train.epochs=200", "train.max_steps=1500", "train.checkpoint_every=25", "train.keep_checkpoints=2"]
     words = ["name=elastic", "scaling.num_workers=[1, 2]", *length]
     with training(folder, *length, "name=fixed", "scaling.num_workers=1") as run:
         ends_well(run)
