@@ -99,10 +99,11 @@ def train(
         describe_training(loaded, terminal)
         return
     from arc_ray.runs import run_folder
-    from arc_ray.study.driver import make_data, make_starts
+    from arc_ray.study.driver import check_inputs, make_data, make_starts
     from arc_ray.train.starts import with_start
 
     run = with_start(loaded)
+    check_inputs(loaded, [run])
     with connected(loaded, address):
         make_data(loaded, [run], terminal)
         make_starts(loaded, [run], terminal, lambda needed: train_watched(needed, terminal))
@@ -139,12 +140,13 @@ def evaluate(config: ConfigPath, assignments: Assignments = None, address: Addre
     loaded = _load(config, assignments)
     from arc_ray.evaluate.driver import needs_model, run_evaluation
     from arc_ray.runs import run_folder
-    from arc_ray.study.driver import make_data, make_starts
+    from arc_ray.study.driver import check_inputs, make_data, make_starts
     from arc_ray.train.starts import with_start
 
     run = with_start(loaded)
     show = lambda done, total: terminal.advance("batches", done, total)  # noqa: E731
     if needs_model(run):
+        check_inputs(loaded, [run])
         with connected(loaded, address):
             make_data(loaded, [run], terminal)
             make_starts(loaded, [run], terminal, lambda needed: train_watched(needed, terminal))

@@ -4,9 +4,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from arc_ray.config import Config, with_overrides
+from arc_ray.config.sources import AnySource
+from arc_ray.datasets import load_source
+from arc_ray.datasets.blocks import GeneratedSource
 from arc_ray.errors import UserError
 from arc_ray.evaluate.driver import run_evaluation
 from arc_ray.generate import ensure_datasets
+from arc_ray.model import model_path
 from arc_ray.progress import Progress
 from arc_ray.report import write_report
 from arc_ray.runs import claim, finish, is_finished, run_folder
@@ -32,6 +36,7 @@ def run_study(config: Config, progress: Progress, train: Train) -> dict[str, Any
     folder = run_folder(config)
     trials = search_points(config, points(config))
     variants = check_points(config, trials)
+    check_inputs(config, variants)
     claim(folder, config, "study")
     if is_finished(folder):
         return folder.read_json("result.json")
@@ -63,6 +68,7 @@ def run_tune(config: Config, progress: Progress, train: Train) -> list[Trial]:
     folder = run_folder(config)
     trials = points(config)
     variants = check_points(config, trials)
+    check_inputs(config, variants)
     claim(folder, config, "tune")
     make_data(config, variants, progress)
     make_starts(config, variants, progress, train)
@@ -88,14 +94,36 @@ def num_searched(config: Config, trials: Sequence[Point]) -> int:
     return len(config.study.arms) * (config.tune.num_trials or 0) if config.tune.search == "optuna" else len(trials)
 
 
+def check_inputs(config: Config, variants: Sequence[Config]) -> None:
+    """Read the files of tasks that are given, and look for the models: before work that a mistake would throw away.
+
+    Raises UserError.
+    """
+    storage = Folder.at(config.storage)
+    for source in _sources_read(config, variants).values():
+        if not isinstance(source, GeneratedSource):
+            load_source(source, storage)
+    for base in {c.model.base for c in [*variants, *_runs_needed(config, variants)]}:
+        if base and not base.startswith("@"):
+            model_path(base, config.storage)
+
+
+def _runs_needed(config: Config, variants: Sequence[Config]) -> list[Config]:
+    return [config_of_run(config, name) for name in needed_runs(config, variants) if name in config.runs]
+
+
+def _sources_read(config: Config, variants: Sequence[Config]) -> dict[str, AnySource]:
+    """Return the sources that any variant, any run they need, and the evaluation read, by name."""
+    trained = [*variants, *_runs_needed(config, variants)]
+    names = {name for c in trained for name, copies in c.data.mix.items() if copies}
+    names |= {name for c in [config, *trained] for name in (*c.data.validation, *c.evaluate.sets)}
+    return {name: config.data.sources[name] for name in sorted(names)}
+
+
 def make_data(config: Config, variants: Sequence[Config], progress: Progress) -> None:
     """Generate whatever any variant, any run they need, and the evaluation read."""
-    runs = [config_of_run(config, name) for name in needed_runs(config, variants) if name in config.runs]
-    names = {name for c in [*variants, *runs] for name, copies in c.data.mix.items() if copies}
-    names |= {name for c in [config, *variants, *runs] for name in (*c.data.validation, *c.evaluate.sets)}
-    sources = {name: config.data.sources[name] for name in sorted(names)}
     for name, manifest in ensure_datasets(
-        sources,
+        _sources_read(config, variants),
         Folder.at(config.storage),
         lambda name, done, total, rate: progress.advance(f"{name}, examples", done, total),
     ).items():
