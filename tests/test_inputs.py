@@ -19,7 +19,13 @@ def config(folder: Path, **changes: Any) -> Config:
     sources = {"rearc": {"kind": "rearc"}, "mine": {"kind": "folder", "path": str(folder / "tasks")}}
     tree = {"storage": str(folder), "data": {"sources": sources, "mix": {"rearc": 1, "mine": 1}}}
     return config_from(
-        {**tree, "model": {"base": "@tiny"}, "runs": {"tiny": {"model.base": None, "model.scratch": {}}}, **changes}, {}
+        {
+            **tree,
+            "model": {"base": "@tiny"},
+            "runs": {"tiny": {"model.base": None, "model.scratch": {}, "train.full": True}},
+            **changes,
+        },
+        {},
     )
 
 
