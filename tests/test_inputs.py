@@ -33,7 +33,9 @@ def test_a_malformed_task_is_found_before_examples_are_generated(tmp_path: Path)
     """Catches a file that is first read when minutes of generating and training are over."""
     found = config(tmp_path)
     check_inputs(found, [found])
-    (tmp_path / "tasks" / "a.json").write_text(json.dumps({"train": [{"input": [[1, 2], [3]], "output": [[1]]}]}))
+    (tmp_path / "tasks" / "a.json").write_text(
+        json.dumps({"train": [{"input": [[1, 2], [3]], "output": [[1]]}], "test": []})
+    )
     with pytest.raises(UserError, match=r"a\.json: task a, train pair 0, input: rows differ in length"):
         check_inputs(found, [found])
     assert not (tmp_path / "data").exists()
