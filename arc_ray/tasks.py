@@ -211,6 +211,11 @@ def same_grid(a: Grid | None, b: Grid | None) -> bool:
     return a is not None and b is not None and a.shape == b.shape and bool((a == b).all())
 
 
+def puzzle_of(task_id: str) -> str:
+    """Name the puzzle that a task was cut from: `id#k` comes from `id`, any other id is a puzzle of its own."""
+    return task_id.partition("#")[0]
+
+
 def largest_side(pairs: Sequence[Pair]) -> int:
     """Return the longest side, in cells, of any grid of these pairs."""
     return max(max(grid.shape) for pair in pairs for grid in (pair.input, pair.output) if grid is not None)

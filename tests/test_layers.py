@@ -16,7 +16,8 @@ PACKAGE = Path(arc_ray.__file__).parent
 
 LAYERS = (
     {"errors", "flops", "garbage", "progress", "seeding"},
-    {"intervals", "storage", "tasks"},
+    {"storage", "tasks"},
+    {"intervals"},
     {"analysis", "augment", "config", "encoders", "fingerprints", "prompt", "scores", "submission", "vote"},
     {"report", "runs", "sources", "views"},
     {"cluster", "datasets", "guard", "plan", "tokens"},

@@ -98,12 +98,13 @@ def train(
 
         describe_training(loaded, terminal)
         return
-    from arc_ray.runs import run_folder
+    from arc_ray.runs import is_finished, run_folder
     from arc_ray.study.driver import check_inputs, make_data, make_starts
     from arc_ray.train.starts import with_start
 
     run = with_start(loaded)
-    check_inputs(loaded, [run])
+    if not is_finished(run_folder(run)):
+        check_inputs(loaded, [run])
     with connected(loaded, address):
         make_data(loaded, [run], terminal)
         make_starts(loaded, [run], terminal, lambda needed: train_watched(needed, terminal))

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
+from functools import reduce
 from itertools import chain, pairwise
 
 import numpy as np
@@ -95,11 +96,8 @@ def usable_rows(stats: pa.Table) -> npt.NDArray[np.int64]:
     change when the dataset grows, and not with the order in which blocks were made.
     """
     accepted = np.flatnonzero(stats["outcome"].to_numpy() == "accepted")
-    is_first = np.ones(len(accepted), bool)
-    for name in TOLD_APART_BY:
-        _, firsts = np.unique(stats[name].to_numpy()[accepted], return_index=True)
-        is_first &= np.isin(np.arange(len(accepted)), firsts)
-    return accepted[is_first]
+    firsts = (np.unique(stats[name].to_numpy()[accepted], return_index=True)[1] for name in TOLD_APART_BY)
+    return accepted[reduce(np.intersect1d, firsts)]
 
 
 def _stats(

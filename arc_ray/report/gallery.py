@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from arc_ray.intervals import puzzle_of
 from arc_ray.report.frames import Frame
-from arc_ray.tasks import Grid, parse_grid, same_grid
+from arc_ray.tasks import Grid, parse_grid, puzzle_of, same_grid
 
 NEARLY = 0.8
 """Share of right cells from which an answer of the right size is called nearly solved."""

@@ -74,8 +74,8 @@ def load_rearc_dump(
 ) -> list[tuple[str, list[Pair]]]:
     """Load generated examples in RE-ARC's own layout: a folder or zip with tasks/<id>.json, perhaps under re_arc/.
 
-    A file is a list of {"input", "output"}. Only the tasks asked for are parsed (a full dump has 400 x 1,000 examples);
-    examples with a longer side than `max_side` are left out. Raises UserError.
+    A file is a list of {"input", "output"}. Only the tasks asked for, without the excluded ones, are parsed (a full dump
+    has 400 x 1,000 examples); examples with a longer side than `max_side` are left out. Raises UserError.
     """
     files = list(_dump_files(path))
     if not files:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from arc_ray.errors import UserError
-from arc_ray.tasks import Pair, Task, largest_side
+from arc_ray.tasks import Pair, Task, largest_side, puzzle_of
 
 Ids = Sequence[str] | Literal["all"]
 
@@ -33,7 +33,7 @@ def pick(known: Sequence[str], ids: Ids, exclude: Sequence[str] = ()) -> list[st
 def select(
     tasks: Iterable[Task], ids: Ids, limit: int | None, max_side: int, exclude: Sequence[str] = ()
 ) -> list[Task]:
-    """Take the tasks asked for, leave out those with a side longer than `max_side` cells, keep the first `limit`.
+    """Take the tasks asked for, leave out excluded ones and those with a side longer than `max_side` cells, keep `limit`.
 
     Raises UserError for an unknown id, for two tasks of one id, and if nothing is left.
     """
@@ -80,7 +80,7 @@ def describe(tasks: Sequence[Task], descriptions: Mapping[str, str], file: str) 
 
     `file` names where the descriptions come from. Raises UserError if none belongs to any of the tasks.
     """
-    puzzles = [task.id.partition("#")[0] for task in tasks]
+    puzzles = [puzzle_of(task.id) for task in tasks]
     if not descriptions.keys() & set(puzzles):
         raise UserError(
             f"{file} describes none of this source's tasks: it names {', '.join(sorted(descriptions)[:3]) or 'no task'},"

@@ -36,7 +36,8 @@ def run_study(config: Config, progress: Progress, train: Train) -> dict[str, Any
     folder = run_folder(config)
     trials = search_points(config, points(config))
     variants = check_points(config, trials)
-    check_inputs(config, variants)
+    if not is_finished(folder):
+        check_inputs(config, variants)
     claim(folder, config, "study")
     if is_finished(folder):
         return folder.read_json("result.json")
@@ -68,7 +69,8 @@ def run_tune(config: Config, progress: Progress, train: Train) -> list[Trial]:
     folder = run_folder(config)
     trials = points(config)
     variants = check_points(config, trials)
-    check_inputs(config, variants)
+    if not is_finished(folder):
+        check_inputs(config, variants)
     claim(folder, config, "tune")
     make_data(config, variants, progress)
     make_starts(config, variants, progress, train)

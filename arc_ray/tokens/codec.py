@@ -213,10 +213,8 @@ class Codec:
         learned: list[bool] = []
         grids: list[_PlacedGrid] = []
         ends, end = [0], 0
-        texts, templates = (
-            self._texts,
-            self._templates,
-        )  # looked into here: a call a segment would be a tenth of all time
+        # Looked into here: a call for each segment would be a tenth of all time.
+        texts, templates = self._texts, self._templates
         columns = zip(layouts, views.symmetry.tolist(), changes, strict=True)
         for i, (layout, symmetry, change) in enumerate(columns):
             for segment in layout:
