@@ -1,6 +1,7 @@
 """The launch files, without starting anything: schemas, versions, traps that cost others a day, no secret and no price."""
 
 import copy
+import importlib.metadata
 import re
 import shlex
 import tomllib
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "cluster"
@@ -71,6 +74,21 @@ def test_versions_are_the_project_s(name: str) -> None:
     if name != "kuberay":
         assert f"'{wanted}'" in text(name)
     assert set(re.findall(r"py3\d+", content)) <= {"py311"}
+
+
+def test_pinned_versions_suit_all_that_is_installed() -> None:
+    """Catches a pin that an extra's packages do not allow: pip then searches for hours, on machines that cost."""
+    lines = (ROOT / "constraints.txt").read_text().split()
+    pins = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    refused = [
+        f"{distribution.name} needs {needed}, pinned is {pins[canonicalize_name(needed.name)]}"
+        for distribution in importlib.metadata.distributions()
+        for needed in map(Requirement, distribution.requires or [])
+        if canonicalize_name(needed.name) in pins
+        and (needed.marker is None or needed.marker.evaluate({"extra": ""}))
+        and not needed.specifier.contains(pins[canonicalize_name(needed.name)], prereleases=True)
+    ]
+    assert refused == []
 
 
 @pytest.mark.parametrize("name", ALL_FILES)
