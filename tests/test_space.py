@@ -14,7 +14,7 @@ from arc_ray.errors import UserError
 from arc_ray.runs import run_folder, write_metrics
 from arc_ray.storage import Folder
 from arc_ray.train.starts import with_start
-from arc_ray.tune.space import MOST_NAME, check_points, points, trial_config, trial_name
+from arc_ray.tune.space import MOST_NAME, check_points, fixed_parts, num_trials, points, trial_config, trial_name
 from arc_ray.tune.trials import Trial, rank, read_trial, to_csv, write_search, write_status
 
 
@@ -121,6 +121,21 @@ def test_impossible_points_are_found_before_the_first_trial():
 
 def trial(name: str, status: Any = "done", error: str | None = None, **metrics: float) -> Trial:
     return Trial(name, {"train.lr": name}, status, error, {k.replace("__", "/"): v for k, v in metrics.items()})
+
+
+def test_optuna_searches_each_arm_of_a_study_by_itself():
+    """Catches a study by Optuna in which arms share a search, or whose number of trials is announced wrongly."""
+    space = {"train.lr": {"loguniform": [1e-5, 1e-1]}, "train.epochs": {"choice": [1, 2, 3]}}
+    proposed = config(tune__space=space, tune__search="optuna", tune__num_trials=5)
+    alone = points(proposed)
+    assert fixed_parts(proposed, alone) == [{}]
+    assert num_trials(proposed, alone) == 5
+    arms = [{"start": arm, "seed": 0} for arm in ("base", "low")]
+    both = [{**point, **arm} for point in alone for arm in arms]
+    assert fixed_parts(proposed, both) == arms
+    assert num_trials(proposed, both) == 10
+    drawn = config(tune__space=space, tune__search="random", tune__num_trials=5)
+    assert num_trials(drawn, points(drawn)) == 5
 
 
 def test_trials_are_ranked_by_the_metric_then_by_cells_then_by_their_order():

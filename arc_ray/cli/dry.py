@@ -8,7 +8,7 @@ from arc_ray.config import Config, to_yaml
 from arc_ray.errors import UserError
 from arc_ray.study.comparing import search_points
 from arc_ray.train.starts import config_of_run, needed_runs, with_start
-from arc_ray.tune.space import Point, check_points, points, trial_name
+from arc_ray.tune.space import Point, check_points, num_trials, points, trial_name
 
 
 def describe_training(config: Config, terminal: Terminal) -> None:
@@ -58,9 +58,7 @@ def _describe_trials(config: Config, trials: list[Point], terminal: Terminal) ->
     variants = check_points(config, trials)
     _describe_needs(config, variants, terminal)
     if config.tune.search == "optuna":
-        terminal.note(
-            f"Optuna proposes {config.tune.num_trials} trials (in a study for each arm) between such as these:"
-        )
+        terminal.note(f"Optuna proposes {num_trials(config, trials)} trials between such as these:")
     else:
         terminal.note(f"{len(trials)} trials:")
     for point in trials:

@@ -18,8 +18,8 @@ from arc_ray.storage import Folder
 from arc_ray.study.comparing import analyse, answer, finalists, search_points, split
 from arc_ray.train.driver import describe_data
 from arc_ray.train.starts import config_of_run, make_needed_runs, needed_runs
-from arc_ray.tune.search import run_proposed_search, run_search
-from arc_ray.tune.space import Point, as_word, check_points, points, trial_config
+from arc_ray.tune.search import run_search, search
+from arc_ray.tune.space import Point, as_word, check_points, num_trials, points, trial_config
 from arc_ray.tune.trials import Trial, rank, write_search
 
 Train = Callable[[Config], dict[str, Any]]
@@ -50,7 +50,7 @@ def run_study(config: Config, progress: Progress, train: Train) -> dict[str, Any
     progress.stage(
         3,
         NUM_STAGES,
-        f"search: {num_searched(config, trials)} trials, then {len(config.study.seeds)} fresh seeds of each arm's best",
+        f"search: {num_trials(config, trials)} trials, then {len(config.study.seeds)} fresh seeds of each arm's best",
     )
     found = search_and_measure(config, trials, progress)
     analysis = analyse(config, found)
@@ -79,21 +79,13 @@ def run_tune(config: Config, progress: Progress, train: Train) -> list[Trial]:
         write_search(folder, config, found)
         progress.table(*trial_table(found, config.tune.metric))
 
-    if config.tune.search == "optuna":
-        found = run_proposed_search(config, {}, show)
-    else:
-        found = run_search(config, trials, stop_early=True, progress=show)
+    found = search(config, trials, show)
     ended = [trial for trial in found if trial.status in ("done", "stopped")]
     if not ended:
         raise UserError(f"all {len(found)} trials failed; the first: {found[0].error}")
     best = rank(ended, config.tune.metric)[0]
     finish(folder, {"best": best.name, "trials": len(found), **{f"best/{k}": v for k, v in best.metrics.items()}})
     return found
-
-
-def num_searched(config: Config, trials: Sequence[Point]) -> int:
-    """Count the trials of a study's search; Optuna's are not known beforehand, but their number is."""
-    return len(config.study.arms) * (config.tune.num_trials or 0) if config.tune.search == "optuna" else len(trials)
 
 
 def check_inputs(config: Config, variants: Sequence[Config]) -> None:
@@ -167,14 +159,7 @@ def search_and_measure(config: Config, trials: Sequence[Point], progress: Progre
         write_search(folder, config, found)
         progress.table(*trial_table(found, config.tune.metric))
 
-    if config.tune.search == "optuna":
-        searched: list[Trial] = []
-        for arm in config.study.arms:
-            fixed = {config.study.compare: arm, "seed": config.seed}
-            earlier = list(searched)
-            searched += run_proposed_search(config, fixed, lambda found, earlier=earlier: show([*earlier, *found]))
-    else:
-        searched = run_search(config, trials, stop_early=True, progress=show, apart=config.study.compare)
+    searched = search(config, trials, show, apart=config.study.compare)
     chosen = finalists(config, searched)
     progress.note(f"chosen on one half of the validation tasks: {'; '.join(_settings(config, chosen))}")
     return [*searched, *run_search(config, chosen, stop_early=False, progress=lambda found: show([*searched, *found]))]

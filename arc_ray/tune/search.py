@@ -1,4 +1,4 @@
-"""`run_search`: Ray Tune runs the trials. What a trial did is in its run folder, not in Tune's state.
+"""`search`: Ray Tune runs the trials. What a trial did is in its run folder, not in Tune's state.
 
 A search called again replays what its folders hold: a finished trial reports its recorded validations to the scheduler
 within a second, a trial that was cut off reports its own and then trains on. So no pickled state has to survive.
@@ -24,7 +24,7 @@ from arc_ray.config import Config
 from arc_ray.runs import checkpoint_steps, is_finished, read_metrics, run_folder
 from arc_ray.storage import Folder
 from arc_ray.train.driver import run_training
-from arc_ray.tune.space import Point, points, trial_config
+from arc_ray.tune.space import Point, fixed_parts, points, trial_config
 from arc_ray.tune.stopping import SCORE, TIME, make_scheduler
 from arc_ray.tune.trials import Trial, known_points, read_trial, write_status
 
@@ -33,6 +33,22 @@ ERROR_LINE = re.compile(r"[\w.]*(Error|Exception)\b")
 """How the line begins that names an error, such as `torch.OutOfMemoryError: ...`."""
 MOST_OF_REASON = 500
 """Characters of an error that the table shows."""
+
+
+def search(
+    config: Config, trials: Sequence[Point], progress: Callable[[list[Trial]], None], apart: str | None = None
+) -> list[Trial]:
+    """Search as the config says: the trials, or as many points like them as Optuna is to propose; return all of them.
+
+    Trials with different values of the config key `apart` do not stop each other; Optuna learns from each arm by itself.
+    """
+    if config.tune.search != "optuna":
+        return run_search(config, trials, stop_early=True, progress=progress, apart=apart)
+    found: list[Trial] = []
+    for fixed in fixed_parts(config, trials):
+        earlier = list(found)
+        found += run_proposed_search(config, fixed, lambda own, earlier=earlier: progress([*earlier, *own]))
+    return found
 
 
 def run_search(

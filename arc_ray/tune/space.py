@@ -38,6 +38,20 @@ def points(config: Config) -> list[Point]:
     ]
 
 
+def fixed_parts(config: Config, trials: Sequence[Point]) -> list[Point]:
+    """List what trials hold besides the keys that are searched, such as a study's arms and seed; each once, in order."""
+    parts = [{key: value for key, value in point.items() if key not in config.tune.space} for point in trials]
+    return [part for i, part in enumerate(parts) if part not in parts[:i]]
+
+
+def num_trials(config: Config, trials: Sequence[Point]) -> int:
+    """Count the trials of a search; those that Optuna will propose are not known yet, but their number is."""
+    if config.tune.search != "optuna":
+        return len(trials)
+    assert config.tune.num_trials, "the config checks this"
+    return len(fixed_parts(config, trials)) * config.tune.num_trials
+
+
 def trial_config(config: Config, point: Mapping[str, Any], storage_name: str) -> Config:
     """Return the config of a trial: the point over the search's config, then what its start sets. Raises UserError."""
     name = f"{storage_name}/trials/{trial_name(point)}"
