@@ -135,6 +135,25 @@ def test_steps_are_plain_pytorchs_at_every_zero_stage(
         )
 
 
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_bfloat16_differs_by_rounding_and_resumes_with_the_same_bytes(tree: Tree, plain: Any, zero_stage: int):
+    """Would catch moments that a checkpoint lacks, and a first step that DeepSpeed made by itself, without a gradient.
+
+    Adam's first step moves every weight by the learning rate, one that it takes for its second by three quarters of it.
+    """
+    keys = {"model.dtype": "bfloat16", "train.zero_stage": zero_stage, "train.weight_decay": 0.0}
+    [(losses, states, _)] = on_workers(1, train_on, tree, keys)
+    np.testing.assert_allclose(losses, plain[0], atol=0.02)
+    gradient = {name: array / np.float32(1 - 0.9) for name, array in kind_of(states[1], "exp_avg").items()}
+    assert_same(gradient, plain[1], 0.05)
+    exact, found = (kind_of(of_run[1], "weight") for of_run in (train(tree)[1], states))
+    apart = np.concatenate([np.abs(found[name] - array).ravel() for name, array in exact.items()])
+    assert apart.mean() < 0.1 * TRAIN["lr"]
+    [(_, resumed, _)] = on_workers(1, train_on, tree, keys, 1, states[1])
+    for name, array in states[max(states)].items():
+        assert array.tobytes() == resumed[max(states)][name].tobytes(), name
+
+
 @pytest.mark.parametrize("before", ["deepspeed", "trl"])
 @pytest.mark.parametrize("after", ["deepspeed", "trl"])
 def test_either_engine_goes_on_from_the_others_checkpoint(tree: Tree, plain: Any, before: str, after: str):

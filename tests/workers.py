@@ -106,13 +106,12 @@ def train_on(
 
 def _fit(config: Any, model: Any, maker: Any, start: Any, rank: int, num_workers: int, make_hooks: Any) -> None:
     from arc_ray.loss import LearnedLoss
-    from arc_ray.train.engine import make_engine, restore_state
+    from arc_ray.train.engine import begin, make_engine
     from arc_ray.train.loop import fit
     from arc_ray.train.worker import rows_of_rank
 
     engine = make_engine(LearnedLoss(model), config.train, config.model, num_workers)
-    if start.state is not None:
-        restore_state(engine, model, start.state, start.step)
+    begin(engine, model, start)
     rows, micro = rows_of_rank(maker.plan, config, rank, num_workers, start.step), config.train.micro_rows
     batches = (maker.make(rows[i : i + micro]) for i in range(0, len(rows), micro))
     hooks = make_hooks(engine, engine)

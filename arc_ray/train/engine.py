@@ -6,6 +6,7 @@ number of workers or another ZeRO stage. LoRA's state is small enough for that.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -77,10 +78,11 @@ def gather_state(engine: Any, model: nn.Module) -> State:
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     state: State = {}
+    whole = _whole_weights(engine, model)
     for name, parameter in trainable(model).items():
-        if _keeps_own_state(engine):
-            moments = engine.optimizer.state[parameter]
-            found = {"weight": parameter.data, **{kind: moments[kind] for kind in MOMENTS if kind in moments}}
+        if whole is not None:
+            moments = _adam(engine).state[whole[name]]
+            found = {"weight": whole[name], **{kind: moments[kind] for kind in MOMENTS if kind in moments}}
         else:
             found = {"weight": safe_get_full_fp32_param(parameter)}
             found |= {kind: safe_get_full_optimizer_state(parameter, kind) for kind in MOMENTS}
@@ -94,24 +96,39 @@ def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
         parameter.data.copy_(state[f"weight.{name}"])
 
 
-def restore_state(engine: Any, model: nn.Module, state: Mapping[str, torch.Tensor], step: int) -> None:
-    """Put gathered state back, on any number of workers and at any ZeRO stage; `step` is Adam's own count.
+def begin(engine: Any, model: nn.Module, start: Start) -> None:
+    """Bring a model that was just wrapped, and its optimizer, to where the run begins: new, or in a checkpoint's state.
 
-    The model must have been given the weights by `load_weights` before it was wrapped.
+    The state fits any number of workers and any ZeRO stage. The model must have been given its weights by
+    `load_weights` before it was wrapped.
     """
+    whole = _whole_weights(engine, model)
+    if whole is not None:
+        _forget_trial_step(engine, model, whole)
+    if start.state is None:
+        return
+    if whole is not None:
+        _restore_whole(engine, whole, start.state, start.step)
+    else:
+        _restore_partitions(engine, model, start.state, start.step)
+
+
+def _restore_whole(engine: Any, whole: State, state: State, step: int) -> None:
+    for name, weight in whole.items():
+        weight.data.copy_(state[f"weight.{name}"])
+        moments = {kind: state[f"{kind}.{name}"].to(weight.device).clone() for kind in MOMENTS}
+        _adam(engine).state[weight] = {"step": torch.tensor(float(step)), **moments}
+
+
+def _restore_partitions(engine: Any, model: nn.Module, state: State, step: int) -> None:
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-    if not _keeps_own_state(engine):
-        _begin_moments(engine.optimizer, step)
+    _begin_moments(engine.optimizer, step)
     for name, parameter in trainable(model).items():
-        if _keeps_own_state(engine):
-            moments = {kind: state[f"{kind}.{name}"].to(parameter.device).clone() for kind in MOMENTS}
-            engine.optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}
-        else:
-            # Master weights in float32 are finer than the bfloat16 copies they would be made from.
-            safe_set_full_fp32_param(parameter, state[f"weight.{name}"].to(engine.device))
-            for kind in MOMENTS:
-                safe_set_full_optimizer_state(parameter, state[f"{kind}.{name}"].to(engine.device), kind)
+        # Master weights in float32 are finer than the bfloat16 copies they would be made from.
+        safe_set_full_fp32_param(parameter, state[f"weight.{name}"].to(engine.device))
+        for kind in MOMENTS:
+            safe_set_full_optimizer_state(parameter, state[f"{kind}.{name}"].to(engine.device), kind)
 
 
 def _begin_moments(zero: Any, step: int) -> None:
@@ -124,6 +141,25 @@ def _begin_moments(zero: Any, step: int) -> None:
         zero._lazy_init_hp_params_optimizer_state()
 
 
-def _keeps_own_state(engine: Any) -> bool:
-    """At ZeRO 0 in float32 DeepSpeed leaves torch's optimizer as it is, and its gather functions know nothing of it."""
-    return isinstance(engine.optimizer, torch.optim.Optimizer)
+def _whole_weights(engine: Any, model: nn.Module) -> State | None:
+    """Return by name the whole tensors that Adam steps at ZeRO 0, of which DeepSpeed's gather functions know nothing.
+
+    They are the parameters themselves, or in bfloat16 and float16 copies in float32. None at the other stages.
+    """
+    if isinstance(engine.optimizer, torch.optim.Optimizer):
+        return dict(trainable(model))
+    if hasattr(engine.optimizer, "fp32_groups"):
+        return dict(zip(trainable(model), chain.from_iterable(engine.optimizer.fp32_groups), strict=True))
+    return None
+
+
+def _adam(engine: Any) -> torch.optim.Optimizer:
+    own = engine.optimizer
+    return own if isinstance(own, torch.optim.Optimizer) else own.optimizer
+
+
+def _forget_trial_step(engine: Any, model: nn.Module, whole: State) -> None:
+    """Undo the step without gradients by which DeepSpeed makes moments at ZeRO 0 in bfloat16: it decays and it counts."""
+    _adam(engine).state.clear()
+    for name, parameter in trainable(model).items():
+        whole[name].data.copy_(parameter.data)

@@ -24,7 +24,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from arc_ray.config import Config
 from arc_ray.rows import IGNORED, Batch, RowMaker
-from arc_ray.train.engine import Start, gradient_norm, import_deepspeed, make_optimizer, restore_state
+from arc_ray.train.engine import Start, begin, gradient_norm, import_deepspeed, make_optimizer
 from arc_ray.train.loop import Hooks, Step, StepEnding, seed_step
 from arc_ray.train.schedule import deepspeed_config, learning_rate
 
@@ -184,8 +184,7 @@ class StepCallback(TrainerCallback):
         """Go on with the moments of a checkpoint, or validate what training starts from."""
         self._engine = self._trainer.model_wrapped
         self._model: Any = self._trainer.model
-        if self._start.state is not None:
-            restore_state(self._engine, self._model, self._start.state, self._start.step)
+        begin(self._engine, self._model, self._start)
         hooks = self._make_hooks(self._engine, Scoring(self._engine))
         self._ending = StepEnding(self._plan, self._config.train, hooks)
         if self._start.step == 0:

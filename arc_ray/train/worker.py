@@ -23,7 +23,7 @@ from arc_ray.plan import Plan
 from arc_ray.rows import RowMaker
 from arc_ray.runs import read_metrics, run_folder, write_metrics
 from arc_ray.train.checkpoint import CheckpointWriter, newest_checkpoint, read_state
-from arc_ray.train.engine import Start, gather_state, load_weights, make_engine, restore_state
+from arc_ray.train.engine import Start, begin, gather_state, load_weights, make_engine
 from arc_ray.train.loop import Hooks, Metrics, NonFiniteLossError, fit
 from arc_ray.train.measures import Measures, device_peak
 from arc_ray.train.notice import EndNotice
@@ -103,8 +103,7 @@ def train_with_deepspeed(worker: Worker, job: Job, make_hooks: Callable[[Any, An
     """Train by our loop, on rows that Ray Data makes meanwhile."""
     config, start, num_workers = worker.config, worker.start, worker.num_workers
     engine = make_engine(LearnedLoss(worker.model), config.train, config.model, num_workers)
-    if start.state is not None:
-        restore_state(engine, worker.model, start.state, start.step)
+    begin(engine, worker.model, start)
     plan, hooks = worker.maker.plan, make_hooks(engine, engine)
     rows = rows_of_rank(plan, config, worker.rank, num_workers, start.step)
     batches = stream_rows(job.maker, rows, config.train.micro_rows, plan.row_tokens, config.scaling.data_cpus)

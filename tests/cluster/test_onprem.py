@@ -93,7 +93,8 @@ def start_training(lab: Lab, name: str, *overrides: str) -> Path:
 
 def end_of(lab: Lab, name: str, folder: Path) -> str:
     """Wait for a training's end, check that every step was done once, and return its log."""
-    wait_until(lambda: status(lab, name) != "RUNNING", 400, f"{name} did not end: {steps(folder)[-1:]}", every=3)
+    ended = ("SUCCEEDED", "FAILED", "STOPPED")  # a job just submitted is PENDING
+    wait_until(lambda: status(lab, name) in ended, 400, f"{name} did not end: {steps(folder)[-1:]}", every=3)
     log = jobs(lab, "logs", name).stdout
     assert status(lab, name) == "SUCCEEDED", log
     num_steps = json.loads((folder / "result.json").read_text())["steps"]
