@@ -91,7 +91,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def evaluate(config: Config) -> dict[str, Any]:
-    return driver.run_evaluation(config, lambda done, total: None)
+    return driver.run_evaluation(config, lambda *_: None)
 
 
 def rows(config: Config, kind: str = "predictions") -> list[dict[str, Any]]:

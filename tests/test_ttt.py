@@ -169,7 +169,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, base: str, ray_session: Non
 
 def evaluate(folder: Path, name: str, **ttt: Any) -> dict[str, Any]:
     """Run an evaluation with test-time training; return its result."""
-    return run_evaluation(config_for(folder, name, **ttt), lambda done, total: None)
+    return run_evaluation(config_for(folder, name, **ttt), lambda *_: None)
 
 
 def config_for(folder: Path, name: str, **ttt: Any) -> Config:
@@ -227,7 +227,7 @@ def test_lost_workers_are_replaced_and_their_tasks_done_again(folder: Path) -> N
     """Catches an evaluation that hangs, gives up or answers untuned because a node went away; here, a kill -9."""
     lost: list[int] = []
 
-    def kill_workers(done: int, total: int) -> None:
+    def kill_workers(*_: Any) -> None:
         if (folder / "runs" / "lossy" / "tuned").exists() and not lost:
             workers = [p for p in psutil.Process().children(recursive=True) if "ray::Tuner" in " ".join(p.cmdline())]
             lost.extend(worker.pid for worker in workers)

@@ -79,7 +79,7 @@ def evaluate(folder: Path, name: str, describer: str, **overrides: Any) -> dict[
         },
         overrides,
     )
-    return run_evaluation(config, lambda done, total: None)
+    return run_evaluation(config, lambda *_: None)
 
 
 @pytest.mark.slow

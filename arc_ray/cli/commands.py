@@ -145,15 +145,14 @@ def evaluate(config: ConfigPath, assignments: Assignments = None, address: Addre
     from arc_ray.train.starts import with_start
 
     run = with_start(loaded)
-    show = lambda done, total: terminal.advance("batches", done, total)  # noqa: E731
     if needs_model(run):
         check_inputs(loaded, [run])
         with connected(loaded, address):
             make_data(loaded, [run], terminal)
             make_starts(loaded, [run], terminal, lambda needed: train_watched(needed, terminal))
-            result = run_evaluation(run, show)
+            result = run_evaluation(run, terminal.advance)
     else:
-        result = run_evaluation(run, show)
+        result = run_evaluation(run, terminal.advance)
     shown = [k for k in result if k.endswith(("/per_output", "/per_task_mean", "/strict", "/accuracy"))]
     for key in shown:
         terminal.note(f"{key}: {100 * result[key]:.1f} %")

@@ -42,8 +42,8 @@ class EvaluateConfig(Section):
     """Tokens per generation batch (answers at a time x their length); batches are sorted by length."""
     max_prompt_tokens: int = Field(default=8192, ge=16)
     """Outputs whose prompt is longer are unanswered, which counts as wrong."""
-    num_actors: int = Field(default=1, ge=1)
-    """Model replicas that predict at the same time."""
+    num_actors: int | None = Field(default=None, ge=1)
+    """Model replicas that predict at the same time; null takes one for each GPU, without GPUs one that has all cores."""
     backend: Literal["transformers", "vllm"] = "transformers"
     """What writes greedy and sampled answers; vllm is an extra for GPUs that has not been run yet (see the README)."""
     describer: str | None = None

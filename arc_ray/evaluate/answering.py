@@ -19,6 +19,7 @@ import ray
 import ray.data
 import torch
 
+from arc_ray.cluster.roles import reachable
 from arc_ray.config import Config
 from arc_ray.encoders import Encoder
 from arc_ray.evaluate.decoding import decode
@@ -177,7 +178,7 @@ class Answerer:
 
 def load_on_device(config: Config) -> Any:
     """Load the checkpoint of `evaluate` for answering, with this process's share of the machine's threads or a GPU."""
-    torch.set_num_threads(config.scaling.threads or max(1, (os.cpu_count() or 1) // config.evaluate.num_actors))
+    torch.set_num_threads(config.scaling.threads or max(1, (os.cpu_count() or 1) // (config.evaluate.num_actors or 1)))
     model = load_for_inference(config.model, config.storage, config.evaluate.checkpoint)
     return model.to("cuda") if config.scaling.use_gpu else model
 
@@ -218,7 +219,7 @@ def answer_all(
     ).map_batches(
         Answerer,
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(config.evaluate.num_actors, len(missing))),
+        compute=ray.data.ActorPoolStrategy(size=min(_num_actors(config), len(missing))),
         fn_constructor_args=(config, folder, encoder),
         num_cpus=config.scaling.cpus_per_worker,
         num_gpus=1 if config.scaling.use_gpu else None,
@@ -230,6 +231,10 @@ def answer_all(
     for batch in batches:
         done += int(batch["done"].sum())
         progress(done, len(works))
+
+
+def _num_actors(config: Config) -> int:
+    return config.evaluate.num_actors or max(1, int(reachable("GPU")) if config.scaling.use_gpu else 1)
 
 
 def read_predictions(folder: Folder, names: Iterable[str]) -> Predictions:

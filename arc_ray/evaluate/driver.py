@@ -6,6 +6,7 @@ them once all are there: from then on selection needs no model.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from arc_ray.config import Config
@@ -29,7 +30,8 @@ from arc_ray.tokens import Codec
 from arc_ray.train.driver import codec_of
 from arc_ray.train.validation import make_validation
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many are done, and of how many."""
 Sets = Mapping[str, Sequence[Task]]
 
 GENERATED = "-generated"
@@ -78,24 +80,26 @@ def _answer(config: Config, folder: Folder, sets: Sets, progress: Progress) -> N
     puzzles = {name: tasks for name, tasks in sets.items() if not _is_counting(config, name)}
     if config.evaluate.describer:
         _check_prompt(first_player(config), "describer")
-        described = describe_sets(config, folder, puzzles, tokenizer, progress)
+        described = describe_sets(config, folder, puzzles, tokenizer, partial(progress, "batches described"))
         puzzles |= {f"{name}{GENERATED}": tasks for name, tasks in described.items()}
     prompts = {name: make_prompts(codec, TaskTable.of(tasks), config) for name, tasks in puzzles.items()}
     works = {name: _puzzle_works(config, name, tasks, prompts[name]) for name, tasks in puzzles.items()}
     counting = {n: [_counting_work(config, codec, n, tasks)] for n, tasks in sets.items() if n not in puzzles}
-    _make_files(config, folder / "predictions", {**works, **counting}, progress)
+    _make_files(config, folder / "predictions", {**works, **counting}, partial(progress, "batches answered"))
     if config.evaluate.selection == "product_of_experts":
         files = folder.read_json("predictions/files.json")
         scoring = {
             name: _scoring_works(config, folder / "predictions", files[name], name, tasks, prompts[name])
             for name, tasks in puzzles.items()
         }
-        _make_files(config, folder / "scores", scoring, progress)
+        _make_files(config, folder / "scores", scoring, partial(progress, "batches of candidates scored"))
     if config.evaluate.ttt and not folder.exists("tuning.json"):
-        tune_sets(config, folder, puzzles, works, progress)
+        tune_sets(config, folder, puzzles, works, partial(progress, "tasks tuned"))
 
 
-def _make_files(config: Config, folder: Folder, works: Mapping[str, Sequence[Any]], progress: Progress) -> None:
+def _make_files(
+    config: Config, folder: Folder, works: Mapping[str, Sequence[Any]], progress: Callable[[int, int], None]
+) -> None:
     """Do the works of every set, then write which files are whose."""
     every = [work for of_set in works.values() for work in of_set]
     answer_all(config, folder, encoder_named(config.prompt.encoder), every, progress)

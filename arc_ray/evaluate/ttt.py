@@ -16,6 +16,7 @@ import ray
 import torch
 from ray.exceptions import RayActorError, RayError
 
+from arc_ray.cluster.roles import reachable
 from arc_ray.config import Config
 from arc_ray.config.searching import EvaluateConfig
 from arc_ray.config.tuning import TttConfig
@@ -202,7 +203,7 @@ class Pool:
         self._arguments = (config, ttt, folder, encoder)
         self._deadline = begun + ttt.budget_seconds if ttt.budget_seconds else None
         self._retries = ttt.retries
-        self._num_workers = ttt.num_workers or config.evaluate.num_actors
+        self._num_workers = ttt.num_workers or _room(config, ttt)
         gpus = ttt.gpus if config.scaling.use_gpu else 0
         self._actor: Any = ray.remote(num_cpus=config.scaling.cpus_per_worker, num_gpus=gpus)(Tuner)
         self._running: dict[Any, tuple[Any, Job | None]] = {}
@@ -255,6 +256,13 @@ class Pool:
         patience = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
         done, _ = ray.wait(list(self._running), num_returns=1, timeout=patience)
         return done[0] if done else None
+
+
+def _room(config: Config, ttt: TttConfig) -> int:
+    """Count the workers that the cluster has room for."""
+    if config.scaling.use_gpu:
+        return max(1, int(reachable("GPU")) * int(1 / ttt.gpus))
+    return max(1, int(reachable("CPU") / config.scaling.cpus_per_worker))
 
 
 def _outcome(reference: Any) -> Record | RayError | None:

@@ -147,7 +147,9 @@ def make_starts(config: Config, variants: Sequence[Config], progress: Progress, 
             evaluation = with_overrides(
                 config_of_run(config, name), {"name": f"{name}/evaluate", "evaluate.checkpoint": f"@{name}"}
             )
-            result = run_evaluation(evaluation, lambda done, total: progress.advance("batches", done, total))
+            result = run_evaluation(
+                evaluation, lambda what, done, total, name=name: progress.advance(f"{name}, {what}", done, total)
+            )
             progress.note(f"{name}: " + _shares(result))
 
 
@@ -186,7 +188,7 @@ def evaluate_arms(config: Config, trials: Sequence[Trial], progress: Progress) -
             }
         )
         result = run_evaluation(
-            evaluation, lambda done, total, arm=arm: progress.advance(f"{arm}, batches", done, total)
+            evaluation, lambda what, done, total, arm=arm: progress.advance(f"{arm}, {what}", done, total)
         )
         progress.note(f"{arm}: " + _shares(result))
         scores |= {f"{arm}/{key}": value for key, value in result.items() if isinstance(value, int | float)}
