@@ -39,6 +39,9 @@ shorter ones would waste more than they balance. Longer ones would leave little 
 WORKER_SHARES = 1.5
 """A bundle holds 1 / (1.5 x workers) of the work that is left; estimates are good enough for so large a share."""
 
+NEWS_SECONDS = 1.0
+"""A worker tells what it has made this often: each time costs it 7 ms, as much as some blocks."""
+
 
 class Estimate(NamedTuple):
     """What making the missing part of a dataset will take, but for replacing duplicates."""
@@ -171,12 +174,23 @@ def _write_blocks(
 
 
 def _write_bundle(batch: pa.Table, source: GeneratedSource, folder: Folder) -> Iterator[pa.Table]:
-    """Make the blocks of a bundle; a user's mistake travels as a value, because Ray would wrap an exception."""
+    """Make the blocks of a bundle, telling now and then how many examples are there.
+
+    A user's mistake travels as a value, because Ray would wrap an exception.
+    """
     [bundle] = batch["bundle"].to_pylist()
+    made, told = 0, time.monotonic()
     for block in (Block(**row) for row in bundle):
-        mistake = ""
         try:
             write_block(source, block, folder)
         except UserError as error:
-            mistake = str(error)
-        yield pa.table({"examples": [block.stop - block.start], "mistake": [mistake]})
+            yield _news(0, str(error))
+        made += block.stop - block.start
+        if time.monotonic() - told > NEWS_SECONDS:
+            yield _news(made)
+            made, told = 0, time.monotonic()
+    yield _news(made)
+
+
+def _news(examples: int, mistake: str = "") -> pa.Table:
+    return pa.table({"examples": [examples], "mistake": [mistake]})
