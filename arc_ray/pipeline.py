@@ -1,6 +1,7 @@
 """Ray Data, streaming: planned rows are made by data tasks on CPUs while the workers train."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +16,10 @@ from arc_ray.rows import Batch, RowMaker
 BLOCK_TOKENS = 2**21
 """Places for tokens in the rows that one data task makes: 25 MB, a tenth of a second. Smaller blocks would spend most of
 their time on Ray's scheduling, which looks for finished tasks every 0.1 s."""
+
+DATA_TASKS = 2
+"""Data tasks at a time for one training worker. Each makes millions of tokens a second, more than a GPU takes; every
+further one is a process that has to start, with 250 MB, before the first step."""
 
 
 def stream_rows(
@@ -37,6 +42,7 @@ def stream_rows(
         _make_rows,  # pyright: ignore[reportArgumentType]
         batch_size=None,
         num_cpus=data_cpus,
+        compute=ray.data.TaskPoolStrategy(size=DATA_TASKS),
         fn_kwargs={"maker": maker},
     )
     context = dataset.context
@@ -47,6 +53,21 @@ def stream_rows(
     context.execution_no_progress_timeout_s = -1
     batches: Any = dataset.iter_batches(batch_size=rows_per_batch, prefetch_batches=4)
     yield from batches
+
+
+def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Have the first batch made from now on, in the background: data tasks take seconds to start."""
+    pool = ThreadPoolExecutor(1)
+    first = pool.submit(next, batches, None)
+    pool.shutdown(wait=False)
+    return _first_then_rest(first, batches)
+
+
+def _first_then_rest(first: Future[Batch | None], batches: Iterator[Batch]) -> Iterator[Batch]:
+    batch = first.result()
+    if batch is not None:
+        yield batch
+        yield from batches
 
 
 def settle_data_scheduling() -> None:

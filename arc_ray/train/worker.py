@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,9 +18,9 @@ from torch import nn
 from arc_ray.config import Config
 from arc_ray.loss import LearnedLoss
 from arc_ray.model import build_model, load_tokenizer
-from arc_ray.pipeline import stream_rows
+from arc_ray.pipeline import ahead, stream_rows
 from arc_ray.plan import Plan
-from arc_ray.rows import RowMaker
+from arc_ray.rows import Batch, RowMaker
 from arc_ray.runs import read_metrics, run_folder, write_metrics
 from arc_ray.train.checkpoint import CheckpointWriter, newest_checkpoint, read_state
 from arc_ray.train.engine import Start, begin, gather_state, load_weights, make_engine
@@ -58,6 +58,8 @@ class Worker:
     model: nn.Module
     """With the weights of the start, not wrapped yet."""
     start: Start
+    batches: Iterator[Batch]
+    """Its rows, which are made already while the model loads; trl's engine makes its own."""
     ready: float
     """When it began (time.perf_counter), the loading of the model taken off."""
 
@@ -72,7 +74,7 @@ def train_on_worker(parts: dict[str, Any]) -> None:
     writer = CheckpointWriter(folder, worker.config, worker.model, worker.tokenizer)
     train = train_with_trl if worker.config.train.engine == "trl" else train_with_deepspeed
     try:
-        train(worker, job, partial(_hooks, worker, log, writer))
+        train(worker, partial(_hooks, worker, log, writer))
     except NonFiniteLossError as error:
         # Trying again would only find it again, so Ray, which would, does not hear of it.
         if is_first:
@@ -89,6 +91,9 @@ def make_worker(job: Job) -> Worker:
     torch.set_num_threads(config.scaling.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     maker, validation = ray.get([job.maker, job.validation])
     step = newest_checkpoint(folder) or 0
+    batches = (
+        iter(()) if config.train.engine == "trl" else ahead(stream_share(job, maker.plan, rank, num_workers, step))
+    )
     loading = time.perf_counter()
     tokenizer = load_tokenizer(config.model, config.storage)
     model = build_model(config.model, config.storage, config.seed, config.train.full, tokenizer)
@@ -96,21 +101,26 @@ def make_worker(job: Job) -> Worker:
     start = Start(step, read_state(folder, step)) if step else Start()
     if start.state is not None:
         load_weights(model, start.state)
-    return Worker(config, rank, num_workers, maker, validation, tokenizer, model, start, ready)
+    return Worker(config, rank, num_workers, maker, validation, tokenizer, model, start, batches, ready)
 
 
-def train_with_deepspeed(worker: Worker, job: Job, make_hooks: Callable[[Any, Any], Hooks]) -> None:
+def stream_share(job: Job, plan: Plan, rank: int, num_workers: int, step: int) -> Iterator[Batch]:
+    """Stream the rows of one worker from a step on, made by Ray Data meanwhile."""
+    config = job.config
+    rows = rows_of_rank(plan, config, rank, num_workers, step)
+    return stream_rows(job.maker, rows, config.train.micro_rows, plan.row_tokens, config.scaling.data_cpus)
+
+
+def train_with_deepspeed(worker: Worker, make_hooks: Callable[[Any, Any], Hooks]) -> None:
     """Train by our loop, on rows that Ray Data makes meanwhile."""
     config, start, num_workers = worker.config, worker.start, worker.num_workers
     engine = make_engine(LearnedLoss(worker.model), config.train, config.model, num_workers)
     begin(engine, worker.model, start)
     plan, hooks = worker.maker.plan, make_hooks(engine, engine)
-    rows = rows_of_rank(plan, config, worker.rank, num_workers, start.step)
-    batches = stream_rows(job.maker, rows, config.train.micro_rows, plan.row_tokens, config.scaling.data_cpus)
-    fit(engine, batches, plan, config.train, config.seed, start.step, worker.rank, num_workers, hooks)
+    fit(engine, worker.batches, plan, config.train, config.seed, start.step, worker.rank, num_workers, hooks)
 
 
-def train_with_trl(worker: Worker, _: Job, make_hooks: Callable[[Any, Any], Hooks]) -> None:
+def train_with_trl(worker: Worker, make_hooks: Callable[[Any, Any], Hooks]) -> None:
     """Train by trl's loop, which makes its rows itself."""
     from arc_ray.train.sft import fit_with_trl  # seconds to import, and not needed otherwise
 

@@ -1,7 +1,7 @@
 """How fast is training? Against trl's SFTTrainer, against the same loop without Ray, and how soon it begins.
 
     python tests/benchmarks/bench_train.py peers     [--rounds 3] [--rows 5] [--base FOLDER] [--gpu]
-    python tests/benchmarks/bench_train.py torchrun  [--rounds 2] [--steps 10] [--workers 1] [--base FOLDER] [--gpu]
+    python tests/benchmarks/bench_train.py torchrun  [--rounds 2] [--steps 10] [--workers 1] [--threads N] [--base FOLDER]
     python tests/benchmarks/bench_train.py start     [--rounds 3]
 
 The model is SmolLM2-135M's shape cut to `--layers` 6 (random weights, or `--base`, a folder of any model, cut likewise), LoRA
@@ -11,8 +11,9 @@ peers. The same views in rounds, each arm on a process of its own: our loop on p
 batches of 4 views in random order; SFTTrainer with its own packing (bfd). Gradient checkpointing is off for all. Tokens that
 are no padding per second, over all steps of a round but its first; medians of rounds.
 torchrun. `arc-ray train` (Ray Train, rows streamed by Ray Data) against the same loop on the same rows under torchrun with a
-torch DataLoader of one process, in turns. The ratio is the median over steps of torchrun's seconds to ours, the first two
-steps left out; the stall share is that of the same steps.
+torch DataLoader of one process, in turns. With `--threads` fewer than cores the others are left to what is not training, as
+on a GPU; without, torch takes all cores and shares them with the processes of Ray and of the rows. The ratio is the median
+over steps of torchrun's seconds to ours, the first two steps left out; the stall share is that of the same steps.
 start. `train/start_seconds` of `arc-ray train` with a tiny model on a plan of a million rows: from the start of the worker
 function to the end of the first optimizer step, less the loading of the model; the run is ended after it.
 """
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=5, help="rows of a round")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--threads", type=int, help="torch's threads in each worker; all cores by default")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--base", help="a model's folder, instead of random weights")
     parser.add_argument("--gpu", action="store_true")
@@ -149,7 +151,7 @@ def tree_of(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         **TREE,
         "storage": str(folder),
         "model": {"base": str(folder / "base"), "dtype": dtype},
-        "scaling": {"use_gpu": arguments.gpu},
+        "scaling": {"use_gpu": arguments.gpu, "threads": arguments.threads},
     }
 
 
@@ -305,7 +307,7 @@ def train_under_torchrun(path: Path, found: Path) -> None:
     config = load_config(path, {})
     torch.distributed.init_process_group("nccl" if config.scaling.use_gpu else "gloo")
     rank, num_workers = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_workers))
+    torch.set_num_threads(config.scaling.threads or max(1, (os.cpu_count() or 1) // num_workers))
     maker, tokenizer = prepare(config).maker, load_tokenizer(config.model, config.storage)
     model = build_model(config.model, config.storage, config.seed, config.train.full, tokenizer)
     engine = make_engine(LearnedLoss(model), config.train, config.model, num_workers)
