@@ -124,6 +124,40 @@ def test_scores_of_every_kind_are_unflattened() -> None:
     ]
 
 
+def test_ways_of_answering_and_their_gains_are_told_apart() -> None:
+    """Would catch an untuned score that passes for the tuned one, and a gain read as a score of its own."""
+    flat = {"s/strict": 0.5, "s/untuned/strict": 0.25, "s/untuned/greedy/strict": 0.1, "s/greedy/strict": 0.2}
+    gains = {"s/tuning/gain": 0.25, "s/tuning/gain/low": 0.1, "s/untuned/voting/gain": 0.15}
+    rows = score_rows("study", "arm", flat | gains)
+    assert [(r["method"], r["rule"], r["question"], r["value"], r.get("low")) for r in rows] == [
+        ("voting", "strict", "", 0.5, None),
+        ("voting, untuned", "strict", "", 0.25, None),
+        ("greedy, untuned", "strict", "", 0.1, None),
+        ("greedy", "strict", "", 0.2, None),
+        ("", "gain", "tuning", 0.25, 0.1),
+        ("", "gain", "untuned/voting", 0.15, None),
+    ]
+
+
+def test_an_evaluation_alone_answers_with_its_scores_and_gains(study: Path, tmp_path: Path) -> None:
+    """Would catch a page about test-time training that says "no validation yet" and does not say what tuning gains."""
+    folder = Path(shutil.copytree(study / "evaluate" / "count", tmp_path / "evaluation"))
+    (folder / "config.yaml").write_text("name: evaluation\n")
+    (folder / "run.json").write_text(json.dumps({"command": "evaluate"}))
+    result = json.loads((folder / "result.json").read_text())
+    gain = {"unseen/tuning/gain": 0.125, "unseen/tuning/gain/low": -0.05, "unseen/tuning/gain/high": 0.3}
+    untuned = {f"unseen/untuned/{key.removeprefix('unseen/')}": value for key, value in result.items() if "/" in key}
+    rewrite(folder / "result.json", **gain, **untuned)
+    written = {name: Path(path).read_text() for name, path in write_report([str(folder)]).items()}
+    for name in ("report.html", "report.md"):
+        assert "outputs solved in two attempts" in written[name]
+        assert "No validation" not in written[name]
+        assert "test-time training − none" in written[name]
+        assert "+12.5" in written[name]
+        assert "voting, untuned" in written[name]
+    assert "trains nothing" in written["report.html"]
+
+
 def test_counting_scores_are_read_as_evaluation_writes_them() -> None:
     """Would catch a table of counting that stays empty because its writer uses other names than its reader."""
     scores = accuracy_by_kind([Answered("objects", 5, 3, 2, True), Answered("areas", 5, 3, 2, False)])

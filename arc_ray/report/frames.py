@@ -26,6 +26,8 @@ DATA = ("study", "dataset", "kind", "tasks", "examples", "attempts", "rejected",
 DATA += ("reasons",)
 
 ABOUT_SCORE = ("low", "high", "right", "of")
+VARIANTS = ("untuned", "generated")
+"""Ways of answering that an evaluation scores beside its own: without test-time training, from generated descriptions."""
 
 
 def frame(rows: Iterable[Row], columns: Sequence[str]) -> Frame:
@@ -111,21 +113,38 @@ def validation_rows(trial: Row, step: int, outcome: Mapping[str, Any]) -> list[R
 
 
 def score_rows(study: str, arm: str, result: Mapping[str, Any]) -> list[Row]:
-    """Unflatten an evaluation's scores: <set>[/greedy]/<rule>[/<question>][/low|high|right|of]."""
+    """Unflatten an evaluation's scores: <set>[/untuned|generated][/greedy]/<rule>[/<question>][/low|high|right|of].
+
+    What one way of answering gains over another, <set>/.../gain, has the rule "gain" and the ways as its question.
+    """
     rows: dict[tuple[str, ...], Row] = {}
     for name, value in result.items():
         parts = name.split("/")
         about = parts.pop() if parts[-1] in ABOUT_SCORE else "value"
         if len(parts) < 2 or isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        method = "greedy" if parts[1] == "greedy" else "voting"
-        rule, *question = parts[2:] if method == "greedy" and len(parts) > 2 else parts[1:]
-        if rule == "accuracy":
-            method = "greedy"
-        key = (parts[0], method, rule, "/".join(question) or ("all" if rule == "accuracy" else ""))
+        key = _gain_key(parts) if parts[-1] == "gain" else _score_key(parts)
         who = {"study": study, "arm": arm, **dict(zip(("set", "method", "rule", "question"), key, strict=True))}
         rows.setdefault(key, who)[about] = value
     return [row for row in rows.values() if "value" in row]
+
+
+def _gain_key(parts: Sequence[str]) -> tuple[str, ...]:
+    return (parts[0], "", "gain", "/".join(parts[1:-1]))
+
+
+def _score_key(parts: Sequence[str]) -> tuple[str, ...]:
+    name, *rest = parts
+    variant = rest.pop(0) if rest[0] in VARIANTS and len(rest) > 1 else ""
+    is_greedy = rest[0] == "greedy" and len(rest) > 1
+    rule, *question = rest[1:] if is_greedy else rest
+    method = "greedy" if is_greedy or rule == "accuracy" else "voting"
+    return (
+        name,
+        f"{method}, {variant}" if variant else method,
+        rule,
+        "/".join(question) or ("all" if rule == "accuracy" else ""),
+    )
 
 
 def answer_rows(study: str, arm: str, answers: Iterable[Row]) -> list[Row]:

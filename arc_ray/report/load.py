@@ -20,9 +20,9 @@ metrics     one row a logged step of a trial or run: study, trial, arm, seed, st
             `train/learned_tokens` is the tokens learned so far. Step 0 has eval/* only
 validation  one row a trial, validation step and output: study, trial, arm, seed, step, source, task, output (number
             within the task), solved (greedy), cell_accuracy, loss
-scores      one row a score: study, arm, set, method ("greedy" or "voting"), rule ("per_output", "per_task_mean",
-            "strict"...; "accuracy" for questions), question (its kind or "all"; "" for grids), value, low, high,
-            right, of
+scores      one row a score: study, arm, set, method ("greedy", "voting", "voting, untuned"...), rule ("per_output",
+            "per_task_mean", "strict"...; "accuracy" for questions; "gain" for a difference), question (its kind or
+            "all"; of a gain what is gained by, such as "tuning"; "" for grids), value, low, high, right, of
 answers     one row an answered output: study, arm, set, task, output, shown, input, truth, attempts, greedy (grids as
             lists of lists, None where unknown), is_right (by an attempt), greedy_right, cell_accuracy
 data        one row a generated dataset: study, dataset, kind, tasks, examples, attempts, rejected, duplicates, gave_up,
@@ -86,6 +86,11 @@ class Report:
     def name(self) -> str:
         """Name of the study or run; of several runs, all their names."""
         return ", ".join(self.trials["trial"]) if self.kind == "runs" else self.folder.name
+
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether it is an evaluation by itself, which trains nothing."""
+        return self.kind == "run" and self.run.get("command") == "evaluate"
 
     @property
     def question(self) -> str:

@@ -185,6 +185,8 @@ def _evaluation_view(report: Report) -> dict[str, Any]:
     return {
         "scores": tables.score_table(report),
         "score_axis": tables.score_axis(report),
+        "gains": (gains := tables.gain_table(report)),
+        "gain_axis": tables.effect_axis(gains) if gains else None,
         "confidence": (report.analysis or {}).get("confidence", 0.95),
         "counting": counting,
         "counters": {

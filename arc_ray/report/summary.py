@@ -30,6 +30,8 @@ def sentences(report: Report) -> list[str]:
     found = [str(effect["sentence"]) for effect in effects if effect["metric"] == report.metric]
     if found:
         return found
+    if report.is_evaluation:
+        return list(_evaluated(report)) or ["Nothing is evaluated yet."]
     so_far = _best_so_far(report)
     if report.kind in ("run", "runs") or (report.kind == "tune" and report.is_finished):
         return [so_far]
@@ -62,6 +64,19 @@ def _best_so_far(report: Report) -> str:
         f" It was picked as the best of {len(report.measured)}, which flatters it." if len(report.measured) > 1 else ""
     )
     return f"The best trial{'' if report.is_finished else ' so far'} is {best} ({about}): {after}.{flatters}"
+
+
+def _evaluated(report: Report) -> Iterable[str]:
+    """Say for each set how much of it is solved; sets of questions by the share of right answers."""
+    for name, rows in tables.score_table(report).items():
+        score = next(row for row in rows if row["method"] == "voting")["scores"][RULES[0]]
+        yield (
+            f"{name}: {percent(score['value'])} of {number(score['of'])} outputs solved in two attempts"
+            f" (95 % interval {percent(score['low'], 0)} to {percent(score['high'], 0)})."
+        )
+    for name, kinds in tables.counting_table(report).items():
+        for score in kinds["all"].values():
+            yield f"{name}: {percent(score['value'])} of {number(score['of'])} questions answered right."
 
 
 def _chapter(report: Report) -> Iterable[str]:
@@ -140,6 +155,12 @@ def _scores(report: Report) -> Iterable[str]:
     ]
     if rows:
         yield from _table(("set", "arm", "answers", *(word(rule).label for rule in RULES)), rows)
+    gains = [
+        (row["set"], row["words"], points(row["value"]), f"{points(row['low'])} to {points(row['high'])}")
+        for row in tables.gain_table(report)
+    ]
+    if gains:
+        yield from _table(("set", "gain, in percentage points", "value", "interval"), gains)
     counted = [
         (name, kind, arm, percent(score["value"]), number(score.get("of")))
         for name, kinds in tables.counting_table(report).items()

@@ -17,6 +17,17 @@ MOST_PUZZLES = 40
 """Puzzles shown in the comparison by puzzle: those on which the arms differ most."""
 
 
+METHODS = ("greedy, untuned", "voting, untuned", "greedy", "voting", "greedy, generated", "voting, generated")
+"""Ways of answering, in the order of the tables."""
+GAINS = {
+    "untuned/voting": "voting − greedy, untuned, one attempt",
+    "voting": "voting − greedy, one attempt",
+    "tuning": "test-time training − none, two attempts",
+    "generated": "generated − given descriptions, two attempts",
+}
+"""What one way of answering gains over another, in words, by what is gained by; in the order of the tables."""
+
+
 @dataclass(frozen=True)
 class Axis:
     """A horizontal axis in percent of its width, for intervals drawn as page elements."""
@@ -135,12 +146,20 @@ def score_table(report: Report) -> dict[str, list[dict[str, Any]]]:
     for name in scores["set"].unique():
         of_set = report.scores[report.scores["set"] == name]
         for arm in of_set["arm"].unique():
-            for method in ("greedy", "voting"):
+            for method in METHODS:
                 here = of_set[(of_set["arm"] == arm) & (of_set["method"] == method)]
                 if len(here):
                     by_rule = {row["rule"]: row for row in here.to_dict("records")}
                     table.setdefault(str(name), []).append({"arm": arm, "method": method, "scores": by_rule})
     return table
+
+
+def gain_table(report: Report) -> list[dict[str, Any]]:
+    """Return what ways of answering gain over others, with set, arm and words for the two ways."""
+    gains = report.scores[report.scores["rule"] == "gain"].to_dict("records")
+    order = list(GAINS)
+    known = [row | {"words": GAINS[row["question"]]} for row in gains if row["question"] in GAINS]
+    return sorted(known, key=lambda row: order.index(row["question"]))
 
 
 def score_axis(report: Report) -> Axis:
