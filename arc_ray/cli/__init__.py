@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from typing import NoReturn
 
 from arc_ray.cli.commands import app
 from arc_ray.cli.console import fail
@@ -25,9 +26,17 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         fail("interrupted; the same command goes on from here")
-        sys.exit(INTERRUPTED)
+        _leave(INTERRUPTED)
     except SystemExit as end:
         if end.code == signal.SIGTERM:  # what Ray's own handler makes of the signal
             fail("stopped; the same command goes on from here")
-            sys.exit(TERMINATED)
+            _leave(TERMINATED)
         raise
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit at once: Ray has been shut down, and threads of its that a signal left half-way may abort the interpreter's
+    own way out, with an exit code that says nothing."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

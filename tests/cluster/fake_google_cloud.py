@@ -72,7 +72,7 @@ class FakeProject:
             return self._insert(body) if method == "POST" else self._list(query.get("filter", ""))
         if found := re.search(r"/instances/([^/]+)(/setLabels)?$", path):
             return self._one(method, found[1], is_labelling=bool(found[2]), body=body)
-        assert re.search(r"/projects/[^/]+$", path), f"not faked: {method} {path}"
+        assert re.fullmatch(r"projects/[^/]+", path), f"not faked: {method} {path}"
         return 200, {"name": path.rsplit("/", 1)[-1], "commonInstanceMetadata": json.loads(json.dumps(self._metadata))}
 
     def _insert(self, body: dict[str, Any]) -> Answer:
