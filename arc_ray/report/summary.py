@@ -156,11 +156,11 @@ def _scores(report: Report) -> Iterable[str]:
     if rows:
         yield from _table(("set", "arm", "answers", *(word(rule).label for rule in RULES)), rows)
     gains = [
-        (row["set"], row["words"], points(row["value"]), f"{points(row['low'])} to {points(row['high'])}")
+        (row["set"], row["arm"], row["words"], points(row["value"]), f"{points(row['low'])} to {points(row['high'])}")
         for row in tables.gain_table(report)
     ]
     if gains:
-        yield from _table(("set", "gain, in percentage points", "value", "interval"), gains)
+        yield from _table(("set", "arm", "gain, in percentage points", "value", "interval"), gains)
     counted = [
         (name, kind, arm, percent(score["value"]), number(score.get("of")))
         for name, kinds in tables.counting_table(report).items()

@@ -78,10 +78,13 @@ def best_trial(report: Report) -> str | None:
 
 
 def effect_axis(effects: Sequence[Mapping[str, Any]]) -> Axis:
-    """Make one axis for all effects, with zero on it and round ticks."""
+    """Make one axis for all effects, with zero on it and round ticks; no difference of shares is larger than 1.
+
+    Intervals of very few tasks may be wider: their ends are cut.
+    """
     ends = [0.0, *(effect[end] for effect in effects for end in ("low", "high"))]
     room = 0.08 * (max(ends) - min(ends)) or 0.01
-    low, high = min(ends) - room, max(ends) + room
+    low, high = max(min(ends) - room, -1.05), min(max(ends) + room, 1.05)
     step = next(s for s in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if (high - low) / s <= 7)
     ticks = tuple(round(i * step, 6) for i in range(math.ceil(low / step), math.floor(high / step) + 1))
     return Axis(low, high, ticks)

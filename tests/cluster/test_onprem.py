@@ -7,15 +7,19 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from lab import ROOT, Lab, laboratory, missing, wait_until
 from places import RUN, address, brought_up, checkpoints, fitted, hosts_at_work, jobs, num_nodes, status, steps, submit
+from test_study import small_study
 
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(missing()), reason=missing() or "possible here")]
 
 HEAD, WORKERS = 11, (12, 13, 14)
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+"""States of a job that is over; one that was just submitted is pending."""
 
 NOTICE = """
 import http.server
@@ -93,8 +97,7 @@ def start_training(lab: Lab, name: str, *overrides: str) -> Path:
 
 def end_of(lab: Lab, name: str, folder: Path) -> str:
     """Wait for a training's end, check that every step was done once, and return its log."""
-    ended = ("SUCCEEDED", "FAILED", "STOPPED")  # a job just submitted is PENDING
-    wait_until(lambda: status(lab, name) in ended, 400, f"{name} did not end: {steps(folder)[-1:]}", every=3)
+    wait_until(lambda: status(lab, name) in ENDED, 400, f"{name} did not end: {steps(folder)[-1:]}", every=3)
     log = jobs(lab, "logs", name).stdout
     assert status(lab, name) == "SUCCEEDED", log
     num_steps = json.loads((folder / "result.json").read_text())["steps"]
@@ -135,6 +138,31 @@ def ssh(lab: Lab, number: int) -> list[str]:
         "UserKnownHostsFile=/dev/null",
         f"root@{address(number)}",
     ]
+
+
+def test_the_quickstart_s_study_survives_a_power_cut(cluster: tuple[Lab, Path]) -> None:
+    """Catches a study that runs on a laptop only: its stages, trials and evaluation are spread over hosts, one is cut off."""
+    lab, file = cluster
+    study: dict[str, Any] = {**small_study(lab.shared / "runs"), "scaling": RUN["scaling"]}
+    study["train"]["micro_rows"] = 3
+    study["runs"]["tiny"] |= {"data.mix": {"grid_text": 1600}, "train.max_steps": 300, "train.checkpoint_every": 50}
+    (lab.shared / "study.yaml").write_text(yaml.safe_dump(study))
+    done = submit(lab, "study", str(lab.shared / "study.yaml"), wait=False, name="study")
+    assert done.returncode == 0, done.stdout + done.stderr
+    tiny, folder = lab.shared / "runs" / "tiny", lab.shared / "runs" / "quickstart"
+    wait_until(lambda: bool(checkpoints(tiny)) or status(lab, "study") in ENDED, 300, "no checkpoint", every=1)
+    at_work = hosts_at_work(lab, WORKERS)
+    assert len(at_work) == 2, jobs(lab, "logs", "study").stdout
+    lab.kill(at_work[-1])
+    wait_until(lambda: status(lab, "study") in ENDED, 900, "the study did not end", every=5)
+    log = jobs(lab, "logs", "study").stdout
+    assert status(lab, "study") == "SUCCEEDED", log
+    assert "Traceback" not in log
+    assert steps(tiny) == list(range(1, json.loads((tiny / "result.json").read_text())["steps"] + 1))
+    assert json.loads((folder / "result.json").read_text())["answer"] in log
+    assert (folder / "report.html").exists()
+    lab.boot(at_work[-1])
+    wait_until(lambda: num_nodes(lab, file) == 4, 300, "a host that came back was not joined again", every=3)
 
 
 def test_a_power_cut_is_survived(cluster: tuple[Lab, Path]) -> None:
