@@ -20,9 +20,10 @@ metrics     one row a logged step of a trial or run: study, trial, arm, seed, st
             `train/learned_tokens` is the tokens learned so far. Step 0 has eval/* only
 validation  one row a trial, validation step and output: study, trial, arm, seed, step, source, task, output (number
             within the task), solved (greedy), cell_accuracy, loss
-scores      one row a score: study, arm, set, method ("greedy", "voting", "voting, untuned"...), rule ("per_output",
-            "per_task_mean", "strict"...; "accuracy" for questions; "gain" for a difference), question (its kind or
-            "all"; of a gain what is gained by, such as "tuning"; "" for grids), value, low, high, right, of
+scores      one row a score: study, arm, set, method ("greedy", "voting", "voting, untuned"...; "" of a gain), rule
+            ("per_output", "per_task_mean", "strict"...; "accuracy" for questions; "gain" for a difference), question
+            (its kind or "all"; of a gain what is gained by, such as "tuning"; "" for grids), value, low, high, right,
+            of
 answers     one row an answered output: study, arm, set, task, output, shown, input, truth, attempts, greedy (grids as
             lists of lists, None where unknown), is_right (by an attempt), greedy_right, cell_accuracy
 data        one row a generated dataset: study, dataset, kind, tasks, examples, attempts, rejected, duplicates, gave_up,
