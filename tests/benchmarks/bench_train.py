@@ -1,11 +1,12 @@
 """How fast is training? Against trl's SFTTrainer, against the same loop without Ray, and how soon it begins.
 
-    python tests/benchmarks/bench_train.py peers     [--rounds 3] [--rows 5] [--base FOLDER] [--gpu]
+    python tests/benchmarks/bench_train.py peers     [--rounds 3] [--rows 5] [--base FOLDER]
     python tests/benchmarks/bench_train.py torchrun  [--rounds 2] [--steps 10] [--workers 1] [--threads N] [--base FOLDER]
     python tests/benchmarks/bench_train.py start     [--rounds 3]
 
 The model is SmolLM2-135M's shape cut to `--layers` 6 (random weights, or `--base`, a folder of any model, cut likewise), LoRA
-r 32 on all linear layers, rows of 2,048 tokens of ARC-AGI-1 training tasks, float32 on the CPU, bfloat16 on a GPU.
+r 32 on all linear layers, rows of 2,048 tokens of ARC-AGI-1 training tasks, float32 on the CPU, with `--gpu` bfloat16 on a
+GPU (peers and torchrun).
 
 peers. The same views in rounds, each arm on a process of its own: our loop on packed rows; SFTTrainer with dynamic padding,
 batches of 4 views in random order; SFTTrainer with its own packing (bfd). Gradient checkpointing is off for all. Tokens that
