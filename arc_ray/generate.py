@@ -41,6 +41,9 @@ WORKER_SHARES = 1.5
 
 NEWS_SECONDS = 1.0
 """A worker tells what it has made this often: each time costs it 7 ms, as much as some blocks."""
+DRIVER_SECONDS = 0.01
+"""What a bundle costs the driver: 8.5 ms of its one core, and 3 ms for each piece of news. All seconds above grow with the
+number of workers where the driver could not serve them all in time, from 25 workers on."""
 
 
 class Estimate(NamedTuple):
@@ -105,6 +108,12 @@ def estimate(request: Request, storage: Folder) -> Estimate:
     return Estimate(sum(examples), sum(t.seconds_each * number for t, number in zip(tallies, examples, strict=True)))
 
 
+def bundle_limits(num_workers: int) -> tuple[float, float]:
+    """Return the least and the most seconds of a bundle that so many workers can be served with."""
+    round_seconds = num_workers * DRIVER_SECONDS
+    return max(MIN_BUNDLE_SECONDS, round_seconds / 2), max(MAX_BUNDLE_SECONDS, 4 * round_seconds)
+
+
 def bundles_of(blocks: Sequence[Block], seconds: Mapping[str, float], num_workers: int) -> list[list[Block]]:
     """Order blocks by estimated cost, longest first, and bundle them; `seconds` is the cost of an example of each task.
 
@@ -116,11 +125,12 @@ def bundles_of(blocks: Sequence[Block], seconds: Mapping[str, float], num_worker
         return seconds[block.task_id] * (block.stop - block.start)
 
     bundles: list[list[Block]] = []
+    shortest, longest = bundle_limits(num_workers)
     left, room = sum(map(cost, blocks)), 0.0
     for block in sorted(blocks, key=lambda block: (-cost(block), block)):
         if cost(block) > room or not bundles:
             bundles.append([])
-            room = min(max(left / (WORKER_SHARES * num_workers), MIN_BUNDLE_SECONDS), MAX_BUNDLE_SECONDS)
+            room = min(max(left / (WORKER_SHARES * num_workers), shortest), longest)
         bundles[-1].append(block)
         room -= cost(block)
         left -= cost(block)
@@ -152,11 +162,14 @@ def _write_blocks(
 ) -> Iterator[int]:
     """Make blocks in parallel; yield numbers of examples as they are done. Raises UserError if a worker met one."""
     seconds = {block.task_id: seconds_per_example(source, block.task_id) for block in blocks}
-    bundles = bundles_of(blocks, seconds, num_workers or max(1, int(reachable("CPU"))))
+    at_once = num_workers or max(1, int(reachable("CPU")))
+    bundles = bundles_of(blocks, seconds, at_once)
     # One item a bundle: from_arrow would first run a task for each, to look at it.
     items = [{"bundle": [block._asdict() for block in bundle]} for bundle in bundles]
     done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        functools.partial(_write_bundle, source=source, folder=folder),
+        functools.partial(
+            _write_bundle, source=source, folder=folder, news_seconds=max(NEWS_SECONDS, at_once * DRIVER_SECONDS)
+        ),
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=1,
@@ -173,7 +186,7 @@ def _write_blocks(
         yield row["examples"]
 
 
-def _write_bundle(batch: pa.Table, source: GeneratedSource, folder: Folder) -> Iterator[pa.Table]:
+def _write_bundle(batch: pa.Table, source: GeneratedSource, folder: Folder, news_seconds: float) -> Iterator[pa.Table]:
     """Make the blocks of a bundle, telling now and then how many examples are there.
 
     A user's mistake travels as a value, because Ray would wrap an exception.
@@ -186,7 +199,7 @@ def _write_bundle(batch: pa.Table, source: GeneratedSource, folder: Folder) -> I
         except UserError as error:
             yield _news(0, str(error))
         made += block.stop - block.start
-        if time.monotonic() - told > NEWS_SECONDS:
+        if time.monotonic() - told > news_seconds:
             yield _news(made)
             made, told = 0, time.monotonic()
     yield _news(made)

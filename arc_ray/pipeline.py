@@ -42,7 +42,7 @@ def stream_rows(
         _make_rows,  # pyright: ignore[reportArgumentType]
         batch_size=None,
         num_cpus=data_cpus,
-        compute=ray.data.TaskPoolStrategy(size=DATA_TASKS),
+        compute=ray.data.TaskPoolStrategy(size=min(DATA_TASKS, num_blocks)),
         fn_kwargs={"maker": maker},
     )
     context = dataset.context

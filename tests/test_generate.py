@@ -79,7 +79,7 @@ def unbroken(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.mark.parametrize("num_workers", [1, 4])
 def test_bytes_do_not_depend_on_the_number_of_workers(num_workers, generate, unbroken, tmp_path, monkeypatch):
-    monkeypatch.setattr("arc_ray.generate.MAX_BUNDLE_SECONDS", 0)  # every block on its own
+    monkeypatch.setattr("arc_ray.generate.bundle_limits", lambda num_workers: (0, 0))  # every block on its own
     generate(rearc_source(), tmp_path, num_workers=num_workers)
     assert files_of(tmp_path) == files_of(unbroken)
 
@@ -87,7 +87,7 @@ def test_bytes_do_not_depend_on_the_number_of_workers(num_workers, generate, unb
 @pytest.mark.parametrize("num_workers", [1, 8, 300])
 def test_bundles_hold_every_block_once_longest_first_and_shrink(num_workers):
     """Would catch a block left out or made twice, and a long block that starts last and keeps a cluster waiting."""
-    from arc_ray.generate import MAX_BUNDLE_SECONDS, MIN_BUNDLE_SECONDS, bundles_of
+    from arc_ray.generate import bundle_limits, bundles_of
 
     seconds = {task_id: seconds_per_example(rearc_source(), task_id) for task_id in task_ids()[:80]}
     blocks = [b for i, each in seconds.items() for b in Tally(i, each, probe=False).blocks_to(1000)]
@@ -97,9 +97,24 @@ def test_bundles_hold_every_block_once_longest_first_and_shrink(num_workers):
     assert sorted(order) == sorted(blocks)
     assert [costs[block] for block in order] == sorted(costs.values(), reverse=True)
     totals = [sum(costs[block] for block in bundle) for bundle in bundles]
-    assert max(totals) <= max(MAX_BUNDLE_SECONDS, max(costs.values())) + 1e-9
-    assert max(totals[-num_workers:]) <= max(MIN_BUNDLE_SECONDS, sum(totals) / num_workers)
+    shortest, longest = bundle_limits(num_workers)
+    assert max(totals) <= max(longest, max(costs.values())) + 1e-9
+    limit = max(shortest, sum(totals) / num_workers)  # only a block on its own may be longer
+    last = zip(totals[-num_workers:], bundles[-num_workers:], strict=True)
+    assert all(total <= limit or len(bundle) == 1 for total, bundle in last)
     assert totals[-1] <= totals[0]
+
+
+def test_a_thousand_nodes_do_not_wait_for_the_driver():
+    """Would catch bundles so short that the driver, which serves one worker after the other, cannot hand them out."""
+    from arc_ray.generate import DRIVER_SECONDS, bundles_of
+
+    num_workers, seconds = 16_000, dict.fromkeys(task_ids(), 100.0)
+    blocks = [b for i in seconds for b in Tally(i, 0.002, probe=False).blocks_to(400_000)]
+    bundles = bundles_of(blocks, seconds, num_workers)
+    work = sum(seconds[block.task_id] * (block.stop - block.start) for block in blocks) / num_workers
+    assert len(bundles) >= num_workers
+    assert len(bundles) * DRIVER_SECONDS < work / 2
 
 
 def test_every_example_passes_its_verifier_and_none_is_there_twice(unbroken):

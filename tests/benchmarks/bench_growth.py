@@ -5,8 +5,8 @@
 All nodes share this machine's cores, so work cannot get faster; what grows with nodes is what the cluster itself costs.
 Start: wall seconds until all nodes are registered, one after the other.
 Rows: `stream_rows` of rows that take no time to make, in blocks as in training; wall seconds per block after a first
-pass that starts the workers. Generate: counting examples, wall seconds per block less the examples' own.
-Memory: resident MiB of the head's processes (gcs_server, raylet) and of the driver, after both.
+pass that starts the workers, and CPU time of the driver per block. Generate: wall seconds for counting examples.
+Memory: resident MiB of the head's processes (gcs_server, raylet) and of the driver, the same for all numbers.
 """
 
 import argparse
@@ -40,6 +40,7 @@ class Figures(NamedTuple):
 
     start_seconds: float
     row_block_ms: float
+    driver_ms: float
     generate_seconds: float
     gcs_mib: float
     raylet_mib: float
@@ -63,13 +64,16 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     given = parser.parse_args()
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    print("| nodes | start s | ms per block of rows | generate s | gcs MiB | head's raylet MiB | driver MiB |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| nodes | start s | ms per block of rows | driver's CPU ms | generate s | gcs MiB | head's raylet MiB | driver MiB |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for number in given.nodes:
         f = measure(number, given.blocks, given.examples, given.repetitions)
         sizes = f"{f.gcs_mib:.0f} | {f.raylet_mib:.0f} | {f.driver_mib:.0f}"
         print(
-            f"| {number} | {f.start_seconds:.1f} | {f.row_block_ms:.1f} | {f.generate_seconds:.1f} | {sizes} |",
+            f"| {number} | {f.start_seconds:.1f} | {f.row_block_ms:.1f} | {f.driver_ms:.1f} | {f.generate_seconds:.1f} "
+            f"| {sizes} |",
             flush=True,
         )
 
@@ -81,11 +85,13 @@ def measure(num_nodes: int, num_blocks: int, num_examples: int, repetitions: int
         started = time.perf_counter() - begun
         maker: Any = ray.put(EmptyRows())
         stream(maker, num_nodes)
-        blocks = median(stream(maker, num_blocks) for _ in range(repetitions))
+        streams = [stream(maker, num_blocks) for _ in range(repetitions)]
+        row_block_ms, driver_ms = (1e3 * median(seconds) for seconds in zip(*streams, strict=True))
         generating = median(generate(num_examples, seed) for seed in range(repetitions))
         processes = {p.name(): p for p in head_processes(cluster)}
         sizes = [processes[name].memory_info().rss / 2**20 for name in ("gcs_server", "raylet")]
-        return Figures(started, 1e3 * blocks, generating, *sizes, psutil.Process().memory_info().rss / 2**20)
+        driver_mib = psutil.Process().memory_info().rss / 2**20
+        return Figures(started, row_block_ms, driver_ms, generating, *sizes, driver_mib)
 
 
 @contextmanager
@@ -104,13 +110,13 @@ def nodes(number: int) -> Iterator[Cluster]:
         cluster.shutdown()
 
 
-def stream(maker: Any, num_blocks: int) -> float:
-    """Return the wall seconds per block of streaming so many blocks of rows."""
-    begun, rows = time.perf_counter(), np.arange(num_blocks * ROWS_PER_BLOCK)
+def stream(maker: Any, num_blocks: int) -> tuple[float, float]:
+    """Return the wall seconds and the driver's CPU seconds per block of streaming so many blocks of rows."""
+    begun, used, rows = time.perf_counter(), time.process_time(), np.arange(num_blocks * ROWS_PER_BLOCK)
     batches = stream_rows(maker, rows, ROWS_PER_BLOCK, BLOCK_TOKENS // ROWS_PER_BLOCK, data_cpus=1.0)
     got = sum(len(batch["input_ids"]) for batch in batches)
     assert got == len(rows)
-    return (time.perf_counter() - begun) / num_blocks
+    return (time.perf_counter() - begun) / num_blocks, (time.process_time() - used) / num_blocks
 
 
 def generate(num_examples: int, seed: int) -> float:
