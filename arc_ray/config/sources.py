@@ -21,6 +21,9 @@ class Selection(Section):
     """Take at most this many tasks, the first ones in order; null takes all."""
     max_side: Side = 30
     """Leave out tasks (RE-ARC: reject examples) with a grid side longer than this many cells."""
+    shown_only: bool = False
+    """Take the shown pairs of tasks and leave the asked ones out: to train on the very tasks that are evaluated, each
+    shown pair answered from the others (n-1 training)."""
     descriptions: str | None = None
     """JSON file {task id: the rule in words}, for the prompt formats `describe` and `implement`; null takes what the
     tasks' own "description" says."""

