@@ -344,6 +344,22 @@ def test_an_evaluation_has_a_report_with_its_gallery(tmp_path: Path, here: list[
     assert re.search(r"\d × \d+, not \d|cells wrong|nothing to read as a grid", page)
 
 
+def test_answers_to_hidden_outputs_are_reported_as_answered(tmp_path: Path, here: list[str]):
+    """Would catch a competition's finished evaluation that is headed "Nothing is evaluated yet"."""
+    from arc_ray.report import write_report
+
+    config = config_at(tmp_path)
+    for file in (tmp_path / "tasks").glob("*.json"):
+        task = json.loads(file.read_text())
+        file.write_text(json.dumps({**task, "test": [{"input": pair["input"]} for pair in task["test"]]}))
+    evaluate(config)
+    written = write_report([run_folder(config).uri])
+    for name in ("report.html", "report.md"):
+        text = Path(written[name]).read_text()
+        assert "nothing is scored" in text
+        assert "Nothing is evaluated yet" not in text
+
+
 # Through Ray
 
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from arc_ray.report import charts, gallery, tables, trial_table, words
 from arc_ray.report.frames import config_value
 from arc_ray.report.load import Report, load_many
-from arc_ray.report.summary import markdown, progress, sentences
+from arc_ray.report.summary import markdown, no_scores, progress, sentences
 
 SECTIONS = {
     "answer": "answer",
@@ -185,6 +185,7 @@ def _evaluation_view(report: Report) -> dict[str, Any]:
     return {
         "scores": tables.score_table(report),
         "score_axis": tables.score_axis(report),
+        "no_scores": no_scores(report),
         "gains": (gains := tables.gain_table(report)),
         "gain_axis": tables.effect_axis(gains) if gains else None,
         "confidence": (report.analysis or {}).get("confidence", 0.95),

@@ -31,7 +31,7 @@ def sentences(report: Report) -> list[str]:
     if found:
         return found
     if report.is_evaluation:
-        return list(_evaluated(report)) or ["Nothing is evaluated yet."]
+        return list(_evaluated(report)) or [no_scores(report)]
     so_far = _best_so_far(report)
     if report.kind in ("run", "runs") or (report.kind == "tune" and report.is_finished):
         return [so_far]
@@ -39,6 +39,15 @@ def sentences(report: Report) -> list[str]:
     if report.kind == "study":
         wait = "There is no answer yet: this page will say more when every arm has a setting finished with all seeds."
     return [f"{progress(report).capitalize()}. {wait}", so_far]
+
+
+def no_scores(report: Report) -> str:
+    """Say why there are no scores to show."""
+    if report.is_evaluation and report.is_finished:
+        return "All tasks are answered; their outputs are hidden, so nothing is scored. The answers are in submission.json."
+    if report.is_evaluation:
+        return "Nothing is evaluated yet."
+    return "Nothing is evaluated yet. The best trial of each arm will be scored here by the three rules, greedy and voting."
 
 
 def markdown(reports: Sequence[Report], written: str) -> str:
