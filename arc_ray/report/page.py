@@ -9,7 +9,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from arc_ray.report import charts, gallery, tables, trial_table, words
+from arc_ray.report import charts, gallery, score_tables, tables, trial_table, words
 from arc_ray.report.frames import config_value
 from arc_ray.report.load import Report, load_many
 from arc_ray.report.summary import markdown, no_scores, progress, sentences
@@ -180,13 +180,13 @@ def _chart_view(report: Report, chosen: Mapping[str, Mapping[str, Any]]) -> dict
 
 
 def _evaluation_view(report: Report) -> dict[str, Any]:
-    counting, cards = tables.counting_table(report), gallery.make_cards(report.answers)
+    counting, cards = score_tables.counting_table(report), gallery.make_cards(report.answers)
     groups = {card.group for card in cards}
     return {
-        "scores": tables.score_table(report),
-        "score_axis": tables.score_axis(report),
+        "scores": score_tables.score_table(report),
+        "score_axis": score_tables.score_axis(report),
         "no_scores": no_scores(report),
-        "gains": (gains := tables.gain_table(report)),
+        "gains": (gains := score_tables.gain_table(report)),
         "gain_axis": tables.effect_axis(gains) if gains else None,
         "confidence": (report.analysis or {}).get("confidence", 0.95),
         "counting": counting,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from arc_ray.report import tables
+from arc_ray.report import score_tables, tables
 from arc_ray.report.load import Report
 from arc_ray.report.words import RULES, duration, is_number, number, percent, points, setting, short_key, show, word
 
@@ -77,13 +77,13 @@ def _best_so_far(report: Report) -> str:
 
 def _evaluated(report: Report) -> Iterable[str]:
     """Say for each set how much of it is solved; sets of questions by the share of right answers."""
-    for name, rows in tables.score_table(report).items():
+    for name, rows in score_tables.score_table(report).items():
         score = next(row for row in rows if row["method"] == "voting")["scores"][RULES[0]]
         yield (
             f"{name}: {percent(score['value'])} of {number(score['of'])} outputs solved in two attempts"
             f" (95 % interval {percent(score['low'], 0)} to {percent(score['high'], 0)})."
         )
-    for name, kinds in tables.counting_table(report).items():
+    for name, kinds in score_tables.counting_table(report).items():
         for score in kinds["all"].values():
             yield f"{name}: {percent(score['value'])} of {number(score['of'])} questions answered right."
 
@@ -159,20 +159,20 @@ def _scores(report: Report) -> Iterable[str]:
             row["method"],
             *(_score(row["scores"].get(rule)) for rule in RULES),
         )
-        for name, of_set in tables.score_table(report).items()
+        for name, of_set in score_tables.score_table(report).items()
         for row in of_set
     ]
     if rows:
         yield from _table(("set", "arm", "answers", *(word(rule).label for rule in RULES)), rows)
     gains = [
         (row["set"], row["arm"], row["words"], points(row["value"]), f"{points(row['low'])} to {points(row['high'])}")
-        for row in tables.gain_table(report)
+        for row in score_tables.gain_table(report)
     ]
     if gains:
         yield from _table(("set", "arm", "gain, in percentage points", "value", "interval"), gains)
     counted = [
         (name, kind, arm, percent(score["value"]), number(score.get("of")))
-        for name, kinds in tables.counting_table(report).items()
+        for name, kinds in score_tables.counting_table(report).items()
         for kind, scores in kinds.items()
         for arm, score in scores.items()
     ]

@@ -1,0 +1,59 @@
+"""The tables of what was evaluated: scores by the three rules, what voting and tuning gain, counting by question."""
+
+from typing import Any
+
+from arc_ray.report.load import Report
+from arc_ray.report.tables import Axis
+from arc_ray.report.words import RULES
+
+METHODS = ("greedy, untuned", "voting, untuned", "greedy", "voting", "greedy, generated", "voting, generated")
+"""Ways of answering, in the order of the tables."""
+GAINS = {
+    "untuned/voting": "voting − greedy, untuned, one attempt",
+    "voting": "voting − greedy, one attempt",
+    "tuning": "test-time training − none, two attempts",
+    "generated": "generated − given descriptions, two attempts",
+}
+"""What one way of answering gains over another, in words, by what is gained by; in the order of the tables."""
+
+
+def score_table(report: Report) -> dict[str, list[dict[str, Any]]]:
+    """Return set -> rows of arm and method with the scores by rule; sets of questions are not among them."""
+    scores = report.scores[report.scores["rule"].isin(RULES)]
+    table: dict[str, list[dict[str, Any]]] = {}
+    for name in scores["set"].unique():
+        of_set = report.scores[report.scores["set"] == name]
+        for arm in of_set["arm"].unique():
+            for method in METHODS:
+                here = of_set[(of_set["arm"] == arm) & (of_set["method"] == method)]
+                if len(here):
+                    by_rule = {row["rule"]: row for row in here.to_dict("records")}
+                    table.setdefault(str(name), []).append({"arm": arm, "method": method, "scores": by_rule})
+    return table
+
+
+def gain_table(report: Report) -> list[dict[str, Any]]:
+    """Return what ways of answering gain over others, with set, arm and words for the two ways."""
+    gains = report.scores[report.scores["rule"] == "gain"].to_dict("records")
+    order = list(GAINS)
+    known = [row | {"words": GAINS[row["question"]]} for row in gains if row["question"] in GAINS]
+    return sorted(known, key=lambda row: order.index(row["question"]))
+
+
+def score_axis(report: Report) -> Axis:
+    """Make one axis for all scores by the three rules, from zero to a round share above the highest bound."""
+    scores = report.scores[report.scores["rule"].isin(RULES)]
+    highest = max([0.0, *scores["value"].astype(float), *scores["high"].dropna().astype(float)])
+    return Axis(0.0, next((end for end in (0.1, 0.2, 0.5) if end >= highest), 1.0))
+
+
+def counting_table(report: Report) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+    """Return set -> question kind -> arm or run -> score; all kinds together come first.
+
+    Accuracy by side and by number of objects, "<kind>/side_06_10" and the like, is in the frame alone.
+    """
+    table: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
+    is_kind = (report.scores["rule"] == "accuracy") & ~report.scores["question"].str.contains("/", regex=False)
+    for row in report.scores[is_kind].to_dict("records"):
+        table.setdefault(row["set"], {}).setdefault(row["question"], {})[row["arm"]] = row
+    return {name: dict(sorted(kinds.items(), key=lambda item: item[0] != "all")) for name, kinds in table.items()}
