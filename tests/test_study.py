@@ -9,34 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from small_study import small_study
 
 pytestmark = pytest.mark.slow
 
 RULES = ("per_output", "per_task_mean", "strict")
-
-
-def small_study(storage: Path) -> dict[str, object]:
-    """The quickstart, cut to two arms, one setting and one measuring seed, with rows for seconds."""
-    config = yaml.safe_load((Path(__file__).parents[1] / "configs" / "quickstart.yaml").read_text())
-    config["storage"] = str(storage)
-    sources = config["data"]["sources"]
-    few = sources["rearc"]["tasks"][:4]
-    sources["rearc"] |= {"tasks": few, "examples": 8}
-    sources["held_out"] |= {"tasks": few, "first": 8, "examples": 6}
-    sources["grid_text"] |= {"tasks": sources["grid_text"]["tasks"][:4], "examples": 8}
-    sources["unseen"] |= {"tasks": sources["unseen"]["tasks"][:2], "examples": 3}
-    sources["counting"] |= {"examples": 40}
-    sources["counting_held_out"] |= {"first": 40, "examples": 8}
-    sources["arc"] |= {"limit": 2}
-    config["data"]["mix"] = {"rearc": 12}
-    config["runs"]["tiny"] |= {"data.mix": {"grid_text": 12}, "train.max_steps": 4}
-    config["runs"]["tiny"]["model.scratch"] = {"hidden_size": 32, "layers": 1, "heads": 2, "intermediate_size": 64}
-    config["runs"]["count"] |= {"train.epochs": 1}
-    config["tune"]["space"] = {"train.lr": {"grid": [1e-2]}}
-    config["study"] |= {"arms": ["base", "count"], "seeds": [1]}
-    config["evaluate"] |= {"symmetries": 2}
-    config["ray"] = {"object_store_mib": 100}
-    return config
 
 
 def start(config: Path) -> subprocess.Popen[str]:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from lab import ROOT, Lab, laboratory, missing, wait_until
 from places import RUN, address, brought_up, checkpoints, fitted, hosts_at_work, jobs, num_nodes, status, steps, submit
-from test_study import small_study
+from small_study import small_study
 
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(missing()), reason=missing() or "possible here")]
 
