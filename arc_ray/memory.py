@@ -83,6 +83,8 @@ def footprint(skeleton: nn.Module, found: Pass, setting: Setting) -> Footprint:
     weights, gradients = sum(p.nbytes for p in tensors), sum(p.nbytes for p in trained)
     own = sum(p.numel() for p in trained) // (workers if stage > 0 else 1)
     is_elsewhere = setting.offload and stage > 0
+    # ZeRO's step flattens the gradients, makes them float32 and hands them to Adam, which makes one tensor more.
+    passing = MASTER_BYTES if stage == 0 else size + MASTER_BYTES * (1 if size == MASTER_BYTES else 2)
     if stage == 3 and workers > 1:
         weights = min(weights, LIVE_WEIGHTS * size) + (0 if is_elsewhere else weights // workers)
     if stage >= 2:
@@ -93,7 +95,7 @@ def footprint(skeleton: nn.Module, found: Pass, setting: Setting) -> Footprint:
         optimizer=0 if is_elsewhere else own * (MOMENTS_BYTES + (MASTER_BYTES if stage > 0 else 0)),
         activations=found.activations,
         logits=found.logits,
-        step=0 if is_elsewhere else own * MASTER_BYTES,
+        step=0 if is_elsewhere else own * passing,
     )
 
 
