@@ -62,6 +62,8 @@ def _start_ray(config: Config) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # On one machine there is nobody to announce a preemption, and the watcher is a process for every run.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # A report, and the end of a run, wait for Ray Train's next look at its workers: every 2 s, a fourth of a short trial.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # Trials keep their processes alive for a while; Ray would warn of more than three a core, as if something leaked.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
     ray.init(
