@@ -182,7 +182,9 @@ def sentence(effect: Effect, arm: str, baseline: str, size: float = 0.05) -> str
     if effect.num_seeds == 1:
         found += "; with one seed its luck is not in the interval"
     if effect.num_differing < FEW_DIFFERING:
-        found += f"; the interval is rough, since the arms differ on {effect.num_differing} {effect.unit} only"
+        unit = effect.unit.removesuffix("s") if effect.num_differing < 2 else effect.unit
+        few = f"{effect.num_differing} {unit} only" if effect.num_differing else f"no {unit}"
+        found += f"; the interval is rough, since the arms differ on {few}"
     return found + "."
 
 

@@ -273,7 +273,10 @@ def test_sentences_warn_where_the_interval_cannot_be_trusted():
     assert "1 seed x 40 tasks" in alone
     assert alone.endswith("with one seed its luck is not in the interval.")
     solved = np.tile(np.arange(20) < 7, (3, 1)).astype(float)
-    assert "the arms differ on 0 tasks only" in sentence(paired_effect(solved, solved), "count", "base")
+    assert "the arms differ on no task." in sentence(paired_effect(solved, solved), "count", "base")
+    other = solved.copy()
+    other[0, 0] = 0.0
+    assert "the arms differ on 1 task only." in sentence(paired_effect(solved, other), "count", "base")
     assert "would probably have been" in sentence(effect_of(0.0, 0.5, 0.2, 0.1), "count", "base", size=0.9)
     hopeless = sentence(effect_of(0.0, 9.0, 9.0, 0.1), "count", "base", size=0.01)
     assert "takes both more seeds and more tasks" in hopeless
