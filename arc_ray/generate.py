@@ -33,17 +33,17 @@ from arc_ray.storage import Folder
 Progress = Callable[[str, int, int, float], None]
 """Called with a dataset's name, examples made, examples to make, and examples per second."""
 
-MIN_BUNDLE_SECONDS, MAX_BUNDLE_SECONDS = 0.25, 8.0
-"""Bounds of a bundle of blocks. Ray Data looks for finished tasks every 0.1 s, for which a worker waits after each bundle:
+MIN_BUNDLE_SECONDS, MAX_BUNDLE_SECONDS = 0.5, 12.0
+"""Bounds of a bundle of blocks. A worker waits 0.13 s after each, since Ray Data looks for finished tasks every 0.1 s:
 shorter ones would waste more than they balance. Longer ones would leave little for nodes that join later."""
-WORKER_SHARES = 1.5
-"""A bundle holds 1 / (1.5 x workers) of the work that is left; estimates are good enough for so large a share."""
+WORKER_SHARES = 1.25
+"""A bundle holds 1 / (1.25 x workers) of the work that is left; estimates are good enough for so large a share."""
 
 NEWS_SECONDS = 1.0
 """A worker tells what it has made this often: each time costs it 7 ms, as much as some blocks."""
 DRIVER_SECONDS = 0.01
 """What a bundle costs the driver: 8.5 ms of its one core, and 3 ms for each piece of news. All seconds above grow with the
-number of workers where the driver could not serve them all in time: the least from 50 workers on, the most from 200."""
+number of workers where the driver could not serve them all in time: the least from 100 workers on, the most from 300."""
 
 
 class Estimate(NamedTuple):
@@ -118,7 +118,8 @@ def bundles_of(blocks: Sequence[Block], seconds: Mapping[str, float], num_worker
     """Order blocks by estimated cost, longest first, and bundle them; `seconds` is the cost of an example of each task.
 
     A bundle is one task of Ray's. It takes a fixed share of the work that is left, so bundles shrink towards the end and
-    workers end together, yet each gets only a few (Polychronopoulos and Kuck, "Guided self-scheduling", 1987).
+    workers end together, yet each gets only a few (Polychronopoulos and Kuck, "Guided self-scheduling", 1987). Blocks of
+    the same cost come in turns from all tasks: a task that takes longer than estimated is spread over many bundles.
     """
 
     def cost(block: Block) -> float:
@@ -127,7 +128,7 @@ def bundles_of(blocks: Sequence[Block], seconds: Mapping[str, float], num_worker
     bundles: list[list[Block]] = []
     shortest, longest = bundle_limits(num_workers)
     left, room = sum(map(cost, blocks)), 0.0
-    for block in sorted(blocks, key=lambda block: (-cost(block), block)):
+    for block in sorted(blocks, key=lambda block: (-cost(block), block.start, block)):
         if cost(block) > room or not bundles:
             bundles.append([])
             room = min(max(left / (WORKER_SHARES * num_workers), shortest), longest)

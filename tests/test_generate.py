@@ -86,7 +86,8 @@ def test_bytes_do_not_depend_on_the_number_of_workers(num_workers, generate, unb
 
 @pytest.mark.parametrize("num_workers", [1, 8, 300])
 def test_bundles_hold_every_block_once_longest_first_and_shrink(num_workers):
-    """Would catch a block left out or made twice, and a long block that starts last and keeps a cluster waiting."""
+    """Would catch a block left out or made twice, a long block that starts last and keeps a cluster waiting, and a bundle
+    of one task's blocks only, which takes ten times as long where that task was estimated wrongly."""
     from arc_ray.generate import bundle_limits, bundles_of
 
     seconds = {task_id: seconds_per_example(rearc_source(), task_id) for task_id in task_ids()[:80]}
@@ -96,6 +97,7 @@ def test_bundles_hold_every_block_once_longest_first_and_shrink(num_workers):
     order = [block for bundle in bundles for block in bundle]
     assert sorted(order) == sorted(blocks)
     assert [costs[block] for block in order] == sorted(costs.values(), reverse=True)
+    assert [block.start for block in order] == [b.start for b in sorted(order, key=lambda b: (-costs[b], b.start))]
     totals = [sum(costs[block] for block in bundle) for bundle in bundles]
     shortest, longest = bundle_limits(num_workers)
     assert max(totals) <= max(longest, max(costs.values())) + 1e-9
