@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from arc_ray.attention import told_apart, use_by_view
 from arc_ray.config.training import GRADIENT_BUCKET
 from arc_ray.model import trainable
 
@@ -121,7 +122,8 @@ def _peak(skeleton: nn.Module, rows: int, row_tokens: int, learned: int) -> int:
         for weight in trainable(skeleton).values():
             weight.register_post_accumulate_grad_hook(_forget_gradient)
         ids, places = (torch.zeros(rows, row_tokens, dtype=torch.long) for _ in range(2))
-        hidden = causal.get_decoder()(input_ids=ids, position_ids=places, use_cache=False).last_hidden_state
+        apart = told_apart([[row_tokens]] * rows, ids.device) if use_by_view(causal) else {}
+        hidden = causal.get_decoder()(input_ids=ids, position_ids=places, use_cache=False, **apart).last_hidden_state
         index = torch.zeros(learned, dtype=torch.long)
         logits = causal.get_output_embeddings()(hidden.flatten(0, 1)[index]).float()
         loss = nn.functional.cross_entropy(logits, index, reduction="none").sum()

@@ -19,11 +19,11 @@ from builders import (
 )
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from arc_ray.attention import attends_to_all
 from arc_ray.encoders import ENCODERS
 from arc_ray.generation import (
     GridGrammar,
     Writer,
-    attends_to_all,
     find_answers,
     generate_greedily,
     generate_samples,

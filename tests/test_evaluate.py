@@ -338,7 +338,7 @@ def test_an_evaluation_has_a_report_with_its_gallery(tmp_path: Path, here: list[
     report = load(run_folder(config).uri)
     assert len(report.answers) == 6
     assert set(report.scores.loc[report.scores["rule"] != "gain", "method"]) == {"greedy", "voting"}
-    assert report.scores.loc[report.scores["rule"] == "gain", "question"].tolist() == ["voting"]
+    assert report.scores.loc[report.scores["rule"] == "gain", "question"].tolist() == ["voting", "voting/two_attempts"]
     assert "<svg" in page
     assert all(task.id in page for task in tasks())
     assert re.search(r"\d × \d+, not \d|cells wrong|nothing to read as a grid", page)

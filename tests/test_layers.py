@@ -15,7 +15,7 @@ from arc_ray.config.mistakes import known_keys
 PACKAGE = Path(arc_ray.__file__).parent
 
 LAYERS = (
-    {"errors", "flops", "garbage", "progress", "seeding"},
+    {"attention", "errors", "flops", "garbage", "progress", "seeding"},
     {"storage", "tasks"},
     {"intervals"},
     {"analysis", "augment", "config", "encoders", "fingerprints", "prompt", "scores", "submission", "vote"},
@@ -60,6 +60,7 @@ HOMES = {
     "safetensors": ("train/checkpoint",),
     "tokenizers": ("tokens/tokenizer",),
     "torch": (
+        "attention",
         "cli/check",
         "evaluate/answering",
         "evaluate/ttt",
@@ -72,7 +73,7 @@ HOMES = {
         "skeleton",
         "train/",
     ),
-    "transformers": ("fetch", "model", "skeleton", "tokens/tokenizer", "train/sft"),
+    "transformers": ("attention", "fetch", "model", "skeleton", "tokens/tokenizer", "train/sft"),
     "trl": ("train/sft",),
     "typer": ("cli/commands",),
     "vllm": ("generation/vllm",),

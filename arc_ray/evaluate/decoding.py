@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from arc_ray.attention import attends_to_all
 from arc_ray.config import Config
 from arc_ray.evaluate.questions import Prompt
 from arc_ray.generation import (
     Answer,
     VllmWriter,
     Writer,
-    attends_to_all,
     find_answers,
     generate_greedily,
     generate_samples,

@@ -167,10 +167,10 @@ def _select(config: Config, folder: Folder, sets: Sets) -> dict[str, Any]:
         ]
         both = with_tuned(folder, name, *read[0]) if config.evaluate.ttt else read[0]
         scores, of_set, attempts = puzzle_scores(config, name, tasks, *both)
-        result |= scores | gain_of_voting(config.evaluate, of_set, f"{name}/voting/gain")
+        result |= scores | gain_of_voting(config.evaluate, of_set, f"{name}/voting")
         if config.evaluate.ttt:
             scores, before, _ = puzzle_scores(config, f"{name}/untuned", tasks, *read[0])
-            result |= scores | gain_of_voting(config.evaluate, before, f"{name}/untuned/voting/gain")
+            result |= scores | gain_of_voting(config.evaluate, before, f"{name}/untuned/voting")
             result |= gain(of_set, before, f"{name}/tuning/gain")
         for generated in read[1:]:
             scores, again, _ = puzzle_scores(config, f"{name}/generated", tasks, *generated)

@@ -23,14 +23,19 @@ def gain(better: Answers, worse: Answers, prefix: str) -> dict[str, float]:
 
 
 def gain_of_voting(config: EvaluateConfig, answers: Answers, prefix: str) -> dict[str, float]:
-    """Return what the first chosen attempt gains over the greedy answer of the plain view: one attempt against one.
+    """Return what voting gains over the greedy answer of the plain view: <prefix>/gain with its first attempt alone, and
+    <prefix>/two_attempts/gain with both, as ARC scores; greedy decoding has no second one.
 
     Empty where there is no greedy answer, or no other view.
     """
     if config.decode != "greedy" or config.symmetries * config.copies == 1:
         return {}
+    greedy = [answer["truth"] == answer["greedy"] for answer in answers]
     first = [answer["truth"] in answer["attempts"][:1] for answer in answers]
-    return _effect(answers, first, [answer["truth"] == answer["greedy"] for answer in answers], prefix)
+    both = [answer["is_right"] for answer in answers]
+    return _effect(answers, first, greedy, f"{prefix}/gain") | _effect(
+        answers, both, greedy, f"{prefix}/two_attempts/gain"
+    )
 
 
 def _effect(answers: Answers, better: Sequence[bool], worse: Sequence[bool], prefix: str) -> dict[str, float]:

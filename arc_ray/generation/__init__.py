@@ -4,14 +4,13 @@ from arc_ray.generation.grammar import GridGrammar
 from arc_ray.generation.scoring import score_answers
 from arc_ray.generation.search import find_answers
 from arc_ray.generation.vllm import VllmWriter
-from arc_ray.generation.writing import Answer, Writer, attends_to_all, generate_greedily, generate_samples
+from arc_ray.generation.writing import Answer, Writer, generate_greedily, generate_samples
 
 __all__ = [
     "Answer",
     "GridGrammar",
     "VllmWriter",
     "Writer",
-    "attends_to_all",
     "find_answers",
     "generate_greedily",
     "generate_samples",

@@ -81,7 +81,7 @@ def generate_greedily(
 
     Prompts of about one length cost least, because shorter ones are padded. With `lookahead` up to so many tokens are
     guessed before each pass, fewer in large batches; the model must then attend to all that it has read
-    (`attends_to_all`).
+    (`attention.attends_to_all`).
     """
     texts = [_Text(prompt, limit, writer) for prompt, limit in zip(prompts, limits, strict=True)]
     return _write(writer, texts, lambda log, _: log.argmax(-1), lookahead, copies=1)
@@ -113,13 +113,6 @@ def generate_samples(
 
     answers = _write(writer, texts, choose, lookahead, copies)
     return [answers[i : i + copies] for i in range(0, len(answers), copies)]
-
-
-def attends_to_all(model: Any) -> bool:
-    """Tell whether every layer attends to all tokens before: a window or a recurrent state cannot skip wrong guesses."""
-    config = model.config
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    return kinds == {"full_attention"} and not getattr(config, "sliding_window", None)
 
 
 class _Text:

@@ -10,7 +10,9 @@ METHODS = ("greedy, untuned", "voting, untuned", "greedy", "voting", "greedy, ge
 """Ways of answering, in the order of the tables."""
 GAINS = {
     "untuned/voting": "voting − greedy, untuned, one attempt",
+    "untuned/voting/two_attempts": "voting in two attempts − greedy in one, untuned",
     "voting": "voting − greedy, one attempt",
+    "voting/two_attempts": "voting in two attempts − greedy in one",
     "tuning": "test-time training − none, two attempts",
     "generated": "generated − given descriptions, two attempts",
 }

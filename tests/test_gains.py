@@ -1,0 +1,40 @@
+"""What voting gains: its first attempt against the greedy answer, and both attempts, told apart."""
+
+from typing import Any
+
+import pytest
+
+from arc_ray.config.searching import EvaluateConfig
+from arc_ray.evaluate.gains import gain_of_voting
+
+RIGHT, WRONG, OTHER = [[1]], [[2]], [[3]]
+
+
+def answer(task: str, greedy: Any, *attempts: Any) -> dict[str, Any]:
+    return {"task": task, "truth": RIGHT, "greedy": greedy, "attempts": list(attempts), "is_right": RIGHT in attempts}
+
+
+ANSWERS = [
+    answer("a#0", WRONG, WRONG, RIGHT),  # only the second attempt is right
+    answer("b#0", WRONG, RIGHT, WRONG),  # the vote is
+    answer("c#0", RIGHT, WRONG, OTHER),  # the vote loses what greedy had
+    answer("d#0", RIGHT, RIGHT),
+]
+
+
+def test_a_second_attempt_is_no_gain_of_the_first():
+    """Would catch a gain of voting that is only that two attempts are right more often than one."""
+    found = gain_of_voting(EvaluateConfig(symmetries=8), ANSWERS, "s/voting")
+    assert found["s/voting/gain"] == 0.0
+    assert found["s/voting/two_attempts/gain"] == 0.25
+    for key in ("s/voting/gain", "s/voting/two_attempts/gain"):
+        assert found[f"{key}/low"] < found[key] < found[f"{key}/high"]
+
+
+@pytest.mark.parametrize("settings", [{"symmetries": 1}, {"decode": "sample"}])
+def test_there_is_no_gain_without_views_or_without_a_greedy_answer(settings: dict[str, Any]):
+    assert gain_of_voting(EvaluateConfig(**settings), ANSWERS, "s/voting") == {}
+
+
+def test_hidden_outputs_tell_no_gain():
+    assert gain_of_voting(EvaluateConfig(), [{**a, "truth": None} for a in ANSWERS], "s/voting") == {}
