@@ -1,11 +1,11 @@
-"""What voting gains: its first attempt against the greedy answer, and both attempts, told apart."""
+"""What voting and tuning gain: one attempt and two, told apart."""
 
 from typing import Any
 
 import pytest
 
 from arc_ray.config.searching import EvaluateConfig
-from arc_ray.evaluate.gains import gain_of_voting
+from arc_ray.evaluate.gains import gain_of_tuning, gain_of_voting
 
 RIGHT, WRONG, OTHER = [[1]], [[2]], [[3]]
 
@@ -29,6 +29,16 @@ def test_a_second_attempt_is_no_gain_of_the_first():
     assert found["s/voting/two_attempts/gain"] == 0.25
     for key in ("s/voting/gain", "s/voting/two_attempts/gain"):
         assert found[f"{key}/low"] < found[key] < found[f"{key}/high"]
+
+
+def test_tuning_gains_in_two_attempts_or_in_its_greedy_answer():
+    """Would catch votes that hide what tuning does to one answer, or the other way round."""
+    untuned = [answer("a#0", WRONG, WRONG), answer("b#0", WRONG, RIGHT), answer("c#0", WRONG, WRONG)]
+    tuned = [answer("a#0", RIGHT, RIGHT), answer("b#0", RIGHT, RIGHT), answer("c#0", WRONG, OTHER)]
+    found = gain_of_tuning(EvaluateConfig(), tuned, untuned, "s/tuning")
+    assert found["s/tuning/gain"] == pytest.approx(1 / 3)
+    assert found["s/tuning/greedy/gain"] == pytest.approx(2 / 3)
+    assert "s/tuning/greedy/gain" not in gain_of_tuning(EvaluateConfig(decode="sample"), tuned, untuned, "s/tuning")
 
 
 @pytest.mark.parametrize("settings", [{"symmetries": 1}, {"decode": "sample"}])

@@ -119,7 +119,8 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of the forward pass. float16 diverged after an hour for others; prefer bfloat16 on GPUs."""
     attention: Literal["auto", "sdpa", "flash_attention_2", "flex_attention", "eager"] = "auto"
-    """Attention implementation; "auto" takes flash_attention_2 where it is installed with a GPU, else sdpa."""
+    """Attention implementation; "auto" takes flash_attention_2 where it is installed with a GPU, else sdpa, which
+    trains view by view unless the model's attention is windowed."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about 30 % more time."""
 

@@ -15,7 +15,7 @@ from arc_ray.datasets import load_source
 from arc_ray.encoders import encoder_named
 from arc_ray.errors import UserError
 from arc_ray.evaluate.answering import CountingWork, ScoringWork, Work, answer_all, read_predictions
-from arc_ray.evaluate.gains import gain, gain_of_voting
+from arc_ray.evaluate.gains import gain, gain_of_tuning, gain_of_voting
 from arc_ray.evaluate.questions import Prompt, make_batches, make_prompts, rows_of
 from arc_ray.evaluate.selecting import candidate_grids, puzzle_scores
 from arc_ray.evaluate.ttt import check_tuning, tune_sets, with_tuned
@@ -171,7 +171,7 @@ def _select(config: Config, folder: Folder, sets: Sets) -> dict[str, Any]:
         if config.evaluate.ttt:
             scores, before, _ = puzzle_scores(config, f"{name}/untuned", tasks, *read[0])
             result |= scores | gain_of_voting(config.evaluate, before, f"{name}/untuned/voting")
-            result |= gain(of_set, before, f"{name}/tuning/gain")
+            result |= gain_of_tuning(config.evaluate, of_set, before, f"{name}/tuning")
         for generated in read[1:]:
             scores, again, _ = puzzle_scores(config, f"{name}/generated", tasks, *generated)
             result |= scores | gain(again, of_set, f"{name}/generated/gain")

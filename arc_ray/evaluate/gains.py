@@ -38,6 +38,16 @@ def gain_of_voting(config: EvaluateConfig, answers: Answers, prefix: str) -> dic
     )
 
 
+def gain_of_tuning(config: EvaluateConfig, tuned: Answers, untuned: Answers, prefix: str) -> dict[str, float]:
+    """Return what test-time training gains: <prefix>/gain in two attempts, and <prefix>/greedy/gain of the plain view's one
+    greedy answer, where answers are greedy."""
+    found = gain(tuned, untuned, f"{prefix}/gain")
+    if config.decode != "greedy":
+        return found
+    after, before = ([answer["truth"] == answer["greedy"] for answer in answers] for answers in (tuned, untuned))
+    return found | _effect(tuned, after, before, f"{prefix}/greedy/gain")
+
+
 def _effect(answers: Answers, better: Sequence[bool], worse: Sequence[bool], prefix: str) -> dict[str, float]:
     if len(answers) < 2 or any(answer["truth"] is None for answer in answers):
         return {}

@@ -14,6 +14,7 @@ GAINS = {
     "voting": "voting − greedy, one attempt",
     "voting/two_attempts": "voting in two attempts − greedy in one",
     "tuning": "test-time training − none, two attempts",
+    "tuning/greedy": "test-time training − none, one greedy attempt",
     "generated": "generated − given descriptions, two attempts",
 }
 """What one way of answering gains over another, in words, by what is gained by; in the order of the tables."""
