@@ -36,8 +36,8 @@ Progress = Callable[[str, int, int, float], None]
 MIN_BUNDLE_SECONDS, MAX_BUNDLE_SECONDS = 0.5, 12.0
 """Bounds of a bundle of blocks. A worker waits 0.13 s after each, since Ray Data looks for finished tasks every 0.1 s:
 shorter ones would waste more than they balance. Longer ones would leave little for nodes that join later."""
-WORKER_SHARES = 1.25
-"""A bundle holds 1 / (1.25 x workers) of the work that is left; estimates are good enough for so large a share."""
+WORKER_SHARES = 1.1
+"""A bundle holds 1 / (1.1 x workers) of the work that is left; estimates are good enough for so large a share."""
 
 NEWS_SECONDS = 1.0
 """A worker tells what it has made this often: each time costs it 7 ms, as much as some blocks."""
