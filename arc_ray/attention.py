@@ -23,7 +23,7 @@ def attend_by_view(
     view_lengths: list[list[int]] | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend causally within each view; without `view_lengths`, do as transformers' "sdpa" does.
+    """Attend causally within each view, whatever the mask; without `view_lengths`, do as transformers' "sdpa" does.
 
     Query, key and value are (rows, heads, tokens, head size), the result is (rows, tokens, heads, head size).
     """
@@ -46,13 +46,14 @@ def use_by_view(model: Any) -> bool:
     """Let a model that uses PyTorch's attention take `view_lengths` in its forward pass; tell whether it does now.
 
     Without them it computes what it did, so it can still generate. Other implementations stay as they are, and so do
-    models with windowed attention, whose masks say more than where a view ends.
+    models that compute attention in classes of their own, which would not see `view_lengths`, and models with windowed
+    attention, whose masks say more than where a view ends.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
     config = model.config
-    if config._attn_implementation == "sdpa" and attends_to_all(model):
+    if config._attn_implementation == "sdpa" and model._supports_attention_backend and attends_to_all(model):
         AttentionInterface.register(NAME, attend_by_view)
         AttentionMaskInterface.register(NAME, sdpa_mask)
         config._attn_implementation = NAME
@@ -72,7 +73,22 @@ def view_lengths(position_ids: torch.Tensor) -> list[list[int]]:
     return [[end - start for start, end in pairwise([*of_row, width])] for of_row in starts]
 
 
-def told_apart(lengths: list[list[int]], device: torch.device) -> dict[str, Any]:
+def hidden_states(
+    model: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, lengths: list[list[int]] | None = None
+) -> torch.Tensor:
+    """Return what the last layer of a causal language model makes of rows of packed views: (rows, tokens, hidden size).
+
+    Views are kept apart by position ids that start again at 0 (int64, like the tokens): attention goes view by view where
+    `use_by_view` can have it so, elsewhere transformers makes a block mask, as there is neither a mask nor a cache.
+    `lengths` are what `view_lengths` returns, for positions without values.
+    """
+    apart = _told_apart(lengths or view_lengths(position_ids), input_ids.device) if use_by_view(model) else {}
+    decoder = model.get_decoder()
+    return decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False, **apart).last_hidden_state
+
+
+def _told_apart(lengths: list[list[int]], device: torch.device) -> dict[str, Any]:
     """Return the arguments of a forward pass that make it attend within views of these lengths."""
-    # A mask of four dimensions is taken as it is, so none of row_tokens x row_tokens is built.
-    return {"view_lengths": lengths, "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)}
+    # A mask of four dimensions is taken as it is, so none of row_tokens x row_tokens is built. An empty one fits no tokens:
+    # attention that does not know of view_lengths fails with it, where a mask of ones would let all views see each other.
+    return {"view_lengths": lengths, "attention_mask": torch.ones(1, 1, 0, 0, dtype=torch.bool, device=device)}

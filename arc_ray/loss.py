@@ -1,11 +1,10 @@
 """The loss on learned tokens, without logits for any other."""
 
-from typing import Any
-
 import torch
 from torch import nn
 
-from arc_ray.attention import told_apart, use_by_view, view_lengths
+from arc_ray.attention import hidden_states
+from arc_ray.model import without_adapter
 from arc_ray.rows import IGNORED
 
 
@@ -19,7 +18,6 @@ class LearnedLoss(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self._by_view = use_by_view(self._causal)
 
     def forward(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, labels: torch.Tensor
@@ -27,21 +25,13 @@ class LearnedLoss(nn.Module):
         """Return the loss of each learned token (float32) and whether it is the argmax (bool), in row-major order.
 
         All arguments are int64 (rows, row_tokens). Views packed into a row are kept apart by position ids that start
-        again at 0: attention goes view by view, or transformers makes a block mask of them if there is neither an attention
-        mask nor a cache.
+        again at 0.
         """
-        causal = self._causal
-        decoder = causal.get_decoder()
-        apart = told_apart(view_lengths(position_ids), input_ids.device) if self._by_view else {}
-        hidden = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False, **apart).last_hidden_state
+        causal = without_adapter(self.model)
+        hidden = hidden_states(causal, input_ids, position_ids)
         targets = labels[:, 1:]
         is_learned = targets != IGNORED
         logits = causal.get_output_embeddings()(hidden[:, :-1][is_learned]).float()
         targets = targets[is_learned]
         losses = nn.functional.cross_entropy(logits, targets, reduction="none")
         return losses, logits.detach().argmax(-1) == targets
-
-    @property
-    def _causal(self) -> Any:
-        model: Any = self.model
-        return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -16,9 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from arc_ray.attention import told_apart, use_by_view
+from arc_ray.attention import hidden_states
 from arc_ray.config.training import GRADIENT_BUCKET
-from arc_ray.model import trainable
+from arc_ray.model import trainable, without_adapter
 
 RUNTIME_BYTES = int(1.2e9)
 """What a GPU worker needs besides: CUDA's context and libraries (0.5 GB), NCCL's buffers, and memory that the allocator
@@ -116,14 +116,12 @@ def simulate_pass(skeleton: nn.Module, rows: int, row_tokens: int, learned: int)
 
 def _peak(skeleton: nn.Module, rows: int, row_tokens: int, learned: int) -> int:
     """Return the highest number of bytes alive during a pass."""
-    inner: Any = skeleton
-    causal = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    causal = without_adapter(skeleton)
     with FakeTensorMode(), _fake_weights(skeleton) as weights, _LiveBytes(weights) as live:
         for weight in trainable(skeleton).values():
             weight.register_post_accumulate_grad_hook(_forget_gradient)
         ids, places = (torch.zeros(rows, row_tokens, dtype=torch.long) for _ in range(2))
-        apart = told_apart([[row_tokens]] * rows, ids.device) if use_by_view(causal) else {}
-        hidden = causal.get_decoder()(input_ids=ids, position_ids=places, use_cache=False, **apart).last_hidden_state
+        hidden = hidden_states(causal, ids, places, [[row_tokens]] * rows)
         index = torch.zeros(learned, dtype=torch.long)
         logits = causal.get_output_embeddings()(hidden.flatten(0, 1)[index]).float()
         loss = nn.functional.cross_entropy(logits, index, reduction="none").sum()

@@ -17,6 +17,7 @@ from arc_ray.errors import UserError
 from arc_ray.runs import resolve_reference
 from arc_ray.seeding import digest64
 from arc_ray.storage import Folder
+from arc_ray.supported import check_supported
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -41,7 +42,7 @@ def build_model(config: ModelConfig, storage: str, seed: int, full: bool, tokeni
     """
     with _seeded(seed):
         model: Any = scratch_model(config.scratch, tokenizer) if config.scratch else load_base(config, storage)
-        _check_logits_are_plain(model)
+        check_supported(model)
         if config.adapter:
             model = _with_adapter(model, config, storage, trainable=not full)
             if config.adapter_use == "merge":
@@ -103,15 +104,20 @@ def load_for_tuning(config: ModelConfig, storage: str, checkpoint: str | None, f
     else:
         has_adapter = config.adapter is not None and config.adapter_use == "continue"
     if fresh or not has_adapter:
+        model: Any = load_for_inference(config, storage, checkpoint)
+        check_supported(model)
         with _seeded(seed):
-            model: Any = with_lora(load_for_inference(config, storage, checkpoint), config.lora)
+            model = with_lora(model, config.lora)
     elif folder:
         model = load_base(config, storage)
+        check_supported(model)
         if config.adapter and config.adapter_use == "merge":
             model = _with_adapter(model, config, storage, trainable=False).merge_and_unload()
         model = PeftModel.from_pretrained(model, folder, is_trainable=True)
     else:
-        model = _with_adapter(load_base(config, storage), config, storage, trainable=True)
+        model = load_base(config, storage)
+        check_supported(model)
+        model = _with_adapter(model, config, storage, trainable=True)
     return checkpoint_gradients(model) if config.gradient_checkpointing else model
 
 
@@ -200,6 +206,11 @@ def with_lora(model: nn.Module, config: LoraConfig) -> nn.Module:
     )
 
 
+def without_adapter(model: Any) -> Any:
+    """Return the causal language model inside an adapter; one without an adapter as it is."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def scratch_model(config: ScratchConfig, tokenizer: Any) -> nn.Module:
     """Make a small Llama from random weights, for a tokenizer's vocabulary."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -220,12 +231,6 @@ def scratch_model(config: ScratchConfig, tokenizer: Any) -> nn.Module:
             eos_token_id=tokenizer.eos_token_id,
         )
     )
-
-
-def _check_logits_are_plain(model: Any) -> None:
-    scaled = [k for k in ("final_logit_softcapping", "logit_scale", "logits_scaling") if getattr(model.config, k, None)]
-    if scaled:
-        raise UserError(f"this model changes its logits after the output layer ({scaled[0]}), which is not supported")
 
 
 def local_folder(path: str) -> str:

@@ -18,6 +18,7 @@ from arc_ray.model import (
     scratch_model,
     trainable,
     with_lora,
+    without_adapter,
 )
 from arc_ray.runs import resolve_reference
 
@@ -51,8 +52,7 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 def work_of(model: nn.Module) -> Work:
     """Count what the FLOPs of a model depend on; call it before DeepSpeed shards the parameters."""
-    inner: Any = model
-    causal = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    causal = without_adapter(model)
     head = causal.get_output_embeddings()
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding) or m is head]
     matrices = [

@@ -4,10 +4,22 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+)
 
-from arc_ray.attention import NAME, use_by_view, view_lengths
+from arc_ray import attention
+from arc_ray.attention import use_by_view, view_lengths
+from arc_ray.errors import UserError
 from arc_ray.loss import LearnedLoss
+from arc_ray.supported import check_supported
 
 LENGTHS = [[9, 1, 14, 8], [32], [1, 31]]
 SHAPE: dict[str, Any] = {
@@ -20,9 +32,9 @@ SHAPE: dict[str, Any] = {
 }
 
 
-def toy() -> LlamaForCausalLM:
+def toy(implementation: str = "sdpa") -> Any:
     torch.manual_seed(3)
-    return LlamaForCausalLM(LlamaConfig(**SHAPE))
+    return AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE), attn_implementation=implementation)
 
 
 def batch() -> dict[str, torch.Tensor]:
@@ -48,16 +60,14 @@ def test_positions_tell_the_lengths_of_views():
 def test_view_by_view_equals_the_block_mask(checkpointing: bool):
     """Would catch a view that sees its neighbour, rows that are mixed up, a key head given to the wrong query heads, and a
     backward pass that computes activations again without knowing where views end."""
-    masked = LearnedLoss(toy())
-    masked.model.config._attn_implementation = "sdpa"
-    masked._by_view = False
-    by_view = LearnedLoss(toy())
-    assert by_view.model.config._attn_implementation == NAME
+    masked, by_view = LearnedLoss(toy("eager")), LearnedLoss(toy())
     if checkpointing:
         by_view.model.gradient_checkpointing_enable({"use_reentrant": False})
         by_view.train()
     expected, gradients = losses_and_gradients(masked)
     found, by_view_gradients = losses_and_gradients(by_view)
+    assert masked.model.config._attn_implementation == "eager"
+    assert by_view.model.config._attn_implementation == attention.NAME
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     for mine, theirs in zip(by_view_gradients, gradients, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
@@ -76,6 +86,42 @@ def test_a_model_still_generates_as_before():
 
 def test_windowed_attention_keeps_its_own_mask():
     """Would catch a model that suddenly sees further back than it was trained to."""
-    model = MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=8))
+    model = AutoModelForCausalLM.from_config(MistralConfig(**SHAPE, sliding_window=8))
     assert not use_by_view(model)
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_attention_that_does_not_know_of_views_fails_with_their_mask(monkeypatch: pytest.MonkeyPatch):
+    """Would catch a mask that stands for none and is taken for one by attention of another kind: all would see all."""
+    model, packed = toy(), batch()
+    assert use_by_view(model)
+    model.config._attn_implementation = "sdpa"
+    monkeypatch.setattr(attention, "use_by_view", lambda model: True)
+    with pytest.raises(RuntimeError):
+        attention.hidden_states(model, packed["input_ids"], packed["position_ids"])
+
+
+@pytest.mark.parametrize(
+    ("model_class", "config"),
+    [
+        (FalconForCausalLM, FalconConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)),
+        (MambaForCausalLM, MambaConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, state_size=8)),
+    ],
+)
+def test_models_whose_packed_views_see_each_other_are_refused(model_class: Any, config: Any):
+    """Would catch training on the pairs of the task that lies before in the row: the loss falls, nothing warns."""
+    torch.manual_seed(5)
+    with pytest.raises(UserError, match="lets a view see the views before it"):
+        check_supported(model_class(config).eval())
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    "config", [LlamaConfig(**SHAPE), MistralConfig(**SHAPE, sliding_window=8), Gemma3TextConfig(**SHAPE)]
+)
+def test_models_that_keep_packed_views_apart_are_taken(config: Any, implementation: str):
+    """Would catch a check so strict that rounding, in half precision too, refuses what may be trained."""
+    torch.manual_seed(5)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation).eval()
+    check_supported(model)
+    check_supported(model.to(torch.bfloat16))

@@ -16,7 +16,7 @@ PACKAGE = Path(arc_ray.__file__).parent
 
 LAYERS = (
     {"attention", "errors", "flops", "garbage", "progress", "seeding"},
-    {"storage", "tasks"},
+    {"storage", "supported", "tasks"},
     {"intervals"},
     {"analysis", "augment", "config", "encoders", "fingerprints", "prompt", "scores", "submission", "vote"},
     {"report", "runs", "sources", "views"},
@@ -71,6 +71,7 @@ HOMES = {
         "memory",
         "model",
         "skeleton",
+        "supported",
         "train/",
     ),
     "transformers": ("attention", "fetch", "model", "skeleton", "tokens/tokenizer", "train/sft"),

@@ -113,12 +113,20 @@ def check_supply(source: GeneratedSource, manifest: Mapping[str, Any], folder: F
     entry = manifest["tasks"][short[0]]
     first_block = blocks_by_task(manifest, folder.names())[short[0]][0]
     errors = read_block(folder / "timings", first_block, ["error"])["error"].drop_null().to_pylist()
+    others = f" (too few have {' '.join(short[1:])} as well)" if len(short) > 1 else ""
     raise UserError(
-        f"dataset {folder.uri}: task {short[0]} has {entry['examples']} usable examples, {need} are needed: of"
-        f" {entry['attempts']} attempts {entry['rejected']} were rejected, {len(entry['timed_out'])} timed out,"
-        f" {entry['duplicates']} were duplicates{f' (an error was: {errors[-1]})' if errors else ''};"
-        f" change max_side, difficulty or first, or leave the task out"
+        f"dataset {folder.uri}: task {short[0]} has {entry['examples']} usable examples, {need} are needed:"
+        f" {_attempts(entry)}{f' (an error was: {errors[-1]})' if errors else ''};"
+        f" change max_side, difficulty or first, or leave the task out{others}"
     )
+
+
+def _attempts(entry: Mapping[str, Any]) -> str:
+    """Say what became of the attempts at a task that made no example."""
+    reasons = ", ".join(f"{reason} {count}" for reason, count in entry["rejected"].items())
+    rejected = f"{sum(entry['rejected'].values())} were rejected{f' ({reasons})' if reasons else ''}"
+    timed_out, duplicates = len(entry["timed_out"]), entry["duplicates"]
+    return f"of {entry['attempts']} attempts {rejected}, {timed_out} timed out, {duplicates} were duplicates"
 
 
 def within_quantiles(values: npt.NDArray[np.float64], low: float, high: float) -> npt.NDArray[np.int64]:

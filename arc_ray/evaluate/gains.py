@@ -30,7 +30,7 @@ def gain_of_voting(config: EvaluateConfig, answers: Answers, prefix: str) -> dic
     """
     if config.decode != "greedy" or config.symmetries * config.copies == 1:
         return {}
-    greedy = [answer["truth"] == answer["greedy"] for answer in answers]
+    greedy = _greedy_is_right(answers)
     first = [answer["truth"] in answer["attempts"][:1] for answer in answers]
     both = [answer["is_right"] for answer in answers]
     return _effect(answers, first, greedy, f"{prefix}/gain") | _effect(
@@ -40,12 +40,16 @@ def gain_of_voting(config: EvaluateConfig, answers: Answers, prefix: str) -> dic
 
 def gain_of_tuning(config: EvaluateConfig, tuned: Answers, untuned: Answers, prefix: str) -> dict[str, float]:
     """Return what test-time training gains: <prefix>/gain in two attempts, and <prefix>/greedy/gain of the plain view's one
-    greedy answer, where answers are greedy."""
+    greedy answer, where answers are greedy.
+    """
     found = gain(tuned, untuned, f"{prefix}/gain")
     if config.decode != "greedy":
         return found
-    after, before = ([answer["truth"] == answer["greedy"] for answer in answers] for answers in (tuned, untuned))
-    return found | _effect(tuned, after, before, f"{prefix}/greedy/gain")
+    return found | _effect(tuned, _greedy_is_right(tuned), _greedy_is_right(untuned), f"{prefix}/greedy/gain")
+
+
+def _greedy_is_right(answers: Answers) -> list[bool]:
+    return [answer["truth"] == answer["greedy"] for answer in answers]
 
 
 def _effect(answers: Answers, better: Sequence[bool], worse: Sequence[bool], prefix: str) -> dict[str, float]:

