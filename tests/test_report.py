@@ -156,6 +156,11 @@ def test_an_evaluation_alone_answers_with_its_scores_and_gains(study: Path, tmp_
         assert "+12.5" in written[name]
         assert "voting, untuned" in written[name]
     assert "trains nothing" in written["report.html"]
+    answer = written["report.md"].split("|")[0]
+    assert "two attempts: +12.5 points (95 % interval −620.0 to +650.0): no effect shown at this size." in answer
+    rewrite(folder / "result.json", **{"unseen/tuning/gain/low": 0.05, "unseen/tuning/gain/high": 0.2})
+    answer = Path(write_report([str(folder)])["report.md"]).read_text().split("|")[0]
+    assert "two attempts: +12.5 points (95 % interval +5.0 to +20.0)." in answer
 
 
 def test_counting_scores_are_read_as_evaluation_writes_them() -> None:
