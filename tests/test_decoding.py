@@ -111,6 +111,42 @@ def test_guesses_that_are_all_wrong_change_nothing(monkeypatch: pytest.MonkeyPat
     assert [a.log_probability for a in wrong] == pytest.approx([a.log_probability for a in plain], abs=1e-3)
 
 
+def test_guesses_that_are_partly_right_change_nothing(monkeypatch: pytest.MonkeyPatch):
+    """Would catch rows that keep different numbers of tokens and are mixed up when the cache is squeezed."""
+    model, prompts, _ = trained()
+    plain = generate_greedily(Writer(model, [END], PAD), prompts, [30] * 8)
+    rng, sizes = rng_for("partly right guesses"), []
+
+    def draft(context: Any, size: int) -> Any:
+        i = next(i for i, prompt in enumerate(prompts) if np.array_equal(context[: len(prompt)], prompt))
+        right = plain[i].ids[len(context) - len(prompts[i]) :][: rng.integers(0, size + 1)]
+        sizes.append(size)
+        return np.concatenate([right, rng.integers(5, 40, size - len(right))]).astype(np.int32)
+
+    monkeypatch.setattr("arc_ray.generation.writing.copied_draft", draft)
+    mixed = generate_greedily(Writer(model, [END], PAD), prompts, [30] * 8, lookahead=12)
+    assert texts(mixed) == texts(plain)
+    assert {1, 2, 4} < set(sizes), "guesses of all sizes were to be tried"
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_wrong_guesses_make_fewer_and_right_ones_go_on(monkeypatch: pytest.MonkeyPatch, is_right: bool):
+    """Would catch a model whose answers repeat nothing and that reads nine tokens for each that it writes."""
+    model, prompts, _ = trained()
+    [plain] = generate_greedily(Writer(model, [END], PAD), prompts[:1], [30])
+    assert len(plain.ids) > 12
+    sizes = []
+
+    def draft(context: Any, size: int) -> Any:
+        sizes.append(size)
+        at = len(context) - len(prompts[0])
+        return plain.ids[at : at + size] if is_right else (plain.ids[at : at + size] + 1) % 40
+
+    monkeypatch.setattr("arc_ray.generation.writing.copied_draft", draft)
+    generate_greedily(Writer(model, [END], PAD), prompts[:1], [30], lookahead=4)
+    assert set(sizes) == {4} if is_right else sizes == [4] + [1] * (len(sizes) - 1)
+
+
 def test_a_draft_is_what_followed_the_longest_match():
     """Would catch the first place instead of the best one, and a draft that runs over the end."""
     context = np.array([1, 2, 3, 4, 9, 2, 3, 5, 1, 2, 3], np.int32)

@@ -33,8 +33,9 @@ class EvaluateConfig(Section):
     constrain: bool = False
     """Write nothing but grids, as prompt.encoder gives them. Log-probabilities stay the model's own."""
     lookahead: int = Field(default=8, ge=0)
-    """Tokens guessed before each forward pass by copying what followed a similar place, then verified: same answers,
-    fewer passes. 0 turns it off; search, and models with windowed attention, do without."""
+    """Tokens guessed at most before each forward pass by copying what followed a similar place, then verified: same
+    answers, fewer passes; twice as many as were right last time are tried. 0 turns it off;
+    search, and models with windowed attention, do without."""
     selection: Literal["majority", "vote_with_log_probability", "product_of_experts"] = "majority"
     """How two attempts are chosen from the answers of all views; product_of_experts first has every distinct answer
     scored under every view. Changed later, only what is missing is done."""

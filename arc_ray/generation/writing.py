@@ -125,6 +125,8 @@ class _Text:
         self.length, self.log_probability, self.passes = 0, 0.0, 0
         self.is_open, self.is_complete = True, False
         self.draft: list[int] = []
+        self.most = limit
+        """Guesses worth making: twice as many as were right last time, since wrong ones are read in vain."""
         self.states: list[State] = [writer.grammar.start] if writer.grammar else []
         """States of the grammar now and after each guessed token."""
 
@@ -136,7 +138,7 @@ class _Text:
         """Draft the next tokens, as far as they are allowed."""
         room = self.limit - self.length - 1
         context = self._ids[: len(self.prompt) + self.length]
-        self.draft = copied_draft(context, min(size, room)).tolist() if size and room > 0 else []
+        self.draft = copied_draft(context, min(size, room, self.most)).tolist() if size and room > 0 else []
         if self.writer.grammar:
             for i, token in enumerate(self.draft):
                 after = self.writer.grammar.next(self.states[-1]).get(token)
@@ -152,7 +154,13 @@ class _Text:
 
     def take(self, tokens: Sequence[int], logs: Sequence[float]) -> int:
         """Write tokens up to the first that was not guessed right, the end or the limit; return how many."""
+        written = self._write(tokens, logs)
         self.passes += 1
+        if self.draft:
+            self.most = max(1, 2 * (written - 1))
+        return written
+
+    def _write(self, tokens: Sequence[int], logs: Sequence[float]) -> int:
         for i, (token, log) in enumerate(zip(tokens, logs, strict=True)):
             self.log_probability += log
             if token in self.writer.end_ids:

@@ -18,7 +18,7 @@ GAINS = {
     "generated": "generated − given descriptions, two attempts",
 }
 """What one way of answering gains over another, in words, by what is gained by; in the order of the tables."""
-ANSWERING_GAINS = ("voting/two_attempts", "tuning", "generated")
+ANSWERING_GAINS = ("voting/two_attempts", "tuning", "tuning/greedy", "generated")
 """Those that a report of an evaluation begins with."""
 
 
