@@ -77,17 +77,18 @@ def _best_so_far(report: Report) -> str:
 
 def _evaluated(report: Report) -> Iterable[str]:
     """Say for each set how much of it is solved and what voting and tuning gain; of questions, how many are right."""
+    gains = score_tables.gain_table(report)
     for name, rows in score_tables.score_table(report).items():
         score = next(row for row in rows if row["method"] == "voting")["scores"][RULES[0]]
         yield (
             f"{name}: {percent(score['value'])} of {number(score['of'])} outputs solved in two attempts"
             f" (95 % interval {percent(score['low'], 0)} to {percent(score['high'], 0)})."
         )
-    for gain in score_tables.gain_table(report):
-        if gain["question"] in score_tables.ANSWERING_GAINS:
-            interval = f"95 % interval {points(gain['low'])} to {points(gain['high'])}"
-            shown = "." if gain["low"] > 0 or gain["high"] < 0 else ": no effect shown at this size."
-            yield f"{gain['set']}, {gain['words']}: {points(gain['value'])} points ({interval}){shown}"
+        for gain in gains:
+            if gain["set"] == name and gain["question"] in score_tables.ANSWERING_GAINS:
+                interval = f"95 % interval {points(gain['low'])} to {points(gain['high'])}"
+                shown = "." if gain["low"] > 0 or gain["high"] < 0 else ": no effect shown at this size."
+                yield f"{name}, {gain['words']}: {points(gain['value'])} points ({interval}){shown}"
     for name, kinds in score_tables.counting_table(report).items():
         for score in kinds["all"].values():
             yield f"{name}: {percent(score['value'])} of {number(score['of'])} questions answered right."
