@@ -8,7 +8,7 @@ import pytest
 
 from arc_ray.config import Config, config_from
 from arc_ray.errors import UserError
-from arc_ray.study.driver import check_inputs
+from arc_ray.study.driver import check_inputs, sources_read
 
 
 def config(folder: Path, **changes: Any) -> Config:
@@ -47,3 +47,13 @@ def test_a_path_that_is_no_model_is_found_before_examples_are_generated(tmp_path
         found = config(tmp_path, **wrong)
         with pytest.raises(UserError, match=r"model\.base /nowhere: there is no such folder"):
             check_inputs(found, [found])
+
+
+def test_an_evaluation_does_not_wait_for_what_others_train_on(tmp_path: Path) -> None:
+    """Would catch 40,000 examples that are generated in order to answer tasks from a file with a model that is there."""
+    asked = {"evaluate": {"sets": ["mine"]}, "data": config(tmp_path).model_dump()["data"] | {"mix": {"rearc": 1}}}
+    found = config(tmp_path, **asked, model={"base": "some/model"}, runs={})
+    assert set(sources_read(found, [found])) == {"mine", "rearc"}
+    assert set(sources_read(found, [found], trains=False)) == {"mine"}
+    found = config(tmp_path, **asked)  # the model is to be trained first
+    assert set(sources_read(found, [found], trains=False)) == {"mine", "rearc"}

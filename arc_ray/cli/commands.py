@@ -146,9 +146,9 @@ def evaluate(config: ConfigPath, assignments: Assignments = None, address: Addre
 
     run = with_start(loaded)
     if needs_model(run):
-        check_inputs(loaded, [run])
+        check_inputs(loaded, [run], trains=False)
         with connected(loaded, address):
-            make_data(loaded, [run], terminal)
+            make_data(loaded, [run], terminal, trains=False)
             make_starts(loaded, [run], terminal, lambda needed: train_watched(needed, terminal))
             result = run_evaluation(run, terminal.advance)
     else:

@@ -88,13 +88,13 @@ def run_tune(config: Config, progress: Progress, train: Train) -> list[Trial]:
     return found
 
 
-def check_inputs(config: Config, variants: Sequence[Config]) -> None:
+def check_inputs(config: Config, variants: Sequence[Config], trains: bool = True) -> None:
     """Read the files of tasks that are given, and look for the models: before work that a mistake would throw away.
 
-    Raises UserError.
+    `trains` is as in `sources_read`. Raises UserError.
     """
     storage = Folder.at(config.storage)
-    for source in _sources_read(config, variants).values():
+    for source in sources_read(config, variants, trains).values():
         if not isinstance(source, GeneratedSource):
             load_source(source, storage)
     for base in {c.model.base for c in [*variants, *_runs_needed(config, variants)]}:
@@ -106,18 +106,23 @@ def _runs_needed(config: Config, variants: Sequence[Config]) -> list[Config]:
     return [config_of_run(config, name) for name in needed_runs(config, variants) if name in config.runs]
 
 
-def _sources_read(config: Config, variants: Sequence[Config]) -> dict[str, AnySource]:
-    """Return the sources that any variant, any run they need, and the evaluation read, by name."""
-    trained = [*variants, *_runs_needed(config, variants)]
+def sources_read(config: Config, variants: Sequence[Config], trains: bool = True) -> dict[str, AnySource]:
+    """Return the sources that any variant, any run they need, and the evaluation read, by name.
+
+    Unless it `trains` them, the variants are evaluated only: what they were trained on need not be there.
+    """
+    needed = _runs_needed(config, variants)
+    trained = [*variants, *needed] if trains else needed
     names = {name for c in trained for name, copies in c.data.mix.items() if copies}
-    names |= {name for c in [config, *trained] for name in (*c.data.validation, *c.evaluate.sets)}
+    names |= {name for c in trained for name in c.data.validation}
+    names |= {name for c in [config, *variants, *needed] for name in c.evaluate.sets}
     return {name: config.data.sources[name] for name in sorted(names)}
 
 
-def make_data(config: Config, variants: Sequence[Config], progress: Progress) -> None:
-    """Generate whatever any variant, any run they need, and the evaluation read."""
+def make_data(config: Config, variants: Sequence[Config], progress: Progress, trains: bool = True) -> None:
+    """Generate whatever of `sources_read` is generated."""
     for name, manifest in ensure_datasets(
-        _sources_read(config, variants),
+        sources_read(config, variants, trains),
         Folder.at(config.storage),
         lambda name, done, total, rate: progress.advance(f"{name}, examples", done, total),
     ).items():
