@@ -90,8 +90,8 @@ def _evaluated(report: Report) -> Iterable[str]:
                 shown = "." if gain["low"] > 0 or gain["high"] < 0 else ": no effect shown at this size."
                 yield f"{name}, {gain['words']}: {points(gain['value'])} points ({interval}){shown}"
     for name, kinds in score_tables.counting_table(report).items():
-        for score in kinds["all"].values():
-            yield f"{name}: {percent(score['value'])} of {number(score['of'])} questions answered right."
+        for arm, score in kinds["all"].items():
+            yield f"{name}: {percent(score['value'])} of {number(score['of'])} questions answered right by {arm}."
 
 
 def _chapter(report: Report) -> Iterable[str]:
