@@ -108,16 +108,15 @@ def load_for_tuning(config: ModelConfig, storage: str, checkpoint: str | None, f
         check_supported(model)
         with _seeded(seed):
             model = with_lora(model, config.lora)
-    elif folder:
-        model = load_base(config, storage)
-        check_supported(model)
-        if config.adapter and config.adapter_use == "merge":
-            model = _with_adapter(model, config, storage, trainable=False).merge_and_unload()
-        model = PeftModel.from_pretrained(model, folder, is_trainable=True)
     else:
         model = load_base(config, storage)
         check_supported(model)
-        model = _with_adapter(model, config, storage, trainable=True)
+        if folder:
+            if config.adapter and config.adapter_use == "merge":
+                model = _with_adapter(model, config, storage, trainable=False).merge_and_unload()
+            model = PeftModel.from_pretrained(model, folder, is_trainable=True)
+        else:
+            model = _with_adapter(model, config, storage, trainable=True)
     return checkpoint_gradients(model) if config.gradient_checkpointing else model
 
 

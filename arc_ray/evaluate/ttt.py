@@ -26,7 +26,7 @@ from arc_ray.evaluate.answering import Answerer, Predictions, ScoringWork, Work,
 from arc_ray.evaluate.questions import make_batches, rows_of
 from arc_ray.evaluate.selecting import candidate_grids
 from arc_ray.evaluate.tuning import Adapter, leave_one_out_batches, tuning_seed
-from arc_ray.model import load_for_tuning, load_tokenizer
+from arc_ray.model import load_for_tuning, load_tokenizer, without_adapter
 from arc_ray.prompt import format_named, needs_description
 from arc_ray.storage import Folder
 from arc_ray.tasks import Task, without_tests
@@ -94,7 +94,7 @@ class Tuner:
         model: Any = load_for_tuning(config.model, config.storage, config.evaluate.checkpoint, fresh, config.seed)
         model = model.to("cuda") if config.scaling.use_gpu else model
         self._adapter = Adapter(model)
-        self._answerer = Answerer(config, folder, encoder, model.get_base_model())
+        self._answerer = Answerer(config, folder, encoder, without_adapter(model))
         self._codec = codec_of(config, load_tokenizer(config.model, config.storage))
 
     def ready(self) -> None:

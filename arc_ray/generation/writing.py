@@ -154,13 +154,13 @@ class _Text:
 
     def take(self, tokens: Sequence[int], logs: Sequence[float]) -> int:
         """Write tokens up to the first that was not guessed right, the end or the limit; return how many."""
-        written = self._write(tokens, logs)
+        written = self._append(tokens, logs)
         self.passes += 1
         if self.draft:
             self.most = max(1, 2 * (written - 1))
         return written
 
-    def _write(self, tokens: Sequence[int], logs: Sequence[float]) -> int:
+    def _append(self, tokens: Sequence[int], logs: Sequence[float]) -> int:
         for i, (token, log) in enumerate(zip(tokens, logs, strict=True)):
             self.log_probability += log
             if token in self.writer.end_ids:
