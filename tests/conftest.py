@@ -11,11 +11,13 @@ from hypothesis import settings
 settings.register_profile("arc_ray", deadline=None)
 settings.load_profile("arc_ray")
 
-# Before anything imports Ray, which reads them once. Workers find the plugins of tests by PYTHONPATH.
+TESTS = os.path.dirname(__file__)
+
+# Before anything imports Ray, which reads them once. Processes of tests find the plugins and this checkout by PYTHONPATH.
 os.environ.update(
     RAY_AUTH_MODE="disabled",
     RAY_USAGE_STATS_ENABLED="0",
-    PYTHONPATH=os.path.dirname(__file__),
+    PYTHONPATH=os.pathsep.join((TESTS, os.path.dirname(TESTS))),
     OMP_NUM_THREADS="1",
     RAY_worker_niceness="0",  # Ray's default of 15 lets its workers starve on a busy machine, and tests time out
 )
