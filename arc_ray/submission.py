@@ -1,10 +1,14 @@
-"""`submission.json` in Kaggle's form: written from attempts, checked whoever wrote it, read back to be scored.
+"""`submission.json` in Kaggle's form: written from attempts, and read back to be scored, whoever wrote it.
 
 {"00576224": [{"attempt_1": [[...]], "attempt_2": [[...]]}, ...one object per test output], ...}
+
+A submission is read by going through the tasks, so whatever is missing or malformed counts as wrong and what belongs
+to no task changes nothing; `RULES` says what each kind of mistake does to the score.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from arc_ray.errors import UserError
 from arc_ray.tasks import Grid, Task, parse_grid
@@ -12,88 +16,141 @@ from arc_ray.tasks import Grid, Task, parse_grid
 ATTEMPTS = ("attempt_1", "attempt_2")
 FILLER = [[0]]
 """Stands for an unanswered output: the form has no empty attempt, and Kaggle refuses a file with a gap."""
-SHOWN_PROBLEMS = 10
+
+RULES = {
+    "missing task": "stays among those that the score is divided by; its outputs are wrong",
+    "unknown task": "ignored",
+    "repeated name": "the last one counts",
+    "unreadable file": "one of a folder of results: the outputs of its task are wrong",
+    "no list": "a task is a list with an object for each test output; else its outputs are wrong",
+    "missing output": "wrong",
+    "surplus output": "ignored",
+    "no object": "an output is an object with attempt_1 and attempt_2; else it is wrong",
+    "missing attempt": "the other attempt counts alone; without both the output is wrong",
+    "empty attempt": "null and [] answer nothing, which is wrong; the other attempt counts",
+    "surplus attempt": "ignored: of an output only attempt_1 and attempt_2 count",
+    "no grid": "ragged or empty rows, sides over 30, text, null or other numbers than 0 to 9 as cells: wrong",
+    "no integer": "numbers are compared by value, so 1.0 and true are 1; text such as '1' is no number",
+}
+"""Kind of mistake in a submission -> what it does to the score."""
+
+
+class Mistake(NamedTuple):
+    """Something that is wrong with a submission."""
+
+    kind: str
+    """One of `RULES`."""
+    place: str
+    """Task, output and attempt, and what was found there."""
 
 
 def write_submission(
-    tasks: Sequence[Task], attempts: Mapping[str, Sequence[Sequence[Grid]]]
+    tasks: Sequence[Task], attempts: Mapping[str, Sequence[Sequence[Grid]]], left_out: Mapping[str, int] | None = None
 ) -> dict[str, list[dict[str, list[list[int]]]]]:
     """Make the JSON value of a submission: every output of every task, whether it was answered or not.
 
     `attempts` maps a task's id to the attempts at each of its outputs, best first. A single attempt is given twice.
+    `left_out` maps the ids of further tasks, which nobody answered, to the number of their outputs.
     """
     submission = {}
     for task in tasks:
-        of_task = attempts.get(task.id, ())
-        assert len(of_task) in (0, len(task.test)), f"{task.id}: {len(of_task)} outputs, {len(task.test)} test pairs"
-        submission[task.id] = [_entry(of_task[i] if of_task else ()) for i in range(len(task.test))]
-    return submission
+        outputs = attempts.get(task.id, ())
+        assert len(outputs) in (0, len(task.test)), f"{task.id}: {len(outputs)} outputs, {len(task.test)} test pairs"
+        submission[task.id] = [_entry(outputs[i] if outputs else ()) for i in range(len(task.test))]
+    return submission | {task_id: [_entry(())] * number for task_id, number in (left_out or {}).items()}
 
 
-def validate_submission(value: object, tasks: Sequence[Task], file: str) -> list[str]:
-    """List what is wrong with a submission read from JSON, each as "file: task, output: reason"; empty if it is sound.
+def read_submission(value: object, tasks: Sequence[Task]) -> tuple[dict[str, list[list[Grid]]], list[Mistake]]:
+    """Turn a submission read from JSON into what can be scored: task id -> output -> grids, and list its mistakes.
 
-    Knows: no object at all, missing and unknown tasks, a wrong number of outputs, missing and surplus attempts, and
-    whatever `parse_grid` refuses (no grid, ragged rows, sides over 30, colours over 9).
+    Attempts may also be objects with an "answer" and "metadata", as the official harness writes them; outputs are then
+    placed by metadata's "pair_index". Raises UserError only for what is no object at all.
     """
     if not isinstance(value, dict):
-        return [f"{file}: a submission is an object, task id -> list of outputs; got {type(value).__name__}"]
+        raise UserError(f"a submission is an object, task id -> list of outputs; got {type(value).__name__}")
     known = {task.id for task in tasks}
-    problems = [
-        f"{file}: task {id}: unknown; it is not among the {len(tasks)} tasks" for id in value if id not in known
-    ]
+    mistakes = [Mistake("unknown task", task_id) for task_id in value if task_id not in known]
+    attempts: dict[str, list[list[Grid]]] = {}
     for task in tasks:
-        problems += _problems_of_task(value, task, f"{file}: task {task.id}")
-    return problems
+        attempts[task.id] = [[] for _ in task.test]
+        if task.id not in value:
+            mistakes.append(Mistake("missing task", task.id))
+        elif not isinstance(value[task.id], list):
+            mistakes.append(Mistake("no list", f"{task.id}: {type(value[task.id]).__name__}"))
+        else:
+            mistakes += _read_task(value[task.id], task.id, attempts[task.id])
+    return attempts, mistakes
 
 
-def read_submission(value: object, tasks: Sequence[Task], file: str) -> dict[str, list[list[Grid]]]:
-    """Turn a submission into attempts that can be scored: task id -> output -> the two grids.
+def _read_task(entries: list[Any], task_id: str, outputs: list[list[Grid]]) -> list[Mistake]:
+    """Put the grids of a task's entries into `outputs`, which has a list for each test output."""
+    mistakes: list[Mistake] = []
+    answered = set()
+    for position, entry in enumerate(entries):
+        i = _pair_index(entry, position, len(outputs))
+        where = f"{task_id}, output {i}"
+        if i >= len(outputs) or i in answered:
+            mistakes.append(Mistake("surplus output", where))
+            continue
+        answered.add(i)
+        if not isinstance(entry, dict):
+            mistakes.append(Mistake("no object", f"{where}: {type(entry).__name__}"))
+            continue
+        mistakes += [Mistake("surplus attempt", f"{where}, {name}") for name in entry if name not in ATTEMPTS]
+        for name in ATTEMPTS:
+            if name not in entry:
+                mistakes.append(Mistake("missing attempt", f"{where}, {name}"))
+                continue
+            grid, mistake = _read_attempt(_answer(entry[name]), f"{where}, {name}")
+            outputs[i] += [] if grid is None else [grid]
+            mistakes += [mistake] if mistake else []
+    missing = [i for i in range(len(outputs)) if i not in answered]
+    return mistakes + [Mistake("missing output", f"{task_id}, output {i}") for i in missing]
 
-    Raises UserError with the first problems if `validate_submission` finds any.
-    """
-    problems = validate_submission(value, tasks, file)
-    if problems:
-        rest = len(problems) - SHOWN_PROBLEMS
-        more = [f"... and {rest} more problems"] if rest > 0 else []
-        raise UserError("\n".join([*problems[:SHOWN_PROBLEMS], *more]))
-    assert isinstance(value, dict)
-    return {
-        task.id: [[parse_grid(entry[name], file) for name in ATTEMPTS] for entry in value[task.id]] for task in tasks
-    }
+
+def _read_attempt(value: object, where: str) -> tuple[Grid | None, Mistake | None]:
+    if value is None or value == []:
+        return None, Mistake("empty attempt", where)
+    as_integers = [list(map(_as_integer, row)) if isinstance(row, list) else row for row in _rows(value)]
+    try:
+        grid = parse_grid(as_integers if isinstance(value, list) else value, where)
+    except UserError as error:
+        return None, Mistake("no grid", str(error))
+    if any(type(cell) is not int for row in _rows(value) for cell in row):
+        return grid, Mistake("no integer", where)
+    return grid, None
+
+
+def _rows(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _as_integer(cell: object) -> object:
+    return int(cell) if isinstance(cell, bool | float) and cell in range(10) else cell
+
+
+def _answer(attempt: object) -> object:
+    """Return the grid of an attempt; the official harness's is an object, its grid perhaps as JSON text."""
+    if not isinstance(attempt, dict) or "answer" not in attempt:
+        return attempt
+    answer = attempt["answer"]
+    try:
+        return json.loads(answer) if isinstance(answer, str) else answer
+    except (ValueError, RecursionError):
+        return answer
+
+
+def _pair_index(entry: object, position: int, num_outputs: int) -> int:
+    """Return which output an entry answers: as the first attempt's metadata says, if it does, else its position."""
+    attempts = entry.values() if isinstance(entry, dict) else ()
+    for attempt in attempts:
+        metadata = attempt.get("metadata") if isinstance(attempt, dict) else None
+        index = metadata.get("pair_index") if isinstance(metadata, dict) else None
+        if isinstance(index, int) and 0 <= index < num_outputs:
+            return index
+    return position
 
 
 def _entry(grids: Sequence[Grid]) -> dict[str, list[list[int]]]:
     shown = [grid.tolist() for grid in grids[: len(ATTEMPTS)]] or [FILLER]
     return {name: shown[min(i, len(shown) - 1)] for i, name in enumerate(ATTEMPTS)}
-
-
-def _problems_of_task(value: dict[str, Any], task: Task, where: str) -> Iterator[str]:
-    if task.id not in value:
-        yield f"{where}: missing; every task needs {len(task.test)} outputs, if only as {FILLER}"
-        return
-    entries = value[task.id]
-    if not isinstance(entries, list):
-        yield f"{where}: give a list with one object per test output; got {type(entries).__name__}"
-        return
-    if len(entries) != len(task.test):
-        yield f"{where}: {len(entries)} outputs, but the task has {len(task.test)} test pairs"
-    for i, entry in enumerate(entries):
-        yield from _problems_of_output(entry, f"{where}, output {i}")
-
-
-def _problems_of_output(entry: object, where: str) -> Iterator[str]:
-    if not isinstance(entry, dict):
-        yield f"{where}: an output is an object with {' and '.join(ATTEMPTS)}; got {type(entry).__name__}"
-        return
-    for name in entry:
-        if name not in ATTEMPTS:
-            yield f"{where}: {name} is surplus; only {' and '.join(ATTEMPTS)} count"
-    for name in ATTEMPTS:
-        if name not in entry:
-            yield f"{where}: {name} is missing; repeat the other attempt if there is only one"
-            continue
-        try:
-            parse_grid(entry[name], f"{where}, {name}")
-        except UserError as error:
-            yield str(error)

@@ -100,6 +100,25 @@ def rows(config: Config, kind: str = "predictions") -> list[dict[str, Any]]:
     return [row for name in names for row in folder.read_parquet(name).to_pylist()]
 
 
+def test_a_filtered_kaggle_set_says_that_its_submission_has_gaps_and_fills_them_by_key(tmp_path: Path, here: list[str]):
+    """Would catch a submission that the competition refuses without a word, and an evaluation repeated to fill it."""
+    challenges = tmp_path / "challenges.json"
+    challenges.write_text(json.dumps({task.id: task_to_json(task) for task in tasks()}))
+    source = {"kind": "kaggle", "challenges": str(challenges), "tasks": ["p3", "p1"]}
+    config = config_at(tmp_path, data__sources={"mine": source})
+    with pytest.warns(UserWarning, match="lacks 3 of the 5 tasks of .*challenges.json.*evaluate.fill_submission=true"):
+        evaluate(config)
+    assert run_folder(config).read_json("submission.json").keys() == {"p1", "p3"}
+    made = list(here)
+    filled = config_at(tmp_path, data__sources={"mine": source}, evaluate__fill_submission=True)
+    evaluate(filled)
+    evaluate(filled)
+    submission = run_folder(filled).read_json("submission.json")
+    assert here == made, "nothing is answered again"
+    assert {task_id: len(outputs) for task_id, outputs in submission.items()} == {t.id: len(t.test) for t in tasks()}
+    assert submission["p2"] == [{"attempt_1": [[0]], "attempt_2": [[0]]}] * 2
+
+
 # What is asked
 
 

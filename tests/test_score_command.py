@@ -63,20 +63,64 @@ def test_kaggles_files_are_understood_with_and_without_solutions(tmp_path: Path,
     assert "no scores" in scored(capsys, str(tmp_path / "mine.json"), challenges)
 
 
-def test_a_bad_submission_is_refused_by_file_task_and_output(tmp_path: Path):
-    """Wrong number of outputs, a name that is there twice, no JSON at all, a task that has nothing to submit."""
+def test_a_bad_submission_is_scored_and_its_mistakes_are_listed_by_kind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Would catch a file refused whole for one slip, and a list of thousands of lines."""
     challenges, solutions = kaggle_files(tmp_path)
-    sound, file = right_submission(TASKS), tmp_path / "mine.json"
-    cases = {
-        json.dumps(sound | {"p1": sound["p1"][:1]}): r"mine.json: task p1: 1 outputs, but the task has 2 test pairs",
-        json.dumps(sound)[:-1] + ', "p0": []}': r"mine.json: p0 is there twice",
-        "{": r"mine.json is no JSON",
-        json.dumps(sound).replace("[[", "[[[", 1): r"mine.json",
-    }
-    for text, said in cases.items():
+    bad = right_submission(TASKS)
+    del bad["p0"]
+    bad["p1"][0]["attempt_1"] = [[1, 2], [3]]
+    for entry in [bad["p1"][1], bad["p2"][0], *bad["p3"]]:
+        entry["attempt_2"] = None
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(bad)[:-1] + ', "p9": [], "p9": []}')
+    said = scored(capsys, str(file), challenges, solutions)
+    assert "mine.json: scored all the same, 4 tasks, 6 outputs" in said
+    assert "repeated name: 1 (the last one counts): p9" in said
+    assert "missing task: 1 (stays among" in said
+    assert "empty attempt: 4 (" in said
+    assert "p1, output 1, attempt_2; p2, output 0, attempt_2; p3, output 0, attempt_2; and 1 more" in said
+    assert "no grid: 1 (" in said
+    assert "p1, output 0, attempt_1: rows differ in length" in said
+    assert "83.3" in next(line for line in said.splitlines() if "per_output" in line), "attempt_2 repeats attempt_1"
+    with pytest.raises(UserError, match=r"(?s)mine.json has mistakes:.*missing task: 1.*no grid: 1"):
+        score_file(str(file), challenges, solutions, Terminal(), is_strict=True)
+    file.write_text(json.dumps(right_submission(TASKS)))
+    score_file(str(file), challenges, solutions, Terminal(), is_strict=True)
+
+
+def test_a_folder_of_the_official_harness_is_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """One file a task, one of them cut off, one task without a file, and the harness's own summary."""
+    challenges, solutions = kaggle_files(tmp_path)
+    results = tmp_path / "results"
+    results.mkdir()
+    for task in TASKS[:3]:
+        outputs = [
+            {"attempt_1": {"answer": pair.output.tolist(), "metadata": {"pair_index": i}}, "attempt_2": None}
+            for i, pair in enumerate(task.test)
+            if pair.output is not None
+        ]
+        (results / f"{task.id}.json").write_text(json.dumps(outputs))
+    (results / "p0.json").write_text((results / "p0.json").read_text()[:-5])
+    (results / "results.json").write_text('{"score": 1.0}')
+    said = scored(capsys, str(results), challenges, solutions)
+    assert "50.0" in next(line for line in said.splitlines() if "per_output" in line)
+    assert "unreadable file: 1" in said
+    assert "results/p0.json is no JSON" in said
+    assert "missing task: 1 (" in said
+    assert "unknown task" not in said
+
+
+def test_what_cannot_be_scored_at_all_is_refused(tmp_path: Path):
+    challenges, solutions = kaggle_files(tmp_path)
+    file = tmp_path / "mine.json"
+    for text, said in {"{": r"mine.json is no JSON", "[]": "mine.json: a submission is an object"}.items():
         file.write_text(text)
         with pytest.raises(UserError, match=said):
             score_file(str(file), challenges, solutions, Terminal())
+    with pytest.raises(UserError, match=r"nothing: neither a submission\.json nor a folder"):
+        score_file(str(tmp_path / "nothing"), challenges, solutions, Terminal())
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "empty.json").write_text(json.dumps(task_to_json(puzzle("empty", num_test=0))))
     file.write_text("{}")

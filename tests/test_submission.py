@@ -1,6 +1,5 @@
 """submission.json: written whole, checked whoever wrote it, read back."""
 
-import copy
 import json
 
 import numpy as np
@@ -8,19 +7,13 @@ import pytest
 
 from arc_ray.errors import UserError
 from arc_ray.scores import score_attempts
-from arc_ray.submission import read_submission, validate_submission, write_submission
+from arc_ray.submission import RULES, read_submission, write_submission
 from arc_ray.tasks import Pair, Task
 
 ONE, TWO = np.array([[1, 1]], np.uint8), np.array([[2], [1]], np.uint8)
 PAIR = Pair(ONE, ONE)
 TASKS = [Task("aaa", (PAIR, PAIR), (PAIR,)), Task("bbb", (PAIR, PAIR), (PAIR, PAIR))]
 SOUND = write_submission(TASKS, {"aaa": [[ONE, TWO]], "bbb": [[ONE], []]})
-FILE = "mine.json"
-
-
-def broken(change) -> object:
-    value = json.loads(json.dumps(SOUND))
-    return change(value) or value
 
 
 def test_every_output_of_every_task_is_in_the_file_answered_or_not():
@@ -33,66 +26,93 @@ def test_every_output_of_every_task_is_in_the_file_answered_or_not():
 
 
 def test_what_is_written_is_sound_and_scores_the_same_when_read_back():
+    attempts, mistakes = read_submission(json.loads(json.dumps(SOUND)), TASKS)
+    assert mistakes == []
+    scores = score_attempts(TASKS, attempts)
+    assert (scores["per_output"].right, scores["per_output"].of, scores["strict"].right) == (2, 3, 1)
+
+
+def entry(**attempts: object) -> dict[str, object]:
+    return {"attempt_1": [[1, 1]], "attempt_2": [[2], [1]]} | attempts
+
+
+BROKEN = [
+    # aaa's output and bbb's first are right in SOUND, bbb's second is not: (change, right outputs, kinds of mistakes)
+    (lambda v: v.pop("bbb") and None, 1, ["missing task"]),
+    (lambda v: v.clear(), 0, ["missing task", "missing task"]),
+    (lambda v: v.update(ccc=[]), 2, ["unknown task"]),
+    (lambda v: v["bbb"].pop() and None, 2, ["missing output"]),
+    (lambda v: v["bbb"].clear(), 1, ["missing output", "missing output"]),
+    (lambda v: v["bbb"].append(entry()), 2, ["surplus output"]),
+    (lambda v: v.update(aaa=v["aaa"][0]), 1, ["no list"]),
+    (lambda v: v.update(aaa=None), 1, ["no list"]),
+    (lambda v: v.update(aaa="[[1, 1]]"), 1, ["no list"]),
+    (lambda v: v.update(aaa=[[[1, 1]]]), 1, ["no object"]),
+    (lambda v: v.update(aaa=[None]), 1, ["no object"]),
+    (lambda v: v["aaa"][0].pop("attempt_2") and None, 2, ["missing attempt"]),
+    (lambda v: v["aaa"][0].pop("attempt_1") and None, 1, ["missing attempt"]),
+    (lambda v: v["aaa"][0].clear(), 1, ["missing attempt", "missing attempt"]),
+    (lambda v: v.update(aaa=[{"attempt_1": [[3]], "attempt_2": [[3]], "attempt_3": [[1, 1]]}]), 1, ["surplus attempt"]),
+    (lambda v: v["aaa"][0].update(attempt_2=None), 2, ["empty attempt"]),
+    (lambda v: v["aaa"][0].update(attempt_1=None), 1, ["empty attempt"]),
+    (lambda v: v["aaa"][0].update(attempt_1=[]), 1, ["empty attempt"]),
+    (lambda v: v["aaa"][0].update(attempt_1=[[]]), 1, ["no grid"]),
+    (lambda v: v["aaa"][0].update(attempt_1=[[1, 1], [1]]), 1, ["no grid"]),
+    (lambda v: v["aaa"][0].update(attempt_1=[1, 1]), 1, ["no grid"]),
+    (lambda v: v["aaa"][0].update(attempt_1="11"), 1, ["no grid"]),
+    (lambda v: v["aaa"][0].update(attempt_1={"0": [1, 1]}), 1, ["no grid"]),
+    (lambda v: v["aaa"][0].update(attempt_1=[["1", "1"]]), 1, ["no grid"]),
+    (lambda v: v["aaa"][0].update(attempt_1=[[1, None]]), 1, ["no grid"]),
+    (lambda v: v["aaa"][0].update(attempt_1=[[1, 10]]), 1, ["no grid"]),
+    (lambda v: v["aaa"][0].update(attempt_1=[[1, -1]]), 1, ["no grid"]),
+    (lambda v: v["aaa"][0].update(attempt_1=[[1, 1.5]]), 1, ["no grid"]),
+    (lambda v: v["aaa"][0].update(attempt_1=[[1, float("nan")]]), 1, ["no grid"]),
+    (lambda v: v["aaa"][0].update(attempt_1=[[1] * 31]), 1, ["no grid"]),
+    (lambda v: v["aaa"][0].update(attempt_1=[[1]] * 31), 1, ["no grid"]),
+    (lambda v: v["aaa"][0].update(attempt_1=[[1.0, 1]]), 2, ["no integer"]),
+    (lambda v: v["aaa"][0].update(attempt_1=[[True, 1]]), 2, ["no integer"]),
+]
+
+
+@pytest.mark.parametrize(("change", "right", "kinds"), BROKEN)
+def test_a_malformed_submission_is_scored_and_every_mistake_has_its_rule(change, right: int, kinds: list[str]):
+    """Would catch a mistake that costs a sound answer, one that is worth a point, and a missing task that is not counted."""
     value = json.loads(json.dumps(SOUND))
-    assert validate_submission(value, TASKS, FILE) == []
-    scores = score_attempts(TASKS, read_submission(value, TASKS, FILE))
-    assert (scores["per_output"].right, scores["strict"].right) == (2, 1)
+    change(value)
+    before = repr(value)
+    attempts, mistakes = read_submission(value, TASKS)
+    assert [mistake.kind for mistake in mistakes] == kinds
+    assert set(kinds) <= RULES.keys()
+    assert all(mistake.place[:3] in ("aaa", "bbb", "ccc") for mistake in mistakes)
+    scores = score_attempts(TASKS, attempts)
+    assert (scores["per_output"].right, scores["per_output"].of, scores["strict"].of) == (right, 3, 2)
+    assert repr(value) == before, "reading changes nothing"
 
 
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        (lambda v: [v], "mine.json: a submission is an object"),
-        (lambda v: v.pop("bbb") and None, "mine.json: task bbb: missing; every task needs 2 outputs"),
-        (lambda v: v.update(ccc=[]), "mine.json: task ccc: unknown"),
-        (lambda v: v["bbb"].pop() and None, "mine.json: task bbb: 1 outputs, but the task has 2 test pairs"),
-        (lambda v: v.update(aaa=v["aaa"][0]), "mine.json: task aaa: give a list with one object per test output"),
-        (lambda v: v["bbb"].__setitem__(1, [[1]]), "mine.json: task bbb, output 1: an output is an object"),
-        (lambda v: v["bbb"][1].pop("attempt_2") and None, "mine.json: task bbb, output 1: attempt_2 is missing"),
-        (lambda v: v["bbb"][0].update(attempt_3=[[1]]), "mine.json: task bbb, output 0: attempt_3 is surplus"),
-        (
-            lambda v: v["bbb"][0].update(attempt_1=[[1, 2], [3]]),
-            "mine.json: task bbb, output 0, attempt_1: rows differ",
-        ),
-        (lambda v: v["bbb"][0].update(attempt_1=[[10]]), "mine.json: task bbb, output 0, attempt_1: 10 is no colour"),
-        (lambda v: v["bbb"][0].update(attempt_2=[[-1]]), "mine.json: task bbb, output 0, attempt_2: -1 is no colour"),
-        (lambda v: v["bbb"][0].update(attempt_2=[[1.0]]), "mine.json: task bbb, output 0, attempt_2: 1.0 is no colour"),
-        (
-            lambda v: v["bbb"][0].update(attempt_2=[[1] * 31]),
-            "mine.json: task bbb, output 0, attempt_2: the grid is 1x31",
-        ),
-        (
-            lambda v: v["bbb"][0].update(attempt_2=[[1]] * 31),
-            "mine.json: task bbb, output 0, attempt_2: the grid is 31x1",
-        ),
-        (
-            lambda v: v["bbb"][0].update(attempt_2=[]),
-            "mine.json: task bbb, output 0, attempt_2: a grid is a non-empty list",
-        ),
-        (
-            lambda v: v["bbb"][0].update(attempt_2=None),
-            "mine.json: task bbb, output 0, attempt_2: a grid is a non-empty",
-        ),
-    ],
-)
-def test_each_mistake_is_one_problem_that_names_file_task_output_and_reason(change, problem):
-    problems = validate_submission(broken(change), TASKS, FILE)
-    assert len(problems) == 1
-    assert problems[0].startswith(problem)
-    with pytest.raises(UserError) as raised:
-        read_submission(broken(change), TASKS, FILE)
-    assert str(raised.value) == problems[0]
+@pytest.mark.parametrize("value", [[SOUND], None, "{}"])
+def test_what_is_no_object_has_nothing_to_score(value: object):
+    with pytest.raises(UserError, match="a submission is an object"):
+        read_submission(value, TASKS)
 
 
-def test_all_problems_are_listed_but_an_error_shows_the_first_ones():
-    """A file with nothing right in it would print thousands of lines."""
-    tasks = [Task(f"{i:03d}", (PAIR, PAIR), (PAIR,)) for i in range(50)]
-    assert len(validate_submission({}, tasks, FILE)) == 50
-    with pytest.raises(UserError, match=r"and 40 more problems"):
-        read_submission({}, tasks, FILE)
+def test_results_of_the_official_harness_are_read_with_their_metadata():
+    """Answers as JSON text or as lists, an attempt that failed, outputs in another order: placed by their pair_index."""
 
+    def attempt(answer: object, pair: int | None) -> dict[str, object]:
+        return {"answer": answer, "metadata": {"model": "m", "pair_index": pair, "cost": {"total_cost": 0.1}}}
 
-def test_checking_changes_nothing():
-    value = copy.deepcopy(SOUND)
-    validate_submission(value, TASKS, FILE)
-    assert value == SOUND
+    value = {
+        "aaa": [{"attempt_1": attempt("[[1, 1]]", 0), "attempt_2": None}],
+        "bbb": [
+            {"attempt_1": attempt("no idea", 1), "attempt_2": attempt([[1, 1]], 1)},
+            {"attempt_1": attempt([[3]], 0), "attempt_2": attempt([], 0)},
+        ],
+    }
+    attempts, mistakes = read_submission(value, TASKS)
+    assert [[grid.tolist() for grid in output] for output in attempts["bbb"]] == [[[[3]]], [[[1, 1]]]]
+    assert [(m.kind, m.place.partition(":")[0]) for m in mistakes] == [
+        ("empty attempt", "aaa, output 0, attempt_2"),
+        ("no grid", "bbb, output 1, attempt_1"),
+        ("empty attempt", "bbb, output 0, attempt_2"),
+    ]
+    assert score_attempts(TASKS, attempts)["per_output"].right == 2

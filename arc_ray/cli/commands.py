@@ -10,6 +10,7 @@ from arc_ray.cli.console import Terminal
 from arc_ray.cli.session import check_storage, connected, elapsed, train_watched
 from arc_ray.config import Config, load_config, parse_assignments
 from arc_ray.errors import UserError
+from arc_ray.submission import RULES
 
 STAGES = ("task", "view", "prompt", "tokens", "predictions")
 
@@ -164,18 +165,29 @@ def evaluate(config: ConfigPath, assignments: Assignments = None, address: Addre
     terminal.note(write_report([run_folder(run).uri])["report.html"])
 
 
-@app.command()
+@app.command(
+    help="Score a submission by the three rules, each with its interval; needs no config and no Ray.\n\n"
+    "The score goes through the tasks, as the competition's does: what is missing or no grid is wrong, and is listed:\n\n"
+    + "\n\n".join(f"- {kind}: {rule}" for kind, rule in RULES.items())
+)
 def score(
-    submission: Annotated[str, typer.Argument(help="submission.json in Kaggle's form, whoever wrote it")],
+    submission: Annotated[
+        str,
+        typer.Argument(
+            help="submission.json in Kaggle's form, or a folder of the official harness's results, a file a task"
+        ),
+    ],
     tasks: Annotated[
         str, typer.Argument(help="arcagi1/training, arcagi1/evaluation, a folder of task files, or a challenges file")
     ],
     solutions: Annotated[str | None, typer.Argument(help="Kaggle's solutions file, if the tasks lack them")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a submission with any mistake, as Kaggle would")
+    ] = False,
 ) -> None:
-    """Check a submission file and score it by the three rules, each with its interval; needs no config and no Ray."""
     from arc_ray.cli.score import score_file
 
-    score_file(submission, tasks, solutions, Terminal())
+    score_file(submission, tasks, solutions, Terminal(), strict)
 
 
 @app.command()

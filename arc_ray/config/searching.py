@@ -39,6 +39,9 @@ class EvaluateConfig(Section):
     selection: Literal["majority", "vote_with_log_probability", "product_of_experts"] = "majority"
     """How two attempts are chosen from the answers of all views; product_of_experts first has every distinct answer
     scored under every view. Changed later, only what is missing is done."""
+    fill_submission: bool = False
+    """Give tasks of a Kaggle file that its source leaves out (tasks, exclude, limit, max_side) a place in submission.json,
+    each output answered by [[0]]: the competition takes whole files only. Changed later, the submission is written again."""
     batch_tokens: int = Field(default=8192, ge=64)
     """Tokens per generation batch (answers at a time x their length); batches are sorted by length."""
     max_prompt_tokens: int = Field(default=8192, ge=16)

@@ -5,12 +5,13 @@ them once all are there: from then on selection needs no model.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from arc_ray.config import Config
-from arc_ray.config.sources import CountingSource
+from arc_ray.config.sources import CountingSource, KaggleSource
 from arc_ray.datasets import load_source
 from arc_ray.encoders import encoder_named
 from arc_ray.errors import UserError
@@ -22,6 +23,7 @@ from arc_ray.evaluate.ttt import check_tuning, tune_sets, with_tuned
 from arc_ray.evaluate.two_players import describe_sets, first_player
 from arc_ray.model import load_tokenizer
 from arc_ray.runs import claim, finish, is_finished, resolve_reference, run_folder
+from arc_ray.sources.arc import read_json
 from arc_ray.sources.counting import Answered, accuracy_by_kind, extent_of
 from arc_ray.storage import Folder
 from arc_ray.submission import write_submission
@@ -37,20 +39,22 @@ Sets = Mapping[str, Sequence[Task]]
 GENERATED = "-generated"
 """Ends the name of a set whose descriptions are the first player's."""
 
-REDONE = ("evaluate.selection",)
-"""Config keys whose part is done again in a finished folder."""
+REDONE = ("selection", "fill_submission")
+"""Keys of `evaluate` whose part is done again in a finished folder."""
 
 
 def run_evaluation(config: Config, progress: Progress, command: str = "evaluate") -> dict[str, Any]:
     """Answer the tasks of `evaluate.sets` and score them; goes on where it was cut off. Raises UserError.
 
-    A finished folder is only selected from again, if `evaluate.selection` is another one. The run folder then holds
+    A finished folder is only selected from again, if one of `REDONE` is another one. The run folder then holds
     answers.json, submission.json (one for each set if there are several) and result.json with "<set>/<rule>" scores.
     """
     folder = run_folder(config)
-    claim(folder, config, command, REDONE)
-    if is_finished(folder) and folder.read_json("result.json").get("selection") == config.evaluate.selection:
-        return folder.read_json("result.json")
+    claim(folder, config, command, tuple(f"evaluate.{key}" for key in REDONE))
+    if is_finished(folder):
+        result = folder.read_json("result.json")
+        if {"fill_submission": False, **result}.items() >= _redone(config).items():
+            return result
     sets = _load_sets(config)
     if needs_model(config):
         _answer(config, folder, sets, progress)
@@ -152,8 +156,7 @@ def _select(config: Config, folder: Folder, sets: Sets) -> dict[str, Any]:
     """Choose, score and write everything that follows from the files; return the result."""
     predicted, scored = folder / "predictions", folder / "scores"
     files, score_files = predicted.read_json("files.json"), scored.read_json("files.json") or {}
-    about = {"checkpoint": config.evaluate.checkpoint, "selection": config.evaluate.selection}
-    result: dict[str, Any] = {"run": folder.name, **about}
+    result: dict[str, Any] = {"run": folder.name, "checkpoint": config.evaluate.checkpoint, **_redone(config)}
     answers: list[dict[str, Any]] = []
     submissions: dict[str, dict[str, Any]] = {}
     for name, tasks in sets.items():
@@ -176,12 +179,34 @@ def _select(config: Config, folder: Folder, sets: Sets) -> dict[str, Any]:
             scores, again, _ = puzzle_scores(config, f"{name}/generated", tasks, *generated)
             result |= scores | gain(again, of_set, f"{name}/generated/gain")
         answers += of_set
-        submissions[name] = write_submission(tasks, attempts)
+        submissions[name] = write_submission(tasks, attempts, _left_out(config, name, tasks))
     folder.write_json("answers.json", answers)
     for name, submission in submissions.items():
         folder.write_json("submission.json" if len(submissions) == 1 else f"submission-{name}.json", submission)
     finish(folder, result)
     return result
+
+
+def _redone(config: Config) -> dict[str, Any]:
+    """Return what a result says of the keys in `REDONE`."""
+    return {key: getattr(config.evaluate, key) for key in REDONE}
+
+
+def _left_out(config: Config, name: str, tasks: Sequence[Task]) -> dict[str, int]:
+    """Return the number of outputs of each task of a Kaggle file that is to be added to a submission; warn of a gap."""
+    source = config.data.sources[name]
+    if not isinstance(source, KaggleSource):
+        return {}
+    answered = {task.id for task in tasks}
+    outputs = {task_id: len(record["test"]) for task_id, record in read_json(source.challenges).items()}
+    missing = {task_id: number for task_id, number in outputs.items() if task_id not in answered}
+    if missing and not config.evaluate.fill_submission:
+        warnings.warn(
+            f"submission of {name}: it lacks {len(missing)} of the {len(outputs)} tasks of {source.challenges}, which the"
+            f" source leaves out, and a competition takes whole files only; evaluate.fill_submission=true fills them in",
+            stacklevel=2,
+        )
+    return missing if config.evaluate.fill_submission else {}
 
 
 def _counting_scores(config: Config, name: str, tasks: Sequence[Task], folder: Folder) -> dict[str, float]:

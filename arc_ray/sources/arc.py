@@ -150,16 +150,23 @@ def _read(file: str) -> bytes:
         raise UserError(f"{file} cannot be read: {error}") from error
 
 
-def read_json(file: str) -> Any:
-    """Read a JSON file of tasks or answers. Raises UserError also where a name is there twice, which JSON would hide."""
-    return _decode(_read(file), file)
+def read_json(file: str, repeated: list[str] | None = None) -> Any:
+    """Read a JSON file of tasks or answers. Raises UserError also where a name is there twice, which JSON would hide.
+
+    With `repeated`, the last of them counts, and the name is added to that list.
+    """
+    return _decode(_read(file), file, repeated)
 
 
-def _decode(content: bytes, file: str) -> Any:
+def _decode(content: bytes, file: str, repeated: list[str] | None = None) -> Any:
     def as_record(items: list[tuple[str, Any]]) -> dict[str, Any]:
         record = dict(items)
         if len(record) < len(items):
-            refuse_twice([key for key, _ in items], file)
+            names = [key for key, _ in items]
+            if repeated is None:
+                refuse_twice(names, file)
+            else:
+                repeated.extend(sorted({name for name in names if names.count(name) > 1}))
         return record
 
     try:
