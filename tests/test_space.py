@@ -114,6 +114,8 @@ def test_impossible_points_are_found_before_the_first_trial():
         check_points(config(train__micro_rows=2), [{"train.batch_rows": 4}, {"train.batch_rows": 3}])
     with pytest.raises(UserError, match=r"trial start-hi: start 'hi' is not under starts"):
         check_points(config(), [{"start": "hi"}])
+    with pytest.raises(UserError, match=r"tune.metric eval/solved/other: other is not under data.validation"):
+        check_points(config(tune__metric="eval/solved/other"), [{}])
     with pytest.raises(UserError, match="two trials have the same values"):
         check_points(config(), [{"train.lr": 0.1}, {"train.lr": 0.1}])
     assert [c.train.lr for c in check_points(config(), [{"train.lr": 0.1}, {"train.lr": 0.2}])] == [0.1, 0.2]
@@ -139,16 +141,16 @@ def test_optuna_searches_each_arm_of_a_study_by_itself():
 
 
 def test_trials_are_ranked_by_the_metric_then_by_cells_then_by_their_order():
-    """Would catch a trial without validation that is taken for the best one."""
+    """Would catch a trial without validation that is taken for the best one, and a stopped one before finished ones."""
     trials = [
-        trial("none"),
-        trial("low", eval__solved=0.1, eval__cell_accuracy=0.9),
-        trial("first", eval__solved=0.5, eval__cell_accuracy=0.2),
-        trial("second", eval__solved=0.5, eval__cell_accuracy=0.2),
-        trial("best", eval__solved=0.5, eval__cell_accuracy=0.3),
+        Trial("none", {}, "done", None),
+        Trial("low", {}, "done", None, {}, (0.1, 0.9)),
+        Trial("stopped", {}, "stopped", None, {}, (0.9, 0.9)),
+        Trial("first", {}, "done", None, {}, (0.5, 0.2)),
+        Trial("second", {}, "done", None, {}, (0.5, 0.2)),
+        Trial("best", {}, "done", None, {}, (0.5, 0.3)),
     ]
-    assert [t.name for t in rank(trials, "eval/solved")] == ["best", "first", "second", "low", "none"]
-    assert [t.name for t in rank(trials, "eval/cell_accuracy")] == ["low", "best", "first", "second", "none"]
+    assert [t.name for t in rank(trials)] == ["best", "first", "second", "low", "none", "stopped"]
 
 
 def test_a_trial_is_what_its_folder_says(tmp_path: Path):
@@ -156,10 +158,12 @@ def test_a_trial_is_what_its_folder_says(tmp_path: Path):
     assert read_trial(search, point).status == "waiting"
     folder = run_folder(trial_config(search, point, "search"))
     write_status(folder, point, "running")
-    write_metrics(folder, [{"step": 1, "eval/solved": 0.1, "train/loss": 2.0}, {"step": 2, "train/loss": 1.0}])
+    validated = {"step": 1, "eval/solved": 0.1, "eval/cell_accuracy": 0.4, "train/loss": 2.0}
+    write_metrics(folder, [validated, {"step": 2, "train/loss": 1.0}])
     found = read_trial(search, point)
     assert (found.name, found.status, found.error, found.point) == ("lr-0.1", "running", None, point)
-    assert found.metrics == {"step": 2, "eval/solved": 0.1, "train/loss": 1.0}, "the newest value of each"
+    assert found.metrics == {**validated, "step": 2, "train/loss": 1.0}, "the newest value of each"
+    assert found.merit == (0.1, 0.4)
     write_status(folder, point, "failed", "out of memory")
     assert (read_trial(search, point).status, read_trial(search, point).error) == ("failed", "out of memory")
 

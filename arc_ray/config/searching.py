@@ -97,15 +97,16 @@ class TuneConfig(Section):
     num_trials: int | None = Field(default=None, ge=1)
     """Trials to draw at random or to ask Optuna for; a grid runs each of its points once."""
     metric: str = "eval/solved"
-    """What is maximised: eval/solved, eval/cell_accuracy, or one of them of a source, such as eval/solved/held_out;
-    eval/cell_accuracy breaks ties. Never a loss, which goes on falling, or rises again, while accuracy does otherwise."""
+    """What is maximised, and what a study compares: eval/solved, eval/cell_accuracy, or one of them of a source, such as
+    eval/solved/held_out; eval/cell_accuracy breaks ties. Never a loss, which goes on falling, or rises again, while
+    accuracy does otherwise."""
     scheduler: SchedulerConfig = SchedulerConfig()
     max_concurrent: int | None = Field(default=None, ge=1)
     """Trials at the same time; null derives it from the cluster so that no trial waits for another's workers."""
 
     @model_validator(mode="after")
     def _metric_is_accuracy(self) -> "TuneConfig":
-        if not self.metric.startswith(("eval/solved", "eval/cell_accuracy")):
+        if "/".join(self.metric.split("/", 2)[:2]) not in ("eval/solved", "eval/cell_accuracy"):
             raise ValueError(
                 f"metric {self.metric!r}: a search maximises eval/solved or eval/cell_accuracy (or .../<source> of them)"
             )

@@ -119,9 +119,9 @@ NOTHING = "–"
 
 def word(metric: str) -> Word:
     """Return the words for a metric; one that is not listed speaks for itself."""
-    if metric.startswith("eval/solved/"):
-        known = WORDS["eval/solved"]
-        return known._replace(label=f"{known.label}: {metric.removeprefix('eval/solved/')}")
+    for name in ("eval/solved", "eval/cell_accuracy"):
+        if metric.startswith(f"{name}/"):
+            return WORDS[name]._replace(label=f"{WORDS[name].label}: {metric.removeprefix(f'{name}/')}")
     share = metric.startswith(("pass_at_", "vote_at_"))
     return WORDS.get(metric, Word(metric, "%" if share else "", "", ""))
 

@@ -20,12 +20,10 @@ from arc_ray.config import Config
 from arc_ray.errors import UserError
 from arc_ray.runs import read_metrics, run_folder
 from arc_ray.tune.space import Point, trial_config
-from arc_ray.tune.trials import Trial
+from arc_ray.tune.trials import Trial, candidates, read_outcomes
 
-METRICS = ("eval/solved", "eval/cell_accuracy")
-"""What the arms are compared by; the second also decides ties of the first."""
-
-_FILE_KEY = {"eval/solved": "solved", "eval/cell_accuracy": "cell_accuracy"}
+TIE = "eval/cell_accuracy"
+"""Decides ties of the metric that the arms are compared by, and is compared itself."""
 
 
 def search_points(config: Config, points: Sequence[Point]) -> list[Point]:
@@ -44,40 +42,16 @@ def split(config: Config, point: Point) -> tuple[str, str, int]:
     return _text(point[config.study.compare]), json.dumps(setting), int(point["seed"])
 
 
-def final_outcomes(config: Config, point: Point) -> dict[str, dict[str, float]]:
-    """Read a trial's newest validation: metric -> task -> outcome; empty if it was never validated."""
-    folder = run_folder(trial_config(config, point, config.name)) / "validation"
-    names = [name for name in folder.names() if name.startswith("step-")]
-    if not names:
-        return {}
-    found = folder.read_json(names[-1])
-    return {metric: dict(zip(found["names"], found[_FILE_KEY[metric]], strict=True)) for metric in METRICS}
-
-
 def finalists(config: Config, trials: Sequence[Trial]) -> list[Point]:
-    """List the points that measure: each arm's most promising setting, with every seed of the study.
+    """List the points that measure: each arm's best setting, with every seed of the study.
 
-    Promise is judged on the choosing half of the tasks only, from whatever validations there are, of stopped trials too.
     The seeds are fresh, so what is measured owes nothing to the luck of the trial that was chosen.
     """
-    merits: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for trial in trials:
-        if trial.status not in ("done", "stopped"):
-            continue
-        outcomes = final_outcomes(config, trial.point)
-        if not outcomes:
-            continue
-        ids = list(outcomes[METRICS[0]])
-        chooses = choosing_half(ids, config.seed)
-        means = [float(np.mean(np.array([outcomes[m][task] for task in ids])[chooses])) for m in METRICS]
-        arm, setting, _ = split(config, trial.point)
-        merits.setdefault(arm, {}).setdefault(setting, []).append((means[0], means[1]))
     chosen = []
     for arm in config.study.arms:
-        settings = merits.get(_text(arm), {})
-        if settings:
-            best = max(settings, key=lambda s: tuple(np.mean(settings[s], axis=0)))
-            chosen += [{**json.loads(best), config.study.compare: arm, "seed": seed} for seed in config.study.seeds]
+        of_arm = [trial for trial in trials if split(config, trial.point)[0] == _text(arm)]
+        if ranked := candidates(config, of_arm, in_study=True):
+            chosen += [{**ranked[0].point, "seed": seed} for seed in config.study.seeds]
     return chosen
 
 
@@ -85,23 +59,23 @@ def analyse(config: Config, trials: Sequence[Trial]) -> dict[str, Any]:
     """Compare the arms by every metric and return what analysis.json holds. Raises UserError if an arm never finished."""
     done = [trial for trial in trials if trial.status == "done" and trial.point["seed"] in config.study.seeds]
     effects, arms = [], []
-    for metric in METRICS:
-        tie = METRICS[1]
+    for metric in dict.fromkeys([config.tune.metric, TIE]):
         runs = []
         for trial in done:
-            outcomes = final_outcomes(config, trial.point)
-            runs.append(Run(*split(config, trial.point), outcomes=outcomes[metric], ties=outcomes[tie]))
+            folder = run_folder(trial_config(config, trial.point, config.name))
+            outcomes, ties = read_outcomes(folder, metric), read_outcomes(folder, TIE)
+            runs.append(Run(*split(config, trial.point), outcomes=outcomes, ties=ties))
         outcomes = gather(runs)
         baseline = _text(config.study.arms[0])
         comparisons = compare(outcomes, baseline, config.study.confidence, config.seed)
         effects += [_effect(metric, comparison, config) for comparison in comparisons]
-        if metric == METRICS[0]:
+        if metric == config.tune.metric:
             arms = _arms(outcomes, comparisons, config)
     return {
         "question": config.question,
         "compare": config.study.compare,
         "baseline": _text(config.study.arms[0]),
-        "metric": METRICS[0],
+        "metric": config.tune.metric,
         "confidence": config.study.confidence,
         "arms": arms,
         "effects": effects,
@@ -183,7 +157,7 @@ def _at_equal_tokens(config: Config, trials: Sequence[Trial]) -> dict[str, Any]:
     """
     records = {trial.name: _validations(config, trial) for trial in trials}
     curves = {
-        name: ([r.get("train/learned_tokens", 0.0) for r in of_trial], [r[METRICS[0]] for r in of_trial])
+        name: ([r.get("train/learned_tokens", 0.0) for r in of_trial], [r[config.tune.metric] for r in of_trial])
         for name, of_trial in records.items()
         if of_trial
     }

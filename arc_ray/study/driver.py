@@ -20,7 +20,7 @@ from arc_ray.train.driver import describe_data
 from arc_ray.train.starts import config_of_run, make_needed_runs, needed_runs
 from arc_ray.tune.search import run_search, search
 from arc_ray.tune.space import Point, as_word, check_points, num_trials, points, trial_config
-from arc_ray.tune.trials import Trial, rank, write_search
+from arc_ray.tune.trials import Trial, candidates, rank, write_search
 
 Train = Callable[[Config], dict[str, Any]]
 """Trains a config's run to its end, showing its progress."""
@@ -77,13 +77,13 @@ def run_tune(config: Config, progress: Progress, train: Train) -> list[Trial]:
 
     def show(found: list[Trial]) -> None:
         write_search(folder, config, found)
-        progress.table(*trial_table(found, config.tune.metric))
+        progress.table(*trial_table(found))
 
     found = search(config, trials, show)
-    ended = [trial for trial in found if trial.status in ("done", "stopped")]
-    if not ended:
+    ranked = candidates(config, found)
+    if not ranked:
         raise UserError(f"all {len(found)} trials failed; the first: {found[0].error}")
-    best = rank(ended, config.tune.metric)[0]
+    best = ranked[0]
     finish(folder, {"best": best.name, "trials": len(found), **{f"best/{k}": v for k, v in best.metrics.items()}})
     return found
 
@@ -163,13 +163,13 @@ def search_and_measure(config: Config, trials: Sequence[Point], progress: Progre
     folder = run_folder(config)
 
     def show(found: Sequence[Trial]) -> None:
-        write_search(folder, config, found)
-        progress.table(*trial_table(found, config.tune.metric))
+        write_search(folder, config, found, in_study=True)
+        progress.table(*trial_table(found))
 
-    searched = search(config, trials, show, apart=config.study.compare)
+    searched = search(config, trials, show, in_study=True)
     chosen = finalists(config, searched)
     progress.note(f"chosen on one half of the validation tasks: {'; '.join(_settings(config, chosen))}")
-    return [*searched, *run_search(config, chosen, stop_early=False, progress=lambda found: show([*searched, *found]))]
+    return [*searched, *run_search(config, chosen, False, lambda found: show([*searched, *found]), in_study=True)]
 
 
 def _settings(config: Config, chosen: Sequence[Point]) -> list[str]:
@@ -185,7 +185,7 @@ def evaluate_arms(config: Config, trials: Sequence[Trial], progress: Progress) -
         done = [trial for trial in measured if split(config, trial.point)[0] == arm]
         if not config.evaluate.sets:
             continue
-        best = trial_config(config, rank(done, config.tune.metric)[0].point, config.name)
+        best = trial_config(config, rank(done)[0].point, config.name)
         evaluation = best.model_copy(
             update={
                 "name": f"{config.name}/evaluate/{as_word(arm)}",
@@ -200,13 +200,13 @@ def evaluate_arms(config: Config, trials: Sequence[Trial], progress: Progress) -
     return scores
 
 
-def trial_table(trials: Sequence[Trial], metric: str) -> tuple[list[str], list[list[str]]]:
+def trial_table(trials: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
     """Lay out the table of trials for a terminal: what was varied, how far it is, how good it is; best first."""
     keys = list(dict.fromkeys(key for trial in trials for key in trial.point))
     columns = [*(key.rsplit(".", 1)[-1] for key in keys), "status", "step", "loss", "solved", "cells"]
     shown = ("step", "eval/loss", "eval/solved", "eval/cell_accuracy")
     rows = []
-    for trial in rank(trials, metric):
+    for trial in rank(trials):
         values = [trial.metrics.get(key) for key in shown]
         numbers = [
             "" if v is None else f"{v:.0f}" if key == "step" else f"{v:.3f}"

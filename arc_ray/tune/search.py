@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from arc_ray.storage import Folder
 from arc_ray.train.driver import run_training
 from arc_ray.tune.space import Point, fixed_parts, points, trial_config
 from arc_ray.tune.stopping import SCORE, TIME, make_scheduler
-from arc_ray.tune.trials import Trial, known_points, read_trial, write_status
+from arc_ray.tune.trials import Trial, known_points, merit, read_trial, write_status
 
 WATCH_SECONDS = 3.0
 ERROR_LINE = re.compile(r"[\w.]*(Error|Exception)\b")
@@ -36,18 +37,19 @@ MOST_OF_REASON = 500
 
 
 def search(
-    config: Config, trials: Sequence[Point], progress: Callable[[list[Trial]], None], apart: str | None = None
+    config: Config, trials: Sequence[Point], progress: Callable[[list[Trial]], None], in_study: bool = False
 ) -> list[Trial]:
     """Search as the config says: the trials, or as many points like them as Optuna is to propose; return all of them.
 
-    Trials with different values of the config key `apart` do not stop each other; Optuna learns from each arm by itself.
+    `in_study`: trials of different arms do not stop each other, Optuna learns from each arm by itself, and both see the
+    choosing half of the validation tasks only.
     """
     if config.tune.search != "optuna":
-        return run_search(config, trials, stop_early=True, progress=progress, apart=apart)
+        return run_search(config, trials, stop_early=True, progress=progress, in_study=in_study)
     found: list[Trial] = []
     for fixed in fixed_parts(config, trials):
         earlier = list(found)
-        found += run_proposed_search(config, fixed, lambda own, earlier=earlier: progress([*earlier, *own]))
+        found += run_proposed_search(config, fixed, lambda own, earlier=earlier: progress([*earlier, *own]), in_study)
     return found
 
 
@@ -56,25 +58,27 @@ def run_search(
     trials: Sequence[Point],
     stop_early: bool,
     progress: Callable[[list[Trial]], None],
-    apart: str | None = None,
+    in_study: bool = False,
 ) -> list[Trial]:
     """Run the trials that have not ended, and return all of them; one that fails is a row that says so.
 
-    `stop_early` false lets every trial run to its end, whatever the config's scheduler; `apart` names a config key, and
-    trials with different values of it do not stop each other.
+    `stop_early` false lets every trial run to its end, whatever the config's scheduler; `in_study` is as in `search`.
     """
     started = [trial_config(config, point, config.name) for point in trials]
     if not all(is_finished(run_folder(trial)) for trial in started):
+        apart = config.study.compare if in_study else None
         scheduler = make_scheduler(config, trials, started, apart) if stop_early else FIFOScheduler()
-        space = {"point": ray.tune.grid_search(list(trials)), "to_the_end": not stop_early}
-        with _watched(lambda: progress([read_trial(config, point) for point in trials])):
+        space = {"point": ray.tune.grid_search(list(trials)), "to_the_end": not stop_early, "in_study": in_study}
+        with _watched(lambda: progress([read_trial(config, point, in_study) for point in trials])):
             _fit(config, space, ray.tune.TuneConfig(scheduler=scheduler), len(trials))
-    found = [read_trial(config, point) for point in trials]
+    found = [read_trial(config, point, in_study) for point in trials]
     progress(found)
     return found
 
 
-def run_proposed_search(config: Config, fixed: Point, progress: Callable[[list[Trial]], None]) -> list[Trial]:
+def run_proposed_search(
+    config: Config, fixed: Point, progress: Callable[[list[Trial]], None], in_study: bool
+) -> list[Trial]:
     """Run `tune.num_trials` trials at points that Optuna proposes, each with `fixed` added, and return all of them.
 
     Called again after a fault, the points that have folders are proposed first, then new ones.
@@ -82,7 +86,7 @@ def run_proposed_search(config: Config, fixed: Point, progress: Callable[[list[T
     # Not at the top: every trial's process imports this module, and Optuna takes a fifth of a second.
     from arc_ray.tune.proposals import Proposals
 
-    number, known = config.tune.num_trials, _read_known(config, fixed)
+    number, known = config.tune.num_trials, _read_known(config, fixed, in_study)
     assert number, "the config checks this"
     if sum(trial.status in ("done", "stopped") for trial in known) < number:
         proposed = [{**point, **fixed} for point in points(config)]
@@ -93,15 +97,15 @@ def run_proposed_search(config: Config, fixed: Point, progress: Callable[[list[T
             num_samples=number,
             scheduler=make_scheduler(config, proposed, started, None),
         )
-        with _watched(lambda: progress(_read_known(config, fixed))):
-            _fit(config, {"to_the_end": False}, tune_config, number)
-    found = _read_known(config, fixed)
+        with _watched(lambda: progress(_read_known(config, fixed, in_study))):
+            _fit(config, {"to_the_end": False, "in_study": in_study}, tune_config, number)
+    found = _read_known(config, fixed, in_study)
     progress(found)
     return found
 
 
-def _read_known(config: Config, fixed: Point) -> list[Trial]:
-    return [read_trial(config, point) for point in known_points(config, fixed)]
+def _read_known(config: Config, fixed: Point, in_study: bool) -> list[Trial]:
+    return [read_trial(config, point, in_study) for point in known_points(config, fixed)]
 
 
 def _fit(config: Config, space: dict[str, Any], tune_config: ray.tune.TuneConfig, num_trials: int) -> None:
@@ -136,17 +140,18 @@ def _train_trial(parameters: dict[str, Any]) -> None:
     point: Point = parameters["point"]
     config = _sharing_cores(trial_config(parameters["config"], point, parameters["config"].name), parameters["at_once"])
     folder = run_folder(config)
+    report = partial(scored, parameters["config"], folder, in_study=parameters["in_study"])
     about = folder.read_json("trial.json")
     has_ended = is_finished(folder) or bool(about and about["status"] == "stopped" and not parameters["to_the_end"])
     steps = checkpoint_steps(folder)
     last = steps[-1] if steps else -1
     for record in read_metrics(folder):
         if "eval/solved" in record and (has_ended or record["step"] <= last):
-            ray.tune.report(scored(record, parameters["config"].tune.metric))
+            ray.tune.report(report(record))
     if has_ended:
         return
     write_status(folder, point, "running")
-    run_training(config, callbacks=[_Report(parameters["config"].tune.metric)], command="trial")
+    run_training(config, callbacks=[_Report(report)], command="trial")
 
 
 def _sharing_cores(config: Config, trials_at_once: int) -> Config:
@@ -157,22 +162,22 @@ def _sharing_cores(config: Config, trials_at_once: int) -> Config:
     return config.model_copy(update={"scaling": config.scaling.model_copy(update={"threads": share})})
 
 
-def scored(record: dict[str, Any], metric: str) -> dict[str, Any]:
-    """Add what the scheduler compares to a metric record."""
-    value, tie = record.get(metric, 0.0), record.get("eval/cell_accuracy", 0.0)
+def scored(config: Config, folder: Folder, record: dict[str, Any], in_study: bool) -> dict[str, Any]:
+    """Add what the scheduler and Optuna compare to a trial's validation: its merit as one number."""
+    value, tie = merit(config, folder, record, in_study)
     return {TIME["tokens"]: 0.0, TIME["epochs"]: 0.0, **record, SCORE: value + 1e-3 * tie}
 
 
 class _Report(TuneReportCallback):
     """Passes each validation on to Tune, with the score the scheduler compares."""
 
-    def __init__(self, metric: str) -> None:
+    def __init__(self, report: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         super().__init__()
-        self._metric = metric
+        self._report = report
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Report rank 0's record."""
-        super().after_report(run_context, [scored(record, self._metric) for record in metrics], checkpoint)
+        super().after_report(run_context, [self._report(metrics[0])], checkpoint)
 
 
 class _Ends(ray.tune.Callback):

@@ -72,7 +72,11 @@ def check_points(config: Config, trials: Sequence[Point]) -> list[Config]:
     names = [trial_name(point) for point in trials]
     if len(set(names)) < len(names):
         raise UserError("tune.space: two trials have the same values; remove repeated values from its lists")
-    return [trial_config(config, point, config.name) for point in trials]
+    found = [trial_config(config, point, config.name) for point in trials]
+    _, _, source = config.tune.metric.removeprefix("eval/").partition("/")
+    if source and (without := [trial.name for trial in found if source not in trial.data.validation]):
+        raise UserError(f"tune.metric {config.tune.metric}: {source} is not under data.validation of {without[0]}")
+    return found
 
 
 def _draw(seed: int, number: int, key: str, spec: Mapping[str, Any]) -> Any:

@@ -1,11 +1,17 @@
-"""What is known of trials, from their folders: the table, the best one, what each validation task came to."""
+"""What is known of trials, from their folders: the table, what each validation task came to, which trial is the best.
+
+Whatever compares trials judges them by `merit`. In a study it sees the choosing half of the validation tasks alone.
+"""
 
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
+import numpy as np
+
+from arc_ray.analysis import at_equal_tokens, choosing_half
 from arc_ray.config import Config, to_yaml
 from arc_ray.runs import read_metrics, run_folder
 from arc_ray.storage import Folder
@@ -24,16 +30,49 @@ class Trial:
     error: str | None
     metrics: Mapping[str, float] = field(default_factory=dict)
     """The newest value of every metric."""
+    merit: tuple[float, float] | None = None
+    """`merit` of the newest validation; None before the first."""
 
 
-def read_trial(config: Config, point: Point) -> Trial:
+def read_trial(config: Config, point: Point, in_study: bool = False) -> Trial:
     """Read what a trial's folder says; a trial that never began is waiting."""
     folder = run_folder(trial_config(config, point, config.name))
     about = folder.read_json("trial.json") or {"status": "waiting", "error": None}
     metrics: dict[str, float] = {}
+    newest = None
     for record in read_metrics(folder):
         metrics |= record
-    return Trial(trial_name(point), point, about["status"], about["error"], metrics)
+        newest = record if "eval/solved" in record else newest
+    judged = merit(config, folder, newest, in_study) if newest else None
+    return Trial(trial_name(point), point, about["status"], about["error"], metrics, judged)
+
+
+def read_outcomes(folder: Folder, metric: str, step: int | None = None) -> dict[str, float]:
+    """Read what a run's validation after a step found, or its newest: validated view -> outcome by a metric.
+
+    A metric of one source, such as eval/solved/held_out, has that source's views only. Empty without a validation.
+    """
+    place = folder / "validation"
+    names = [name for name in place.names() if name.startswith("step-")] if step is None else [f"step-{step:06d}.json"]
+    found = place.read_json(names[-1]) if names else None
+    if found is None:
+        return {}
+    column, _, source = metric.removeprefix("eval/").partition("/")
+    outcomes = zip(found["names"], found[column], strict=True)
+    return {name: value for name, value in outcomes if not source or name.startswith(f"{source}/")}
+
+
+def merit(config: Config, folder: Folder, record: Mapping[str, Any], in_study: bool) -> tuple[float, float]:
+    """Return `tune.metric` and cell accuracy, which decides ties, of one of a run's validations.
+
+    In a study on the choosing half of the tasks, so that no search has seen the other half when it measures.
+    """
+    metrics = (config.tune.metric, "eval/cell_accuracy")
+    if not in_study:
+        return tuple(record[metric] for metric in metrics)
+    found = [read_outcomes(folder, metric, record["step"]) for metric in metrics]
+    value, tie = (float(np.mean(np.array([*f.values()])[choosing_half([*f], config.seed)])) for f in found)
+    return value, tie
 
 
 def known_points(config: Config, fixed: Point) -> list[Point]:
@@ -52,13 +91,34 @@ def write_status(folder: Folder, point: Point, status: Status, error: str | None
     folder.write_json("trial.json", {"trial": folder.name, "overrides": point, "status": status, "error": error})
 
 
-def rank(trials: Sequence[Trial], metric: str) -> list[Trial]:
-    """Order trials by a metric, best first; cell accuracy breaks ties, then the order in which they were started."""
+def rank(trials: Sequence[Trial]) -> list[Trial]:
+    """Order trials by merit, best first: finished ones, then those that have done less of their steps."""
+    lowest = (float("-inf"), float("-inf"))
+    by_merit = sorted(trials, key=lambda trial: trial.merit or lowest, reverse=True)
+    return sorted(by_merit, key=lambda trial: trial.status != "done")
 
-    def merit(trial: Trial) -> tuple[float, float]:
-        return (-trial.metrics.get(metric, float("-inf")), -trial.metrics.get("eval/cell_accuracy", float("-inf")))
 
-    return sorted(trials, key=merit)
+def candidates(config: Config, trials: Sequence[Trial], in_study: bool = False) -> list[Trial]:
+    """Order the trials that a search may choose, best first; empty while it is too early to tell.
+
+    They are the finished ones: one that was stopped early has not shown what it comes to. Where all that were not
+    stopped have failed, stopped ones are compared where each has learned as many tokens as the shortest.
+    """
+    done = [trial for trial in trials if trial.status == "done" and trial.merit]
+    if done or any(trial.status in ("waiting", "running") for trial in trials):
+        return rank(done)
+    stopped = {trial.name: trial for trial in trials if trial.status == "stopped" and trial.merit}
+    curves = {name: _curve(config, trial, in_study) for name, trial in stopped.items()}
+    values, ties = (at_equal_tokens({name: (c[0], c[i]) for name, c in curves.items()}) for i in (1, 2))
+    return rank([replace(t, merit=(v, ties[name])) for name, t in stopped.items() if (v := values[name]) is not None])
+
+
+def _curve(config: Config, trial: Trial, in_study: bool) -> tuple[list[float], list[float], list[float]]:
+    """Return learned tokens, metric and cell accuracy of a trial's validations."""
+    folder = run_folder(trial_config(config, trial.point, config.name))
+    records = [record for record in read_metrics(folder) if "eval/solved" in record]
+    merits = [merit(config, folder, record, in_study) for record in records]
+    return [r.get("train/learned_tokens", 0.0) for r in records], [m[0] for m in merits], [m[1] for m in merits]
 
 
 def to_csv(trials: Sequence[Trial]) -> str:
@@ -74,11 +134,10 @@ def to_csv(trials: Sequence[Trial]) -> str:
     return sink.getvalue()
 
 
-def write_search(folder: Folder, config: Config, trials: Sequence[Trial]) -> None:
+def write_search(folder: Folder, config: Config, trials: Sequence[Trial], in_study: bool = False) -> None:
     """Write trials.csv and best.yaml; the latter runs by itself with `arc-ray train best.yaml`."""
     folder.write_bytes("trials.csv", to_csv(trials).encode())
-    ended = [trial for trial in trials if trial.status in ("done", "stopped") and trial.metrics]
-    if ended:
-        best = trial_config(config, rank(ended, config.tune.metric)[0].point, config.name)
+    if ranked := candidates(config, trials, in_study):
+        best = trial_config(config, ranked[0].point, config.name)
         alone = best.model_copy(update={"name": f"{config.name}-best"})
         folder.write_bytes("best.yaml", to_yaml(alone).encode())

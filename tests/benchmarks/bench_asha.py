@@ -88,12 +88,12 @@ def search(config: Config) -> list[Trial]:
     """Run a search and print what it took and found."""
     with connected(config, None):
         found = run_search(config, points(config), stop_early=True, progress=lambda trials: None)
-    statuses, best = [trial.status for trial in found], rank(found, config.tune.metric)[0]
+    statuses, best = [trial.status for trial in found], rank(found)[0]
     print(
         f"{config.name}: {steps_of(found)} steps, {statuses.count('done')} trials to their end; best {best.name}",
         flush=True,
     )
-    for trial in rank(found, config.tune.metric):
+    for trial in rank(found):
         about = f"solved {trial.metrics['eval/solved']:.3f}  cells {trial.metrics['eval/cell_accuracy']:.3f}"
         print(f"    {trial.name:20} {trial.status:8} {trial.metrics['step']:4.0f} steps  {about}")
     return found
@@ -103,7 +103,7 @@ def report(config: Config, found: Sequence[Trial], num_orders: int) -> None:
     """Replay the trials in many orders and print what ASHA saves."""
     folders = {trial.name: run_folder(trial_config(config, trial.point, config.name)) for trial in found}
     curves = {
-        name: [scored(record, config.tune.metric) for record in read_metrics(folder) if "eval/solved" in record]
+        name: [scored(config, folder, record, False) for record in read_metrics(folder) if "eval/solved" in record]
         for name, folder in folders.items()
     }
     asha = config_from(config.model_dump(mode="json"), {"tune.scheduler.kind": "asha"})
