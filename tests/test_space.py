@@ -64,6 +64,33 @@ def test_random_points_are_the_same_each_time_and_more_of_them_begin_alike():
     assert points(random(5, seed=1)) != points(random(5))
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_random_points_of_lists_are_all_different(seed: int):
+    """Would catch points drawn independently: of 6 in a 3 x 3 space two are equal with 18 of these seeds."""
+    space = {"train.lr": {"choice": [1e-3, 2e-3, 3e-3]}, "train.epochs": {"grid": [1, 2, 3]}}
+    for number in (6, 9):
+        search = config(**search_keys(space, number), seed=seed)
+        assert len({trial.name for trial in check_points(search, points(search))}) == number
+    assert points(search)[:6] == points(config(**search_keys(space, 6), seed=seed))
+
+
+def search_keys(space: dict[str, Any], number: int) -> dict[str, Any]:
+    return {"tune__space": space, "tune__search": "random", "tune__num_trials": number}
+
+
+@pytest.mark.parametrize(
+    ("space", "size"),
+    [
+        ({"train.lr": {"choice": [1e-3, 1e-3, 2e-3]}, "train.epochs": {"grid": [1, 2, 3]}}, 6),
+        ({"train.lr": {"uniform": [1.0, 1.00001]}}, 2),
+    ],
+)
+def test_a_space_with_fewer_points_than_trials_is_one_message(space: dict[str, Any], size: int):
+    """Would catch a search that draws for ever, and one that is told to remove repeats which its lists do not have."""
+    with pytest.raises(UserError, match=rf"tune.num_trials 7: tune.space holds only {size} different points"):
+        points(config(**search_keys(space, 7)))
+
+
 def test_a_hundred_random_points_have_a_hundred_names():
     """Would catch names with so few digits that two trials share a folder."""
     space = {"train.lr": {"loguniform": [1e-4, 2e-4]}}

@@ -1,6 +1,7 @@
 """The space of a search: config keys and values become trials with names; nothing here knows Ray."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ Point = dict[str, Any]
 """Dotted config keys and the values of one trial."""
 
 MOST_NAME = 120
+MOST_DRAWS = 100
+"""Draws for each point that is wanted, and each that lists can make, until a space counts as used up."""
 
 
 def points(config: Config) -> list[Point]:
@@ -31,11 +34,7 @@ def points(config: Config) -> list[Point]:
     if config.tune.search == "grid":
         values = [next(iter(spec.values())) for spec in space.values()]
         return [dict(zip(space, point, strict=True)) for point in itertools.product(*values)]
-    assert config.tune.num_trials, "the config checks this"
-    return [
-        {key: _draw(config.seed, number, key, spec) for key, spec in space.items()}
-        for number in range(config.tune.num_trials)
-    ]
+    return _random_points(config)
 
 
 def fixed_parts(config: Config, trials: Sequence[Point]) -> list[Point]:
@@ -77,6 +76,26 @@ def check_points(config: Config, trials: Sequence[Point]) -> list[Config]:
     if source and (without := [trial.name for trial in found if source not in trial.data.validation]):
         raise UserError(f"tune.metric {config.tune.metric}: {source} is not under data.validation of {without[0]}")
     return found
+
+
+def _random_points(config: Config) -> list[Point]:
+    """Draw points until there are as many different ones as trials. Raises UserError where the space has fewer."""
+    space, number = config.tune.space, config.tune.num_trials
+    assert number, "the config checks this"
+    lists = [values for spec in space.values() for kind, values in spec.items() if kind in ("grid", "choice")]
+    size = math.prod(len({as_word(value) for value in values}) for values in lists)
+    found: dict[str, Point] = {}
+    # Ranges hold more points than any search has trials, unless they are narrower than the digits of a name.
+    most_draws = MOST_DRAWS * number * size
+    for draw in range(most_draws if len(lists) < len(space) or size >= number else 0):
+        point = {key: _draw(config.seed, draw, key, spec) for key, spec in space.items()}
+        found.setdefault(trial_name(point), point)
+        if len(found) == number:
+            return list(found.values())
+    raise UserError(
+        f"tune.num_trials {number}: tune.space holds only {len(found) or size} different points;"
+        f" ask for fewer trials, or give its keys more values"
+    )
 
 
 def _draw(seed: int, number: int, key: str, spec: Mapping[str, Any]) -> Any:
