@@ -33,7 +33,7 @@ class Addresses:
     task: npt.NDArray[np.int32]
     """Index into the source's task table: (n,)."""
     copy: npt.NDArray[np.int32]
-    epoch: npt.NDArray[np.int16]
+    epoch: npt.NDArray[np.int32]
     key: npt.NDArray[np.uint64]
 
     def take(self, index: npt.NDArray[np.integer] | slice) -> "Addresses":

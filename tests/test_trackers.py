@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +82,12 @@ def test_mlflow_without_a_server_needs_a_local_folder(monkeypatch: pytest.Monkey
 
 
 def test_mlflow_has_each_step_of_a_run_that_went_on_in_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches a run that becomes two when it goes on, and metrics that never arrive."""
+    """Catches a run that becomes two when it goes on, metrics that never arrive, and points of the year 1970."""
     mlflow: Any = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     config = config_of(tmp_path, "mlflow")
     (tmp_path / "tracked").mkdir()
+    begun = time.time()
     for part in (RECORDS[:3], RECORDS[3:]):
         tracker = make_tracker(config, [])
         for record in part:
@@ -98,6 +100,7 @@ def test_mlflow_has_each_step_of_a_run_that_went_on_in_one_run(tmp_path: Path, m
     history = client.get_metric_history(run.info.run_id, "train/loss")
     found = sorted((point.step, point.value) for point in history)
     assert found == [(record["step"], record["train/loss"]) for record in RECORDS]
+    assert all(begun - 1 <= point.timestamp / 1000 <= time.time() for point in history)
 
 
 def test_wandb_keeps_the_records_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

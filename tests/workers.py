@@ -98,7 +98,11 @@ def train_on(
         return Hooks(log, score, save, lambda _: [])
 
     if config.train.engine == "trl":
+        from huggingface_hub.utils import _telemetry
+
+        os.environ.pop("CI", None)  # where trl is silent anyway
         fit_with_trl(model, tokenizer, maker, config, start, num_workers, make_hooks)
+        assert _telemetry._TELEMETRY_THREAD is None, "it told its maker about this run"
     else:
         _fit(config, model, maker, start, rank, num_workers, make_hooks)
     return np.array(losses), states, np.array(scores)

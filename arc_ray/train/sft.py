@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.distributed
 from accelerate import PartialState
+from huggingface_hub import constants
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, TrainerCallback
@@ -50,6 +51,7 @@ def fit_with_trl(
     import_deepspeed()
     join_process_group(config)
     rows = PlannedRows(maker, start.step)
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # its environment variable is read once, at an import before this
     with tempfile.TemporaryDirectory() as scratch:
         trainer = PlannedTrainer(
             config,

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -179,18 +180,18 @@ class MLflow:
         found = self._client.search_runs([experiment], f"tags.`arc_ray.run` = '{tag}'", max_results=1)
         made = found or [self._client.create_run(experiment, tags={"arc_ray.run": tag}, run_name=config.name)]
         self._id = made[0].info.run_id
-        self._waiting: list[Record] = []
+        self._waiting: list[tuple[int, Record]] = []
 
     def add(self, record: Record) -> None:
-        """Keep a record until the next flush: MLflow takes many at once for the price of one."""
-        self._waiting.append(record)
+        """Keep a record, and when it came, until the next flush: MLflow takes many at once for the price of one."""
+        self._waiting.append((int(1000 * time.time()), record))
 
     def flush(self) -> None:
         """Send the metrics of the records kept so far."""
         make = import_module("mlflow.entities").Metric
         metrics = [
-            make(name, value, int(1000 * record["seconds"]), int(record["step"]))
-            for record in self._waiting
+            make(name, value, milliseconds, int(record["step"]))
+            for milliseconds, record in self._waiting
             for name, value in metrics_of(record).items()
         ]
         for begin in range(0, len(metrics), 1000):  # the most that its server takes at once
