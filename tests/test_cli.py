@@ -11,7 +11,7 @@ QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
 
 
 def arc_ray(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from arc_ray.cli import main; main()", *words]
+    command = [sys.executable, "-m", "arc_ray", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 

@@ -29,6 +29,7 @@ LAYERS = (
     {"evaluate", "tune"},
     {"study"},
     {"cli"},
+    {"__main__"},
 )
 """Modules and packages of `arc_ray`, lowest first; each imports from strictly lower layers only."""
 

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from arc_ray.cli.commands import app
 from arc_ray.cli.console import fail
-from arc_ray.errors import UserError
+from arc_ray.errors import UserError, mistake_in
 
 INTERRUPTED, TERMINATED = 130, 143
 """The shell's exit codes for Ctrl-C and for SIGTERM, which `ray job stop` and batch systems send."""
@@ -24,12 +24,12 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except UserError as error:
-        fail(str(error))
+        fail(str(mistake_in(error)))
         sys.exit(2)
-    except KeyboardInterrupt:
-        fail("interrupted; the same command goes on from here")
-        _leave(INTERRUPTED)
     except SystemExit as end:
+        if end.code == INTERRUPTED:  # what Typer makes of a KeyboardInterrupt
+            fail("interrupted; the same command goes on from here")
+            _leave(INTERRUPTED)
         if end.code == signal.SIGTERM:  # what Ray's own handler makes of the signal
             fail("stopped; the same command goes on from here")
             _leave(TERMINATED)

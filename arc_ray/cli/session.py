@@ -27,6 +27,8 @@ def connected(config: Config, address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60" if is_elastic else "900")
     # Tune would frame each search with boxes that name its scratch folder; the table of trials is shown by us.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Tune would end the search at Ctrl-C as if it were done, and the command would go on.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     import ray
 
     if is_cluster(address):

@@ -22,6 +22,7 @@ import torch
 from arc_ray.cluster.roles import reachable
 from arc_ray.config import Config
 from arc_ray.encoders import Encoder
+from arc_ray.errors import UserError
 from arc_ray.evaluate.decoding import decode
 from arc_ray.evaluate.questions import Prompt
 from arc_ray.generation import Answer, GridGrammar, VllmWriter, Writer, score_answers
@@ -29,6 +30,7 @@ from arc_ray.loss import LearnedLoss
 from arc_ray.model import load_for_inference, load_tokenizer, merge_checkpoint
 from arc_ray.storage import Folder
 from arc_ray.tasks import Grid
+from arc_ray.tokens import Codec
 from arc_ray.train.driver import codec_of
 from arc_ray.train.validation import ValidationSet, validate
 
@@ -101,19 +103,26 @@ class Answerer:
         """Load the checkpoint, or answer with `model`, which is on its device already."""
         self._config, self._folder, self._encoder = config, folder, encoder
         self._given = model
-        self._tokenizer = load_tokenizer(config.model, config.storage)
-        self._codec = codec_of(config, self._tokenizer)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Do the works of a batch: write a file for each; return how many."""
-        for reference in batch["work"]:
-            work: Any = ray.get(reference)
-            if isinstance(work, CountingWork):
-                self._folder.write_json(work.name, self.count(work))
-            else:
-                make = self.score if isinstance(work, ScoringWork) else self.predict
-                self._folder.write_parquet(work.name, make(work))
-        return {"done": np.array([len(batch["work"])])}
+        """Do the works of a batch: write a file for each; return how many.
+
+        A user's mistake travels as a value, because Ray Data would wrap an exception.
+        """
+        mistake = ""
+        try:
+            for reference in batch["work"]:
+                self._do(ray.get(reference))
+        except UserError as error:
+            mistake = str(error)
+        return {"done": np.array([len(batch["work"])]), "mistake": np.array([mistake])}
+
+    def _do(self, work: Any) -> None:
+        if isinstance(work, CountingWork):
+            self._folder.write_json(work.name, self.count(work))
+        else:
+            make = self.score if isinstance(work, ScoringWork) else self.predict
+            self._folder.write_parquet(work.name, make(work))
 
     def predict(self, work: Any) -> pa.Table:
         """Answer the prompts of a Work: a table of SCHEMA."""
@@ -144,6 +153,15 @@ class Answerer:
         engine = _Inference(LearnedLoss(self._model))
         outcome = validate(engine, work.questions, rows_at_once=4, rank=0, num_workers=1)
         return dict(zip(outcome.names, outcome.solved.tolist(), strict=True))
+
+    # All that may fail is loaded with the first work: Ray would not say why an actor's constructor failed.
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self._config.model, self._config.storage)
+
+    @cached_property
+    def _codec(self) -> Codec:
+        return codec_of(self._config, self._tokenizer)
 
     @cached_property
     def _model(self) -> Any:
@@ -207,7 +225,7 @@ def answer_all(
     works: Sequence[AnyWork],
     progress: Callable[[int, int], None],
 ) -> None:
-    """Do every work whose file is not there yet; `progress` gets (done, total)."""
+    """Do every work whose file is not there yet; `progress` gets (done, total). Raises UserError if a worker met one."""
     there = set(folder.names())
     missing = [work for work in works if work.name not in there]
     done = len(works) - len(missing)
@@ -229,6 +247,8 @@ def answer_all(
     dataset.context.execution_no_progress_timeout_s = -1
     batches: Any = dataset.iter_batches(batch_size=1)
     for batch in batches:
+        if mistake := batch["mistake"][0]:
+            raise UserError(str(mistake))
         done += int(batch["done"].sum())
         progress(done, len(works))
 

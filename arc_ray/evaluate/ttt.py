@@ -21,7 +21,7 @@ from arc_ray.config import Config
 from arc_ray.config.searching import EvaluateConfig
 from arc_ray.config.tuning import TttConfig
 from arc_ray.encoders import Encoder, encoder_named
-from arc_ray.errors import UserError
+from arc_ray.errors import UserError, mistake_in
 from arc_ray.evaluate.answering import Answerer, Predictions, ScoringWork, Work, read_predictions
 from arc_ray.evaluate.questions import make_batches, rows_of
 from arc_ray.evaluate.selecting import candidate_grids
@@ -31,9 +31,13 @@ from arc_ray.prompt import format_named, needs_description
 from arc_ray.storage import Folder
 from arc_ray.tasks import Task, without_tests
 from arc_ray.train.driver import codec_of
+from arc_ray.train.loop import NonFiniteLossError
 
 Record = dict[str, Any]
 """What became of a task: set, task, status (one of STATUSES), seconds, and if tuned first_loss and last_loss."""
+
+Failure = RayError | NonFiniteLossError
+"""How tuning on a task failed; a loss that is not finite would only come again."""
 
 SCORES_SUFFIX = "-scores"
 
@@ -87,18 +91,19 @@ class Tuner:
     """A model that is tuned on one task after another; each actor of the pool holds one."""
 
     def __init__(self, config: Config, ttt: TttConfig, folder: Folder, encoder: Encoder) -> None:
+        self._config, self._ttt, self._folder, self._encoder = config, ttt, folder, encoder
+
+    def load(self) -> None:
+        """Load the model; not in the constructor, because Ray would not say why that failed. Raises UserError."""
+        config, ttt = self._config, self._ttt
         # Not the machine's cores shared among the workers: sums would round differently on another number of workers.
         torch.set_num_threads(config.scaling.threads or max(1, int(config.scaling.cpus_per_worker)))
-        self._config, self._ttt, self._folder = config, ttt, folder
         fresh = ttt.adapter == "new"
         model: Any = load_for_tuning(config.model, config.storage, config.evaluate.checkpoint, fresh, config.seed)
         model = model.to("cuda") if config.scaling.use_gpu else model
         self._adapter = Adapter(model)
-        self._answerer = Answerer(config, folder, encoder, without_adapter(model))
+        self._answerer = Answerer(config, self._folder, self._encoder, without_adapter(model))
         self._codec = codec_of(config, load_tokenizer(config.model, config.storage))
-
-    def ready(self) -> None:
-        """Return once the model is loaded."""
 
     def tune(self, job: Job) -> Record:
         """Tune on a task and write its answers; return its record."""
@@ -175,10 +180,10 @@ def tune_all(
     progress(len(records), len(jobs))
     begun = time.monotonic() - spent
     pool = Pool(config, ttt, folder, encoder, begun)
-    failures: dict[str, RayError] = {}
+    failures: dict[str, Failure] = {}
     try:
         for job, outcome in pool.run(left):
-            if isinstance(outcome, RayError):
+            if isinstance(outcome, Exception):
                 failures[job.name] = outcome
                 continue
             records[job.name] = {**outcome, "at": round(time.monotonic() - begun, 3)}
@@ -191,7 +196,7 @@ def tune_all(
     return [records.get(job.name) or _untuned(job, failures.get(job.name)) for job in jobs]
 
 
-def _untuned(job: Job, failure: RayError | None) -> Record:
+def _untuned(job: Job, failure: Failure | None) -> Record:
     record = {"set": job.set_name, "task": job.task.id, "status": "failed" if failure else "budget", "seconds": 0.0}
     return {**record, "error": str(failure)} if failure else record
 
@@ -208,7 +213,7 @@ class Pool:
         self._actor: Any = ray.remote(num_cpus=config.scaling.cpus_per_worker, num_gpus=gpus)(Tuner)
         self._running: dict[Any, tuple[Any, Job | None]] = {}
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Record | RayError]]:
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Record | Failure]]:
         """Yield each job with its record, or with what failed at its last attempt; ends early when time is up.
 
         Raises UserError, and what failed where no actor can be started.
@@ -219,16 +224,17 @@ class Pool:
         while self._running and (reference := self._next_done()):
             actor, job = self._running.pop(reference)
             outcome = _outcome(reference)
-            if isinstance(outcome, RayError):
+            if isinstance(outcome, Exception):
                 attempts[job.name if job else ""] += 1
-                is_over = attempts[job.name if job else ""] > self._retries
+                is_over = attempts[job.name if job else ""] > self._retries or isinstance(outcome, NonFiniteLossError)
                 if job is None and is_over:
                     raise outcome
                 if job and is_over:
                     yield job, outcome
                 elif job:
                     waiting.append(job)
-                if isinstance(outcome, RayActorError):
+                if job is None or isinstance(outcome, RayActorError):
+                    ray.kill(actor)
                     if waiting:
                         self._start()
                     continue
@@ -249,7 +255,7 @@ class Pool:
 
     def _start(self) -> None:
         actor = self._actor.remote(*self._arguments)
-        self._running[actor.ready.remote()] = (actor, None)
+        self._running[actor.load.remote()] = (actor, None)
 
     def _next_done(self) -> Any:
         """Wait for a call to end; None if the budget ends first."""
@@ -265,11 +271,15 @@ def _room(config: Config, ttt: TttConfig) -> int:
     return max(1, int(reachable("CPU") / config.scaling.cpus_per_worker))
 
 
-def _outcome(reference: Any) -> Record | RayError | None:
-    """Return what a call returned, or how it failed; the user's mistakes are raised, trying again would not mend them."""
+def _outcome(reference: Any) -> Record | Failure | None:
+    """Return what a call returned, or how it failed; the user's mistakes are raised, trying again would not mend them.
+
+    A loss that is not finite is its task's alone.
+    """
     try:
         return ray.get(reference)
-    except UserError:
-        raise
     except RayError as failure:
-        return failure
+        mistake = mistake_in(failure)
+        if mistake and not isinstance(mistake, NonFiniteLossError):
+            raise mistake from None
+        return mistake or failure

@@ -7,7 +7,6 @@ from arc_ray.config import Config, with_overrides
 from arc_ray.config.sources import AnySource
 from arc_ray.datasets import load_source
 from arc_ray.datasets.blocks import GeneratedSource
-from arc_ray.errors import UserError
 from arc_ray.evaluate.driver import run_evaluation
 from arc_ray.generate import ensure_datasets
 from arc_ray.model import model_path
@@ -80,10 +79,7 @@ def run_tune(config: Config, progress: Progress, train: Train) -> list[Trial]:
         progress.table(*trial_table(found))
 
     found = search(config, trials, show)
-    ranked = candidates(config, found)
-    if not ranked:
-        raise UserError(f"all {len(found)} trials failed; the first: {found[0].error}")
-    best = ranked[0]
+    best = candidates(config, found)[0]
     finish(folder, {"best": best.name, "trials": len(found), **{f"best/{k}": v for k, v in best.metrics.items()}})
     return found
 

@@ -10,11 +10,12 @@ from typing import Any
 import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
 from arc_ray.config import Config
 from arc_ray.datasets import load_source
 from arc_ray.encoders import encoder_named
-from arc_ray.errors import UserError
+from arc_ray.errors import UserError, mistake_in, unwrapped
 from arc_ray.guard import refuse_overlap
 from arc_ray.model import load_tokenizer
 from arc_ray.pipeline import settle_data_scheduling
@@ -28,7 +29,7 @@ from arc_ray.tasks import TaskTable
 from arc_ray.tokens import Codec, frame_of, make_codec
 from arc_ray.train.trackers import check_tracker, tracker_environment
 from arc_ray.train.validation import ValidationSet, make_validation
-from arc_ray.train.worker import FAILURE_FILE, Job, train_on_worker
+from arc_ray.train.worker import Job, train_on_worker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +120,7 @@ def run_training(
     # Our checkpoints are in the run folder; Ray's own state serves one call of the driver and is not resumed from.
     attempt = f"attempt-{uuid.uuid4().hex[:8]}"
     low_high = config.scaling.num_workers
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         train_on_worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if config.scaling.use_gpu else "gloo"),
@@ -138,14 +139,36 @@ def run_training(
             worker_runtime_env={"env_vars": tracker_environment(config)},
         ),
     )
-    trainer.fit()
-    if failure := folder.read_json(FAILURE_FILE):
-        folder.delete(FAILURE_FILE)
-        raise UserError(f"{folder.uri}: {failure}; try a lower train.lr, or bfloat16 instead of float16")
+    with unwrapped():
+        trainer.fit()
     result = summarize(folder, prepared.plan, time.time() - begun)
     folder.delete("ray")
     finish(folder, result)
     return result
+
+
+class _Trainer(TorchTrainer):
+    """Ray's trainer, but a user's mistake ends it at once, and Ctrl-C is a KeyboardInterrupt as everywhere else.
+
+    Ray offers no public place for either.
+    """
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        assert self.run_config.failure_config
+        policy = _MistakesEndIt(self.run_config.failure_config)
+        return super()._initialize_and_run_controller(**parts | {"failure_policy": policy})
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave the signal to Python: Ray's handler would stay after the training and make 0 or 1 of Ctrl-C."""
+
+
+class _MistakesEndIt(DefaultFailurePolicy):
+    """Starts workers again as Ray does, unless one of them found what only the user can mend."""
+
+    def make_decision(self, training_failed_error: ray.train.TrainingFailedError) -> FailureDecision:
+        if mistake_in(training_failed_error):
+            return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)
 
 
 def warn_of_float16(config: Config) -> None:

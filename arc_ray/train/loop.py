@@ -11,6 +11,7 @@ import torch
 import torch.distributed
 
 from arc_ray.config.training import TrainConfig
+from arc_ray.errors import UserError
 from arc_ray.plan import Plan
 from arc_ray.rows import Batch
 from arc_ray.seeding import digest64
@@ -33,8 +34,8 @@ class Hooks:
     """Whether a worker's machine was just announced to end; true once, at the same step on every worker."""
 
 
-class NonFiniteLossError(RuntimeError):
-    """The loss is NaN or infinite; the message names step and views."""
+class NonFiniteLossError(UserError):
+    """The loss is NaN or infinite; the message names step and views. Trying again would only find it again."""
 
 
 def fit(
@@ -106,7 +107,10 @@ class StepEnding:
         """End a step; raises NonFiniteLossError."""
         if not math.isfinite(step.loss):
             names = ", ".join(self._hooks.name_views(step.number)[:20])
-            raise NonFiniteLossError(f"step {step.number}: the loss is {step.loss}; views: {names}")
+            raise NonFiniteLossError(
+                f"step {step.number}: the loss is {step.loss}; views: {names};"
+                f" try a lower train.lr, or bfloat16 instead of float16"
+            )
         done = step.number + 1
         is_last = done == self._plan.num_steps
         metrics = self._metrics(step) if done % self._config.log_every == 0 or is_last else {}

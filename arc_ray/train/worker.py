@@ -5,6 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,7 @@ from arc_ray.rows import Batch, RowMaker
 from arc_ray.runs import read_metrics, run_folder, write_metrics
 from arc_ray.train.checkpoint import CheckpointWriter, newest_checkpoint, read_state
 from arc_ray.train.engine import Start, begin, gather_state, load_weights, make_engine
-from arc_ray.train.loop import Hooks, Metrics, NonFiniteLossError, fit
+from arc_ray.train.loop import Hooks, Metrics, fit
 from arc_ray.train.measures import Measures, device_peak
 from arc_ray.train.notice import EndNotice
 from arc_ray.train.schedule import accumulation_steps
@@ -32,8 +33,6 @@ from arc_ray.train.trackers import NoTracker, make_tracker
 from arc_ray.train.validation import ValidationSet, validate
 
 WRITE_METRICS_SECONDS = 1.0
-FAILURE_FILE = "failure.json"
-"""Why a run cannot go on, where starting its workers again would not help."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,14 +72,10 @@ def train_on_worker(parts: dict[str, Any]) -> None:
     log = MetricsLog(worker.config, worker.start.step, worker.ready, measures, is_writer=is_first)
     writer = CheckpointWriter(folder, worker.config, worker.model, worker.tokenizer)
     train = train_with_trl if worker.config.train.engine == "trl" else train_with_deepspeed
-    try:
+    with ExitStack() as at_end:
+        at_end.callback(log.close)
+        at_end.callback(writer.wait)
         train(worker, partial(_hooks, worker, log, writer))
-    except NonFiniteLossError as error:
-        # Trying again would only find it again, so Ray, which would, does not hear of it.
-        if is_first:
-            folder.write_json(FAILURE_FILE, str(error))
-    writer.wait()
-    log.close()
 
 
 def make_worker(job: Job) -> Worker:

@@ -22,6 +22,7 @@ from ray.tune.schedulers import FIFOScheduler
 
 from arc_ray.cluster.roles import reachable
 from arc_ray.config import Config
+from arc_ray.errors import UserError, mistake_in
 from arc_ray.runs import checkpoint_steps, is_finished, read_metrics, run_folder
 from arc_ray.storage import Folder
 from arc_ray.train.driver import run_training
@@ -71,9 +72,7 @@ def run_search(
         space = {"point": ray.tune.grid_search(list(trials)), "to_the_end": not stop_early, "in_study": in_study}
         with _watched(lambda: progress([read_trial(config, point, in_study) for point in trials])):
             _fit(config, space, ray.tune.TuneConfig(scheduler=scheduler), len(trials))
-    found = [read_trial(config, point, in_study) for point in trials]
-    progress(found)
-    return found
+    return _ended([read_trial(config, point, in_study) for point in trials], progress)
 
 
 def run_proposed_search(
@@ -99,8 +98,24 @@ def run_proposed_search(
         )
         with _watched(lambda: progress(_read_known(config, fixed, in_study))):
             _fit(config, {"to_the_end": False, "in_study": in_study}, tune_config, number)
-    found = _read_known(config, fixed, in_study)
+    return _ended(_read_known(config, fixed, in_study), progress)
+
+
+def _ended(found: list[Trial], progress: Callable[[list[Trial]], None]) -> list[Trial]:
+    """Show trials for the last time and return them.
+
+    Raises KeyboardInterrupt where Tune came back before all had ended, UserError where all failed and a mistake of the
+    user's is among the reasons, RuntimeError where all failed for reasons of ours.
+    """
     progress(found)
+    if any(trial.status in ("waiting", "running") for trial in found):
+        raise KeyboardInterrupt
+    if all(trial.status == "failed" for trial in found):
+        mistakes = list(dict.fromkeys(trial.error for trial in found if trial.is_mistake))
+        shown = next(iter(mistakes), found[0].error)
+        same = len(mistakes) == 1 and all(trial.is_mistake for trial in found)
+        text = f"all {len(found)} trials failed{'' if same else '; the first reason'}: {shown}"
+        raise UserError(text) if mistakes else RuntimeError(text)
     return found
 
 
@@ -194,8 +209,9 @@ class _Ends(ray.tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It failed; the search goes on."""
         folder, point = self._place(trial)
-        # Tune's `get_error` looks where the file will be copied to later.
-        write_status(folder, point, "failed", reason_of(trial.error_file))
+        mistake = _mistake_of(trial)
+        reason = " ".join(str(mistake).split()) if mistake else reason_of(trial.error_file)
+        write_status(folder, point, "failed", reason, is_mistake=mistake is not None)
 
     def _place(self, trial: Any) -> tuple[Folder, Point]:
         point = trial.config["point"]
@@ -218,6 +234,12 @@ def _watched(look: Callable[[], None]) -> Iterator[None]:
     finally:
         over.set()
         watcher.join()
+
+
+def _mistake_of(trial: Any) -> UserError | None:
+    """Return the user's mistake that a trial failed by, if any. Tune's `get_error` looks where files are copied to later."""
+    file = trial.pickled_error_file
+    return mistake_in(ray.cloudpickle.loads(Path(file).read_bytes())) if file and Path(file).exists() else None
 
 
 def reason_of(error_file: str | None) -> str:

@@ -32,6 +32,8 @@ class Trial:
     """The newest value of every metric."""
     merit: tuple[float, float] | None = None
     """`merit` of the newest validation; None before the first."""
+    is_mistake: bool = False
+    """Whether the error is the user's to mend."""
 
 
 def read_trial(config: Config, point: Point, in_study: bool = False) -> Trial:
@@ -44,7 +46,8 @@ def read_trial(config: Config, point: Point, in_study: bool = False) -> Trial:
         metrics |= record
         newest = record if "eval/solved" in record else newest
     judged = merit(config, folder, newest, in_study) if newest else None
-    return Trial(trial_name(point), point, about["status"], about["error"], metrics, judged)
+    is_mistake = about.get("is_mistake", False)  # not there in folders of earlier versions
+    return Trial(trial_name(point), point, about["status"], about["error"], metrics, judged, is_mistake)
 
 
 def read_outcomes(folder: Folder, metric: str, step: int | None = None) -> dict[str, float]:
@@ -86,9 +89,12 @@ def known_points(config: Config, fixed: Point) -> list[Point]:
     return [about["overrides"] for *_, about in sorted(found, key=lambda entry: entry[:3])]
 
 
-def write_status(folder: Folder, point: Point, status: Status, error: str | None = None) -> None:
-    """Write trial.json: what the trial is and how it ended."""
-    folder.write_json("trial.json", {"trial": folder.name, "overrides": point, "status": status, "error": error})
+def write_status(
+    folder: Folder, point: Point, status: Status, error: str | None = None, is_mistake: bool = False
+) -> None:
+    """Write trial.json: what the trial is, how it ended, and whether that was the user's mistake."""
+    about = {"trial": folder.name, "overrides": point, "status": status, "error": error, "is_mistake": is_mistake}
+    folder.write_json("trial.json", about)
 
 
 def rank(trials: Sequence[Trial]) -> list[Trial]:
