@@ -20,6 +20,7 @@ from arc_ray.errors import UserError
 from arc_ray.storage import Folder
 
 PACKAGES = ("ray", "torch", "transformers", "peft", "trl", "deepspeed", "pyarrow", "numpy", "reasoning-gym")
+METRICS = "metrics.jsonl"
 WHERE_NOT_WHAT = (
     "ray",
     "storage",
@@ -97,15 +98,66 @@ def finish(folder: Folder, result: dict[str, Any]) -> None:
 
 def read_metrics(folder: Folder) -> list[dict[str, Any]]:
     """Read metrics.jsonl: one record a line, slashed names; empty if there is none yet."""
-    if not folder.exists("metrics.jsonl"):
-        return []
-    return [json.loads(line) for line in folder.read_bytes("metrics.jsonl").decode().splitlines() if line]
+    return folder.read_json_lines(METRICS)[0]
 
 
 def write_metrics(folder: Folder, records: Iterable[dict[str, Any]]) -> None:
-    """Write metrics.jsonl whole (buckets cannot append; the file is small)."""
-    lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
-    folder.write_bytes("metrics.jsonl", lines.encode())
+    """Write metrics.jsonl whole."""
+    folder.write_bytes(METRICS, _lines(records))
+
+
+class MetricsFile:
+    """metrics.jsonl for its one writer, who adds records: to the file if it is local, for a bucket it is written whole."""
+
+    def __init__(self, folder: Folder, first_step: int) -> None:
+        """Go on after the records up to a checkpoint, `kept`; the steps of later ones are going to be done again."""
+        self._folder = folder
+        self.kept = [record for record in read_metrics(folder) if record["step"] <= first_step]
+        self._content, self._is_cut = _lines(self.kept), False
+
+    def append(self, records: Sequence[dict[str, Any]]) -> None:
+        """Write further records. Those that are not kept go with the first call: until then they tell what was spent."""
+        if not records:
+            return
+        if self._is_cut and self._folder.is_local:
+            self._folder.append_bytes(METRICS, _lines(records))
+            return
+        self._content += _lines(records)
+        self._folder.write_bytes(METRICS, self._content)
+        self._is_cut = True
+
+
+class MetricsTail:
+    """Follows the metrics of a run for those who watch it: each look reads only what was written since the last one."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._begin()
+
+    def _begin(self) -> None:
+        self._end = 0
+        self.newest: dict[str, Any] = {}
+        """The newest value of every metric."""
+        self.validation: dict[str, Any] | None = None
+        """The newest record of a validation."""
+
+    def look(self) -> None:
+        """Read on; from the beginning where a run that was cut off has gone on, and its file has been cut."""
+        try:
+            records, end = self._folder.read_json_lines(METRICS, self._end)
+        except ValueError:  # this is no longer the beginning of a line
+            records, end = [], -1
+        if end < self._end:
+            self._begin()
+            records, end = self._folder.read_json_lines(METRICS)
+        self._end = end
+        for record in records:
+            self.newest |= record
+            self.validation = record if "eval/solved" in record else self.validation
+
+
+def _lines(records: Iterable[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode()
 
 
 def checkpoint_steps(folder: Folder) -> list[int]:

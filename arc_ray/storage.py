@@ -102,6 +102,36 @@ class Folder:
         """Write a JSON file whole; NaN is refused, because JSON has none."""
         self.write_bytes(name, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
+    def read_json_lines(self, name: str, start: int = 0) -> tuple[list[Any], int]:
+        """Read a file of one JSON value a line from a byte on; return the values, and the byte where the next will begin.
+
+        A last line that is not whole, since its writer is at work or was killed, is left out. Raises ValueError for any
+        other line that is no JSON.
+        """
+        if not self.exists(name):
+            return [], 0
+        filesystem, path = self.filesystem()
+        with filesystem.open_input_file(f"{path}/{name}") as file:
+            size = file.size()
+            file.seek(min(start, size))
+            content = file.read()
+        lines, _, last = content.rpartition(b"\n")
+        values = [json.loads(line) for line in lines.splitlines() if line]
+        try:
+            return [*values, *([json.loads(last)] if last else [])], size
+        except ValueError:
+            return values, size - len(last)
+
+    def append_bytes(self, name: str, content: bytes) -> None:
+        """Append to a file of a local folder; a crash may leave a part of the content. Raises UserError."""
+        try:
+            with (self.local_path() / name).open("ab") as file:
+                file.write(content)
+        except OSError as error:
+            raise UserError(
+                f"storage: cannot write {self.uri}/{name}: {error}; check that it exists and is writable"
+            ) from error
+
     def read_parquet(self, name: str) -> pa.Table:
         """Read a Parquet file. Raises FileNotFoundError."""
         return pq.read_table(pa.BufferReader(self.read_bytes(name)))

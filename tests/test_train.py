@@ -3,6 +3,7 @@
 Each run starts processes and imports torch in them, which is why these are marked slow.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -86,7 +87,7 @@ def test_losses_depend_neither_on_workers_nor_micro_batches_nor_zero_stage_nor_e
 
 @pytest.mark.parametrize("engine", ["deepspeed", "trl"])
 def test_killed_run_ends_with_the_same_bytes(folder: Path, engine: str) -> None:
-    """Catches lost optimizer state, replayed or skipped rows, and a torn checkpoint taken for a whole one."""
+    """Catches lost optimizer state, replayed or skipped rows, a torn checkpoint taken for a whole one, and time forgotten."""
     name, whole = f"killed-{engine}", "unbroken" if engine == "deepspeed" else "unbroken-trl"
     if not (folder / "runs" / whole).exists():
         train(folder, f"name={whole}", f"train.engine={engine}")
@@ -106,7 +107,11 @@ def test_killed_run_ends_with_the_same_bytes(folder: Path, engine: str) -> None:
     os.killpg(running.pid, signal.SIGKILL)
     running.wait()
     assert not (marker / "result.json").exists(), "the run had ended already, so nothing was tested"
+    spent = [record["seconds"] for record in records(folder, name)][-1]
     train(folder, f"name={name}", f"train.engine={engine}")
+    seconds = [record["seconds"] for record in records(folder, name)]
+    assert seconds == sorted(seconds), "its clock went back"
+    assert json.loads((marker / "result.json").read_text())["seconds"] > seconds[-1] > spent + 1, "a start costs more"
     np.testing.assert_array_equal(losses(folder, name), losses(folder, whole))
     resumed, unbroken = adapter(folder, name), adapter(folder, whole)
     assert resumed.keys() == unbroken.keys()

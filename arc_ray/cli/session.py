@@ -12,7 +12,7 @@ from typing import Any
 from arc_ray.config import Config
 from arc_ray.errors import UserError
 from arc_ray.progress import Progress
-from arc_ray.runs import read_metrics, run_folder
+from arc_ray.runs import MetricsTail, run_folder
 from arc_ray.storage import Folder
 
 WATCH_SECONDS = 1.0
@@ -136,15 +136,15 @@ def train_watched(config: Config, progress: Progress) -> dict[str, Any]:
 
 def _watch(folder: Folder, progress: Progress, over: threading.Event) -> None:
     """Poll the run folder: workers may be anywhere, their metrics are there."""
-    num_steps, newest = None, -1
+    num_steps, newest, metrics = None, -1, MetricsTail(folder)
     while True:
         is_last_look = over.wait(WATCH_SECONDS)
         if num_steps is None and folder.exists("plan.parquet"):
             num_steps = _num_steps(folder)
-        records = read_metrics(folder)
-        if num_steps and records and records[-1]["step"] != newest:
-            newest = records[-1]["step"]
-            progress.advance(f"{folder.name}, steps", newest, num_steps, _detail(records))
+        metrics.look()
+        if num_steps and metrics.newest and metrics.newest["step"] != newest:
+            newest = metrics.newest["step"]
+            progress.advance(f"{folder.name}, steps", newest, num_steps, _detail(metrics.newest))
         if is_last_look:
             return
 
@@ -155,10 +155,7 @@ def _num_steps(folder: Folder) -> int:
     return load_plan(folder.read_bytes("plan.parquet")).num_steps
 
 
-def _detail(records: list[dict[str, Any]]) -> str:
-    last: dict[str, Any] = {}
-    for record in records:
-        last |= record
+def _detail(last: dict[str, Any]) -> str:
     shown = {
         "loss": "train/loss",
         "tokens/s": "train/tokens_per_second",

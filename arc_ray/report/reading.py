@@ -1,7 +1,6 @@
 """The files of a study, read: local or from a bucket, whole or half copied; what is missing reads as nothing."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,9 +88,7 @@ def read_yaml(folder: Folder, name: str) -> dict[str, Any]:
 
 
 def _json_lines(folder: Folder, name: str) -> list[Row]:
-    if not folder.exists(name):
-        return []
     try:
-        return [json.loads(line) for line in folder.read_bytes(name).decode().splitlines() if line]
+        return folder.read_json_lines(name)[0]
     except ValueError as error:
         raise UserError(f"{folder.uri}/{name} is no JSON: {error}; copy the folder again") from error

@@ -26,17 +26,20 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._last: Future[None] | None = None
 
-    def write(self, step: int, state: State) -> None:
-        """Begin to write the state of a step; waits for the checkpoint before it, and raises what went wrong there."""
+    def write(self, step: int, state: State, after: "Future[None] | None" = None) -> None:
+        """Begin to write the state of a step; waits for the checkpoint before it, and raises what went wrong there.
+
+        It is complete only `after` the metrics up to it are written, which a run that goes on from it keeps.
+        """
         self.wait()
-        self._last = self._thread.submit(self._write, step, state)
+        self._last = self._thread.submit(self._write, step, state, after)
 
     def wait(self) -> None:
         """Wait until the last checkpoint is complete."""
         if self._last is not None:
             self._last.result()
 
-    def _write(self, step: int, state: State) -> None:
+    def _write(self, step: int, state: State, after: "Future[None] | None") -> None:
         target = self._folder / checkpoint_name(step)
         weights = {name.removeprefix("weight."): t for name, t in state.items() if name.startswith("weight.")}
         with tempfile.TemporaryDirectory() as scratch:
@@ -46,6 +49,8 @@ class CheckpointWriter:
         moments = {name: tensor for name, tensor in state.items() if name.startswith(MOMENTS)}
         target.write_bytes("weights.safetensors", save_tensors(weights))
         target.write_bytes(OPTIMIZER_FILE, save_tensors(moments))
+        if after:
+            after.result()
         target.write_json("arc_ray.json", describe_checkpoint(self._config, step))
         for old in checkpoint_steps(self._folder)[: -self._config.train.keep_checkpoints]:
             # The marker goes first, so that a checkpoint half deleted is one that is not there.

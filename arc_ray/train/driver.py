@@ -113,10 +113,11 @@ def run_training(
     if is_finished(folder):
         return folder.read_json("result.json")
     warn_of_float16(config)
-    begun = time.time()
+    # What was spent before an interruption counts, also what was lost after the last checkpoint.
+    begun = time.time() - max((record.get("seconds", 0.0) for record in read_metrics(folder)), default=0.0)
     settle_data_scheduling()
     prepared = prepare(config, folder)
-    job = Job(config, ray.put(prepared.maker), ray.put(prepared.validation))
+    job = Job(config, begun, ray.put(prepared.maker), ray.put(prepared.validation))
     # Our checkpoints are in the run folder; Ray's own state serves one call of the driver and is not resumed from.
     attempt = f"attempt-{uuid.uuid4().hex[:8]}"
     low_high = config.scaling.num_workers

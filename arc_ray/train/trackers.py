@@ -31,7 +31,7 @@ Record = Mapping[str, Any]
 
 
 class Tracker(Protocol):
-    """Something that shows metrics."""
+    """Something that shows metrics; records may be added while another thread flushes."""
 
     def add(self, record: Record) -> None:
         """Show a record."""
@@ -189,14 +189,14 @@ class MLflow:
     def flush(self) -> None:
         """Send the metrics of the records kept so far."""
         make = import_module("mlflow.entities").Metric
+        waiting, self._waiting = self._waiting, []  # a record may come meanwhile, from another thread
         metrics = [
             make(name, value, milliseconds, int(record["step"]))
-            for milliseconds, record in self._waiting
+            for milliseconds, record in waiting
             for name, value in metrics_of(record).items()
         ]
         for begin in range(0, len(metrics), 1000):  # the most that its server takes at once
             self._client.log_batch(self._id, metrics=metrics[begin : begin + 1000])
-        self._waiting.clear()
 
     def close(self) -> None:
         """Send and end the run there."""

@@ -5,6 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -22,17 +23,18 @@ from arc_ray.model import build_model, load_tokenizer
 from arc_ray.pipeline import ahead, stream_rows
 from arc_ray.plan import Plan
 from arc_ray.rows import Batch, RowMaker
-from arc_ray.runs import read_metrics, run_folder, write_metrics
+from arc_ray.runs import MetricsFile, run_folder
 from arc_ray.train.checkpoint import CheckpointWriter, newest_checkpoint, read_state
 from arc_ray.train.engine import Start, begin, gather_state, load_weights, make_engine
 from arc_ray.train.loop import Hooks, Metrics, fit
 from arc_ray.train.measures import Measures, device_peak
 from arc_ray.train.notice import EndNotice
 from arc_ray.train.schedule import accumulation_steps
-from arc_ray.train.trackers import NoTracker, make_tracker
+from arc_ray.train.trackers import make_tracker
 from arc_ray.train.validation import ValidationSet, validate
 
-WRITE_METRICS_SECONDS = 1.0
+WRITE_METRICS_SECONDS = {"local": 1.0, "bucket": 15.0}
+"""Time between writes of metrics; a bucket is given the whole file each time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Job:
     """Everything the workers of a run are given; large parts by reference."""
 
     config: Config
+    begun: float
+    """Seconds since the epoch: when the run would have begun if it had never been interrupted."""
     maker: "ray.ObjectRef[RowMaker]"
     validation: "ray.ObjectRef[ValidationSet | None]"
 
@@ -69,7 +73,7 @@ def train_on_worker(parts: dict[str, Any]) -> None:
     worker = make_worker(job)
     folder, is_first = run_folder(worker.config), worker.rank == 0
     measures = Measures(worker.model, worker.maker.plan, worker.num_workers, device_peak())
-    log = MetricsLog(worker.config, worker.start.step, worker.ready, measures, is_writer=is_first)
+    log = MetricsLog(worker.config, worker.start.step, job.begun, worker.ready, measures, is_writer=is_first)
     writer = CheckpointWriter(folder, worker.config, worker.model, worker.tokenizer)
     train = train_with_trl if worker.config.train.engine == "trl" else train_with_deepspeed
     with ExitStack() as at_end:
@@ -137,11 +141,9 @@ def _hooks(worker: Worker, log: "MetricsLog", writer: CheckpointWriter, engine: 
         return outcome.metrics()
 
     def save(step: int) -> None:
-        # A run that goes on from this checkpoint keeps the records up to it, so they must be there first.
-        log.flush()
         state = gather_state(engine, worker.model)
         if worker.rank == 0:
-            writer.write(step, state)
+            writer.write(step, state, after=log.flush())
 
     def name_views(step: int) -> list[str]:
         return [name for row in plan.rows_of_step(step) if row < plan.num_rows for name in worker.maker.names_of(row)]
@@ -168,15 +170,23 @@ def finite_metrics(metrics: Mapping[str, Any]) -> Metrics:
 
 
 class MetricsLog:
-    """Collects metric records; rank 0 writes them to metrics.jsonl at most once a second, every rank reports to Ray."""
+    """Takes metric records: rank 0 writes them to metrics.jsonl, on a thread beside the training; all report to Ray."""
 
-    def __init__(self, config: Config, first_step: int, ready: float, measures: Measures, is_writer: bool) -> None:
-        self._folder, self._is_writer, self._measures = run_folder(config), is_writer, measures
-        # What came after the checkpoint is going to be done again.
-        self._records = [r for r in read_metrics(self._folder) if r["step"] <= first_step] if is_writer else []
-        self._tracker = make_tracker(config, self._records) if is_writer else NoTracker()
-        self._begun, self._written = time.time(), 0.0
+    def __init__(
+        self, config: Config, first_step: int, begun: float, ready: float, measures: Measures, is_writer: bool
+    ) -> None:
+        """Go on after the records up to `first_step`; `begun` is `Job`'s, `ready` is `Worker`'s."""
+        folder = run_folder(config)
+        self._begun, self._measures, self._is_writer = begun, measures, is_writer
         self._ready: float | None = ready
+        if not is_writer:
+            return
+        self._file = MetricsFile(folder, first_step)
+        self._tracker = make_tracker(config, self._file.kept)
+        self._every = WRITE_METRICS_SECONDS["local" if folder.is_local else "bucket"]
+        self._waiting: list[dict[str, Any]] = []
+        self._thread = ThreadPoolExecutor(1, "metrics")
+        self._last, self._written = self._thread.submit(lambda: None), time.monotonic()
 
     def __call__(self, step: int, metrics: Metrics) -> None:
         finite = finite_metrics(self._measures(step, metrics))
@@ -184,24 +194,32 @@ class MetricsLog:
             finite["train/start_seconds"] = time.perf_counter() - self._ready
             self._ready = None
         record = {"step": step, "seconds": round(time.time() - self._begun, 3), **finite}
+        is_validation = any(key.startswith("eval/") for key in finite)
         if self._is_writer:
-            self._records.append(record)
+            self._waiting.append(record)
             self._tracker.add(record)
-            if time.time() - self._written > WRITE_METRICS_SECONDS or any(key.startswith("eval/") for key in finite):
+            if is_validation:
+                self.flush().result()  # a trial that is stopped for what it reports leaves its record
+            elif self._last.done() and time.monotonic() - self._written > self._every:
                 self.flush()
-        if any(key.startswith("eval/") for key in finite):
+        if is_validation:
             # Only validations are reported: a report is a barrier of all workers, and what Tune decides on.
             ray.train.report(record)
 
     def close(self) -> None:
-        """Write what is not written yet."""
-        self.flush()
-        self._tracker.close()
+        """Write what is not written yet, and end."""
+        if self._is_writer:
+            self.flush().result()
+            self._thread.shutdown()
+            self._tracker.close()
 
-    def flush(self) -> None:
-        """Write all records, if this is the rank that writes."""
-        if not self._is_writer:
-            return
-        write_metrics(self._folder, self._records)
+    def flush(self) -> "Future[None]":
+        """Have the records so far written, for the rank that writes; what goes wrong is raised by the result."""
+        records, self._waiting = self._waiting, []
+        self._last, self._written = self._thread.submit(self._write, records, self._last), time.monotonic()
+        return self._last
+
+    def _write(self, records: list[dict[str, Any]], before: "Future[None]") -> None:
+        before.result()  # where that failed, this fails as well, until somebody hears of it
+        self._file.append(records)
         self._tracker.flush()
-        self._written = time.time()

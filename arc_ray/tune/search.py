@@ -28,7 +28,7 @@ from arc_ray.storage import Folder
 from arc_ray.train.driver import run_training
 from arc_ray.tune.space import Point, fixed_parts, points, trial_config
 from arc_ray.tune.stopping import SCORE, TIME, make_scheduler
-from arc_ray.tune.trials import Trial, known_points, merit, read_trial, write_status
+from arc_ray.tune.trials import Trial, TrialReader, known_points, merit, read_trial, write_status
 
 WATCH_SECONDS = 3.0
 ERROR_LINE = re.compile(r"[\w.]*(Error|Exception)\b")
@@ -70,7 +70,8 @@ def run_search(
         apart = config.study.compare if in_study else None
         scheduler = make_scheduler(config, trials, started, apart) if stop_early else FIFOScheduler()
         space = {"point": ray.tune.grid_search(list(trials)), "to_the_end": not stop_early, "in_study": in_study}
-        with _watched(lambda: progress([read_trial(config, point, in_study) for point in trials])):
+        read = TrialReader(config, in_study)
+        with _watched(lambda: progress([read(point) for point in trials])):
             _fit(config, space, ray.tune.TuneConfig(scheduler=scheduler), len(trials))
     return _ended([read_trial(config, point, in_study) for point in trials], progress)
 
@@ -96,7 +97,8 @@ def run_proposed_search(
             num_samples=number,
             scheduler=make_scheduler(config, proposed, started, None),
         )
-        with _watched(lambda: progress(_read_known(config, fixed, in_study))):
+        read = TrialReader(config, in_study)
+        with _watched(lambda: progress([read(point) for point in known_points(config, fixed)])):
             _fit(config, {"to_the_end": False, "in_study": in_study}, tune_config, number)
     return _ended(_read_known(config, fixed, in_study), progress)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from arc_ray.analysis import at_equal_tokens, choosing_half
 from arc_ray.config import Config, to_yaml
-from arc_ray.runs import read_metrics, run_folder
+from arc_ray.runs import MetricsTail, read_metrics, run_folder
 from arc_ray.storage import Folder
 from arc_ray.tune.space import Point, trial_config, trial_name
 
@@ -38,16 +38,29 @@ class Trial:
 
 def read_trial(config: Config, point: Point, in_study: bool = False) -> Trial:
     """Read what a trial's folder says; a trial that never began is waiting."""
-    folder = run_folder(trial_config(config, point, config.name))
-    about = folder.read_json("trial.json") or {"status": "waiting", "error": None}
-    metrics: dict[str, float] = {}
-    newest = None
-    for record in read_metrics(folder):
-        metrics |= record
-        newest = record if "eval/solved" in record else newest
-    judged = merit(config, folder, newest, in_study) if newest else None
-    is_mistake = about.get("is_mistake", False)  # not there in folders of earlier versions
-    return Trial(trial_name(point), point, about["status"], about["error"], metrics, judged, is_mistake)
+    return TrialReader(config, in_study)(point)
+
+
+class TrialReader:
+    """Reads trials again and again while they run, of their metrics only what is new."""
+
+    def __init__(self, config: Config, in_study: bool) -> None:
+        self._config, self._in_study = config, in_study
+        self._tails: dict[str, MetricsTail] = {}
+        self._judged: dict[str, tuple[int, tuple[float, float]]] = {}
+
+    def __call__(self, point: Point) -> Trial:
+        """Read what a trial's folder says by now."""
+        name, folder = trial_name(point), run_folder(trial_config(self._config, point, self._config.name))
+        about = folder.read_json("trial.json") or {"status": "waiting", "error": None}
+        tail = self._tails.setdefault(name, MetricsTail(folder))
+        tail.look()
+        step, judged = self._judged.get(name, (None, None))
+        if tail.validation and tail.validation["step"] != step:
+            judged = merit(self._config, folder, tail.validation, self._in_study)
+            self._judged[name] = tail.validation["step"], judged
+        is_mistake = about.get("is_mistake", False)  # not there in folders of earlier versions
+        return Trial(name, point, about["status"], about["error"], dict(tail.newest), judged, is_mistake)
 
 
 def read_outcomes(folder: Folder, metric: str, step: int | None = None) -> dict[str, float]:

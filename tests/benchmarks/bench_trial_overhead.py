@@ -7,7 +7,7 @@ which warms up: it starts the processes that later ones use again.
 
 start     from the end of the trial before it (or the start of the search) to the trial's own process at work (run.json)
 prepare   tasks, plan (plan.parquet)
-worker    Ray Train starts its controller and worker, which load the model (first validation begins)
+worker    Ray Train starts its controller and worker, which load the model (first validation ends)
 train     validations, steps and checkpoints, by the trial's own clock
 finish    from the last metric to result.json: checkpoint written, workers gone
 """
@@ -51,11 +51,11 @@ def search_config(storage: Path, arguments: argparse.Namespace) -> Config:
 
 def phases_of(trial: Path, ended: float) -> tuple[dict[str, float], float]:
     """Return the seconds of each phase of a finished trial and when it ended; `ended` is when the one before it did."""
-    last = json.loads((trial / "metrics.jsonl").read_text().splitlines()[-1])
+    first, *_, last = map(json.loads, (trial / "metrics.jsonl").read_text().splitlines())
     # run.json is written when the trial claims its folder and never again; metrics.jsonl after its last record.
     claimed, planned, done = ((trial / name).stat().st_mtime for name in ("run.json", "plan.parquet", "result.json"))
     logged = (trial / "metrics.jsonl").stat().st_mtime
-    begun = logged - last["seconds"]
+    begun = logged - last["seconds"] + first["seconds"]
     seconds = (claimed - ended, planned - claimed, begun - planned, logged - begun, done - logged)
     return dict(zip(PHASES, seconds, strict=True)), done
 
