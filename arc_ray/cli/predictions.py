@@ -19,7 +19,10 @@ from arc_ray.tasks import Grid, parse_grid, same_grid
 def show_predictions(config: Config, count: int, console: Console) -> None:
     """Print `count` answered outputs of every set and arm from answers.json. Raises UserError where there is none."""
     folder = run_folder(config)
-    places = [("", folder), *((name, folder / "evaluate" / name) for name in (folder / "evaluate").names())]
+    places = [("", folder)]
+    for arm in (folder / "evaluate").names():
+        of_arm = folder / "evaluate" / arm
+        places += [(arm, of_arm), *((f"{arm}, {seed}", of_arm / seed) for seed in of_arm.names() if "seed-" in seed)]
     found = [(arm, place.read_json("answers.json")) for arm, place in places if place.exists("answers.json")]
     if not found:
         raise UserError(

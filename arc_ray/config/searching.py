@@ -149,6 +149,8 @@ class StudyConfig(Section):
     """Values of `compare`; the first is the baseline."""
     seeds: list[int] = Field(default_factory=lambda: [1, 2, 3], min_length=1)
     """Each arm's chosen setting is trained once per seed, and arms are compared seed by seed; the search uses `seed`."""
+    evaluate_seeds: Literal["all", "one"] = "all"
+    """Which seeds of each arm answer `evaluate.sets`: every one, or, for a fraction of the cost, the first."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     """Level of the intervals."""
 

@@ -157,7 +157,7 @@ def _select(config: Config, folder: Folder, sets: Sets) -> dict[str, Any]:
     predicted, scored = folder / "predictions", folder / "scores"
     files, score_files = predicted.read_json("files.json"), scored.read_json("files.json") or {}
     result: dict[str, Any] = {"run": folder.name, "checkpoint": config.evaluate.checkpoint, **_redone(config)}
-    answers: list[dict[str, Any]] = []
+    answers: dict[str, list[dict[str, Any]]] = {"answers": []}
     submissions: dict[str, dict[str, Any]] = {}
     for name, tasks in sets.items():
         if _is_counting(config, name):
@@ -173,14 +173,17 @@ def _select(config: Config, folder: Folder, sets: Sets) -> dict[str, Any]:
         result |= scores | gain_of_voting(config.evaluate, of_set, f"{name}/voting")
         if config.evaluate.ttt:
             scores, before, _ = puzzle_scores(config, f"{name}/untuned", tasks, *read[0])
+            answers.setdefault("answers-untuned", []).extend(before)
             result |= scores | gain_of_voting(config.evaluate, before, f"{name}/untuned/voting")
             result |= gain_of_tuning(config.evaluate, of_set, before, f"{name}/tuning")
         for generated in read[1:]:
             scores, again, _ = puzzle_scores(config, f"{name}/generated", tasks, *generated)
+            answers.setdefault("answers-generated", []).extend(again)
             result |= scores | gain(again, of_set, f"{name}/generated/gain")
-        answers += of_set
+        answers["answers"] += of_set
         submissions[name] = write_submission(tasks, attempts, _left_out(config, name, tasks))
-    folder.write_json("answers.json", answers)
+    for file, rows in answers.items():
+        folder.write_json(f"{file}.json", rows)
     for name, submission in submissions.items():
         folder.write_json("submission.json" if len(submissions) == 1 else f"submission-{name}.json", submission)
     finish(folder, result)

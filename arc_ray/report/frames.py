@@ -19,8 +19,8 @@ else:
 TRIALS = ("study", "trial", "arm", "seed", "status", "error", "steps", "seconds", "workers", "on_gpu", "plan_digest")
 METRICS = ("study", "trial", "arm", "seed", "step", "seconds", "train/learned_tokens")
 VALIDATION = ("study", "trial", "arm", "seed", "step", "source", "task", "output", "solved", "cell_accuracy", "loss")
-SCORES = ("study", "arm", "set", "method", "rule", "question", "value", "low", "high", "right", "of")
-ANSWERS = ("study", "arm", "set", "task", "output", "shown", "input", "truth", "attempts", "greedy", "is_right")
+SCORES = ("study", "arm", "set", "method", "rule", "question", "value", "low", "high", "right", "of", "seeds")
+ANSWERS = ("study", "arm", "seed", "set", "task", "output", "shown", "input", "truth", "attempts", "greedy", "is_right")
 ANSWERS += ("greedy_right", "cell_accuracy")
 DATA = ("study", "dataset", "kind", "tasks", "examples", "attempts", "rejected", "duplicates", "gave_up", "timed_out")
 DATA += ("reasons",)
@@ -116,7 +116,9 @@ def score_rows(study: str, arm: str, result: Mapping[str, Any]) -> list[Row]:
     """Unflatten an evaluation's scores: <set>[/untuned|generated][/greedy]/<rule>[/<question>][/low|high|right|of].
 
     What one way of answering gains over another, <set>/.../gain, has the rule "gain" and the ways as its question.
+    `seeds` are those that an arm's scores are over, as text; None where that was not written.
     """
+    seeds = ", ".join(str(seed) for seed in result.get("seeds", ())) or None
     rows: dict[tuple[str, ...], Row] = {}
     for name, value in result.items():
         parts = name.split("/")
@@ -124,7 +126,12 @@ def score_rows(study: str, arm: str, result: Mapping[str, Any]) -> list[Row]:
         if len(parts) < 2 or isinstance(value, bool) or not isinstance(value, int | float):
             continue
         key = _gain_key(parts) if parts[-1] == "gain" else _score_key(parts)
-        who = {"study": study, "arm": arm, **dict(zip(("set", "method", "rule", "question"), key, strict=True))}
+        who = {
+            "study": study,
+            "arm": arm,
+            "seeds": seeds,
+            **dict(zip(("set", "method", "rule", "question"), key, strict=True)),
+        }
         rows.setdefault(key, who)[about] = value
     return [row for row in rows.values() if "value" in row]
 
@@ -147,14 +154,15 @@ def _score_key(parts: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def answer_rows(study: str, arm: str, answers: Iterable[Row]) -> list[Row]:
+def answer_rows(study: str, arm: str, answers: Iterable[Row], seed: int | None = None) -> list[Row]:
     """Return one row per answered output; `greedy_right` is None where there is no greedy grid or no truth."""
+    who = {"study": study, "arm": arm, "seed": seed}
     rows = []
     for answer in answers:
         greedy, truth = answer.get("greedy"), answer.get("truth")
         right = None if greedy is None or truth is None else greedy == truth
         known = {"truth": truth, "greedy": greedy, "greedy_right": right}
-        rows.append({"study": study, "arm": arm, "output": 0, "shown": [], "cell_accuracy": None, **answer, **known})
+        rows.append({**who, "output": 0, "shown": [], "cell_accuracy": None, **answer, **known})
     return rows
 
 

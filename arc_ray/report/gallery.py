@@ -69,9 +69,14 @@ class Card:
 
 
 def make_cards(answers: Frame, per_group: int = PER_GROUP) -> list[Card]:
-    """Choose outputs of every set and group, and draw them. Raises UserError for a grid that is none."""
+    """Choose outputs of every set and group, and draw what each arm's first seed answered.
+
+    Raises UserError for a grid that is none.
+    """
     if answers.empty:
         return []
+    seed = answers["seed"].astype(float)
+    answers = answers[seed.isna() | (seed == seed.groupby(answers["arm"]).transform("min"))]
     sets: dict[str, dict[str, list[Frame]]] = {
         name: {group: [] for group in GROUPS} for name in answers["set"].unique()
     }

@@ -23,9 +23,10 @@ validation  one row a trial, validation step and output: study, trial, arm, seed
 scores      one row a score: study, arm, set, method ("greedy", "voting", "voting, untuned"...; "" of a gain), rule
             ("per_output", "per_task_mean", "strict"...; "accuracy" for questions; "gain" for a difference), question
             (its kind or "all"; of a gain what is gained by, such as "tuning"; "" for grids), value, low, high, right,
-            of
-answers     one row an answered output: study, arm, set, task, output, shown, input, truth, attempts, greedy (grids as
-            lists of lists, None where unknown), is_right (by an attempt), greedy_right, cell_accuracy
+            of, seeds (of a study's arm: the seeds that it is the mean of, such as "1, 2, 3"; right and of are sums)
+answers     one row an answered output: study, arm, seed (None outside studies), set, task, output, shown, input, truth,
+            attempts, greedy (grids as lists of lists, None where unknown), is_right (by an attempt), greedy_right,
+            cell_accuracy
 data        one row a generated dataset: study, dataset, kind, tasks, examples, attempts, rejected, duplicates, gave_up,
             timed_out (counts of examples, but for tasks), reasons (why rejected -> count)
 

@@ -186,6 +186,7 @@ def _evaluation_view(report: Report) -> dict[str, Any]:
         "scores": score_tables.score_table(report),
         "score_axis": score_tables.score_axis(report),
         "no_scores": no_scores(report),
+        "seeds_note": score_tables.seeds_note(report),
         "gains": (gains := score_tables.gain_table(report)),
         "gain_axis": tables.effect_axis(gains) if gains else None,
         "confidence": (report.analysis or {}).get("confidence", 0.95),

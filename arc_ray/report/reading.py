@@ -41,8 +41,8 @@ def read_trial(folder: Folder, study: str, name: str, compare: str | None) -> Tr
 
 
 def read_evaluations(place: Folder, runs: Iterable[Folder]) -> tuple[list[Row], list[Row]]:
-    """Read an evaluation's own folder, evaluate/ (of a run), evaluate/<arm>/ (of a study), and those of the runs made
-    first, as rows.
+    """Read an evaluation's own folder, evaluate/ (of a run), evaluate/<arm>/ and its seed-<n>/ (of a study), and those of
+    the runs made first, as rows.
 
     Returns those of scores and those of answers. Raises UserError.
     """
@@ -54,10 +54,13 @@ def read_evaluations(place: Folder, runs: Iterable[Folder]) -> tuple[list[Row], 
     answers: list[Row] = []
     for arm, folder in folders:
         scores += frames.score_rows(place.name, arm, read_json(folder, "result.json") or {})
-        found = read_json(folder, "answers.json") or []
-        for answer in found:
-            frames.check_keys(answer, ("set", "task", "attempts", "is_right"), f"{folder.uri}/answers.json")
-        answers += frames.answer_rows(place.name, arm, found)
+        seeds = [name for name in folder.names() if name.startswith("seed-")]
+        for seed in seeds or [None]:
+            answered = folder / seed if seed else folder
+            found = read_json(answered, "answers.json") or []
+            for answer in found:
+                frames.check_keys(answer, ("set", "task", "attempts", "is_right"), f"{answered.uri}/answers.json")
+            answers += frames.answer_rows(place.name, arm, found, int(seed.removeprefix("seed-")) if seed else None)
     return scores, answers
 
 

@@ -45,6 +45,16 @@ def gain_table(report: Report) -> list[dict[str, Any]]:
     return sorted(known, key=lambda row: order.index(row["question"]))
 
 
+def seeds_note(report: Report) -> str:
+    """Say which seeds the scores are over, and what their intervals hold."""
+    seeds = list(report.scores["seeds"].dropna().unique())
+    if any("," in of_arm for of_arm in seeds):
+        which = seeds[0] if len(seeds) == 1 else "each arm's own"
+        return f"Scores are means over seeds ({which}), counts are added up, and intervals hold the luck of seeds and tasks."
+    one = f"seed {seeds[0]} of each arm" if seeds else "one trial of each arm"
+    return f"Intervals hold the luck of the tasks, not of the seeds, because {one} is evaluated."
+
+
 def score_axis(report: Report) -> Axis:
     """Make one axis for all scores by the three rules, from zero to a round share above the highest bound."""
     scores = report.scores[report.scores["rule"].isin(RULES)]

@@ -47,7 +47,7 @@ def no_scores(report: Report) -> str:
         return "All tasks are answered; their outputs are hidden, so nothing is scored. The answers are in submission.json."
     if report.is_evaluation:
         return "Nothing is evaluated yet."
-    return "Nothing is evaluated yet. The best trial of each arm will be scored here by the three rules, greedy and voting."
+    return "Nothing is evaluated yet. What each arm measures will be scored here by the three rules, greedy and voting."
 
 
 def markdown(reports: Sequence[Report], written: str) -> str:
@@ -170,6 +170,7 @@ def _scores(report: Report) -> Iterable[str]:
     ]
     if rows:
         yield from _table(("set", "arm", "answers", *(word(rule).label for rule in RULES)), rows)
+        yield f"{score_tables.seeds_note(report)}\n"
     gains = [
         (row["set"], row["arm"], row["words"], points(row["value"]), f"{points(row['low'])} to {points(row['high'])}")
         for row in score_tables.gain_table(report)

@@ -15,10 +15,11 @@ from arc_ray.report import write_report
 from arc_ray.runs import claim, finish, is_finished, run_folder
 from arc_ray.storage import Folder
 from arc_ray.study.comparing import analyse, answer, finalists, search_points, split
+from arc_ray.study.evaluating import evaluate_arms, shares
 from arc_ray.train.driver import describe_data
 from arc_ray.train.starts import config_of_run, make_needed_runs, needed_runs
 from arc_ray.tune.search import run_search, search
-from arc_ray.tune.space import Point, as_word, check_points, num_trials, points, trial_config
+from arc_ray.tune.space import Point, check_points, num_trials, points
 from arc_ray.tune.trials import Trial, candidates, rank, write_search
 
 Train = Callable[[Config], dict[str, Any]]
@@ -151,7 +152,7 @@ def make_starts(config: Config, variants: Sequence[Config], progress: Progress, 
             result = run_evaluation(
                 evaluation, lambda what, done, total, name=name: progress.advance(f"{name}, {what}", done, total)
             )
-            progress.note(f"{name}: " + _shares(result))
+            progress.note(f"{name}: " + shares(result))
 
 
 def search_and_measure(config: Config, trials: Sequence[Point], progress: Progress) -> list[Trial]:
@@ -173,29 +174,6 @@ def _settings(config: Config, chosen: Sequence[Point]) -> list[str]:
     return list(dict.fromkeys(f"{arm} {setting}" for arm, setting, _ in (split(config, point) for point in chosen)))
 
 
-def evaluate_arms(config: Config, trials: Sequence[Trial], progress: Progress) -> dict[str, float]:
-    """Let the best finished trial of each arm answer the evaluation sets; scores by "<arm>/<set>/<rule>"."""
-    scores: dict[str, float] = {}
-    measured = [trial for trial in trials if trial.status == "done" and trial.point["seed"] in config.study.seeds]
-    for arm in dict.fromkeys(split(config, trial.point)[0] for trial in measured):
-        done = [trial for trial in measured if split(config, trial.point)[0] == arm]
-        if not config.evaluate.sets:
-            continue
-        best = trial_config(config, rank(done)[0].point, config.name)
-        evaluation = best.model_copy(
-            update={
-                "name": f"{config.name}/evaluate/{as_word(arm)}",
-                "evaluate": config.evaluate.model_copy(update={"checkpoint": f"@{best.name}"}),
-            }
-        )
-        result = run_evaluation(
-            evaluation, lambda what, done, total, arm=arm: progress.advance(f"{arm}, {what}", done, total)
-        )
-        progress.note(f"{arm}: " + _shares(result))
-        scores |= {f"{arm}/{key}": value for key, value in result.items() if isinstance(value, int | float)}
-    return scores
-
-
 def trial_table(trials: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
     """Lay out the table of trials for a terminal: what was varied, how far it is, how good it is; best first."""
     keys = list(dict.fromkeys(key for trial in trials for key in trial.point))
@@ -215,12 +193,6 @@ def trial_table(trials: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
 def _describe(manifest: dict[str, Any]) -> str:
     totals = manifest.get("totals", manifest)
     return ", ".join(f"{key} {value}" for key, value in totals.items() if isinstance(value, int))[:160]
-
-
-def _shares(result: dict[str, Any]) -> str:
-    """Name the main scores of an evaluation in a line."""
-    main = [key for key in result if key.endswith(("/per_output", "/accuracy")) and "greedy" not in key]
-    return ", ".join(f"{key.split('/', 1)[0]} {100 * result[key]:.1f} %" for key in main)
 
 
 def _flat(analysis: dict[str, Any]) -> dict[str, Any]:
