@@ -111,7 +111,9 @@ def test_killed_run_ends_with_the_same_bytes(folder: Path, engine: str) -> None:
     train(folder, f"name={name}", f"train.engine={engine}")
     seconds = [record["seconds"] for record in records(folder, name)]
     assert seconds == sorted(seconds), "its clock went back"
-    assert json.loads((marker / "result.json").read_text())["seconds"] > seconds[-1] > spent + 1, "a start costs more"
+    total = json.loads((marker / "result.json").read_text())["seconds"]
+    assert total >= seconds[-1] >= spent
+    assert total > spent + 1, "starting again took longer"
     np.testing.assert_array_equal(losses(folder, name), losses(folder, whole))
     resumed, unbroken = adapter(folder, name), adapter(folder, whole)
     assert resumed.keys() == unbroken.keys()
