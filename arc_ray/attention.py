@@ -5,13 +5,16 @@ most away: at rows of 4,096 tokens that is half of a small model's work. View by
 triangle are computed.
 """
 
-from itertools import pairwise
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
 from torch import nn
 
 NAME = "sdpa_by_view"
+FLASH_ON_CPU = "flash_on_cpu"
 
 
 def attend_by_view(
@@ -73,16 +76,72 @@ def view_lengths(position_ids: torch.Tensor) -> list[list[int]]:
     return [[end - start for start, end in pairwise([*of_row, width])] for of_row in starts]
 
 
+def flash_lengths(model: Any, position_ids: torch.Tensor) -> dict[str, Any]:
+    """Return the arguments that tell flash attention where views end, for any number of rows; none for a model without it.
+
+    Left to itself, transformers looks for packed views only where there is one row, and layer by layer.
+    """
+    if "flash" not in (model.config._attn_implementation or ""):
+        return {}
+    lengths = torch.tensor([0, *chain.from_iterable(view_lengths(position_ids))], dtype=torch.int32)
+    ends, longest = lengths.cumsum(0, dtype=torch.int32).to(position_ids.device), int(lengths.max())
+    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+
+
+@contextmanager
+def flash_on_cpu(model: Any) -> Iterator[None]:
+    """Put attention that takes flash attention's arguments in the place of its kernels, which run on GPUs only.
+
+    For trying a model with a few tokens where it was loaded. Attention that was registered by others stays.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.flash_attention import flash_attention_forward
+    from transformers.masking_utils import flash_attention_mask
+
+    name = model.config._attn_implementation
+    if AttentionInterface().get(name) is not flash_attention_forward or model.device.type != "cpu":
+        yield
+        return
+    AttentionInterface.register(FLASH_ON_CPU, attend_like_flash)
+    AttentionMaskInterface.register(FLASH_ON_CPU, flash_attention_mask)
+    model.config._attn_implementation = FLASH_ON_CPU
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = name
+
+
+def attend_like_flash(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend as flash attention does: within the cumulative lengths over all rows, or without them over whole rows."""
+    if cu_seq_lens_q is None:
+        return attend_by_view(module, query, key, value, attention_mask, **kwargs)
+    in_one_row = (tensor.transpose(0, 1).flatten(1, 2)[None] for tensor in (query, key, value))
+    lengths = [cu_seq_lens_q.diff().tolist()]
+    attended, _ = attend_by_view(module, *in_one_row, attention_mask=None, view_lengths=lengths, **kwargs)
+    return attended.view(query.shape[0], query.shape[2], *attended.shape[2:]), None
+
+
 def hidden_states(
     model: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, lengths: list[list[int]] | None = None
 ) -> torch.Tensor:
     """Return what the last layer of a causal language model makes of rows of packed views: (rows, tokens, hidden size).
 
     Views are kept apart by position ids that start again at 0 (int64, like the tokens): attention goes view by view where
-    `use_by_view` can have it so, elsewhere transformers makes a block mask, as there is neither a mask nor a cache.
-    `lengths` are what `view_lengths` returns, for positions without values.
+    `use_by_view` can have it so, flash attention is given their lengths, and elsewhere transformers makes a block mask, as
+    there is neither a mask nor a cache. `lengths` are what `view_lengths` returns, for positions without values.
     """
-    apart = _told_apart(lengths or view_lengths(position_ids), input_ids.device) if use_by_view(model) else {}
+    if use_by_view(model):
+        apart = _told_apart(lengths or view_lengths(position_ids), input_ids.device)
+    else:
+        apart = flash_lengths(model, position_ids)
     decoder = model.get_decoder()
     return decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False, **apart).last_hidden_state
 

@@ -1,10 +1,13 @@
 """Attention view by view against transformers' own block mask, on rows that hold several views."""
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
 import torch
 from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
     AutoModelForCausalLM,
     FalconConfig,
     FalconForCausalLM,
@@ -13,10 +16,13 @@ from transformers import (
     MambaConfig,
     MambaForCausalLM,
     MistralConfig,
+    Qwen3_5TextConfig,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import flash_attention_mask
 
 from arc_ray import attention
-from arc_ray.attention import use_by_view, view_lengths
+from arc_ray.attention import flash_lengths, use_by_view, view_lengths
 from arc_ray.errors import UserError
 from arc_ray.loss import LearnedLoss
 from arc_ray.supported import check_supported
@@ -34,7 +40,38 @@ SHAPE: dict[str, Any] = {
 
 def toy(implementation: str = "sdpa") -> Any:
     torch.manual_seed(3)
-    return AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE), attn_implementation=implementation)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE))
+    model.config._attn_implementation = implementation  # set at loading, "flash" would ask for flash-attn's kernels
+    return model
+
+
+def flash_stand_in(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
+    """What transformers makes of flash attention, on the CPU: views are apart by cumulative lengths over the flattened
+    rows, or by positions if there is one row; else every token of a row sees all tokens before it."""
+    assert mask is None
+    ends, positions = kwargs.pop("cu_seq_lens_q", None), kwargs.pop("position_ids", None)
+    if ends is not None:
+        assert kwargs["max_length_q"] == kwargs["max_length_k"] == int(ends.diff().max())
+        assert torch.equal(ends, kwargs["cu_seq_lens_k"])
+        assert ends.dtype == torch.int32
+    elif len(query) == 1 and positions is not None:
+        ends = torch.cat([(positions[0] == 0).nonzero().ravel(), torch.tensor([positions.shape[1]])])
+    if ends is None:
+        return sdpa_attention_forward(module, query, key, value, None, **kwargs)
+    flat = [x.transpose(0, 1).reshape(1, x.shape[1], -1, x.shape[3]) for x in (query, key, value)]
+    views = zip(*(x.split(ends.diff().tolist(), dim=2) for x in flat), strict=True)
+    parts = [sdpa_attention_forward(module, *view, None, **kwargs)[0] for view in views]
+    return torch.cat(parts, 1).reshape(query.shape[0], query.shape[2], query.shape[1], -1), None
+
+
+@pytest.fixture
+def flash() -> str:
+    """The name of an attention function that stands for flash attention."""
+    AttentionInterface.register("flash_stand_in", flash_stand_in)
+    AttentionMaskInterface.register("flash_stand_in", flash_attention_mask)
+    return "flash_stand_in"
 
 
 def batch() -> dict[str, torch.Tensor]:
@@ -71,6 +108,20 @@ def test_view_by_view_equals_the_block_mask(checkpointing: bool):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     for mine, theirs in zip(by_view_gradients, gradients, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2], [0]])
+def test_flash_attention_keeps_views_apart_for_any_number_of_rows(rows: list[int], flash: str):
+    """Would catch flash attention that sees across views: transformers takes rows as packed only if there is one."""
+    packed = {name: values[rows] for name, values in batch().items()}
+    expected, _ = LearnedLoss(toy("eager"))(**packed)
+    model = toy(flash)
+    found, _ = LearnedLoss(model)(**packed)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    inputs = {name: values for name, values in batch().items() if name != "labels"}
+    leaking, apart = model(**inputs), model(**inputs, **flash_lengths(model, inputs["position_ids"]))
+    assert (leaking.logits - apart.logits).abs().max() > 0.01, "the stand-in does not leak"
+    assert not flash_lengths(toy("eager"), batch()["position_ids"])
 
 
 def test_a_model_still_generates_as_before():
@@ -115,13 +166,50 @@ def test_models_whose_packed_views_see_each_other_are_refused(model_class: Any, 
         check_supported(model_class(config).eval())
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+HYBRID = Qwen3_5TextConfig(
+    **{**SHAPE, "num_hidden_layers": 4, "num_key_value_heads": 4},
+    head_dim=8,
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    linear_key_head_dim=8,
+    linear_value_head_dim=8,
+    full_attention_interval=4,
+)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", "flash_stand_in", "flash_attention_2"])
+def test_hybrid_models_are_refused_under_every_attention(implementation: str, flash: str):
+    """Would catch a check that trusts an attention by its name: layers without attention carry state across views."""
+    assert HYBRID.layer_types == ["linear_attention"] * 3 + ["full_attention"]
+    torch.manual_seed(5)
+    model = AutoModelForCausalLM.from_config(deepcopy(HYBRID)).eval()
+    model.config._attn_implementation = implementation
+    with pytest.raises(UserError, match="lets a view see the views before it"):
+        check_supported(model)
+    assert model.config._attn_implementation == implementation
+
+
+def test_attention_that_takes_no_lengths_is_refused_whatever_its_name(flash: str):
+    """Would catch a check that tries one row only, or that takes "flash" for a proof."""
+
+    def forgetful(*args: Any, cu_seq_lens_q: Any = None, **kwargs: Any) -> Any:
+        return flash_stand_in(*args, **kwargs)
+
+    AttentionInterface.register("flash_forgetful", forgetful)
+    AttentionMaskInterface.register("flash_forgetful", flash_attention_mask)
+    check_supported(toy(flash).eval())
+    with pytest.raises(UserError, match="lets a view see the views before it"):
+        check_supported(toy("flash_forgetful").eval())
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", "flash_attention_2"])
 @pytest.mark.parametrize(
     "config", [LlamaConfig(**SHAPE), MistralConfig(**SHAPE, sliding_window=8), Gemma3TextConfig(**SHAPE)]
 )
 def test_models_that_keep_packed_views_apart_are_taken(config: Any, implementation: str):
     """Would catch a check so strict that rounding, in half precision too, refuses what may be trained."""
     torch.manual_seed(5)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation).eval()
+    model = AutoModelForCausalLM.from_config(deepcopy(config)).eval()
+    model.config._attn_implementation = implementation
     check_supported(model)
     check_supported(model.to(torch.bfloat16))

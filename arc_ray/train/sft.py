@@ -23,7 +23,9 @@ from transformers import PrinterCallback, TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from arc_ray.attention import flash_lengths
 from arc_ray.config import Config
+from arc_ray.model import without_adapter
 from arc_ray.rows import IGNORED, Batch, RowMaker
 from arc_ray.train.engine import Start, begin, gradient_norm, import_deepspeed, make_optimizer
 from arc_ray.train.loop import Hooks, Step, StepEnding, seed_step
@@ -147,6 +149,11 @@ class PlannedTrainer(SFTTrainer):
         self._config, self._num_steps, self._first_step = config, num_steps, first_step
         super().__init__(**kwargs)
 
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Compute the loss of packed rows, flash attention knowing where their views end."""
+        inputs |= flash_lengths(without_adapter(self.model), inputs["position_ids"])
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Make the optimizer that the default engine makes."""
         if self.optimizer is None:
@@ -220,8 +227,9 @@ class Scoring:
         """Return what `LearnedLoss` returns; logits are those of positions that are learned in any of the rows."""
         targets = labels[:, 1:]
         at = (targets != IGNORED).any(0).nonzero().ravel()
+        apart = flash_lengths(without_adapter(self._engine.module), position_ids)
         logits = self._engine(
-            input_ids=input_ids, position_ids=position_ids, use_cache=False, logits_to_keep=at
+            input_ids=input_ids, position_ids=position_ids, use_cache=False, logits_to_keep=at, **apart
         ).logits.float()
         is_learned = targets[:, at] != IGNORED
         logits, targets = logits[is_learned], targets[:, at][is_learned]
