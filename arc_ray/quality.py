@@ -12,7 +12,7 @@ from arc_ray.config import Config
 from arc_ray.datasets.blocks import GeneratedSource
 from arc_ray.datasets.requests import dataset_folder
 from arc_ray.fingerprints import count_duplicates, count_met, count_views
-from arc_ray.guard import find_overlaps
+from arc_ray.guard import NAMED, find_overlaps
 from arc_ray.plan import Plan
 from arc_ray.rows import first_views
 from arc_ray.storage import Folder
@@ -22,7 +22,9 @@ QUANTILES = {"shortest": 0.0, "median": 0.5, "p95": 0.95, "longest": 1.0}
 """Name -> quantile of the tokens of a source's planned views."""
 
 
-def quality_of(config: Config, tasks: Mapping[str, Sequence[Task]], plan: Plan | None) -> dict[str, Any]:
+def quality_of(
+    config: Config, ancestors: Mapping[str, Config], tasks: Mapping[str, Sequence[Task]], plan: Plan | None
+) -> dict[str, Any]:
     """Describe the data of a training run; `tasks` maps the sources of mix, validation and evaluation to their tasks.
 
     Returns {"sources": {name: counts}, "lengths": {name: {"shortest": tokens...}}, "waste": shares of places without a
@@ -34,7 +36,7 @@ def quality_of(config: Config, tasks: Mapping[str, Sequence[Task]], plan: Plan |
         "lengths": dict(_lengths(plan)) if plan else {},
         "waste": _waste(plan) if plan else {},
         "met": dict(_met(config, tasks)),
-        "overlap": find_overlaps(config, tasks),
+        "overlap": find_overlaps(config, ancestors, tasks),
     }
 
 
@@ -64,7 +66,8 @@ def quality_lines(quality: Mapping[str, Any]) -> Iterator[str]:
     for name, counts in quality["met"].items():
         yield f"{name}: {counts['met']} of {counts['asked']} asked pairs equal a training pair up to symmetry and colours"
     overlap = quality["overlap"]
-    yield f"overlap of the training mix with validation and evaluation: {'; '.join(overlap) or 'none'}"
+    rest = f"; and {len(overlap) - NAMED} more" if len(overlap) > NAMED else ""
+    yield f"overlap of training with validation and evaluation: {'; '.join(overlap[:NAMED]) or 'none'}{rest}"
 
 
 def _source_counts(config: Config, name: str, tasks: Sequence[Task]) -> dict[str, Any]:

@@ -45,6 +45,10 @@ WHERE_NOT_WHAT = (
 """Config keys that say where or how fast, not what is computed: a run goes on with other values of these."""
 
 
+PERMISSIONS = ("data.allow_overlap",)
+"""Config keys that let a run go on which would be refused; the folder's config.yaml then says so."""
+
+
 def run_folder(config: Config) -> Folder:
     """Return the folder of a config's run, <storage>/<name>."""
     return Folder.at(config.storage) / config.name
@@ -59,7 +63,7 @@ def claim(folder: Folder, config: Config, command: str, redone: Sequence[str] = 
     if folder.exists("config.yaml"):
         made_by = _with_defaults(yaml.safe_load(folder.read_bytes("config.yaml")))
         differing = [k for k in differing_keys(made_by, config.model_dump(mode="json")) if not _is_where(k)]
-        if differing and set(differing) <= set(redone):
+        if differing and set(differing) <= {*redone, *PERMISSIONS}:
             folder.write_bytes("config.yaml", to_yaml(config).encode())
         elif differing:
             shown = ", ".join(differing[:6]) + (f" and {len(differing) - 6} more" if len(differing) > 6 else "")

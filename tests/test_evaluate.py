@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import yaml
 from builders import codec_of, overfit, puzzle, tiny_tokenizer
 
 from arc_ray.augment import parse_augmentation
-from arc_ray.config import Config, config_from
+from arc_ray.config import Config, config_from, to_yaml, with_overrides
 from arc_ray.config.training import ModelConfig, ScratchConfig
 from arc_ray.errors import UserError
 from arc_ray.evaluate import driver
@@ -25,6 +26,7 @@ from arc_ray.evaluate.answering import Answerer
 from arc_ray.evaluate.decoding import draws_for
 from arc_ray.evaluate.questions import make_batches, make_prompts, rows_of
 from arc_ray.model import build_model
+from arc_ray.report import write_report
 from arc_ray.rows import write_rows
 from arc_ray.runs import run_folder
 from arc_ray.storage import Folder
@@ -198,6 +200,25 @@ def test_greedy_evaluation_solves_what_was_learned(tmp_path: Path, here: list[st
     for row in rows(config):
         assert (row["grid"] is None) != (row["failure"] is None)
         assert row["log_probability"] < 0
+
+
+def test_an_evaluation_that_may_ask_what_was_learned_says_so(tmp_path: Path, here: list[str]):
+    """Would catch scores from memory that nobody who reads the result or the report can tell from skill."""
+    leaking = {"evaluate__checkpoint": "@base", "evaluate__symmetries": 1}
+    config = config_at(tmp_path, data__mix={"mine": 1}, storage=str(tmp_path), **leaking)
+    (tmp_path / "base" / "config.yaml").write_text(to_yaml(config_from(config.model_dump(), {"evaluate": {}})))
+    checkpoint = tmp_path / "base" / "checkpoint-000001"
+    shutil.copytree(tmp_path / "base", checkpoint)
+    (checkpoint / "arc_ray.json").write_text("null")
+    with pytest.raises(UserError, match="mine of @base and mine: training task p0 is evaluation task p0"):
+        evaluate(config)
+    assert not run_folder(config).exists(), "a refusal leaves nothing that stands in the way of the mended config"
+    result = evaluate(with_overrides(config, {"data.allow_overlap": True}))
+    assert result["overlap"] == [
+        f"mine of @base and mine: training task p{i} is evaluation task p{i}" for i in range(5)
+    ]
+    written = write_report([run_folder(config).uri])
+    assert "mine of @base and mine: training task p4" in Path(written["report.html"]).read_text()
 
 
 def test_lookahead_changes_neither_answers_nor_the_run(tmp_path: Path, here: list[str]):

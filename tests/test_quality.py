@@ -84,7 +84,7 @@ def test_every_fault_in_the_data_is_found(tmp_path: Path, monkeypatch: pytest.Mo
     twin = Augmentation(3, (0, 2, 1, *range(3, 10))).apply_to_task(puzzle("a"))
     tasks = [puzzle("a"), dataclasses.replace(twin, id="twin"), lazy, leak]
     config = config_of(tmp_path, tasks)
-    quality = describe_data(config)
+    quality = describe_data(config, {})
     mine = quality["sources"]["mine"]
     assert (mine["tasks"], mine["pairs"]) == (4, sum(len(task.pairs) for task in tasks))
     assert (mine["duplicate_tasks"], mine["duplicate_pairs"]) == (1, 5 + 1)
@@ -105,4 +105,4 @@ def test_every_fault_in_the_data_is_found(tmp_path: Path, monkeypatch: pytest.Mo
         return dataclasses.replace(views, colors=np.zeros_like(views.colors))
 
     monkeypatch.setattr(arc_ray.quality, "first_views", broken)
-    assert describe_data(config)["sources"]["mine"]["merged_colors"] == 3
+    assert describe_data(config, {})["sources"]["mine"]["merged_colors"] == 3

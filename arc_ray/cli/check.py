@@ -12,8 +12,9 @@ from arc_ray.config import Config
 from arc_ray.errors import UserError
 from arc_ray.quality import quality_lines
 from arc_ray.runs import PACKAGES
+from arc_ray.study.driver import check_overlap
 from arc_ray.train.driver import describe_data
-from arc_ray.train.starts import needed_runs, with_start
+from arc_ray.train.starts import lineage, needed_runs, with_start
 
 
 def check(config: Config | None, terminal: Terminal, address: str | None = None) -> None:
@@ -37,16 +38,17 @@ def check(config: Config | None, terminal: Terminal, address: str | None = None)
         if not missing:
             raise
         terminal.note(f"model: made by this config's runs first ({', '.join(missing)}); now: {error}")
-        lines = _data(run, has_model=False)
+        lines = _data(config, run, has_model=False)
     else:
-        lines = [*plan_lines(run), *_data(run, has_model=True)]
+        lines = [*plan_lines(run), *_data(config, run, has_model=True)]
     for line in lines:
         terminal.note(line)
+    check_overlap(config, [run])
 
 
-def _data(config: Config, has_model: bool) -> Iterator[str]:
+def _data(config: Config, run: Config, has_model: bool) -> Iterator[str]:
     try:
-        yield from quality_lines(describe_data(config, has_model))
+        yield from quality_lines(describe_data(run, lineage(config, run), has_model))
     except UserError as error:
         yield f"data: not known yet ({error})"
 

@@ -66,6 +66,9 @@ def _describe_trials(config: Config, trials: list[Point], terminal: Terminal) ->
 
 
 def _describe_needs(config: Config, variants: list[Config], terminal: Terminal) -> None:
+    from arc_ray.study.driver import check_overlap
+
+    check_overlap(config, variants)
     for name in needed_runs(config, variants):
         run = config_of_run(config, name)
         kind = "a model from scratch" if run.model.scratch else f"training on {', '.join(run.data.mix)}"

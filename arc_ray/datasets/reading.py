@@ -68,6 +68,13 @@ def _load(source: AnySource, storage: Folder) -> list[Task]:
             return [t for i, rows in examples for t in cut_examples(i, pairs_of(rows), 0, None, source.shown)]
 
 
+def is_generated(source: GeneratedSource, storage: Folder) -> bool:
+    """Tell whether all that a source takes is in its dataset, so that it can be loaded. Raises UserError."""
+    manifest = dataset_folder(storage, source.dataset).read_json("manifest.json")
+    [request] = requests_of({source.dataset: source})
+    return manifest is not None and not open_wishes(manifest, request.wanted)
+
+
 def read_examples(source: GeneratedSource, storage: Folder, columns: Sequence[str]) -> list[tuple[str, pa.Table]]:
     """Read columns of what a source takes of each of its tasks: usable examples `first` to `first + examples`.
 

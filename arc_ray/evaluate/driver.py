@@ -21,6 +21,7 @@ from arc_ray.evaluate.questions import Prompt, make_batches, make_prompts, rows_
 from arc_ray.evaluate.selecting import candidate_grids, puzzle_scores
 from arc_ray.evaluate.ttt import check_tuning, tune_sets, with_tuned
 from arc_ray.evaluate.two_players import describe_sets, first_player
+from arc_ray.guard import refuse_overlap
 from arc_ray.model import load_tokenizer
 from arc_ray.runs import claim, finish, is_finished, resolve_reference, run_folder
 from arc_ray.sources.arc import read_json
@@ -30,6 +31,7 @@ from arc_ray.submission import write_submission
 from arc_ray.tasks import Task, TaskTable
 from arc_ray.tokens import Codec
 from arc_ray.train.driver import codec_of
+from arc_ray.train.starts import lineage
 from arc_ray.train.validation import make_validation
 
 Progress = Callable[[str, int, int], None]
@@ -50,6 +52,7 @@ def run_evaluation(config: Config, progress: Progress, command: str = "evaluate"
     answers.json, submission.json (one for each set if there are several) and result.json with "<set>/<rule>" scores.
     """
     folder = run_folder(config)
+    learned = refuse_overlap(config, lineage(config, trains=False), trains=False) if needs_model(config) else []
     claim(folder, config, command, tuple(f"evaluate.{key}" for key in REDONE))
     if is_finished(folder):
         result = folder.read_json("result.json")
@@ -57,6 +60,8 @@ def run_evaluation(config: Config, progress: Progress, command: str = "evaluate"
             return result
     sets = _load_sets(config)
     if needs_model(config):
+        if learned:
+            folder.write_json("overlap.json", learned)
         _answer(config, folder, sets, progress)
     return _select(config, folder, sets)
 
@@ -157,6 +162,8 @@ def _select(config: Config, folder: Folder, sets: Sets) -> dict[str, Any]:
     predicted, scored = folder / "predictions", folder / "scores"
     files, score_files = predicted.read_json("files.json"), scored.read_json("files.json") or {}
     result: dict[str, Any] = {"run": folder.name, "checkpoint": config.evaluate.checkpoint, **_redone(config)}
+    if learned := folder.read_json("overlap.json"):
+        result["overlap"] = learned
     answers: dict[str, list[dict[str, Any]]] = {"answers": []}
     submissions: dict[str, dict[str, Any]] = {}
     for name, tasks in sets.items():

@@ -83,6 +83,8 @@ class Report:
     data: Frame
     quality: Mapping[str, Any] | None = None
     """quality.json: duplicates, distinct views, lengths, padding, overlap; None where none was written."""
+    overlap: Sequence[str] = ()
+    """overlap.json of an evaluation: what its checkpoint had learned of what it answered."""
 
     @property
     def name(self) -> str:
@@ -192,6 +194,7 @@ def load(folder: str) -> Report:
         answers=frame(answers, frames.ANSWERS),
         data=frame(read_data(beside / "data", place.name, config), frames.DATA),
         quality=read_json(place, "quality.json"),
+        overlap=read_json(place, "overlap.json") or (),
     )
 
 

@@ -26,6 +26,8 @@ SECTIONS = {
 }
 KIND_NAMES = {"study": "study", "tune": "search", "run": "run", "runs": "runs"}
 
+MOST_NAMED = 10
+"""Overlaps that a warning names."""
 MET_SHARE = 0.05
 """A set is warned of if more than this share of its asked pairs equal a training pair: then it moves a score."""
 
@@ -120,9 +122,10 @@ def warnings_of(report: Report) -> list[str]:
             "This config allows training on tasks that are also validated or evaluated on (data.allow_overlap):"
             " scores may be memory rather than skill."
         )
-    overlap = (report.quality or {}).get("overlap")
+    overlap = [*(report.quality or {}).get("overlap", ()), *report.overlap]
     if overlap:
-        found.append(f"The training mix overlaps with what is evaluated: {'; '.join(overlap)}.")
+        rest = f"; and {len(overlap) - MOST_NAMED} more" if len(overlap) > MOST_NAMED else ""
+        found.append(f"What is evaluated was trained on: {'; '.join(overlap[:MOST_NAMED])}{rest}.")
     for name, counts in (report.quality or {}).get("met", {}).items():
         if counts["met"] > MET_SHARE * counts["asked"]:
             found.append(

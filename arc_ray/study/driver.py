@@ -7,8 +7,10 @@ from arc_ray.config import Config, with_overrides
 from arc_ray.config.sources import AnySource
 from arc_ray.datasets import load_source
 from arc_ray.datasets.blocks import GeneratedSource
+from arc_ray.datasets.reading import is_generated
 from arc_ray.evaluate.driver import run_evaluation
 from arc_ray.generate import ensure_datasets
+from arc_ray.guard import refuse_overlap
 from arc_ray.model import model_path
 from arc_ray.progress import Progress
 from arc_ray.report import write_report
@@ -17,7 +19,7 @@ from arc_ray.storage import Folder
 from arc_ray.study.comparing import analyse, answer, finalists, search_points, split
 from arc_ray.study.evaluating import evaluate_arms, shares
 from arc_ray.train.driver import describe_data
-from arc_ray.train.starts import config_of_run, make_needed_runs, needed_runs
+from arc_ray.train.starts import config_of_run, lineage, make_needed_runs, needed_runs
 from arc_ray.tune.search import run_search, search
 from arc_ray.tune.space import Point, check_points, num_trials, points
 from arc_ray.tune.trials import Trial, candidates, rank, write_search
@@ -46,7 +48,8 @@ def run_study(config: Config, progress: Progress, train: Train) -> dict[str, Any
     progress.stage(2, NUM_STAGES, "starting checkpoints")
     make_starts(config, variants, progress, train)
     if not folder.exists("quality.json"):
-        folder.write_json("quality.json", describe_data(with_all_data(variants)))
+        ancestors = {key: run for variant in variants for key, run in lineage(config, variant).items()}
+        folder.write_json("quality.json", describe_data(with_all_data(variants), ancestors))
     progress.stage(
         3,
         NUM_STAGES,
@@ -94,9 +97,23 @@ def check_inputs(config: Config, variants: Sequence[Config], trains: bool = True
     for source in sources_read(config, variants, trains).values():
         if not isinstance(source, GeneratedSource):
             load_source(source, storage)
+    check_overlap(config, variants, trains)
     for base in {c.model.base for c in [*variants, *_runs_needed(config, variants)]}:
         if base and not base.startswith("@"):
             model_path(base, config.storage)
+
+
+def check_overlap(config: Config, variants: Sequence[Config], trains: bool = True) -> None:
+    """Hold what is trained by variants, and by the runs that they need, against what each of them evaluates.
+
+    `trains` is as in `sources_read`. Raises UserError.
+    """
+    for run in _runs_needed(config, variants):
+        refuse_overlap(run, lineage(config, run))
+    # Most trials of a search differ in nothing that is looked at.
+    distinct = {repr((c.data, c.evaluate.sets, c.model.base, c.model.adapter)): c for c in variants}
+    for variant in distinct.values():
+        refuse_overlap(variant, lineage(config, variant, trains), trains=trains)
 
 
 def _runs_needed(config: Config, variants: Sequence[Config]) -> list[Config]:
@@ -117,13 +134,17 @@ def sources_read(config: Config, variants: Sequence[Config], trains: bool = True
 
 
 def make_data(config: Config, variants: Sequence[Config], progress: Progress, trains: bool = True) -> None:
-    """Generate whatever of `sources_read` is generated."""
+    """Generate whatever of `sources_read` is generated. Raises UserError if it holds what is evaluated."""
+    sources, storage = sources_read(config, variants, trains), Folder.at(config.storage)
+    is_new = any(isinstance(s, GeneratedSource) and not is_generated(s, storage) for s in sources.values())
     for name, manifest in ensure_datasets(
-        sources_read(config, variants, trains),
-        Folder.at(config.storage),
+        sources,
+        storage,
         lambda name, done, total, rate: progress.advance(f"{name}, examples", done, total),
     ).items():
         progress.note(f"{name}: {_describe(manifest)}")
+    if is_new:
+        check_overlap(config, variants, trains)
 
 
 def with_all_data(variants: Sequence[Config]) -> Config:

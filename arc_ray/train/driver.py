@@ -50,7 +50,7 @@ def prepare(config: Config, folder: Folder | None = None) -> Prepared:
     storage = Folder.at(config.storage)
     mixed = [name for name, copies in config.data.mix.items() if copies > 0]
     tasks = {name: load_source(config.data.sources[name], storage) for name in {*mixed, *config.data.validation}}
-    refuse_overlap(config, tasks)
+    refuse_overlap(config, tasks=tasks, folder=folder)
     tables = {name: TaskTable.of(of_source) for name, of_source in tasks.items()}
     tokenizer = load_tokenizer(config.model, config.storage)
     codec = codec_of(config, tokenizer)
@@ -71,20 +71,21 @@ def prepare(config: Config, folder: Folder | None = None) -> Prepared:
     return Prepared(maker, validation)
 
 
-def describe_data(config: Config, has_model: bool = True) -> dict[str, Any]:
+def describe_data(config: Config, ancestors: Mapping[str, Config], has_model: bool = True) -> dict[str, Any]:
     """Describe the quality of the data of a config's mix, validation and evaluation, whatever overlaps.
 
-    Without a model there is no tokenizer yet, so lengths are left out. Raises UserError.
+    `ancestors` are the runs that its weights come from. Without a model there is no tokenizer yet, so lengths are left
+    out. Raises UserError.
     """
     storage = Folder.at(config.storage)
     mixed = [name for name, copies in config.data.mix.items() if copies > 0]
     names = dict.fromkeys([*mixed, *config.data.validation, *config.evaluate.sets])
     tasks = {name: load_source(config.data.sources[name], storage) for name in names}
     if not has_model:
-        return quality_of(config, tasks, None)
+        return quality_of(config, ancestors, tasks, None)
     tables = {name: TaskTable.of(tasks[name]) for name in mixed}
     plan = plan_rows(config, tables, codec_of(config, load_tokenizer(config.model, config.storage)))
-    return quality_of(config, tasks, plan)
+    return quality_of(config, ancestors, tasks, plan)
 
 
 def codec_of(config: Config, tokenizer: Any) -> Codec:

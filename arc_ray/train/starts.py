@@ -1,12 +1,17 @@
 """What must exist before a run: runs named under `runs` that it refers to as "@name", made once, in order."""
 
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from arc_ray.config import Config, with_overrides
+import yaml
+
+from arc_ray.config import Config, config_from, with_overrides
 from arc_ray.errors import UserError
 from arc_ray.runs import checkpoint_steps, is_finished, references, run_folder
 from arc_ray.storage import Folder
+
+logger = logging.getLogger(__name__)
 
 Make = Callable[[Config], Any]
 """Trains a config's run."""
@@ -64,6 +69,49 @@ def needed_runs(config: Config, variants: Iterable[Config]) -> list[str]:
         for name in _references(variant):
             visit(name, ())
     return order
+
+
+def lineage(config: Config, variant: Config | None = None, trains: bool = True) -> dict[str, Config]:
+    """Return the configs of the runs that the weights of a config's variant (else its own) come from, by reference.
+
+    A run that is there says by its config.yaml what it was, one that is not by the config's `runs`. Unless it `trains`,
+    the checkpoints that the variant answers with count as well. Of a folder that no run of ours made nothing is known.
+    """
+    found: dict[str, Config] = {}
+
+    def visit(storage: str, values: Sequence[str | None]) -> None:
+        for reference in filter(None, values):
+            made_by = _made_by(reference, storage) or _to_be_made(config, reference)
+            if made_by and made_by not in found.values():
+                found[reference] = made_by
+                visit(made_by.storage, (made_by.model.base, made_by.model.adapter))
+
+    asked = variant or config
+    answering = () if trains else (asked.evaluate.checkpoint, asked.evaluate.describer)
+    visit(asked.storage, (*answering, asked.model.base, asked.model.adapter))
+    return found
+
+
+def _made_by(reference: str, storage: str) -> Config | None:
+    """Read the config of the run that made "@run", or the folder of a run or of its checkpoint; None if there is none."""
+    if reference.startswith("@"):
+        places, overrides = [Folder.at(storage) / reference[1:]], {"storage": storage}
+    else:
+        parent = reference.rstrip("/").rpartition("/")[0] or "/"
+        places, overrides = [Folder.at(reference), Folder.at(parent)], {}
+    for place in places:
+        if place.exists("config.yaml"):
+            try:
+                return config_from(
+                    yaml.safe_load(place.read_bytes("config.yaml")), overrides, f"{place.uri}/config.yaml"
+                )
+            except UserError as error:
+                logger.warning("what %s was trained on is not known: %s", reference, error)
+    return None
+
+
+def _to_be_made(config: Config, reference: str) -> Config | None:
+    return config_of_run(config, reference[1:]) if reference[1:] in config.runs and reference[0] == "@" else None
 
 
 def make_needed_runs(config: Config, variants: Iterable[Config], make: Make) -> None:
