@@ -120,6 +120,16 @@ def test_a_wrong_value_is_refused_with_its_key_as_it_was_written(tree: dict[str,
         ({"data": {"sources": SOURCES, "mix": {"a": -1}}}, "negative number of views"),
         ({"data": {"sources": SOURCES, "validation": ["c"]}}, "validation names the source 'c'"),
         ({"evaluate": {"sets": ["c"]}}, "evaluate.sets names the source 'c'"),
+        (
+            {"data": {"sources": {"a/b": SOURCES["a"]}}},
+            "data.sources.a/b: 'a/b' cannot be a name: write letters, digits",
+        ),
+        ({"data": {"sources": {"": SOURCES["a"]}}}, "'' cannot be a name"),
+        ({"data": {"sources": {"..": SOURCES["a"]}}}, "'..' cannot be a name"),
+        ({"data": {"sources": {"a b": SOURCES["a"]}}}, "'a b' cannot be a name"),
+        ({"data": {"sources": {"untuned": SOURCES["a"]}}}, "'untuned' cannot be a name"),
+        ({"data": {"sources": {"greedy": SOURCES["a"]}}}, "not untuned, generated, greedy, voting, tuning, files nor"),
+        ({"data": {"sources": {"x-generated": SOURCES["a"]}}}, "'x-generated' cannot be a name"),
         ({"start": "count"}, "start 'count' is not under starts, which has ['base']"),
         ({"model": {"base": "x", "scratch": {}}}, "base and scratch exclude each other"),
         ({"model": {"scratch": {}}}, "set train.full to true"),
@@ -200,6 +210,23 @@ def test_a_date_is_text():
     """YAML makes a date of it, which used to end in a traceback."""
     assert config_from({"name": yaml.safe_load("2024-01-01")}, {}).name == "2024-01-01"
     assert config_from({}, parse_assignments(["name=2024-01-01"])).name == "2024-01-01"
+
+
+def test_a_key_that_is_there_twice_is_refused_with_both_lines(tmp_path: Path):
+    """Would catch the first of two sections that is dropped without a word; what `<<` merges may be said again."""
+    (tmp_path / "low.yaml").write_text("train: {lr: 1.0}\nseed: 1\ntrain: {epochs: 2}\n")
+    (tmp_path / "c.yaml").write_text("include: low.yaml\n")
+    for name, where in (("low.yaml", ""), ("c.yaml", ", included by .*c.yaml")):
+        with pytest.raises(UserError, match=f"low.yaml{where}: train is there twice, in lines 1 and 3"):
+            load_config(tmp_path / name)
+    (tmp_path / "c.yaml").write_text("train: {lr: 1.0, 'lr': 2.0}\n")
+    with pytest.raises(UserError, match="lr is there twice, in lines 1 and 1"):
+        load_config(tmp_path / "c.yaml")
+    (tmp_path / "c.yaml").write_text(
+        "runs:\n  a: &a {train.lr: 1.0}\n  b: &b {<<: *a, train.lr: 2.0}\n  c: {<<: *b, train.lr: 3.0}\n  d: *b\n"
+    )
+    lrs = [run["train.lr"] for run in load_config(tmp_path / "c.yaml").runs.values()]
+    assert lrs == [1.0, 2.0, 3.0, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -301,14 +328,20 @@ def test_overriding_back_gives_the_config_back():
         ("question=is a=b?", {"question": "is a=b?"}),
         ("evaluate.checkpoint=@count", {"evaluate.checkpoint": "@count"}),
         ("name='2e4'", {"name": "2e4"}),
+        ("storage=/x/my runs #1/r", {"storage": "/x/my runs #1/r"}),
+        ("question=#1 of 3", {"question": "#1 of 3"}),
+        ("seed=3 #x", {"seed": "3 #x"}),
+        ("question='a #b'", {"question": "a #b"}),
+        ("data.sources.a.path=*.json", {"data.sources.a.path": "*.json"}),
+        ("question=&c", {"question": "&c"}),
     ],
 )
 def test_assignments_are_yaml_values_and_references(word: str, expected: dict[str, Any]):
-    """Would catch @run, which no YAML value may begin with, being refused on the command line."""
+    """Would catch @run, which no YAML value may begin with, being refused, and a path that is cut at its " #"."""
     assert parse_assignments([word]) == expected
 
 
-@pytest.mark.parametrize("word", ["train.lr", "=1", "a=[1", ""])
+@pytest.mark.parametrize("word", ["train.lr", "=1", "a=[1", "", "a=[1] #x", "a={b: 1, b: 2}"])
 def test_a_word_that_is_no_assignment_is_refused(word: str):
     with pytest.raises(UserError, match=r"no override|no YAML"):
         parse_assignments([word])

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from arc_ray.config import Config, config_from
+from arc_ray.config import Config, config_from, with_overrides
 from arc_ray.errors import UserError
-from arc_ray.study.driver import check_inputs, sources_read
+from arc_ray.study.driver import check_inputs, check_validation, sources_read
 
 
 def config(folder: Path, **changes: Any) -> Config:
@@ -57,3 +57,40 @@ def test_an_evaluation_does_not_wait_for_what_others_train_on(tmp_path: Path) ->
     assert set(sources_read(found, [found], trains=False)) == {"mine"}
     found = config(tmp_path, **asked)  # the model is to be trained first
     assert set(sources_read(found, [found], trains=False)) == {"mine", "rearc"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "in_study", "message"),
+    [
+        ({"validation": []}, False, "data.validation is empty: a search chooses"),
+        (
+            {"metric": "eval/solved/hedl"},
+            False,
+            "tune.metric eval/solved/hedl: validation gives .*; did you mean eval/solved/held?",
+        ),
+        ({"metric": "eval/solved/rearc"}, False, "tune.metric eval/solved/rearc: validation gives"),
+        ({"validation": ["mine"]}, False, None),
+        ({"validation": ["mine"]}, True, "1 validation task: a comparison chooses on one half"),
+        ({"validation": ["mine", "held"], "metric": "eval/solved/mine"}, True, "1 validation task"),
+        ({"held": {"examples": 5}}, True, "1 validation task"),
+        ({"held": {"examples": 6}}, True, None),
+        ({"validation": ["counted"]}, True, None),
+    ],
+)
+def test_a_search_without_what_it_chooses_by_is_refused_before_work(
+    tmp_path: Path, changes: dict[str, Any], in_study: bool, message: str | None
+) -> None:
+    """Catches a search that trains all its trials and then says that none has finished, or ranks them by a tie-break."""
+    held = {"kind": "rearc", "first": 100, "shown": 2, "tasks": ["1c786137"], "examples": 6, **changes.get("held", {})}
+    more = {"held": held, "counted": {"kind": "counting", "examples": 2}}
+    overrides = {
+        "data.validation": changes.get("validation", ["held"]),
+        "tune.metric": changes.get("metric", "eval/solved"),
+        **{f"data.sources.{name}": source for name, source in more.items()},
+    }
+    asked = with_overrides(config(tmp_path), overrides)
+    if message is None:
+        check_validation(asked, [asked], in_study)
+    else:
+        with pytest.raises(UserError, match=message):
+            check_validation(asked, [asked], in_study)

@@ -28,7 +28,7 @@ def describe_search(config: Config, terminal: Terminal) -> None:
 def describe_study(config: Config, terminal: Terminal) -> None:
     """Print the question, what must be made first, and the trials. Raises UserError."""
     terminal.note(config.question or "(no question)")
-    _describe_trials(config, search_points(config, points(config)), terminal)
+    _describe_trials(config, search_points(config, points(config)), terminal, in_study=True)
     terminal.note(f"then, with seeds {config.study.seeds}: each arm at the setting chosen for it")
 
 
@@ -54,8 +54,11 @@ def plan_lines(config: Config) -> list[str]:
     ]
 
 
-def _describe_trials(config: Config, trials: list[Point], terminal: Terminal) -> None:
+def _describe_trials(config: Config, trials: list[Point], terminal: Terminal, in_study: bool = False) -> None:
+    from arc_ray.study.driver import check_validation
+
     variants = check_points(config, trials)
+    check_validation(config, variants, in_study)
     _describe_needs(config, variants, terminal)
     if config.tune.search == "optuna":
         terminal.note(f"Optuna proposes {num_trials(config, trials)} trials between such as these:")
@@ -66,6 +69,7 @@ def _describe_trials(config: Config, trials: list[Point], terminal: Terminal) ->
 
 
 def _describe_needs(config: Config, variants: list[Config], terminal: Terminal) -> None:
+    """Say what is made first. Raises UserError for what would be refused before work."""
     from arc_ray.study.driver import check_overlap
 
     check_overlap(config, variants)

@@ -17,8 +17,29 @@ BY_NAME = ("data.sources", "starts", "runs", "tune.space")
 """Sections of names that a user chose: what an including file says of a name replaces all that was said of it."""
 
 
+MARKS = "@`&*!|>%#"
+"""A command line's values that begin with one of these are text: "@run" refers to a run."""
+
+
 class Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `2e-4` as text; this loader reads it as the number everybody means."""
+    """YAML 1.1 reads `2e-4` as text; this loader reads it as the number everybody means. It refuses a key that is there
+    twice, of which YAML's own would drop the first."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Look for keys that are written twice: here, because later `<<` puts merged ones among them."""
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                line = key.start_mark.line + 1
+                if key.value in lines:
+                    raise TwiceError(f"{key.value} is there twice, in lines {lines[key.value]} and {line}; keep one")
+                lines[key.value] = line
+        return node
+
+
+class TwiceError(yaml.YAMLError):
+    """A key is written twice in one section."""
 
 
 class Dumper(yaml.SafeDumper):
@@ -33,6 +54,23 @@ for _class in (Loader, Dumper):
     )
 
 
+def read_value(text: str) -> Any:
+    """Read what a command line gives for a key: YAML's numbers, true, null, [lists] and {sections}, else the text as it is.
+
+    `#` begins no comment here, nor do YAML's marks such as * and & mean anything, so that a path may hold them.
+    Raises yaml.YAMLError.
+    """
+    if text.startswith(tuple(MARKS)):
+        return text
+    node = yaml.compose(text, Loader=Loader)
+    rest = text[node.end_mark.index :] if node else text
+    if rest.strip() and (node is None or (isinstance(node, yaml.ScalarNode) and node.style is None)):
+        return text
+    if rest.strip():
+        raise yaml.YAMLError(f"{rest.strip()} follows it; put the whole of a text in quotes")
+    return yaml.load(text, Loader=Loader)
+
+
 def read_tree(path: Path, included_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read a config file as a nested dict, over the file that it includes, if any. Raises UserError."""
     where = "".join(f", included by {file}" for file in reversed(included_by))
@@ -44,6 +82,8 @@ def read_tree(path: Path, included_by: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"config {path}{where}: {error.strerror or error}{hint}") from error
     try:
         tree = yaml.load(text, Loader=Loader) or {}
+    except TwiceError as error:
+        raise UserError(f"config {path}{where}: {error}") from error
     except yaml.YAMLError as error:
         raise UserError(f"config {path}{where} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):

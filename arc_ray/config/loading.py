@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from arc_ray.config.files import Dumper, Loader, read_tree
+from arc_ray.config.files import Dumper, read_tree, read_value
 from arc_ray.config.mistakes import explain, is_section, known_keys, nearest
 from arc_ray.config.tree import Config
 from arc_ray.errors import UserError
@@ -47,15 +47,14 @@ def with_overrides(config: Config, overrides: Overrides, origin: str = "override
 
 
 def parse_assignments(words: Sequence[str]) -> dict[str, Any]:
-    """Turn `key=value` words into overrides; values are YAML (2e-4, true, null, [1, 2]) or "@run". Raises UserError."""
+    """Turn `key=value` words into overrides; values are as `read_value` has them. Raises UserError."""
     overrides: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
             raise UserError(f"{word!r} is no override; write key=value, such as train.lr=2e-4")
         try:
-            # YAML has no use for a leading @, so a reference to a run needs no quotes within the shell's.
-            overrides[key] = value if value.startswith("@") else yaml.load(value, Loader=Loader)
+            overrides[key] = read_value(value)
         except yaml.YAMLError as error:
             raise UserError(f"{word!r}: the value is no YAML: {' '.join(str(error).split())}") from error
     return overrides

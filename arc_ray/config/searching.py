@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 from arc_ray.config.section import Section
 from arc_ray.config.tuning import TttConfig
 
+ACCURACIES = ("eval/solved", "eval/cell_accuracy")
+"""What a search may maximise: over all validation sets or, with /<source> behind it, over one of them."""
+
 DISTRIBUTIONS = {"grid": "a list", "choice": "a list", "uniform": "[low, high]", "loguniform": "[low, high]"}
 
 
@@ -106,7 +109,7 @@ class TuneConfig(Section):
 
     @model_validator(mode="after")
     def _metric_is_accuracy(self) -> "TuneConfig":
-        if "/".join(self.metric.split("/", 2)[:2]) not in ("eval/solved", "eval/cell_accuracy"):
+        if "/".join(self.metric.split("/", 2)[:2]) not in ACCURACIES:
             raise ValueError(
                 f"metric {self.metric!r}: a search maximises eval/solved or eval/cell_accuracy (or .../<source> of them)"
             )

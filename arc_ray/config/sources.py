@@ -1,13 +1,35 @@
 """Where puzzles come from: one class a kind of source, told apart by `kind`."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from arc_ray.config.section import Section
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=1, le=30)]
+
+VARIANTS = ("untuned", "generated")
+"""Ways of answering that an evaluation scores beside its own: without test-time training, from generated descriptions."""
+GENERATED = "-generated"
+"""Ends the name of a set whose descriptions are the first player's."""
+RESERVED = (*VARIANTS, "greedy", "voting", "tuning", "files")
+"""Words that stand beside the names of sets in scores, and in predictions/files.json."""
+
+
+def _is_part_of_a_path(name: str) -> str:
+    """Names become parts of metrics (eval/solved/<name>), scores and files."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or name in RESERVED or name.endswith(GENERATED):
+        raise ValueError(
+            f"{name!r} cannot be a name: write letters, digits, _, - and ., a letter, digit or _ first; not"
+            f" {', '.join(RESERVED)} nor ...{GENERATED}, which scores and files use themselves"
+        )
+    return name
+
+
+Name = Annotated[str, AfterValidator(_is_part_of_a_path)]
+"""A name that a user chooses for a source, or for the puzzle that a plug-in makes."""
 
 
 class Selection(Section):
@@ -126,7 +148,7 @@ class PluginSource(Selection):
     """Import path of `verify(input) -> output`; examples on which it disagrees are rejected. null checks nothing."""
     dataset: str
     """Folder below <storage>/data that holds the generated examples."""
-    task_id: str
+    task_id: Name
     """Name of the puzzle that this generator makes."""
     examples: int = Field(default=100, ge=1)
     first: int = Field(default=0, ge=0)

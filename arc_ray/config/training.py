@@ -5,13 +5,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from arc_ray.config.section import Section
-from arc_ray.config.sources import AnySource, Unit
+from arc_ray.config.sources import AnySource, Name, Unit
 
 
 class DataConfig(Section):
     """Sources by name, and how they are mixed."""
 
-    sources: dict[str, AnySource] = Field(default_factory=dict)
+    sources: dict[Name, AnySource] = Field(default_factory=dict)
     """Every source by a name of your choice; only those named below are used."""
     mix: dict[str, int] = Field(default_factory=dict)
     """Source name -> views of each of its tasks per epoch; 0 leaves the source out."""

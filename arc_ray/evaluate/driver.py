@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from arc_ray.config import Config
-from arc_ray.config.sources import CountingSource, KaggleSource
+from arc_ray.config.sources import GENERATED, CountingSource, KaggleSource
 from arc_ray.datasets import load_source
 from arc_ray.encoders import encoder_named
 from arc_ray.errors import UserError
@@ -37,9 +37,6 @@ from arc_ray.train.validation import make_validation
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done, and of how many."""
 Sets = Mapping[str, Sequence[Task]]
-
-GENERATED = "-generated"
-"""Ends the name of a set whose descriptions are the first player's."""
 
 REDONE = ("selection", "fill_submission")
 """Keys of `evaluate` whose part is done again in a finished folder."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from arc_ray.config.sources import VARIANTS
 from arc_ray.errors import UserError
 
 Row = dict[str, Any]
@@ -26,8 +27,6 @@ DATA = ("study", "dataset", "kind", "tasks", "examples", "attempts", "rejected",
 DATA += ("reasons",)
 
 ABOUT_SCORE = ("low", "high", "right", "of")
-VARIANTS = ("untuned", "generated")
-"""Ways of answering that an evaluation scores beside its own: without test-time training, from generated descriptions."""
 
 
 def frame(rows: Iterable[Row], columns: Sequence[str]) -> Frame:

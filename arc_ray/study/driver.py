@@ -3,11 +3,16 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from arc_ray.analysis import choosing_half
 from arc_ray.config import Config, with_overrides
-from arc_ray.config.sources import AnySource
+from arc_ray.config.mistakes import nearest
+from arc_ray.config.searching import ACCURACIES
+from arc_ray.config.sources import AnySource, CountingSource, PluginSource, RearcSource
 from arc_ray.datasets import load_source
 from arc_ray.datasets.blocks import GeneratedSource
 from arc_ray.datasets.reading import is_generated
+from arc_ray.datasets.requests import task_ids_of
+from arc_ray.errors import UserError
 from arc_ray.evaluate.driver import run_evaluation
 from arc_ray.generate import ensure_datasets
 from arc_ray.guard import refuse_overlap
@@ -39,6 +44,7 @@ def run_study(config: Config, progress: Progress, train: Train) -> dict[str, Any
     trials = search_points(config, points(config))
     variants = check_points(config, trials)
     if not is_finished(folder):
+        check_validation(config, variants, in_study=True)
         check_inputs(config, variants)
     claim(folder, config, "study")
     if is_finished(folder):
@@ -73,6 +79,7 @@ def run_tune(config: Config, progress: Progress, train: Train) -> list[Trial]:
     trials = points(config)
     variants = check_points(config, trials)
     if not is_finished(folder):
+        check_validation(config, variants)
         check_inputs(config, variants)
     claim(folder, config, "tune")
     make_data(config, variants, progress)
@@ -101,6 +108,38 @@ def check_inputs(config: Config, variants: Sequence[Config], trains: bool = True
     for base in {c.model.base for c in [*variants, *_runs_needed(config, variants)]}:
         if base and not base.startswith("@"):
             model_path(base, config.storage)
+
+
+def check_validation(config: Config, variants: Sequence[Config], in_study: bool = False) -> None:
+    """Check that a search has what it chooses settings by, and a study enough of it for its two halves. Raises UserError."""
+    for data in {repr(variant.data): variant.data for variant in variants}.values():
+        if not data.validation:
+            raise UserError(
+                "data.validation is empty: a search chooses settings by the tasks of a validation set; name a source there"
+            )
+        known = {f"{metric}{of}" for metric in ACCURACIES for of in ("", *(f"/{name}" for name in data.validation))}
+        if config.tune.metric not in known:
+            raise UserError(
+                f"tune.metric {config.tune.metric}: validation gives {', '.join(sorted(known))}"
+                f"{nearest(config.tune.metric, known)}"
+            )
+        if in_study:
+            named = [name for name in data.validation if config.tune.metric.endswith(f"/{name}")] or data.validation
+            outputs = [output for name in named for output in _outputs_of(name, data.sources[name], config.storage)]
+            choosing_half(outputs, config.seed)
+
+
+def _outputs_of(name: str, source: AnySource, storage: str) -> list[str]:
+    """Name the outputs that a source asks, as validation does; those of examples still to be made by their number."""
+    match source:
+        case CountingSource():
+            return [f"{name}/{i}/0" for i in range(source.examples)]
+        case RearcSource() | PluginSource():
+            number = source.examples // (source.shown + 1) if source.shown else 0
+            return [f"{name}/{task_id}#{k}/0" for task_id in task_ids_of(source) for k in range(number)]
+        case _:
+            tasks = load_source(source, Folder.at(storage))
+            return [f"{name}/{task.id}/{i}" for task in tasks for i in range(len(task.test))]
 
 
 def check_overlap(config: Config, variants: Sequence[Config], trains: bool = True) -> None:
