@@ -18,7 +18,7 @@ class DataConfig(Section):
     validation: list[str] = Field(default_factory=list)
     """Sources whose tasks are answered during training (greedy, one forward pass)."""
     allow_overlap: bool = False
-    """Train although a validation or evaluation task is in the mix. The report will say so."""
+    """Train on, or answer with weights that learned, what is validated or evaluated. Result and report will say so."""
 
     @model_validator(mode="after")
     def _names_exist(self) -> "DataConfig":
