@@ -5,6 +5,7 @@ excludes later ones. Written after the interface of its V1 engine: token ids wit
 the temperature if any are asked for. It has not been run yet: the machines it was written on have no GPU.
 """
 
+import os
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
@@ -20,6 +21,7 @@ class VllmWriter:
 
     def __init__(self, folder: str, dtype: str, end_id: int) -> None:
         """Load the model of a folder as `transformers` saves it; `dtype` is float32, bfloat16 or float16."""
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         self._vllm, self._end = import_module("vllm"), end_id
         self._engine: Any = self._vllm.LLM(model=folder, dtype=dtype)
 

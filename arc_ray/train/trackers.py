@@ -170,6 +170,7 @@ class MLflow:
     def __init__(self, config: Config) -> None:
         folder = run_folder(config)
         uri = os.environ.get("MLFLOW_TRACKING_URI")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         self._client = import_module("mlflow.tracking").MlflowClient(
             uri or f"sqlite:///{folder.local_path()}/mlflow.db"
         )
