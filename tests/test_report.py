@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -220,6 +221,19 @@ def test_unfinished_study_says_how_far_it_is(tmp_path: Path, num_done: int) -> N
     assert progress(report).startswith(f"{num_done} of {max(14, num_done + 1)} trials finished")
     assert "There is no answer yet" in sentences(report)[0]
     assert (tables.best_trial(report) or "trial-005") != "trial-005" or num_done <= 5, "a failed trial is not the best"
+
+
+def test_a_trial_that_was_stopped_early_is_not_the_best(study: Path) -> None:
+    """Would catch a report that recommends what its search has not seen to its end."""
+    report = load(str(study))
+    trials = report.trials.copy()
+    stopped = trials["status"] == "stopped"
+    assert stopped.any()
+    trials.loc[stopped, "eval/solved"] = 0.99
+    best = tables.best_trial(replace(report, trials=trials))
+    assert trials.set_index("trial").loc[best, "status"] == "done"
+    trials["status"] = "stopped"
+    assert trials.set_index("trial").loc[tables.best_trial(replace(report, trials=trials)), "eval/solved"] == 0.99
 
 
 def test_study_that_has_only_begun_has_a_page(tmp_path: Path) -> None:

@@ -59,11 +59,16 @@ def chosen_settings(report: Report) -> dict[str, dict[str, Any]]:
 
 
 def best_trial(report: Report) -> str | None:
-    """Return the trial with the best metric, ties by cell accuracy; None before the first validation."""
+    """Return the finished trial with the best metric, ties by cell accuracy; until one has finished, of any so far.
+
+    None before the first validation.
+    """
     if not len(report.measured):
         return None
-    by = [name for name in (report.metric, "eval/cell_accuracy") if name in report.measured]
-    return str(report.measured.sort_values(by, ascending=False, kind="stable").iloc[0]["trial"])
+    done = report.measured[report.measured["status"] == "done"]
+    trials = done if len(done) else report.measured
+    by = [name for name in (report.metric, "eval/cell_accuracy") if name in trials]
+    return str(trials.sort_values(by, ascending=False, kind="stable").iloc[0]["trial"])
 
 
 def effect_axis(effects: Sequence[Mapping[str, Any]]) -> Axis:
