@@ -80,7 +80,9 @@ def arm_scores(results: Sequence[Result], answers: Sequence[Answers], confidence
 
     `results` and `answers` are of one seed each. A single seed keeps the intervals of its own evaluation, over tasks.
     """
-    numbers = [{k: v for k, v in r.items() if isinstance(v, int | float) and not isinstance(v, bool)} for r in results]
+    numbers: list[dict[str, float]] = [
+        {k: v for k, v in r.items() if isinstance(v, int | float) and not isinstance(v, bool)} for r in results
+    ]
     if len(numbers) == 1:
         return numbers[0]
     scores: dict[str, float] = {}
