@@ -3,17 +3,16 @@
 import contextlib
 import importlib.util
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
 import torch
 from torch import nn
 
 from arc_ray.config.training import LoraConfig, ModelConfig, ScratchConfig
 from arc_ray.errors import UserError
+from arc_ray.fetch import BUILT_IN, find_model, nearest_model
 from arc_ray.runs import resolve_reference
 from arc_ray.seeding import digest64
 from arc_ray.storage import Folder
@@ -124,15 +123,29 @@ def model_path(base: str | None, storage: str) -> str:
     """Resolve a base to a local folder or a hub name. Raises UserError where a path is meant and is no model."""
     if not base:
         raise UserError(
-            'model.base is not set: give a folder, a hub name, "@run", or model.scratch for a small new model'
+            f"model.base is not set: give a name ({', '.join(BUILT_IN)}), a folder, a hub name,"
+            ' "@run", or model.scratch for a small new model'
         )
+    if base in BUILT_IN:
+        return str(find_model(base, storage).on_this_node())
     path = local_folder(resolve_reference(base, storage))
     if Path(path).is_dir():
         if not (Path(path) / "config.json").exists():
             raise UserError(f"model.base {base}: {path} is no model: it has no config.json")
     elif base.startswith(("/", ".", "~")) or base.count("/") > 1:
         raise UserError(f"model.base {base}: there is no such folder")
+    elif "/" not in base and (hint := nearest_model(base)):
+        raise UserError(f"model.base {base}: no folder, and no built-in model{hint}")
     return path
+
+
+def check_model(base: str, storage: str) -> None:
+    """Read what a base says of itself, without its weights. Raises UserError for one that cannot be found or read."""
+    from transformers import AutoConfig
+
+    path = model_path(base, storage)
+    with explained(path):
+        AutoConfig.from_pretrained(path)
 
 
 def attention_implementation(config: ModelConfig) -> str:
@@ -233,13 +246,8 @@ def scratch_model(config: ScratchConfig, tokenizer: Any) -> nn.Module:
 
 
 def local_folder(path: str) -> str:
-    """Fetch a folder of a bucket to a temporary folder; local paths and hub names are returned as they are."""
-    if "://" not in path:
-        return path
-    target = tempfile.mkdtemp(prefix="arc_ray-")
-    filesystem, source = Folder.at(path).filesystem()
-    pafs.copy_files(source, target, source_filesystem=filesystem)
-    return target
+    """Return where the files of a folder in a bucket are on this node; local paths and hub names as they are."""
+    return str(Folder.at(path).on_this_node()) if "://" in path else path
 
 
 @contextlib.contextmanager

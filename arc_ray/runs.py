@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,8 +16,10 @@ from typing import Any
 
 import yaml
 
-from arc_ray.config import Config, config_from, differing_keys, to_yaml
+from arc_ray.config import Config, config_from, differing_keys, to_yaml, types_of
+from arc_ray.config.section import absolute, absolute_model
 from arc_ray.errors import UserError
+from arc_ray.fetch import BUILT_IN
 from arc_ray.storage import Folder
 
 PACKAGES = ("ray", "torch", "transformers", "peft", "trl", "deepspeed", "pyarrow", "numpy", "reasoning-gym")
@@ -44,6 +47,9 @@ WHERE_NOT_WHAT = (
 )
 """Config keys that say where or how fast, not what is computed: a run goes on with other values of these."""
 
+JOB_FOLDER = "/runtime_resources/working_dir_files/"
+"""Part of the path of a job's own copy of the directory from which it was submitted, another one for each cluster."""
+
 
 PERMISSIONS = ("data.allow_overlap",)
 """Config keys that let a run go on which would be refused; the folder's config.yaml then says so."""
@@ -62,7 +68,7 @@ def claim(folder: Folder, config: Config, command: str, redone: Sequence[str] = 
     """
     if folder.exists("config.yaml"):
         made_by = _with_defaults(yaml.safe_load(folder.read_bytes("config.yaml")))
-        differing = [k for k in differing_keys(made_by, config.model_dump(mode="json")) if not _is_where(k)]
+        differing = [k for k in differing_keys(made_by, config.model_dump(mode="json"), _is_same) if not _is_where(k)]
         if differing and set(differing) <= {*redone, *PERMISSIONS}:
             folder.write_bytes("config.yaml", to_yaml(config).encode())
         elif differing:
@@ -200,6 +206,21 @@ def _with_defaults(made_by: dict[str, Any]) -> dict[str, Any]:
         return config_from(made_by, {}).model_dump(mode="json")
     except UserError:  # a key or value of it no longer exists, and will be named as a difference
         return made_by
+
+
+def _is_same(key: str, old: Any, new: Any) -> bool:
+    """Tell whether two values of a key are equal, or name the same place where a run folder was written in other words.
+
+    Before paths were made absolute, a relative one was kept; before built-in models had names, their folder was named.
+    """
+    types = types_of(key)
+    if old == new or not (isinstance(old, str) and isinstance(new, str) and {absolute, absolute_model} & set(types)):
+        return old == new
+    if new in BUILT_IN:
+        return old.endswith(f"/models/{new}")
+    old, new = (re.sub(f".*{JOB_FOLDER}[^/]+/", "", path) for path in (old, new))
+    is_end = absolute in types and new.endswith(f"/{os.path.normpath(old)}")  # from a directory that is not known now
+    return is_end or new in (old, Folder.at(old).uri)
 
 
 def _is_where(key: str) -> bool:

@@ -2,7 +2,10 @@
 
 import json
 import os
+import shutil
+import tempfile
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+from filelock import FileLock
 
 from arc_ray.errors import UserError
+from arc_ray.seeding import digest64
 
 
 @dataclass(frozen=True)
@@ -19,12 +24,16 @@ class Folder:
     """A folder on any file system that pyarrow knows; small enough to be sent to workers by value."""
 
     uri: str
-    """Absolute local path, or s3://..., gs://..."""
+    """Absolute local path, or s3://..., gs://..., with a query where the bucket needs one:
+    s3://bucket/path?endpoint_override=host:port."""
 
     @classmethod
     def at(cls, uri: str) -> "Folder":
         """Make a folder from a path or URI; a relative path is taken from the current directory."""
-        return cls(uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().absolute()))
+        if "://" not in uri:
+            return cls(str(Path(uri).expanduser().absolute()))
+        path, query = _path_and_query(uri)
+        return cls(path.rstrip("/") + query)
 
     @property
     def is_local(self) -> bool:
@@ -32,17 +41,42 @@ class Folder:
         return "://" not in self.uri
 
     def __truediv__(self, name: str) -> "Folder":
-        return Folder(f"{self.uri}/{name}")
+        path, query = _path_and_query(self.uri)
+        return Folder(f"{path}/{name}{query}")
 
     @property
     def name(self) -> str:
         """Last part of the path."""
-        return self.uri.rsplit("/", 1)[-1]
+        return _path_and_query(self.uri)[0].rsplit("/", 1)[-1]
+
+    @property
+    def parent(self) -> "Folder":
+        """The folder that this one is in."""
+        path, query = _path_and_query(self.uri)
+        return Folder(path.rsplit("/", 1)[0] + query)
 
     def local_path(self) -> Path:
         """Return the path of a local folder; an assertion fails on a bucket."""
         assert self.is_local, f"{self.uri} is not local"
         return Path(self.uri)
+
+    def on_this_node(self) -> Path:
+        """Return a path where the folder's files can be read: its own, or for a bucket that of a copy in `cached`.
+
+        The copy is made once for each content (names, sizes, times) and shared by the processes of the node.
+        Raises UserError if there is nothing to copy.
+        """
+        if self.is_local:
+            return self.local_path()
+        filesystem, path = self.filesystem()
+        entries = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
+        content = sorted((e.path, e.size, e.mtime_ns) for e in entries if e.type == pafs.FileType.File)
+        if not content:
+            raise UserError(f"{self.uri}: there is no such folder, or it is empty")
+        return cached(
+            f"{self.name}-{digest64(self.uri, content):016x}",
+            lambda target: pafs.copy_files(path, str(target), source_filesystem=filesystem),
+        )
 
     def filesystem(self) -> tuple[pafs.FileSystem, str]:
         """Return pyarrow's file system and the path within it. Raises UserError for an unknown scheme."""
@@ -158,3 +192,38 @@ class Folder:
         """Move a file or folder inside this folder; on a bucket this copies."""
         filesystem, path = self.filesystem()
         filesystem.move(f"{path}/{old}", f"{path}/{new}")
+
+
+def cached(name: str, make: Callable[[Path], None]) -> Path:
+    """Return the folder of this name in the user's cache on this node; `make` fills a new one, in one process only.
+
+    The cache is $XDG_CACHE_HOME/arc_ray or ~/.cache/arc_ray, and where that cannot be written a folder for temporary files.
+    """
+    target = _cache() / name
+    with FileLock(f"{target}.lock"):
+        if not target.exists():
+            unfinished = target.with_name(f"{name}.unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+            unfinished.mkdir()
+            make(unfinished)
+            unfinished.rename(target)
+    return target
+
+
+def _cache() -> Path:
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "arc_ray"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    folder = Path(tempfile.gettempdir()) / f"arc_ray-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _path_and_query(uri: str) -> tuple[str, str]:
+    """Take a URI apart before its question mark; a local path may hold one that means nothing."""
+    path, mark, query = uri.partition("?") if "://" in uri else (uri, "", "")
+    return path, mark + query

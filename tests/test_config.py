@@ -1,7 +1,7 @@
 """The config tree: what a person writes is what is meant, and a mistake is named with its cure."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import pytest
 import yaml
@@ -15,9 +15,13 @@ from arc_ray.config import (
     load_config,
     parse_assignments,
     save_config,
+    sources,
     to_yaml,
+    types_of,
     with_overrides,
 )
+from arc_ray.config.mistakes import known_keys
+from arc_ray.config.section import Section, absolute, absolute_model
 from arc_ray.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
@@ -256,6 +260,67 @@ def test_local_paths_are_those_of_the_directory_where_the_command_was_given(
     assert config.model.base == str(tmp_path / "models" / "base")
     assert (config.model.adapter, config.evaluate.checkpoint) == ("owner/name", "@run")
     assert load_config("c.yaml", {"storage": "s3://bucket/runs/"}).storage == "s3://bucket/runs"
+
+
+FOLDER = {"kind": "folder", "path": "tasks"}
+KAGGLE = {"kind": "kaggle", "challenges": "c.json", "solutions": "s.json", "descriptions": "d.json"}
+NO_PATHS = {
+    *("name", "question", "start", "prompt.format", "prompt.encoder", "tune.metric", "study.compare"),
+    *(f"data.sources.x.{name}" for name in ("dataset", "generate", "verify", "task_id")),
+}
+"""Keys that hold one text and no path."""
+
+
+def test_a_path_is_absolute_wherever_a_config_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Would catch a folder source that a trial, which runs in another directory, does not find, a model folder within
+    `runs` that is taken for a hub's name there, and a hub's, built-in or run's name that is made a path."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("models/a", "owner/name", "smollm2"):
+        (tmp_path / name).mkdir(parents=True)
+    tree = {
+        "data": {
+            "sources": {"f": FOLDER, "k.1": KAGGLE, "z": {"kind": "rearc_dump", "path": "s3://b/z.zip?scheme=http"}}
+        },
+        "model": {"base": "smollm2", "adapter": "./new"},
+        "starts": {"base": {}, "a": {"model.adapter": "models/a", "data.sources.f.path": "../f"}},
+        "runs": {
+            "r": {"model.base": "owner/name", "data.sources": {"f": FOLDER}, "data.sources.g": FOLDER},
+            "q": {"model.base": "other/name", "model.adapter": "@r", "data.sources.f.descriptions": "d.json"},
+        },
+        "tune": {"space": {"model.base": {"grid": ["models/a", "gpt2", "@r"]}, "data.sources.f": {"grid": [FOLDER]}}},
+        "study": {"compare": "model.adapter", "arms": ["models/a", None]},
+    }
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree))
+    config, here = load_config("c.yaml", {"evaluate.checkpoint": "gs://b/c"}), str(tmp_path)
+    sources = config.model_dump(mode="json")["data"]["sources"]
+    assert sources["f"]["path"] == f"{here}/tasks"
+    assert sources["z"]["path"] == "s3://b/z.zip?scheme=http"
+    kaggle = {"challenges": f"{here}/c.json", "solutions": f"{here}/s.json", "descriptions": f"{here}/d.json"}
+    assert {key: sources["k.1"][key] for key in kaggle} == kaggle
+    assert (config.model.base, config.model.adapter) == ("smollm2", f"{here}/new")
+    assert config.starts["a"] == {"model.adapter": f"{here}/models/a", "data.sources.f.path": f"{here}/../f"}
+    fixed = {"kind": "folder", "path": f"{here}/tasks"}
+    assert config.runs["r"] == {
+        **{"model.base": f"{here}/owner/name", "data.sources": {"f": fixed}, "data.sources.g": fixed}
+    }
+    assert config.runs["q"] == {
+        **{"model.base": "other/name", "model.adapter": "@r", "data.sources.f.descriptions": f"{here}/d.json"}
+    }
+    assert config.tune.space == {
+        **{"model.base": {"grid": [f"{here}/models/a", "gpt2", "@r"]}, "data.sources.f": {"grid": [fixed]}}
+    }
+    assert config.study.arms == [f"{here}/models/a", None]
+    assert config.evaluate.checkpoint == "gs://b/c"
+
+
+def test_every_key_that_holds_a_text_is_known_to_be_a_path_or_none():
+    """Would catch a new key for a path that nobody makes absolute: its type says so, or NO_PATHS names it."""
+    kinds = [kind for kind in vars(sources).values() if isinstance(kind, type) and issubclass(kind, Section)]
+    keys = known_keys() | {f"data.sources.x.{name}" for kind in kinds for name in kind.model_fields}
+    texts = {key for key in keys if str in types_of(key) and list not in map(get_origin, types_of(key))}
+    paths = {key for key in texts if {absolute, absolute_model} & set(types_of(key))}
+    assert paths >= {"storage", "model.base", "data.sources.x.path", "data.sources.x.solutions"}
+    assert texts - paths == NO_PATHS
 
 
 def test_a_missing_file_is_named_with_its_nearest_neighbour(monkeypatch: pytest.MonkeyPatch):

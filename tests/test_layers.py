@@ -19,11 +19,11 @@ PACKAGE = Path(arc_ray.__file__).parent
 LAYERS = (
     {"attention", "errors", "flops", "garbage", "progress", "seeding"},
     {"storage", "supported", "tasks"},
-    {"intervals"},
+    {"fetch", "intervals"},
     {"analysis", "augment", "config", "encoders", "fingerprints", "prompt", "scores", "submission", "vote"},
     {"report", "runs", "sources", "views"},
     {"cluster", "datasets", "plan", "tokens"},
-    {"fetch", "generate", "generation", "guard", "model", "rows"},
+    {"generate", "generation", "guard", "model", "rows"},
     {"loss", "memory", "pipeline", "quality", "skeleton"},
     {"train"},
     {"evaluate", "tune"},

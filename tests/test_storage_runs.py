@@ -2,16 +2,21 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pytest
 import yaml
 
-from arc_ray.config import Config, config_from, to_yaml, with_overrides
+from arc_ray.config import Config, config_from, load_config, to_yaml, with_overrides
 from arc_ray.errors import UserError
 from arc_ray.runs import (
     WHERE_NOT_WHAT,
@@ -26,7 +31,7 @@ from arc_ray.runs import (
     run_folder,
     write_metrics,
 )
-from arc_ray.storage import Folder
+from arc_ray.storage import Folder, cached
 
 WRITE_FOR_EVER = """
 import sys
@@ -37,6 +42,17 @@ while True:
     number += 1
     folder.write_bytes("file", bytes([number % 251]) * 4_000_000)
     print(number, flush=True)
+"""
+
+FILL_CACHE = """
+import time
+from arc_ray.storage import cached
+def make(target):
+    print("made", flush=True)
+    time.sleep(0.5)
+    (target / "file").touch()
+assert [path.name for path in cached("model", make).iterdir()] == ["file"]
+print("read", flush=True)
 """
 
 
@@ -146,6 +162,103 @@ def test_paths_and_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         bucket.local_path()
 
 
+def test_a_uri_with_a_query_is_joined_before_it(tmp_path: Path):
+    """Would catch a folder appended behind the query, where every run would be the same key; a local name may hold "?"."""
+    storage = Folder.at("s3://bucket/runs/?scheme=http&endpoint_override=localhost:9000")
+    assert storage.uri == "s3://bucket/runs?scheme=http&endpoint_override=localhost:9000"
+    assert ((storage / "run").name, (storage / "run").parent) == ("run", storage)
+    assert (storage / "a/b").filesystem()[1] == "bucket/runs/a/b"
+    assert (Folder.at(str(tmp_path / "why?")) / "run").local_path() == tmp_path / "why?" / "run"
+
+
+def test_what_is_in_a_bucket_is_copied_once_for_each_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Would catch a copy at each look, one that is left in a temporary folder, and a copy that is out of date."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    model = Folder.at(f"file://{tmp_path}/bucket/model")
+    (tmp_path / "bucket/model/shards").mkdir(parents=True)
+    model.write_bytes("config.json", b"{}")
+    model.write_bytes("shards/weights", b"1")
+    first = model.on_this_node()
+    assert (first / "shards/weights").read_bytes() == b"1"
+    (first / "kept").touch()
+    assert model.on_this_node() == first
+    assert (first / "kept").exists(), "it was copied again"
+    model.write_bytes("shards/weights", b"22")
+    again = model.on_this_node()
+    assert (again / "shards/weights").read_bytes() == b"22"
+    assert not (again / "kept").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"bucket", "cache"}
+    with pytest.raises(UserError, match=r"bucket/other: there is no such folder, or it is empty"):
+        (model.parent / "other").on_this_node()
+
+
+def test_one_process_of_many_fills_the_cache_and_a_killed_one_leaves_nothing_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Would catch workers of a node that copy a model each, or read one that another is still writing."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "arc_ray" / "model.unfinished").mkdir(parents=True)
+    (tmp_path / "arc_ray" / "model.unfinished" / "half").touch()
+    processes = [subprocess.Popen([sys.executable, "-c", FILL_CACHE], stdout=subprocess.PIPE) for _ in range(3)]
+    said = b"".join(process.communicate(timeout=60)[0] for process in processes)
+    assert sorted(said.split()) == [b"made", b"read", b"read", b"read"]
+    assert {path.name for path in (tmp_path / "arc_ray").iterdir()} == {"model", "model.lock"}
+    assert [path.name for path in (tmp_path / "arc_ray" / "model").iterdir()] == ["file"]
+
+
+def test_a_cache_that_cannot_be_written_is_one_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    found = cached("model", lambda target: (target / "x").touch())
+    assert (found.parent, [path.name for path in found.iterdir()]) == (tmp_path / f"arc_ray-{os.getuid()}", ["x"])
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URI of a bucket behind an endpoint of its own."""
+    server = pytest.importorskip("moto.server", reason="moto is not installed: pip install '.[cluster-tests]'")
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(key, "testing")
+    running = server.ThreadedMotoServer(port=0)
+    running.start()
+    host, port = running.get_host_and_port()
+    place = f"{host}:{port}"
+    urllib.request.urlopen(
+        f"http://{place}/moto-api/reset", data=b""
+    ).close()  # servers of a process share their buckets
+    pafs.S3FileSystem(endpoint_override=place, scheme="http", allow_bucket_creation=True).create_dir("bucket")
+    yield f"s3://bucket/runs?scheme=http&endpoint_override={place}"
+    running.stop()
+
+
+def test_runs_in_a_bucket_behind_a_query_have_folders_of_their_own(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The whole way of a run folder through a real S3 protocol: would catch two runs that write one key."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = with_overrides(config_in(tmp_path), {"storage": s3})
+    other = with_overrides(config, {"name": "other", "seed": 1})
+    for each in (config, other):
+        claim(run_folder(each), each, "train")
+        claim(run_folder(each), each, "train")
+    assert Folder.at(s3).names() == ["other", "r"]
+    (run_folder(config) / checkpoint_name(3)).write_json("arc_ray.json", {"step": 3})
+    folder = Folder.at(resolve_reference("@r", s3))
+    assert folder.filesystem()[1] == "bucket/runs/r/checkpoint-000003"
+    assert json.loads((folder.on_this_node() / "arc_ray.json").read_text()) == {"step": 3}
+    run_folder(config).delete()
+    assert Folder.at(s3).names() == ["other"]
+
+
+def test_the_endpoint_of_the_environment_is_used(s3: str, monkeypatch: pytest.MonkeyPatch):
+    """What the cluster guide says of AWS_ENDPOINT_URL."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{s3.split('=')[-1]}")
+    (Folder.at("s3://bucket/runs") / "a").write_bytes("file", b"x")
+    assert Folder.at(s3).names() == ["a"]
+
+
 def config_in(tmp_path: Path, **changes: object) -> Config:
     return config_from({"storage": str(tmp_path), "name": "r"}, {k.replace("__", "."): v for k, v in changes.items()})
 
@@ -197,6 +310,37 @@ def test_a_folder_from_before_a_key_existed_is_gone_on_with(tmp_path: Path):
     run_folder(config).write_json("config.yaml", {**before, "gone": 1})
     with pytest.raises(UserError, match=r"differs in: .*gone"):
         claim(run_folder(config), config, "train")
+
+
+def test_a_folder_that_names_the_same_places_in_older_words_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Would catch runs from before paths were absolute and models had names, a job that is submitted again from another
+    copy of its directory, or a trial, which runs in another directory, being refused; and another path being taken."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models/a").mkdir(parents=True)
+    source, runs = {"kind": "folder", "path": "data/tasks"}, {"r": {"model.base": "models/a"}}
+    tree = {"data": {"sources": {"f": source}}, "model": {"base": "smollm2"}, "runs": runs, "storage": "runs"}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree))
+    config = load_config(tmp_path / "c.yaml")
+    old = config_from(tree, {"model.base": f"{tmp_path}/runs/models/smollm2"})
+    folder = run_folder(config)
+    folder.write_bytes("config.yaml", to_yaml(old).encode())
+    claim(folder, config, "train")
+    job = "/tmp/ray/session_{}/runtime_resources/working_dir_files/_ray_pkg_{}/data/tasks"
+    first = with_overrides(config, {"data.sources.f.path": job.format(1, "a")})
+    folder.write_bytes("config.yaml", to_yaml(first).encode())
+    claim(folder, with_overrides(config, {"data.sources.f.path": job.format(2, "b")}), "train")
+    monkeypatch.chdir("/")
+    folder.write_bytes("config.yaml", to_yaml(with_overrides(config, {"data.sources.f.path": "data/tasks"})).encode())
+    claim(folder, config, "train")
+    for key, value in (
+        ("data.sources.f.path", f"{tmp_path}/data/other"),
+        ("model.base", "owner/smollm2"),
+        ("prompt.encoder", "/shape_rows"),
+    ):
+        with pytest.raises(UserError, match=f"differs in: {re.escape(key)}"):
+            claim(folder, with_overrides(config, {key: value}), "train")
 
 
 def test_many_differing_keys_are_counted(tmp_path: Path):

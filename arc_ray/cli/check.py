@@ -10,6 +10,7 @@ from arc_ray.cli.dry import plan_lines
 from arc_ray.cli.session import check_storage, connected, is_cluster
 from arc_ray.config import Config
 from arc_ray.errors import UserError
+from arc_ray.fetch import obtaining
 from arc_ray.quality import quality_lines
 from arc_ray.runs import PACKAGES
 from arc_ray.study.driver import check_overlap
@@ -30,6 +31,8 @@ def check(config: Config | None, terminal: Terminal, address: str | None = None)
     check_storage(config)
     terminal.note(f"storage {config.storage}: writable")
     run = with_start(config)
+    if note := obtaining(run.model.base, config.storage):
+        terminal.note(note)
     try:
         for line in _model(run):
             terminal.note(line)

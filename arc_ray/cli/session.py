@@ -12,7 +12,7 @@ from typing import Any
 from arc_ray.config import Config
 from arc_ray.errors import UserError
 from arc_ray.progress import Progress
-from arc_ray.runs import MetricsTail, run_folder
+from arc_ray.runs import JOB_FOLDER, MetricsTail, run_folder
 from arc_ray.storage import Folder
 
 WATCH_SECONDS = 1.0
@@ -111,7 +111,7 @@ def _join(address: str) -> None:
 def check_storage(config: Config) -> None:
     """Find out that nothing can be written, or that it would be lost, before any work is done. Raises UserError."""
     folder = Folder.at(config.storage)
-    if "/runtime_resources/working_dir_files/" in folder.uri:
+    if JOB_FOLDER in folder.uri:
         raise UserError(
             f"storage {config.storage}: a job's own folder is deleted after it; give a place that outlives it and that"
             f" all nodes see, such as storage=s3://bucket/runs or storage=/shared/runs"

@@ -8,6 +8,7 @@ from arc_ray.config.loading import (
     parse_assignments,
     save_config,
     to_yaml,
+    types_of,
     with_overrides,
 )
 from arc_ray.config.tree import Config
@@ -21,5 +22,6 @@ __all__ = [
     "parse_assignments",
     "save_config",
     "to_yaml",
+    "types_of",
     "with_overrides",
 ]

@@ -1,18 +1,20 @@
 """YAML and dotted overrides in, a checked `Config` out; every mistake becomes one line a person can act on."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import ValidationError
 
 from arc_ray.config.files import Dumper, read_tree, read_value
 from arc_ray.config.mistakes import explain, is_section, known_keys, nearest
+from arc_ray.config.section import Overrides as NestedOverrides
+from arc_ray.config.section import Section, absolute, absolute_model
 from arc_ray.config.tree import Config
 from arc_ray.errors import UserError
-from arc_ray.storage import Folder
 
 Overrides = Mapping[str, Any]
 """Dotted config keys and their values, such as {"train.lr": 2e-4}."""
@@ -70,23 +72,68 @@ def save_config(config: Config, path: Path) -> None:
     path.write_text(to_yaml(config))
 
 
-def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """List the dotted keys whose values differ between two dumped configs, sorted."""
+def differing_keys(
+    a: Mapping[str, Any], b: Mapping[str, Any], same: Callable[[str, Any, Any], bool] = lambda key, old, new: old == new
+) -> list[str]:
+    """List the dotted keys whose values differ between two dumped configs, sorted; `same` may take more for equal."""
     flat_a, flat_b = dict(_flatten(a)), dict(_flatten(b))
     missing = object()
-    return sorted(k for k in flat_a.keys() | flat_b.keys() if flat_a.get(k, missing) != flat_b.get(k, missing))
+    return sorted(
+        k for k in flat_a.keys() | flat_b.keys() if not same(k, flat_a.get(k, missing), flat_b.get(k, missing))
+    )
+
+
+def types_of(key: str) -> tuple[Any, ...]:
+    """Return what the value of a dotted key may be: its type with the parts of that, `absolute` among them for a path."""
+    return _types_below((Config,), key)
 
 
 def _with_absolute_paths(config: Config) -> Config:
-    """Fix local paths to the current directory: workers have another one."""
-    players = {key: _absolute_if_there(getattr(config.evaluate, key)) for key in ("checkpoint", "describer")}
-    model = {key: _absolute_if_there(getattr(config.model, key)) for key in ("base", "adapter")}
-    update = {"model": config.model.model_copy(update=model), "evaluate": config.evaluate.model_copy(update=players)}
-    return config.model_copy(update={**update, "storage": Folder.at(config.storage).uri})
+    """Fix local paths to the current directory, by the types of their keys: workers and trials have another one."""
+    tree = _fixed(config.model_dump(mode="json"), (Config,))
+    for key, spec in tree["tune"]["space"].items():
+        tree["tune"]["space"][key] = {kind: _fixed(values, types_of(key)) for kind, values in spec.items()}
+    tree["study"]["arms"] = _fixed(tree["study"]["arms"], types_of(config.study.compare))
+    return Config.model_validate(tree)
 
 
-def _absolute_if_there(path: str | None) -> str | None:
-    return str(Path(path).expanduser().absolute()) if path and Path(path).expanduser().is_dir() else path
+def _fixed(value: Any, types: tuple[Any, ...]) -> Any:
+    if isinstance(value, dict):
+        return {name: _fixed(inner, _types_below(types, name)) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_fixed(inner, types) for inner in value]
+    if isinstance(value, str):
+        for fix in (absolute, absolute_model):
+            value = fix(value) if fix in types else value
+    return value
+
+
+def _types_below(types: tuple[Any, ...], key: str) -> tuple[Any, ...]:
+    """Return the parts of the types that a key, which may be dotted, has in values of these types."""
+    name, _, rest = key.partition(".")
+    below: list[Any] = []
+    for kind in types:
+        if get_origin(kind) is dict:  # of names that a user chose, which may hold dots
+            values = _parts(get_args(kind)[1])
+            below += [*values, *_types_below(values, rest)]
+        elif name in (fields := _fields(kind)):
+            below += _types_below(_parts(fields[name]), rest) if rest else _parts(fields[name])
+    return tuple(below)
+
+
+def _parts(kind: Any) -> tuple[Any, ...]:
+    """Take unions, lists and annotations apart; dotted overrides are as the config itself."""
+    if kind is NestedOverrides:
+        return (Config,)
+    if get_origin(kind) is dict:
+        return (kind,)
+    return (kind, *(part for argument in get_args(kind) for part in _parts(argument)))
+
+
+@cache
+def _fields(kind: Any) -> dict[str, Any]:
+    is_section = isinstance(kind, type) and issubclass(kind, Section)
+    return get_type_hints(kind, include_extras=True) if is_section else {}
 
 
 def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from arc_ray.config.section import Section
+from arc_ray.config.section import ModelName, Section
 from arc_ray.config.tuning import TttConfig
 
 ACCURACIES = ("eval/solved", "eval/cell_accuracy")
@@ -16,7 +16,7 @@ DISTRIBUTIONS = {"grid": "a list", "choice": "a list", "uniform": "[low, high]",
 class EvaluateConfig(Section):
     """Predictions after training."""
 
-    checkpoint: str | None = None
+    checkpoint: ModelName | None = None
     """Folder or "@run" of the checkpoint to evaluate; null evaluates the model of `model` as it is."""
     sets: list[str] = Field(default_factory=list)
     """Sources to answer."""
@@ -53,7 +53,7 @@ class EvaluateConfig(Section):
     """Model replicas that predict at the same time; null takes one for each GPU, without GPUs one that has all cores."""
     backend: Literal["transformers", "vllm"] = "transformers"
     """What writes greedy and sampled answers; vllm is an extra for GPUs that has not been run yet (see the README)."""
-    describer: str | None = None
+    describer: ModelName | None = None
     """Folder or "@run" of a first player, trained with prompt.format: describe. The second player (prompt.format:
     implement) then answers from its descriptions as well as from those given with the tasks."""
     max_description_tokens: int = Field(default=128, ge=1)

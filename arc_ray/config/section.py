@@ -1,6 +1,36 @@
-"""The base of every part of the config: frozen, no unknown keys, a sentence under each field is its help."""
+"""The base of every part of the config: frozen, no unknown keys, a sentence under each field is its help.
+
+A field that holds a path says so by its type, and `arc_ray.config.loading` makes its value absolute wherever it is set.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict
+
+from arc_ray.fetch import BUILT_IN
+from arc_ray.storage import Folder
+
+
+def absolute(path: str) -> str:
+    """Fix a local path to the current directory, which workers and trials do not share; a URI stays."""
+    return Folder.at(path).uri
+
+
+def absolute_model(name: str) -> str:
+    """Do the same where a name may stand: a built-in model's, a hub's (owner/name, if that is no folder here) or "@run"."""
+    if name in BUILT_IN or name.startswith("@") or "://" in name:
+        return name
+    is_path = name.startswith((".", "~", "/")) or name.count("/") > 1 or Path(name).is_dir()
+    return absolute(name) if is_path else name
+
+
+PlacePath = Annotated[str, absolute]
+"""A file or folder, or its URI."""
+ModelName = Annotated[str, absolute_model]
+"""A folder of weights, or a name of them."""
+Overrides = Annotated[dict[str, Any], "overrides"]
+"""Dotted keys of the whole config, and their values."""
 
 
 class Section(BaseModel):

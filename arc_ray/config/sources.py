@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from arc_ray.config.section import Section
+from arc_ray.config.section import PlacePath, Section
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=1, le=30)]
@@ -46,7 +46,7 @@ class Selection(Section):
     shown_only: bool = False
     """Take the shown pairs of tasks and leave the asked ones out: to train on the very tasks that are evaluated, each
     shown pair answered from the others (n-1 training)."""
-    descriptions: str | None = None
+    descriptions: PlacePath | None = None
     """JSON file {task id: the rule in words}, for the prompt formats `describe` and `implement`; null takes what the
     tasks' own "description" says."""
 
@@ -115,22 +115,22 @@ class FolderSource(Selection):
     """A folder of ARC JSON files, one task a file."""
 
     kind: Literal["folder"]
-    path: str
+    path: PlacePath
 
 
 class KaggleSource(Selection):
     """A Kaggle challenges file and, if it is known, its solutions file."""
 
     kind: Literal["kaggle"]
-    challenges: str
-    solutions: str | None = None
+    challenges: PlacePath
+    solutions: PlacePath | None = None
 
 
 class RearcDumpSource(Selection):
     """Examples generated elsewhere in RE-ARC's own layout: a folder or zip with tasks/<id>.json."""
 
     kind: Literal["rearc_dump"]
-    path: str
+    path: PlacePath
     examples: int | None = Field(default=None, ge=1)
     """Examples per task to take; null takes all."""
     first: int = Field(default=0, ge=0)

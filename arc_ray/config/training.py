@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from arc_ray.config.section import Section
+from arc_ray.config.section import ModelName, Section
 from arc_ray.config.sources import AnySource, Name, Unit
 
 
@@ -107,11 +107,12 @@ class LoraConfig(Section):
 class ModelConfig(Section):
     """Which weights training starts from."""
 
-    base: str | None = None
-    """Folder, hub name, or "@run": the final checkpoint of a run named under `runs` or in the storage folder."""
+    base: ModelName | None = None
+    """Built-in name (smollm2; obtained when needed), folder, hub name, or "@run": the final checkpoint of a run named
+    under `runs` or in the storage folder."""
     scratch: ScratchConfig | None = None
     """Instead of a base: a small model from random weights (use with train.full)."""
-    adapter: str | None = None
+    adapter: ModelName | None = None
     """An adapter to start from: folder or "@run"; null starts a new one."""
     adapter_use: Literal["continue", "merge"] = "continue"
     """Train the adapter further, or merge it into the base and start a new one."""

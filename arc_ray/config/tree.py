@@ -1,11 +1,9 @@
 """The root of the config tree."""
 
-from typing import Any
-
 from pydantic import Field, model_validator
 
 from arc_ray.config.searching import EvaluateConfig, StudyConfig, TuneConfig
-from arc_ray.config.section import Section
+from arc_ray.config.section import Overrides, PlacePath, Section
 from arc_ray.config.training import (
     DataConfig,
     ModelConfig,
@@ -22,7 +20,7 @@ class Config(Section):
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")
     """Name of the run: its folder below `storage`."""
-    storage: str = "runs"
+    storage: PlacePath = "runs"
     """Folder for everything that is made: a local path, s3://bucket/path or gs://bucket/path."""
     question: str = ""
     """What this study is asked, in one sentence; the report opens with it."""
@@ -30,9 +28,9 @@ class Config(Section):
     """All randomness of training follows from it."""
     start: str = "base"
     """Starting checkpoint: a name under `starts`."""
-    starts: dict[str, dict[str, Any]] = Field(default_factory=lambda: {"base": {}})
+    starts: dict[str, Overrides] = Field(default_factory=lambda: {"base": {}})
     """Name -> dotted overrides that make it, such as {model.adapter: "@count"} or {data.mix.counting: 2}."""
-    runs: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    runs: dict[str, Overrides] = Field(default_factory=dict)
     """Name -> dotted overrides of a training run that is made once, before whatever refers to it as "@name"."""
     data: DataConfig = DataConfig()
     view: ViewConfig = ViewConfig()

@@ -172,7 +172,7 @@ def load(folder: str) -> Report:
         with ThreadPoolExecutor(READERS) as pool:
             trials = list(pool.map(lambda n: read_trial(place / "trials" / n, place.name, n, compare), names))
     is_running = [trial.row["status"] == "running" for trial in trials]
-    beside = Folder(place.uri.rsplit("/", 1)[0])
+    beside = place.parent
     made_first = [name for name in config.get("runs") or {} if (beside / name).exists("config.yaml")]
     runs = [read_trial(beside / name, place.name, name, None) for name in made_first]
     scores, answers = read_evaluations(place, [beside / name for name in made_first])

@@ -48,7 +48,7 @@ def write_report(folders: Sequence[str], now: datetime | None = None) -> dict[st
     }
     for name, content in contents.items():
         place.write_bytes(name, content.encode())
-    return {name: f"{place.uri}/{name}" for name in contents}
+    return {name: (place / name).uri for name in contents}
 
 
 def to_html(reports: Sequence[Report], written: str) -> str:

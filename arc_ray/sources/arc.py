@@ -46,7 +46,7 @@ def load_folder(path: str) -> list[Task]:
         raise UserError(
             f"{path}: no such folder, or no *.json in it; name the folder that holds the task files themselves"
         )
-    return [parse_task(_stem(name), read_json(f"{path}/{name}"), f"{path}/{name}") for name in names]
+    return [parse_task(_stem(name), read_json((Folder.at(path) / name).uri), f"{path}/{name}") for name in names]
 
 
 def load_kaggle(challenges: str, solutions: str | None) -> list[Task]:
@@ -114,10 +114,11 @@ def _with_solutions(task: Task, value: object, file: str) -> Task:
 
 def _dump_files(path: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
     """Yield the name of each task file of a dump, sorted, and a function that reads it."""
-    if not path.endswith(".zip"):
+    if not Folder.at(path).name.endswith(".zip"):
         for folder in DUMP_FOLDERS:
             for name in _json_names(Folder.at(path) / folder):
-                yield f"{path}/{folder}/{name}", lambda file=f"{path}/{folder}/{name}": _read(file)
+                file = (Folder.at(path) / folder / name).uri
+                yield file, lambda file=file: _read(file)
         return
     try:
         archive = zipfile.ZipFile(io.BytesIO(_read(path)))
@@ -141,9 +142,9 @@ def _parse_examples(task_id: str, file: str, read: Callable[[], bytes]) -> list[
 
 
 def _read(file: str) -> bytes:
-    folder, _, name = Folder.at(file).uri.rpartition("/")
+    place = Folder.at(file)
     try:
-        return Folder(folder).read_bytes(name)
+        return place.parent.read_bytes(place.name)
     except FileNotFoundError as error:
         raise UserError(f"{file}: no such file; a relative path is taken from the current directory") from error
     except OSError as error:
@@ -183,4 +184,4 @@ def _json_names(folder: Folder) -> list[str]:
 
 
 def _stem(file: str) -> str:
-    return file.rpartition("/")[2].removesuffix(".json")
+    return Folder(file).name.removesuffix(".json")

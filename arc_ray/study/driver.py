@@ -14,9 +14,10 @@ from arc_ray.datasets.reading import is_generated
 from arc_ray.datasets.requests import task_ids_of
 from arc_ray.errors import UserError
 from arc_ray.evaluate.driver import run_evaluation
+from arc_ray.fetch import BUILT_IN, obtain_model
 from arc_ray.generate import ensure_datasets
 from arc_ray.guard import refuse_overlap
-from arc_ray.model import model_path
+from arc_ray.model import check_model
 from arc_ray.progress import Progress
 from arc_ray.report import write_report
 from arc_ray.runs import claim, finish, is_finished, run_folder
@@ -96,18 +97,25 @@ def run_tune(config: Config, progress: Progress, train: Train) -> list[Trial]:
 
 
 def check_inputs(config: Config, variants: Sequence[Config], trains: bool = True) -> None:
-    """Read the files of tasks that are given, and look for the models: before work that a mistake would throw away.
+    """Read the files of tasks that are given, and find the models: before work that a mistake would throw away.
 
-    `trains` is as in `sources_read`. Raises UserError.
+    Built-in models are put into the storage. `trains` is as in `sources_read`. Raises UserError.
     """
     storage = Folder.at(config.storage)
     for source in sources_read(config, variants, trains).values():
         if not isinstance(source, GeneratedSource):
             load_source(source, storage)
     check_overlap(config, variants, trains)
-    for base in {c.model.base for c in [*variants, *_runs_needed(config, variants)]}:
-        if base and not base.startswith("@"):
-            model_path(base, config.storage)
+    for base in bases(config, variants):
+        if base in BUILT_IN:
+            obtain_model(base, config.storage)
+        check_model(base, config.storage)
+
+
+def bases(config: Config, variants: Sequence[Config]) -> list[str]:
+    """List the models, other than runs, that these variants of a config and the runs they need start from."""
+    named = {c.model.base for c in [*variants, *_runs_needed(config, variants)]}
+    return sorted(base for base in named if base and not base.startswith("@"))
 
 
 def check_validation(config: Config, variants: Sequence[Config], in_study: bool = False) -> None:

