@@ -3,14 +3,8 @@
     finished runs -> gather -> compare (choosing_half, choose_setting, paired_effect) -> sentence
 
 The best of eight settings looks better than it is, because its luck was chosen too. Choosing on one half of the tasks
-and measuring on the other takes away the luck of the tasks. The luck of the seeds remains, since the measured models
-are the chosen ones: it cancels between arms that have equally many good settings, and otherwise favours the arm that
-has more of them (eight against one: by 0.6 to 1 points where seeds move the score by 2, by 2 to 4 where they move it by
-5). Only new seeds for the chosen settings take that away: choose on one study, hand another to `paired_effect`.
-
-Swapping the halves and averaging would measure on all tasks, but each half then chooses for the other, which ties them
-together: the interval covers 91.5 to 93.6 %. Choosing for each seed on the other seeds removes the bias, not the
-shortfall (90.8 % at worst). Both are simulated in `tests/benchmarks/simulate_analysis.py`.
+and measuring on the other takes away the luck of the tasks, fresh seeds that of the seeds. Other ways to choose, and
+what they cost: `tests/benchmarks/STATISTICS.md`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

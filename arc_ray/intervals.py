@@ -1,37 +1,17 @@
 """Intervals: how far a share of tasks, or the difference of two arms over tasks and seeds, may be off.
 
-**A share of tasks** (`bootstrap_shares`): tasks are resampled, percentiles taken.
-
-**A difference over tasks and seeds** (`paired_effect`): D[s, t], one arm's outcome minus the other's for seed s and
-task t, is a two-way crossed layout with one value a cell. A seed shifts all tasks, a task shifts all seeds, the rest is
-residual; their mean squares are MS_seed, MS_task and MS_rest. The interval is the mean of D plus or minus h,
-
-    h^2 = ( t(tasks - 1)^2 MS_task + t(seeds - 1)^2 max(MS_seed - k MS_rest, 0) ) / (seeds x tasks)
-
-where t(n) is Student's quantile with n degrees of freedom: each source of variation is widened by its own small-sample
-factor before the squares are added (as Zou and Donner recover variances, Statistics in Medicine 27, 2008). k, which is
-(1 - 2 / (9 (seeds - 1)))^3, is the median of MS_seed / MS_rest where seeds do not matter (Wilson and Hilferty, 1931):
-seeds count for what exceeds the noise's median. The textbook's k = 1 counts them too rarely, k = 0 counts noise twice.
-
-**Coverage** (`tests/benchmarks/simulate_analysis.py`, 4,000 repetitions of each of 54 designs: 3, 5 and 10 seeds; 40,
-100 and 400 tasks, half of them measured; 8 settings an arm; seeds that move the share of solved tasks by 0, 2 or 5
-points; no effect or 10 points): the 95 % interval holds the effect between the arms' truly best settings in 93.9 to
-96.6 %, that between the chosen ones in 94.8 to 97.5 %, and leaves out zero in 3.5 to 5.8 % where there is no effect.
-Resampling seeds and tasks instead (Owen's pigeonhole bootstrap, Annals of Applied Statistics 1, 2007) covers from 85.5
-to 99.7 %, depending on how much seeds matter, and studentised from 89.9 to 97.5 % with widths that explode at 3 seeds:
-of three seeds, one resample in nine is a single seed three times. Two seeds are allowed, but t(1) = 12.7 makes the
-interval about three times as wide as with three.
+Why these methods, and how often they hold the truth: `tests/benchmarks/STATISTICS.md`.
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import betaincinv, gammaincinv, stdtrit
 
 from arc_ray.errors import UserError
 from arc_ray.tasks import puzzle_of
@@ -39,11 +19,16 @@ from arc_ray.tasks import puzzle_of
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
-NUM_RESAMPLES = 2000
 FEWEST_PUZZLES = 4
 """Fewer puzzles than this say nothing about puzzles at large; an interval is then about further tasks of these."""
 MOST_NEEDED = 10_000
 """More seeds or tasks than this count as "no number would do"."""
+NEARLY_NONE = 1e-9
+"""Instead of no answer of a kind, for which the beta distribution is not defined."""
+QUIET_SEEDS = 0.25
+"""Quantile of the noise that is subtracted from the variation between seeds."""
+SHARED_LUCK = 0.25
+"""Puzzles whose tasks differ all together that are added before the design effect of a difference is estimated."""
 
 
 class MeanSquares(NamedTuple):
@@ -107,39 +92,54 @@ def units_of(task_ids: Sequence[str]) -> tuple[IntArray, str]:
     return np.arange(len(task_ids)), "tasks"
 
 
-def bootstrap_shares(
-    sums: Mapping[str, tuple[FloatArray, FloatArray]],
-    units: IntArray,
-    confidence: float,
-    rng: np.random.Generator,
-) -> dict[str, tuple[float, float, float]]:
-    """Return value, low and high of shares, each a sum over tasks divided by another sum over tasks.
+def share_interval(
+    above: FloatArray, below: FloatArray, units: IntArray, confidence: float
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return value, low and high of a share: a sum over tasks (`above`, each at most `below`) over another sum.
 
-    `sums` maps a name to the terms above and below the line, (num_tasks,) each; `units` is what `units_of` returns.
-    Every share sees the same resamples of units, and the interval lies between percentiles of the resampled shares.
-    Where all units agree on 0 or 1 resampling sees no variation, and the exact bound of Clopper and Pearson takes its
-    place: none solved of 400 is no proof of none in 4,000.
+    Both are (..., num_tasks), the results (...); `units` is what `units_of` returns. This is Agresti and Coull's
+    interval (The American Statistician 52, 1998) at an effective sample size, as Korn and Graubard (Survey Methodology
+    24, 1998) take it from the variation between units, cut where Clopper and Pearson's exact one is narrower. With one
+    yes or no a unit it is the plain interval of so many coin tosses.
     """
-    num_units = int(units.max()) + 1
-    draws = rng.multinomial(num_units, np.full(num_units, 1 / num_units), NUM_RESAMPLES)
-    tail = (1 - confidence) / 2
-    shares: dict[str, tuple[float, float, float]] = {}
-    for name, parts in sums.items():
-        above, below = (np.bincount(units, weights=part, minlength=num_units) for part in parts)
-        value = float(above.sum() / below.sum())
-        low, high = np.quantile((draws @ above) / (draws @ below), [tail, 1 - tail])
-        if value == 0.0:
-            high = 1 - tail ** (1 / num_units)
-        elif value == 1.0:
-            low = tail ** (1 / num_units)
-        shares[name] = (value, float(low), float(high))
-    return shares
+    right, of = by_unit(above, units), by_unit(below, units)
+    total, squares = of.sum(-1), (of**2).sum(-1)
+    value = right.sum(-1) / total
+    # Few informative units hardly tell how alike a unit's outcomes are: one more, all right or all wrong, is added.
+    one_more = squares / of.shape[-1]
+    spread = ((right - value[..., None] * of) ** 2).sum(-1)
+    design = (spread + one_more) / (value * (1 - value) * squares + one_more)
+    num_alike = total**2 / squares
+    degrees = np.maximum(num_alike - 1, 1), np.maximum(total - 1, 1)
+    few = np.divide(*(student_quantile(confidence, d) for d in degrees)) ** 2
+    size = num_alike / design / few
+    upper = (1 + confidence) / 2
+    z2 = NormalDist().inv_cdf(upper) ** 2
+    centre = (value * size + z2 / 2) / (size + z2)
+    reach = np.sqrt(z2 * centre * (1 - centre) / (size + z2))
+    yes, no = np.maximum(value * size, NEARLY_NONE), np.maximum((1 - value) * size, NEARLY_NONE)
+    low = np.maximum(centre - reach, betaincinv(yes, no + 1, 1 - upper))
+    high = np.minimum(centre + reach, betaincinv(yes + 1, no, upper))
+    return value, np.minimum(low, value), np.maximum(high, value)
+
+
+def share_over_seeds(outcomes: FloatArray, units: IntArray, confidence: float) -> tuple[FloatArray, FloatArray]:
+    """Return low and high of the mean of outcomes (..., num_seeds, num_tasks) between 0 and 1, over seeds and tasks.
+
+    A unit's outcomes with all seeds are taken together by `share_interval`; the seeds' part of `half_width` is added as
+    squares, end by end.
+    """
+    num_seeds, num_tasks = outcomes.shape[-2:]
+    value, low, high = share_interval(outcomes.sum(-2), np.full(num_tasks, float(num_seeds)), units, confidence)
+    seeds = _seeds_part(mean_squares(outcomes, units)[0], num_seeds, int(units.max()) + 1, confidence)
+    low, high = value - np.hypot(value - low, seeds), value + np.hypot(high - value, seeds)
+    return np.maximum(low, 0), np.minimum(high, 1)
 
 
 def paired_effect(
     arm: FloatArray, baseline: FloatArray, task_ids: Sequence[str] | None = None, confidence: float = 0.95
 ) -> Effect:
-    """Estimate the mean of arm - baseline over seeds and tasks; with one seed, over tasks only.
+    """Estimate the mean of arm - baseline, outcomes between 0 and 1, over seeds and tasks; with one seed, over tasks.
 
     Both are (num_seeds, num_tasks); row by row they share the seed, column by column the task. `task_ids` tells which
     tasks come from one puzzle; None takes each for itself. Raises UserError for fewer than two tasks.
@@ -150,50 +150,84 @@ def paired_effect(
     if num_tasks < 2:
         raise UserError(f"{num_tasks} measured task gives no interval; validate on more tasks")
     units, unit = units_of(task_ids) if task_ids is not None else (np.arange(num_tasks), "tasks")
-    squares = mean_squares(difference, units)
-    num_units = int(units.max()) + 1
-    value, reach = float(difference.mean()), float(half_width(squares, num_seeds, num_units, confidence))
+    squares, low, high = difference_interval(difference, units, confidence)
     return Effect(
-        value=value,
-        low=value - reach,
-        high=value + reach,
+        value=float(difference.mean()),
+        low=float(low),
+        high=float(high),
         confidence=confidence,
         num_seeds=num_seeds,
         num_tasks=num_tasks,
-        num_units=num_units,
+        num_units=int(units.max()) + 1,
         unit=unit,
         num_differing=len(set(units[(difference != 0).any(axis=0)])),
         mean_squares=squares,
     )
 
 
-def mean_squares(difference: FloatArray, units: IntArray | None = None) -> MeanSquares:
-    """Split the variation of differences (..., num_seeds, num_tasks) by seed and unit; `units` as of `units_of`.
+def difference_interval(
+    difference: FloatArray, units: IntArray, confidence: float
+) -> tuple[MeanSquares, FloatArray, FloatArray]:
+    """Return mean squares, low and high of the mean of differences (..., num_seeds, num_tasks) between -1 and 1.
 
-    Where all differences are whole (of outcomes that are 0 or 1), variation between units is taken to be at least
-    that of one task a seed that differs: otherwise two arms that agree on 20 tasks would be proven to be equal.
+    Seeds and units are crossed random effects; see `mean_squares` and `half_width`. Differences of -1, 0 and 1 alone
+    are those of yes and no: as Bonett and Price do (Journal of Educational and Behavioral Statistics 37, 2012), a gain
+    and a loss are added for each seed, without which arms that agree on 20 tasks would be proven to be equal.
+    """
+    num_seeds, num_units = difference.shape[-2], int(units.max()) + 1
+    squares, kept = mean_squares(difference, units)
+    mean = difference.mean(axis=(-2, -1))
+    centre, reach = mean * kept, half_width(squares, num_seeds, num_units, confidence)
+    return squares, np.clip(centre - reach, -1, mean), np.clip(centre + reach, mean, 1)
+
+
+def mean_squares(difference: FloatArray, units: IntArray) -> tuple[MeanSquares, FloatArray]:
+    """Split the variation of differences (..., num_seeds, num_tasks) by seed and unit.
+
+    Also returns the share of the mean that is kept when a gain and a loss are added (1 where none are). Units of
+    unequal size are linearised about the mean, as is usual for a ratio.
     """
     num_seeds, num_tasks = difference.shape[-2:]
-    whole = (difference == np.rint(difference)).all(axis=(-2, -1))
-    if units is not None:
-        difference = _by_unit(difference, units)
-    num_units = difference.shape[-1]
-    centred = difference - difference.mean(axis=(-2, -1), keepdims=True)
+    sizes = np.bincount(units)
+    scale = len(sizes) / num_tasks
+    mean = difference.mean(axis=(-2, -1), keepdims=True)
+    centred = scale * by_unit(difference - mean, units)
     of_seed, of_unit = centred.mean(axis=-1, keepdims=True), centred.mean(axis=-2, keepdims=True)
-    seed = num_units * (of_seed**2).sum(axis=(-2, -1)) / max(num_seeds - 1, 1)
-    unit = num_seeds * (of_unit**2).sum(axis=(-2, -1)) / (num_units - 1)
-    rest = ((centred - of_seed - of_unit) ** 2).sum(axis=(-2, -1)) / max((num_seeds - 1) * (num_units - 1), 1)
-    return MeanSquares(seed, np.maximum(unit, np.where(whole, num_units / num_tasks**2, 0.0)), rest)
+    seed = len(sizes) * (of_seed**2).sum(axis=(-2, -1)) / max(num_seeds - 1, 1)
+    rest = ((centred - of_seed - of_unit) ** 2).sum(axis=(-2, -1)) / max((num_seeds - 1) * (len(sizes) - 1), 1)
+
+    is_yes_or_no = (difference == np.rint(difference)).all(axis=(-2, -1))
+    added = np.where(is_yes_or_no, scale**2 * (sizes**2).mean() / num_seeds, 0.0)
+    of_task = (difference - mean).mean(axis=-2)
+    together = scale**2 * (sizes[units] * of_task**2).sum(axis=-1)
+    prior = SHARED_LUCK * added
+    found = (of_unit**2).sum(axis=(-2, -1)) + prior
+    design = np.divide(found, together + prior, out=np.ones_like(found), where=together + prior > 0)
+    a_unit = design / len(sizes)
+    kept = 1 / (1 + 2 * is_yes_or_no * a_unit)
+    variance = kept**2 * (together / len(sizes) * a_unit + 2 * added * a_unit**2)
+    return MeanSquares(seed, num_seeds * len(sizes) ** 2 / (len(sizes) - 1) * variance, rest), kept
 
 
 def half_width(squares: MeanSquares, num_seeds: int, num_units: int, confidence: float) -> FloatArray:
-    """Return h of the module's formula, in the shape of the mean squares; with one seed, the part of the units only."""
-    h2 = student_quantile(confidence, num_units - 1) ** 2 * squares.unit
-    if num_seeds > 1:
-        median_of_noise = (1 - 2 / (9 * (num_seeds - 1))) ** 3
-        excess = np.maximum(squares.seed - median_of_noise * squares.rest, 0.0)
-        h2 = h2 + student_quantile(confidence, num_seeds - 1) ** 2 * excess
-    return np.sqrt(h2 / (num_seeds * num_units))
+    """Return h, in the shape of the mean squares; with one seed, the part of the units only.
+
+    h^2 = (t(units - 1)^2 MS_unit + t(seeds - 1)^2 max(MS_seed - k MS_rest, 0)) / (seeds x units): variances are
+    recovered from each source's own interval (Zou and Donner, Statistics in Medicine 27, 2008). k is the lower quartile
+    of MS_seed / MS_rest where seeds do not matter, so that loud seeds are seldom taken for noise.
+    """
+    unit = student_quantile(confidence, num_units - 1) * np.sqrt(squares.unit / (num_seeds * num_units))
+    return np.hypot(unit, _seeds_part(squares, num_seeds, num_units, confidence))
+
+
+def _seeds_part(squares: MeanSquares, num_seeds: int, num_units: int, confidence: float) -> FloatArray:
+    """Return the part of `half_width` that seeds have in it, in the shape of the mean squares."""
+    if num_seeds == 1:
+        return np.zeros_like(squares.seed)
+    half = (num_seeds - 1) / 2
+    noise = float(gammaincinv(half, QUIET_SEEDS)) / half
+    excess = np.maximum(squares.seed - noise * squares.rest, 0.0)
+    return student_quantile(confidence, num_seeds - 1) * np.sqrt(excess / (num_seeds * num_units))
 
 
 def needed(effect: Effect, size: float, power: float = 0.8) -> Needed:
@@ -223,25 +257,13 @@ def needed(effect: Effect, size: float, power: float = 0.8) -> Needed:
     )
 
 
-@lru_cache(maxsize=1024)
-def student_quantile(confidence: float, degrees: int) -> float:
-    """Return q such that Student's t with so many degrees of freedom lies in [-q, q] with this probability.
-
-    In the angle a = arctan(t / sqrt(n)) the density is proportional to cos(a)^(n - 1), which is integrated on a grid.
-    """
-    angles = np.linspace(0.0, np.pi / 2, 50_001)
-    density = np.cos(angles) ** (degrees - 1)
-    mass = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
-    return float(np.sqrt(degrees) * np.tan(np.interp(confidence, mass / mass[-1], angles)))
+def student_quantile(confidence: float, degrees: npt.ArrayLike) -> FloatArray:
+    """Return q such that Student's t with so many degrees of freedom lies in [-q, q] with this probability."""
+    return stdtrit(degrees, (1 + confidence) / 2)
 
 
-def _by_unit(difference: FloatArray, units: IntArray) -> FloatArray:
-    """Join tasks into units: (..., num_seeds, num_units) with the same mean over units as over tasks, seed by seed.
-
-    A unit's value is its mean where all units have as many tasks; otherwise it is linearised about the overall mean,
-    as is usual for a ratio (the number of tasks varies from unit to unit).
-    """
-    num_tasks, num_units = len(units), int(units.max()) + 1
-    member = (units[:, None] == np.arange(num_units)).astype(np.float64)
-    mean = difference.mean(axis=(-2, -1), keepdims=True)
-    return mean + ((difference - mean) @ member) * (num_units / num_tasks)
+def by_unit(values: FloatArray, units: IntArray) -> FloatArray:
+    """Add up the tasks of each unit: (..., num_tasks) -> (..., num_units)."""
+    if len(units) == int(units.max()) + 1:
+        return values[..., np.argsort(units)]
+    return values @ (units[:, None] == np.arange(units.max() + 1)).astype(np.float64)

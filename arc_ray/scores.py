@@ -1,4 +1,4 @@
-"""Scores of attempts and samples: the three official rules, always named, each with a bootstrap interval.
+"""Scores of attempts and samples: the three official rules, always named, each with an interval.
 
 The scorer goes through the truth, never through the predictions: a task, output or attempt that is missing is wrong.
 Every score is a sum over tasks divided by another sum over tasks, which is all that its interval needs to know.
@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from arc_ray.errors import UserError
-from arc_ray.intervals import bootstrap_shares, units_of
-from arc_ray.seeding import rng_for
+from arc_ray.intervals import share_interval, units_of
 from arc_ray.tasks import Grid, Task, same_grid
 
 Predictions = Mapping[str, Sequence[Sequence[Grid | None]]]
@@ -27,7 +26,7 @@ NUM_ATTEMPTS = 2
 
 @dataclass(frozen=True)
 class Score:
-    """A share between 0 and 1 with its bootstrap interval over tasks (see `intervals.bootstrap_shares`)."""
+    """A share between 0 and 1 with its interval over tasks (see `intervals.share_interval`)."""
 
     value: float
     low: float
@@ -38,9 +37,7 @@ class Score:
     """Out of how many outputs, or tasks."""
 
 
-def score_attempts(
-    tasks: Sequence[Task], attempts: Predictions, confidence: float = 0.95, seed: int = 0
-) -> dict[str, Score]:
+def score_attempts(tasks: Sequence[Task], attempts: Predictions, confidence: float = 0.95) -> dict[str, Score]:
     """Score at most two attempts per test output by every rule; attempts after the second do not count.
 
     `per_output`: share of test outputs that an attempt gets right (Kaggle 2024 and 2025). `per_task_mean`: the same
@@ -63,7 +60,7 @@ def score_attempts(
         "cell_accuracy": (cells, counts),
         "unanswered": (unanswered, counts),
     }
-    return _with_intervals(sums, list(truth), confidence, seed)
+    return _with_intervals(sums, list(truth), confidence)
 
 
 def score_samples(
@@ -72,7 +69,6 @@ def score_samples(
     attempts: Predictions,
     sizes: Sequence[int] = (1, 2, 8, 64),
     confidence: float = 0.95,
-    seed: int = 0,
 ) -> dict[str, Score]:
     """Set what choosing achieves (`vote_at_2`) against what chance and a perfect choice among n samples would.
 
@@ -86,8 +82,8 @@ def score_samples(
     chances = _per_task(truth, samples, lambda output, grids: _pass_at(sizes, output, grids))
     names = [*(f"pass_at_{n}" for n in sizes), "in_samples"]
     sums = {name: (of_name, counts) for name, of_name in zip(names, chances, strict=True)}
-    voted = score_attempts(tasks, attempts, confidence, seed)["per_output"]
-    return {**_with_intervals(sums, list(truth), confidence, seed), "vote_at_2": voted}
+    voted = score_attempts(tasks, attempts, confidence)["per_output"]
+    return {**_with_intervals(sums, list(truth), confidence), "vote_at_2": voted}
 
 
 def pass_at_n(num_samples: int, num_right: int, n: int) -> float:
@@ -169,11 +165,14 @@ def _pass_at(sizes: Sequence[int], truth: Grid, samples: Sequence[Grid | None]) 
 
 
 def _with_intervals(
-    sums: Mapping[str, tuple[FloatArray, FloatArray]], task_ids: Sequence[str], confidence: float, seed: int
+    sums: Mapping[str, tuple[FloatArray, FloatArray]], task_ids: Sequence[str], confidence: float
 ) -> dict[str, Score]:
     units, _ = units_of(task_ids)
-    shares = bootstrap_shares(sums, units, confidence, rng_for(seed, "scores", "bootstrap"))
     return {
-        name: Score(*shares[name], right=float(above.sum()), of=int(below.sum()))
+        name: Score(
+            *map(float, share_interval(above, below, units, confidence)),
+            right=float(above.sum()),
+            of=int(below.sum()),
+        )
         for name, (above, below) in sums.items()
     }

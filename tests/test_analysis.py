@@ -21,7 +21,7 @@ from arc_ray.analysis import (
     steps_to_loss,
 )
 from arc_ray.errors import UserError
-from arc_ray.intervals import Effect, MeanSquares, mean_squares, needed, paired_effect, student_quantile, units_of
+from arc_ray.intervals import Effect, MeanSquares, mean_squares, needed, paired_effect, units_of
 from arc_ray.seeding import rng_for
 
 simulation = runpy.run_path(str(Path(__file__).parent / "benchmarks" / "simulate_analysis.py"))
@@ -33,8 +33,8 @@ IDS = [f"{i:08x}" for i in range(40)]
 def two_arms(key: str, num_seeds: int = 3, num_tasks: int = 40) -> tuple[np.ndarray, np.ndarray]:
     """Draw continuous outcomes of two arms that share seeds and tasks."""
     rng = rng_for("test_analysis", key)
-    shared = rng.normal(size=(num_seeds, 1)) + rng.normal(size=num_tasks)
-    return shared + 0.3 * rng.normal(size=shared.shape), shared + 0.3 * rng.normal(size=shared.shape)
+    shared = 0.5 + 0.02 * rng.normal(size=(num_seeds, 1)) + 0.02 * rng.normal(size=num_tasks)
+    return shared + 0.006 * rng.normal(size=shared.shape), shared + 0.006 * rng.normal(size=shared.shape)
 
 
 def effect_of(value: float, seed: float, unit: float, rest: float, num_seeds: int = 3, num_tasks: int = 40) -> Effect:
@@ -47,19 +47,13 @@ def effect_of(value: float, seed: float, unit: float, rest: float, num_seeds: in
 # The interval.
 
 
-@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
-@pytest.mark.parametrize("degrees", [1, 2, 4, 19, 199, 5000])
-def test_student_quantiles_are_scipys(confidence, degrees):
-    assert student_quantile(confidence, degrees) == pytest.approx(stats.t.ppf((1 + confidence) / 2, degrees), rel=1e-5)
-
-
 def test_the_formula_worked_by_hand():
-    """Two seeds, two tasks: MS_seed 2.25, MS_task 6.25, MS_rest 0.25, k = (7/9)^3, t(1) = 12.706."""
-    effect = paired_effect(np.array([[1.0, 3.0], [2.0, 5.0]]), np.zeros((2, 2)))
+    """Two seeds, two tasks: MS_seed .000225, MS_task .000625, MS_rest .000025, k = .1015 (a quartile), t(1) = 12.706."""
+    effect = paired_effect(np.array([[0.01, 0.03], [0.02, 0.05]]), np.zeros((2, 2)))
     squares = effect.mean_squares
-    assert (squares.seed, squares.unit, squares.rest) == pytest.approx((2.25, 6.25, 0.25))
-    h = 12.7062 * ((6.25 + 2.25 - (7 / 9) ** 3 * 0.25) / 4) ** 0.5
-    assert (effect.value, effect.low, effect.high) == pytest.approx((2.75, 2.75 - h, 2.75 + h), rel=1e-4)
+    assert (squares.seed, squares.unit, squares.rest) == pytest.approx((2.25e-4, 6.25e-4, 2.5e-5))
+    h = 12.7062 * ((6.25e-4 + 2.25e-4 - 0.10153 * 2.5e-5) / 4) ** 0.5
+    assert (effect.value, effect.low, effect.high) == pytest.approx((0.0275, 0.0275 - h, 0.0275 + h), rel=1e-4)
 
 
 def test_with_one_seed_it_is_the_paired_t_test_over_tasks_and_says_so():
@@ -73,18 +67,18 @@ def test_with_one_seed_it_is_the_paired_t_test_over_tasks_and_says_so():
 
 def test_where_seeds_are_all_that_varies_it_is_the_t_test_over_seeds():
     """Every task of a seed shifts alike: 40 tasks are then no more evidence than one."""
-    shift = np.array([[0.1], [0.3], [0.5]]) + np.zeros((3, 40))
+    shift = np.array([[0.01], [0.03], [0.05]]) + np.zeros((3, 40))
     effect = paired_effect(shift, np.zeros((3, 40)))
     theirs = stats.ttest_1samp(shift[:, 0], 0).confidence_interval(0.95)
     assert (effect.low, effect.high) == pytest.approx((theirs.low, theirs.high), rel=1e-5)
 
 
 def test_pairing_removes_what_both_arms_share():
-    """Unpaired, the seeds and tasks that both arms share would make the interval several times as wide."""
+    """Unpaired, the seeds and tasks that both arms share would make the interval almost three times as wide."""
     arm, baseline = two_arms("paired")
     paired = paired_effect(arm, baseline)
     broken = paired_effect(arm, rng_for("shuffle").permuted(baseline, axis=1))
-    assert 3 * (paired.high - paired.low) < broken.high - broken.low
+    assert 2.5 * (paired.high - paired.low) < broken.high - broken.low
 
 
 @settings(deadline=None)
@@ -100,7 +94,8 @@ def test_the_order_of_seeds_and_tasks_and_the_names_of_the_arms_do_not_matter(ke
 def test_mean_squares_account_for_all_variation(key):
     arm, baseline = two_arms(f"squares {key}", 4, 9)
     difference = arm - baseline
-    squares = mean_squares(difference)
+    squares, kept = mean_squares(difference, np.arange(9))
+    assert kept == 1
     total = 3 * squares.seed + 8 * squares.unit + 24 * squares.rest
     assert total == pytest.approx(((difference - difference.mean()) ** 2).sum())
 
@@ -139,26 +134,56 @@ def test_arms_that_agree_on_every_task_are_not_proven_equal():
     assert (effect.num_differing, effect.shown) == (0, False)
 
 
+def test_one_gain_in_twenty_pairs_has_the_interval_of_bonett_and_price():
+    """One seed, yes or no: (f12 + 1, f21 + 1) of n + 2 pairs, with Student's t instead of the normal quantile."""
+    arm, baseline = np.zeros((1, 20)), np.zeros((1, 20))
+    arm[0, 0] = 1.0
+    effect = paired_effect(arm, baseline)
+    gain, loss = 2 / 22, 1 / 22
+    reach = stats.t.ppf(0.975, 19) * ((gain + loss - (gain - loss) ** 2) / 22) ** 0.5
+    assert (effect.value, effect.low, effect.high) == pytest.approx(
+        (0.05, gain - loss - reach, gain - loss + reach), abs=0.005
+    )
+
+
+def test_no_interval_leaves_what_is_possible():
+    """Two loud seeds: the plain formula says -101.4 to +101.4 points."""
+    arm = np.array([[1.0] * 12, [0.0] * 12])
+    effect = paired_effect(arm, np.zeros((2, 12)))
+    assert (effect.low, effect.value, effect.high) == (-1.0, 0.5, 1.0)
+
+
 def test_the_interval_covers_a_known_effect_as_often_as_it_says():
-    """2,000 simulated studies a design, outcomes 0 or 1, 8 settings: 93 to 97 %, give or take 3 standard errors."""
+    """2,000 simulated studies a design, outcomes 0 or 1: loud and quiet seeds, few seeds, few tasks, rare, puzzles.
+
+    Would catch intervals that take loud seeds for noise (91 to 94 %) and, the other way, ones that are merely wide.
+    """
     slack = 3 * (0.05 * 0.95 / 2000) ** 0.5
-    for world in (
-        World(3, 40),
-        World(3, 40, gain=0.5),
-        World(5, 40, gain=0.5, seed_luck=0.25),
-        World(10, 40),
-        World(3, 100, gain=0.5, seed_luck=0.25),
-        World(5, 100),
-    ):
+    one = ((0.0,), (0.0,))
+    for num_seeds in (1, 2, 3, 5):
+        for num_tasks, per_puzzle in ((20, 1), (80, 1), (160, 8)):
+            for luck in (0.0, 0.25, 0.5) if num_seeds > 1 else (0.0,):
+                for level, gain in ((-0.5, 0.0), (-0.5, 0.5), (-3.0, 0.5)):
+                    world = World(num_seeds, num_tasks, per_puzzle, one, gain=gain, level=level, seed_luck=luck)
+                    counted = tally(world, 2000, "same")
+                    assert counted.covers_best >= 0.94 - slack, (world, counted)
+    for world in (World(5, 80, 1, one), World(3, 200, 1, one, seed_luck=0.25), World(5, 200, 1, one, gain=0.5)):
+        assert tally(world, 2000, "same").covers_best <= 0.98 + slack, world
+
+
+def test_the_interval_holds_also_for_settings_that_were_chosen():
+    """Eight settings an arm, the best chosen on one half of the tasks and measured on the other."""
+    slack = 3 * (0.05 * 0.95 / 2000) ** 0.5
+    for world in (World(3, 40), World(5, 100, gain=0.5, seed_luck=0.25), World(10, 40), World(5, 100)):
         counted = tally(world, 2000)
-        assert 0.93 - slack <= counted.covers_best <= 0.97 + slack, world
+        assert 0.94 - slack <= counted.covers_best, world
         if world.gain == 0:
-            assert counted.leaves_out_zero <= 0.06 + slack, world
+            assert counted.leaves_out_zero <= 0.055 + slack, world
 
 
 def test_choosing_and_measuring_on_the_same_tasks_would_not_pass():
     """The check above is sharp enough to see the winner's curse: eight equal settings against one good one."""
-    world = World(5, 100, (simulation["FLAT"], simulation["PEAK"]))
+    world = World(5, 100, settings=(simulation["FLAT"], simulation["PEAK"]))
     assert abs(tally(world, 1000).bias) < 0.012
     assert tally(world, 1000, how="same").bias < -0.02
 

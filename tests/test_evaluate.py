@@ -245,6 +245,26 @@ def test_selection_is_redone_without_a_model(tmp_path: Path, here: list[str]):
         driver.run_evaluation(config_at(tmp_path, evaluate__copies=3), lambda *_: None)
 
 
+def test_intervals_have_the_level_that_is_asked_for_and_told(tmp_path: Path, here: list[str]):
+    """Would catch 95 % intervals of scores and gains under a heading of 60 %; an older result that does not tell has 95 %."""
+    config = config_at(tmp_path, evaluate__copies=2)
+    wide = evaluate(config)
+    folder = run_folder(config)
+    folder.write_json("result.json", {key: value for key, value in wide.items() if key != "confidence"})
+    assert "confidence" not in driver.run_evaluation(config, lambda *_: None), "nothing is to be done again"
+    asked = config.model_copy(update={"study": config.study.model_copy(update={"confidence": 0.6})})
+    narrow = driver.run_evaluation(asked, lambda *_: None)
+    assert (wide["confidence"], narrow["confidence"]) == (0.95, 0.6)
+    for key in (key.removesuffix("/low") for key in wide if key.endswith("/low")):
+        assert narrow[key] == wide[key], key
+        assert narrow[f"{key}/high"] - narrow[f"{key}/low"] < wide[f"{key}/high"] - wide[f"{key}/low"], key
+    written = write_report([folder.uri])
+    for name in ("report.html", "report.md"):
+        text = Path(written[name]).read_text()
+        assert "60 % interval" in text, name
+        assert "95 % interval" not in text, name
+
+
 def config_without_model(config: Config, selection: str) -> Config:
     return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"selection": selection})})
 

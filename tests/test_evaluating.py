@@ -42,7 +42,7 @@ def evaluation(seed: int, skill: float, config: Config) -> tuple[dict[str, Any],
                 for view, is_lucky in zip(("same", "turn1"), luck < skill, strict=True)
             ]
     scores, answers, _ = puzzle_scores(config, "arc", TASKS, rows, {})
-    return scores | gain_of_voting(config.evaluate, answers, "arc/voting"), answers
+    return scores | gain_of_voting(config, answers, "arc/voting"), answers
 
 
 def test_an_arm_scores_what_its_seeds_score_on_average() -> None:

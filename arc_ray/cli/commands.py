@@ -157,16 +157,17 @@ def evaluate(config: ConfigPath, assignments: Assignments = None, address: Addre
     shown = [k for k in result if k.endswith(("/per_output", "/per_task_mean", "/strict", "/accuracy"))]
     for key in shown:
         terminal.note(f"{key}: {100 * result[key]:.1f} %")
+    level = f"{100 * result.get('confidence', 0.95):g} %"
     for key in (k for k in result if k.endswith("/gain")):
         low, high = 100 * result[f"{key}/low"], 100 * result[f"{key}/high"]
-        terminal.note(f"{key}: {100 * result[key]:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}")
+        terminal.note(f"{key}: {100 * result[key]:+.1f} points, {level} interval {low:+.1f} to {high:+.1f}")
     from arc_ray.report import write_report
 
     terminal.note(write_report([run_folder(run).uri])["report.html"])
 
 
 @app.command(
-    help="Score a submission by the three rules, each with its interval; needs no config and no Ray.\n\n"
+    help="Score a submission by the three rules, each with its 95 % interval; needs no config and no Ray.\n\n"
     "The score goes through the tasks, as the competition's does: what is missing or no grid is wrong, and is listed:\n\n"
     + "\n\n".join(f"- {kind}: {rule}" for kind, rule in RULES.items())
 )

@@ -155,7 +155,7 @@ class StudyConfig(Section):
     evaluate_seeds: Literal["all", "one"] = "all"
     """Which seeds of each arm answer `evaluate.sets`: every one, or, for a fraction of the cost, the first."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
-    """Level of the intervals."""
+    """Level of the intervals of effects, scores and gains."""
 
     @model_validator(mode="after")
     def _arms_differ(self) -> "StudyConfig":

@@ -8,6 +8,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from arc_ray.config import Config
@@ -38,8 +39,8 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done, and of how many."""
 Sets = Mapping[str, Sequence[Task]]
 
-REDONE = ("selection", "fill_submission")
-"""Keys of `evaluate` whose part is done again in a finished folder."""
+REDONE = {"evaluate.selection": "majority", "evaluate.fill_submission": False, "study.confidence": 0.95}
+"""Keys whose part is done again in a finished folder, with what held where an older result does not tell."""
 
 
 def run_evaluation(config: Config, progress: Progress, command: str = "evaluate") -> dict[str, Any]:
@@ -50,10 +51,11 @@ def run_evaluation(config: Config, progress: Progress, command: str = "evaluate"
     """
     folder = run_folder(config)
     learned = refuse_overlap(config, lineage(config, trains=False), trains=False) if needs_model(config) else []
-    claim(folder, config, command, tuple(f"evaluate.{key}" for key in REDONE))
+    claim(folder, config, command, tuple(REDONE))
     if is_finished(folder):
         result = folder.read_json("result.json")
-        if {"fill_submission": False, **result}.items() >= _redone(config).items():
+        told = {key.rsplit(".", 1)[-1]: value for key, value in REDONE.items()} | result
+        if told.items() >= _redone(config).items():
             return result
     sets = _load_sets(config)
     if needs_model(config):
@@ -174,16 +176,16 @@ def _select(config: Config, folder: Folder, sets: Sets) -> dict[str, Any]:
         ]
         both = with_tuned(folder, name, *read[0]) if config.evaluate.ttt else read[0]
         scores, of_set, attempts = puzzle_scores(config, name, tasks, *both)
-        result |= scores | gain_of_voting(config.evaluate, of_set, f"{name}/voting")
+        result |= scores | gain_of_voting(config, of_set, f"{name}/voting")
         if config.evaluate.ttt:
             scores, before, _ = puzzle_scores(config, f"{name}/untuned", tasks, *read[0])
             answers.setdefault("answers-untuned", []).extend(before)
-            result |= scores | gain_of_voting(config.evaluate, before, f"{name}/untuned/voting")
-            result |= gain_of_tuning(config.evaluate, of_set, before, f"{name}/tuning")
+            result |= scores | gain_of_voting(config, before, f"{name}/untuned/voting")
+            result |= gain_of_tuning(config, of_set, before, f"{name}/tuning")
         for generated in read[1:]:
             scores, again, _ = puzzle_scores(config, f"{name}/generated", tasks, *generated)
             answers.setdefault("answers-generated", []).extend(again)
-            result |= scores | gain(again, of_set, f"{name}/generated/gain")
+            result |= scores | gain(config, again, of_set, f"{name}/generated/gain")
         answers["answers"] += of_set
         submissions[name] = write_submission(tasks, attempts, _left_out(config, name, tasks))
     for file, rows in answers.items():
@@ -196,7 +198,7 @@ def _select(config: Config, folder: Folder, sets: Sets) -> dict[str, Any]:
 
 def _redone(config: Config) -> dict[str, Any]:
     """Return what a result says of the keys in `REDONE`."""
-    return {key: getattr(config.evaluate, key) for key in REDONE}
+    return {key.rsplit(".", 1)[-1]: attrgetter(key)(config) for key in REDONE}
 
 
 def _left_out(config: Config, name: str, tasks: Sequence[Task]) -> dict[str, int]:

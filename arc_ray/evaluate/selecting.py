@@ -37,14 +37,15 @@ def puzzle_scores(
     ]
     if any(pair.output is None for task in tasks for pair in task.test):
         return {}, answers, chosen
-    found = flat_record(score_attempts(tasks, chosen), f"{name}/")
+    confidence = config.study.confidence
+    found = flat_record(score_attempts(tasks, chosen, confidence), f"{name}/")
     if config.evaluate.decode == "greedy":
-        found |= flat_record(score_attempts(tasks, greedy), f"{name}/greedy/")
+        found |= flat_record(score_attempts(tasks, greedy, confidence), f"{name}/greedy/")
     samples: Samples = {
         task.id: [[_grid(row) for row in predictions.get((task.id, i), ())] for i in range(len(task.test))]
         for task in tasks
     }
-    found |= flat_record(score_samples(tasks, samples, chosen, sample_sizes(config)), f"{name}/")
+    found |= flat_record(score_samples(tasks, samples, chosen, sample_sizes(config), confidence), f"{name}/")
     return found, answers, chosen
 
 

@@ -20,7 +20,8 @@ else:
 TRIALS = ("study", "trial", "arm", "seed", "status", "error", "steps", "seconds", "workers", "on_gpu", "plan_digest")
 METRICS = ("study", "trial", "arm", "seed", "step", "seconds", "train/learned_tokens")
 VALIDATION = ("study", "trial", "arm", "seed", "step", "source", "task", "output", "solved", "cell_accuracy", "loss")
-SCORES = ("study", "arm", "set", "method", "rule", "question", "value", "low", "high", "right", "of", "seeds")
+SCORES = ("study", "arm", "set", "method", "rule", "question", "value", "low", "high", "confidence", "right", "of")
+SCORES += ("seeds",)
 ANSWERS = ("study", "arm", "seed", "set", "task", "output", "shown", "input", "truth", "attempts", "greedy", "is_right")
 ANSWERS += ("greedy_right", "cell_accuracy")
 DATA = ("study", "dataset", "kind", "tasks", "examples", "attempts", "rejected", "duplicates", "gave_up", "timed_out")
@@ -115,7 +116,8 @@ def score_rows(study: str, arm: str, result: Mapping[str, Any]) -> list[Row]:
     """Unflatten an evaluation's scores: <set>[/untuned|generated][/greedy]/<rule>[/<question>][/low|high|right|of].
 
     What one way of answering gains over another, <set>/.../gain, has the rule "gain" and the ways as its question.
-    `seeds` are those that an arm's scores are over, as text; None where that was not written.
+    `seeds` are those that an arm's scores are over, as text; None where that was not written. Intervals of results that
+    do not tell their `confidence` are of 95 %.
     """
     seeds = ", ".join(str(seed) for seed in result.get("seeds", ())) or None
     rows: dict[tuple[str, ...], Row] = {}
@@ -129,6 +131,7 @@ def score_rows(study: str, arm: str, result: Mapping[str, Any]) -> list[Row]:
             "study": study,
             "arm": arm,
             "seeds": seeds,
+            "confidence": result.get("confidence", 0.95),
             **dict(zip(("set", "method", "rule", "question"), key, strict=True)),
         }
         rows.setdefault(key, who)[about] = value

@@ -22,8 +22,9 @@ validation  one row a trial, validation step and output: study, trial, arm, seed
             within the task), solved (greedy), cell_accuracy, loss
 scores      one row a score: study, arm, set, method ("greedy", "voting", "voting, untuned"...; "" of a gain), rule
             ("per_output", "per_task_mean", "strict"...; "accuracy" for questions; "gain" for a difference), question
-            (its kind or "all"; of a gain what is gained by, such as "tuning"; "" for grids), value, low, high, right,
-            of, seeds (of a study's arm: the seeds that it is the mean of, such as "1, 2, 3"; right and of are sums)
+            (its kind or "all"; of a gain what is gained by, such as "tuning"; "" for grids), value, low, high,
+            confidence (of the interval), right, of, seeds (of a study's arm: the seeds that it is the mean of, such as
+            "1, 2, 3"; right and of are sums)
 answers     one row an answered output: study, arm, seed (None outside studies), set, task, output, shown, input, truth,
             attempts, greedy (grids as lists of lists, None where unknown), is_right (by an attempt), greedy_right,
             cell_accuracy

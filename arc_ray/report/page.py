@@ -64,6 +64,7 @@ def to_html(reports: Sequence[Report], written: str) -> str:
         show=words.show,
         number=words.number,
         percent=words.percent,
+        level=words.level,
         points=words.points,
         duration=words.duration,
         setting=words.setting,
@@ -192,7 +193,7 @@ def _evaluation_view(report: Report) -> dict[str, Any]:
         "seeds_note": score_tables.seeds_note(report),
         "gains": (gains := score_tables.gain_table(report)),
         "gain_axis": tables.effect_axis(gains) if gains else None,
-        "confidence": (report.analysis or {}).get("confidence", 0.95),
+        "confidence": score_tables.confidence(report),
         "counting": counting,
         "counters": {
             n: list(dict.fromkeys(a for kind in kinds.values() for a in kind)) for n, kinds in counting.items()

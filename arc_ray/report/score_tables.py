@@ -4,7 +4,7 @@ from typing import Any
 
 from arc_ray.report.load import Report
 from arc_ray.report.tables import Axis
-from arc_ray.report.words import RULES
+from arc_ray.report.words import RULES, level
 
 METHODS = ("greedy, untuned", "voting, untuned", "greedy", "voting", "greedy, generated", "voting, generated")
 """Ways of answering, in the order of the tables."""
@@ -53,6 +53,11 @@ def seeds_note(report: Report) -> str:
         return f"Scores are means over seeds ({which}), counts are added up, and intervals hold the luck of seeds and tasks."
     one = f"seed {seeds[0]} of each arm" if seeds else "one trial of each arm"
     return f"Intervals hold the luck of the tasks, not of the seeds, because {one} is evaluated."
+
+
+def confidence(report: Report) -> str:
+    """Say of what level the intervals of scores and gains are: 95 %; 90 % and 95 % where evaluations differ."""
+    return " and ".join(level(share) for share in sorted(report.scores["confidence"].unique()))
 
 
 def score_axis(report: Report) -> Axis:

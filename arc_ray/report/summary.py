@@ -5,7 +5,19 @@ from typing import Any
 
 from arc_ray.report import score_tables, tables
 from arc_ray.report.load import Report
-from arc_ray.report.words import RULES, duration, is_number, number, percent, points, setting, short_key, show, word
+from arc_ray.report.words import (
+    RULES,
+    duration,
+    is_number,
+    level,
+    number,
+    percent,
+    points,
+    setting,
+    short_key,
+    show,
+    word,
+)
 
 
 def progress(report: Report) -> str:
@@ -82,11 +94,11 @@ def _evaluated(report: Report) -> Iterable[str]:
         score = next(row for row in rows if row["method"] == "voting")["scores"][RULES[0]]
         yield (
             f"{name}: {percent(score['value'])} of {number(score['of'])} outputs solved in two attempts"
-            f" (95 % interval {percent(score['low'], 0)} to {percent(score['high'], 0)})."
+            f" ({level(score['confidence'])} interval {percent(score['low'], 0)} to {percent(score['high'], 0)})."
         )
         for gain in gains:
             if gain["set"] == name and gain["question"] in score_tables.ANSWERING_GAINS:
-                interval = f"95 % interval {points(gain['low'])} to {points(gain['high'])}"
+                interval = f"{level(gain['confidence'])} interval {points(gain['low'])} to {points(gain['high'])}"
                 shown = "." if gain["low"] > 0 or gain["high"] < 0 else ": no effect shown at this size."
                 yield f"{name}, {gain['words']}: {points(gain['value'])} points ({interval}){shown}"
     for name, kinds in score_tables.counting_table(report).items():
@@ -116,7 +128,8 @@ def _answer(report: Report, analysis: Mapping[str, Any]) -> Iterable[str]:
         )
         for effect in analysis["effects"]
     ]
-    yield from _table(("effect, in percentage points", "metric", "value", "interval", "n"), effects)
+    interval = f"{level(analysis.get('confidence', 0.95))} interval"
+    yield from _table(("effect, in percentage points", "metric", "value", interval, "n"), effects)
     findings, arms = tables.arm_rows(report)
     yield from _table(
         (
@@ -176,7 +189,8 @@ def _scores(report: Report) -> Iterable[str]:
         for row in score_tables.gain_table(report)
     ]
     if gains:
-        yield from _table(("set", "arm", "gain, in percentage points", "value", "interval"), gains)
+        interval = f"{score_tables.confidence(report)} interval"
+        yield from _table(("set", "arm", "gain, in percentage points", "value", interval), gains)
     counted = [
         (name, kind, arm, percent(score["value"]), number(score.get("of")))
         for name, kinds in score_tables.counting_table(report).items()

@@ -143,6 +143,11 @@ def percent(share: Any, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %" if is_number(share) else NOTHING
 
 
+def level(confidence: float) -> str:
+    """Write the level of an interval: 95 %, 99.5 %."""
+    return f"{100 * confidence:g} %"
+
+
 def points(difference: Any) -> str:
     """Write a difference of shares as percentage points, with its sign."""
     return f"{100 * difference:+.1f}".replace("-", "−") if is_number(difference) else NOTHING

@@ -68,7 +68,8 @@ def run_study(config: Config, progress: Progress, train: Train) -> dict[str, Any
     progress.stage(4, NUM_STAGES, "evaluation")
     scores = evaluate_arms(config, found, progress)
     progress.stage(5, NUM_STAGES, "report")
-    result = {"answer": answer(analysis), "question": config.question, **_flat(analysis), **scores}
+    result = {"answer": answer(analysis), "question": config.question, "confidence": config.study.confidence}
+    result |= {**_flat(analysis), **scores}
     write_report([folder.uri])
     finish(folder, result)
     return result

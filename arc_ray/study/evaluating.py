@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from arc_ray.config import Config
 from arc_ray.evaluate.driver import run_evaluation
-from arc_ray.intervals import paired_effect
+from arc_ray.intervals import paired_effect, share_over_seeds, units_of
 from arc_ray.progress import Progress
 from arc_ray.runs import run_folder
 from arc_ray.study.comparing import split
@@ -47,7 +47,9 @@ def evaluate_arms(config: Config, trials: Sequence[Trial], progress: Progress) -
         answers = [read_answers(config, arm, seed) for seed in results]
         found = arm_scores(list(results.values()), answers, config.study.confidence)
         folder = run_folder(config) / "evaluate" / as_word(arm)
-        folder.write_json("result.json", {"arm": arm, "seeds": list(results), **found})
+        folder.write_json(
+            "result.json", {"arm": arm, "seeds": list(results), "confidence": config.study.confidence, **found}
+        )
         progress.note(f"{arm}: " + shares(found))
         scores |= {f"{arm}/{key}": value for key, value in found.items()}
     return scores
@@ -81,7 +83,7 @@ def arm_scores(results: Sequence[Result], answers: Sequence[Answers], confidence
     `results` and `answers` are of one seed each. A single seed keeps the intervals of its own evaluation, over tasks.
     """
     numbers: list[dict[str, float]] = [
-        {k: v for k, v in r.items() if isinstance(v, int | float) and not isinstance(v, bool)} for r in results
+        {k: v for k, v in r.items() if "/" in k and isinstance(v, int | float)} for r in results
     ]
     if len(numbers) == 1:
         return numbers[0]
@@ -92,9 +94,12 @@ def arm_scores(results: Sequence[Result], answers: Sequence[Answers], confidence
             scores[key] = sum(values) if key.endswith(("/right", "/of")) else float(np.mean(values))
     for key, (values, tasks) in _per_task(answers).items():
         if key in scores and values.shape[1] > 1:
-            effect = paired_effect(values, np.zeros_like(values), tasks, confidence)
-            lowest = -1.0 if key.endswith("/gain") else 0.0
-            scores |= {f"{key}/low": max(effect.low, lowest), f"{key}/high": min(effect.high, 1.0)}
+            if key.endswith("/gain"):
+                effect = paired_effect(values, np.zeros_like(values), tasks, confidence)
+                low, high = effect.low, effect.high
+            else:
+                low, high = map(float, share_over_seeds(values, units_of(tasks)[0], confidence))
+            scores |= {f"{key}/low": low, f"{key}/high": high}
     return scores
 
 
