@@ -61,6 +61,11 @@ class Encoder:
             position += width * step - len(self.separator) + 1
         return np.array(spans, np.int32)
 
+    @property
+    def opening(self) -> str:
+        """The text that every grid begins with, whatever its shape and colours."""
+        return self._head(1, 1).partition("1x1")[0] if self.shape else self._head(1, 1) + self._row_start(0)
+
     def parse(self, text: str) -> Grid | Failure:
         """Read a grid back; what is no grid gives the reason, as a word, instead."""
         text = text.strip("\n")

@@ -30,10 +30,12 @@ class Frame:
 
 @dataclass(frozen=True)
 class Text:
-    """A piece of text."""
+    """A piece of text, and whether a grid that is learned alike stands right before or after it: tokens may span both."""
 
     text: str
     learn: bool = False
+    after_grid: bool = False
+    before_grid: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,18 +133,36 @@ def needs_description(format: Format) -> bool:
     return any(isinstance(segment, DescriptionSlot) for segment in format(Frame("", "", "", ""), 1, "asked"))
 
 
-def with_description(layout: Layout, description: str) -> Layout:
-    """Put a description in its place, joined with the texts beside it that are learned alike: tokenizers may merge
-    the full stop that ends it with what follows."""
-    joined: list[Segment] = []
+def joined(layout: Layout, description: str | None = None) -> Layout:
+    """Put a description in its place, join neighbouring texts that are learned alike, and give every grid a text on
+    both sides that is learned as it is, if only an empty one: tokenizers merge what ends a text with what follows."""
+    segments: list[Segment] = []
     for segment in layout:
-        piece = Text(description, segment.learn) if isinstance(segment, DescriptionSlot) else segment
-        before = joined[-1] if joined else None
-        if isinstance(piece, Text) and isinstance(before, Text) and piece.learn == before.learn:
-            joined[-1] = replace(before, text=before.text + piece.text)
-        else:
-            joined.append(piece)
-    return tuple(joined)
+        if isinstance(segment, DescriptionSlot) and description is not None:
+            segment = Text(description, segment.learn)
+        last = segments[-1] if segments else None
+        if isinstance(last, GridSlot) and not (isinstance(segment, Text) and segment.learn == last.learn):
+            last = Text("", last.learn)
+            segments.append(last)
+        is_joined = isinstance(last, Text) and last.learn == segment.learn
+        if isinstance(segment, Text) and is_joined:
+            segment = Text(segments.pop().text + segment.text, segment.learn)  # pyright: ignore
+        elif isinstance(segment, GridSlot) and not is_joined:
+            segments.append(Text("", segment.learn))
+        segments.append(segment)
+    if isinstance(segments[-1], GridSlot):
+        segments.append(Text("", segments[-1].learn))
+    around = zip([None, *segments[:-1]], segments, [*segments[1:], None], strict=True)
+    return tuple(
+        replace(segment, after_grid=_is_grid(before, segment), before_grid=_is_grid(after, segment))
+        if isinstance(segment, Text)
+        else segment
+        for before, segment, after in around
+    )
+
+
+def _is_grid(neighbour: Segment | None, text: Text) -> bool:
+    return isinstance(neighbour, GridSlot) and neighbour.learn == text.learn
 
 
 def _examples(frame: Frame, num_shown: int, learn: Learn) -> list[Segment]:

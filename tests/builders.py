@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from arc_ray.config import Config, config_from
@@ -35,10 +35,11 @@ def tiny_tokenizer() -> Any:
     return make_tiny_tokenizer(tiny_corpus())
 
 
-def _trained(splits: list[Any], texts: list[str], size: int, **kwargs: Any) -> Any:
-    """A byte-level BPE tokenizer with these splits before it."""
+def _trained(splits: list[Any], texts: list[str], size: int, own_regex: bool = False, **kwargs: Any) -> Any:
+    """A byte-level BPE tokenizer with these splits before it, and GPT-2's unless they are its `own_regex`."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not own_regex)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     special = [AddedToken(token, special=True) for token in dict.fromkeys(kwargs.values()) if token != CHAT_TEMPLATE]
     trainer = trainers.BpeTrainer(
@@ -63,6 +64,53 @@ def smollm_like_tokenizer() -> Any:
     digits = pre_tokenizers.Digits(individual_digits=True)
     special = {"eos_token": "<|im_end|>", "pad_token": "<|im_end|>", "bos_token": "<|im_start|>"}
     return _trained([digits], texts, 600, **special, chat_template=CHAT_TEMPLATE)
+
+
+@cache
+def qwen_like_tokenizer() -> Any:
+    """Like Qwen2's: its regex splits digits, but newlines merge with each other and with the end of a fence."""
+    regex = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    seams = ["``"] * 900 + ["`\n"] * 800 + ["\n\n"] * 700 + [":\n", "|\n", "```", ">\n"] * 100
+    splits = [pre_tokenizers.Split(Regex(regex), "isolated")]
+    special = {"eos_token": "<|im_end|>", "pad_token": "<|im_end|>", "bos_token": "<|im_start|>"}
+    return _trained(splits, [*tiny_corpus(), *seams], 500, own_regex=True, **special, chat_template=CHAT_TEMPLATE)
+
+
+PHI_TEMPLATE = "{% for message in messages %}<|{{ message.role }}|>\n{{ message.content }}<|end|>\n{% endfor %}"
+
+
+@cache
+def phi_like_tokenizer() -> Any:
+    """Like Phi-3's and Llama 2's sentencepiece: a space before every text, no splits, bytes for what it has no token for."""
+    merges = [("`", "`"), ("``", "`"), ("▁", "E"), ("I", "n"), ("▁", "1"), (":", "<0x0A>"), ("▁", "▁"), ("e", "s")]
+    characters = ["▁", *map(chr, range(33, 127)), *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokens = ["<unk>", *characters, *(a + b for a, b in merges)]
+    tokenizer = Tokenizer(
+        models.BPE(dict(zip(tokens, range(len(tokens)), strict=True)), merges, unk_token="<unk>", byte_fallback=True)
+    )
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[0-9]"), "isolated")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True) for token in ("<|user|>", "<|assistant|>", "<|end|>")]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        eos_token="<|end|>",
+        pad_token="<unk>",
+        chat_template=PHI_TEMPLATE,
+    )
+
+
+@cache
+def one_pair_tokenizer(pair: str = "37") -> Any:
+    """Keeps all digits apart but these."""
+    return _trained(
+        [pre_tokenizers.Split(Regex(f"{pair}|[0-9]"), "isolated")], [*tiny_corpus(), *[pair] * 2000], 420, **PLAIN
+    )
 
 
 @cache

@@ -12,7 +12,9 @@ from builders import (
     codec_of,
     grouping_tokenizer,
     overfit,
+    phi_like_tokenizer,
     puzzles,
+    qwen_like_tokenizer,
     smollm_like_tokenizer,
     tiny_model,
     tiny_tokenizer,
@@ -32,6 +34,7 @@ from arc_ray.generation import (
 from arc_ray.generation.drafts import copied_draft
 from arc_ray.rows import write_rows
 from arc_ray.seeding import rng_for
+from arc_ray.tokens import Codec
 from arc_ray.views import plain_views
 
 END, PAD = 2, 0
@@ -273,9 +276,19 @@ CASES = [
     ("tiny", "plain"),
     ("smollm", "shape_rows"),
     ("smollm", "separated"),
+    ("smollm", "compact"),
+    ("qwen", "shape_rows"),
+    ("qwen", "fenced"),
+    ("phi", "rows"),
     ("grouping", "repeated"),
 ]
-TOKENIZERS = {"tiny": tiny_tokenizer, "smollm": smollm_like_tokenizer, "grouping": grouping_tokenizer}
+TOKENIZERS = {
+    "tiny": tiny_tokenizer,
+    "smollm": smollm_like_tokenizer,
+    "qwen": qwen_like_tokenizer,
+    "phi": phi_like_tokenizer,
+    "grouping": grouping_tokenizer,
+}
 
 
 @cache
@@ -322,13 +335,12 @@ def test_whatever_the_grammar_allows_is_a_grid(tokenizer: str, encoder: str):
     assert len(shapes) > 3
 
 
-def _inner_ids(codec: Any, text: str) -> list[int]:
-    begin = codec.tokenizer("\n" if not ENCODERS[codec.encoder.name].closed else "O", add_special_tokens=False)
-    whole = codec.tokenizer(
-        ("\n" if not codec.encoder.closed else "O") + text + codec.frame.end, add_special_tokens=False
+def _inner_ids(codec: Codec, text: str) -> list[int]:
+    """The tokenizer's own ids of an answer, which stands alone because only it is learned, without its end."""
+    whole, end = (
+        codec.tokenizer(t, add_special_tokens=False)["input_ids"] for t in (text + codec.frame.end, codec.frame.end)
     )
-    size = len(codec.tokenizer(codec.frame.end, add_special_tokens=False)["input_ids"])
-    return whole["input_ids"][len(begin["input_ids"]) : -size]
+    return whole[: -len(end)]
 
 
 @pytest.mark.parametrize("lookahead", [0, 6])

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 import yaml
-from builders import codec_of, overfit, puzzle, tiny_tokenizer
+from builders import codec_of, merging_tokenizer, overfit, puzzle, tiny_tokenizer
 
 from arc_ray.augment import parse_augmentation
 from arc_ray.config import Config, config_from, to_yaml, with_overrides
@@ -338,6 +338,16 @@ def test_constrained_answers_are_grids(tmp_path: Path, here: list[str]):
     for row in rows(free):
         if row["grid"] is not None:
             assert kept[row["task"], row["output"], row["view"]] == row["text"]
+
+
+def test_a_tokenizer_that_merges_cells_is_told_which_encoders_can_be_constrained(
+    tmp_path: Path, here: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Would catch advice that does not help: only encoders that this tokenizer keeps apart are named."""
+    monkeypatch.setattr(driver, "load_tokenizer", lambda *_: merging_tokenizer())
+    with pytest.warns(UserWarning, match="cells have no tokens"), pytest.raises(UserError) as raised:
+        evaluate(config_at(tmp_path, evaluate__constrain=True))
+    assert str(raised.value).endswith("an encoder whose cells it keeps apart: separated, symbols")
 
 
 def test_vllm_is_asked_for_what_the_config_says(tmp_path: Path, here: list[str], monkeypatch: pytest.MonkeyPatch):

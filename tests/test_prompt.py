@@ -1,6 +1,7 @@
 """Prompt formats: what is shown, asked and learned, word for word as checkpoints have learned it."""
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,8 @@ from arc_ray.prompt import (
     describe,
     format_named,
     implement,
+    joined,
     needs_description,
-    with_description,
 )
 from arc_ray.tasks import Pair, Question, Task, TaskTable
 from arc_ray.views import plain_views
@@ -144,9 +145,30 @@ def test_the_second_player_sees_the_rule_and_one_input(num_shown: int):
 
 def test_a_description_is_one_piece_with_its_neighbours():
     """Would catch ids that differ from the tokenizer's own, where it merges a full stop with the next newline."""
-    second = with_description(implement(FRAME, 2, "asked"), "Fill it.")
-    assert second[0] == Text("<begin># Rule\nFill it.\n\n# Test\nInput:\n")
-    assert with_description(describe(FRAME, 2, "asked"), "Fill it.")[-1] == Text("Fill it.<end>", True)
+    second = joined(implement(FRAME, 2, "asked"), "Fill it.")
+    assert second[0] == Text("<begin># Rule\nFill it.\n\n# Test\nInput:\n", before_grid=True)
+    assert joined(describe(FRAME, 2, "asked"), "Fill it.")[-1] == Text("Fill it.<end>", True)
+
+
+def test_every_grid_has_texts_that_are_learned_alike_on_both_sides():
+    """Would catch a grid whose neighbours are tokenized as if it were not there, and a text that is joined across a mask."""
+    for name in FORMATS:
+        for learn in ("asked", "all"):
+            plain = FORMATS[name](FRAME, 3, learn)
+            layout = joined(plain, "Fill it.")
+            assert joined(layout) == layout
+            written = ["".join(s.text for s in part if isinstance(s, Text)) for part in (joined(plain), plain)]
+            assert written[0] == written[1]
+            for before, segment, after in zip(layout, layout[1:], layout[2:], strict=False):
+                if isinstance(segment, GridSlot):
+                    assert isinstance(before, Text)
+                    assert isinstance(after, Text)
+                    assert before.learn == segment.learn == after.learn
+                    assert before.before_grid
+                    assert after.after_grid
+            assert not any(
+                isinstance(a, Text) and isinstance(b, Text) and a.learn == b.learn for a, b in pairwise(layout)
+            )
 
 
 def test_counting_asks_every_question_and_learns_every_answer():

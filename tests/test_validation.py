@@ -16,8 +16,10 @@ from builders import (
     counting,
     merging_tokenizer,
     overfit,
+    phi_like_tokenizer,
     puzzle,
     puzzles,
+    qwen_like_tokenizer,
     tiny_model,
     tiny_tokenizer,
 )
@@ -163,10 +165,26 @@ def test_cells_are_cells_only(encoder: str):
     assert np.isin(labels[made.is_cell], cells).all()
 
 
-def test_where_cells_are_no_tokens_every_token_counts():
-    """Would catch a cell accuracy of 0 for every model whose tokenizer merges digits."""
-    made = make_validation(codec_of(merging_tokenizer(), quiet=True), TABLES, 3, 512, PAD)
-    assert made.is_cell.all()
+@pytest.mark.parametrize("encoder", ["shape_rows", "compact"])
+@pytest.mark.parametrize("make_tokenizer", [merging_tokenizer, qwen_like_tokenizer, phi_like_tokenizer])
+def test_cells_are_told_from_fences_with_every_tokenizer(make_tokenizer: Any, encoder: str):
+    """Would catch fences and row numbers, which are easy, in the accuracy of cells of a model that merges digits."""
+    tokenizer = make_tokenizer()
+    made = make_validation(codec_of(tokenizer, encoder, quiet=True), TABLES, 3, 2048, PAD)
+    labels = made.batch["labels"][made.batch["labels"] != IGNORED]
+    for number, name in enumerate(made.names):
+        source, task, nth = name.split("/")
+        table = TABLES[source]
+        pair = table.first_pair[table.ids.index(task)] + table.num_train[table.ids.index(task)] + int(nth)
+        is_mine = made.owner == number
+        inside = [tokenizer.decode([t]) for t in labels[is_mine & made.is_cell]]
+        outside = [tokenizer.decode([t]) for t in labels[is_mine & ~made.is_cell]]
+        assert sum(len(text.strip()) for text in inside) == table.grid(2 * pair + 1).size
+        assert all(any(c.isdigit() for c in text) for text in inside)
+        assert encoder == "shape_rows" or not any(c.isdigit() for text in outside for c in text)
+
+
+def test_where_an_answer_is_words_every_token_counts():
     questions = make_validation(codec_of(tiny_tokenizer()), {"c": TaskTable.of([counting(1)])}, 1, 512, PAD)
     assert questions.is_cell.all()
 

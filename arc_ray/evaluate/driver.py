@@ -11,10 +11,10 @@ from functools import partial
 from operator import attrgetter
 from typing import Any
 
-from arc_ray.config import Config
+from arc_ray.config import Config, with_overrides
 from arc_ray.config.sources import GENERATED, CountingSource, KaggleSource
 from arc_ray.datasets import load_source
-from arc_ray.encoders import encoder_named
+from arc_ray.encoders import ENCODERS, encoder_named
 from arc_ray.errors import UserError
 from arc_ray.evaluate.answering import CountingWork, ScoringWork, Work, answer_all, read_predictions
 from arc_ray.evaluate.gains import gain, gain_of_tuning, gain_of_voting
@@ -81,9 +81,13 @@ def _answer(config: Config, folder: Folder, sets: Sets, progress: Progress) -> N
     tokenizer = load_tokenizer(config.model, config.storage)
     codec = dataclasses.replace(codec_of(config, tokenizer), learn="asked", _layouts={})
     if config.evaluate.constrain and not codec.is_fast:
+        others = {name: with_overrides(config, {"prompt.encoder": name}) for name in ENCODERS}
+        with warnings.catch_warnings(action="ignore"):
+            fitting = [name for name, other in others.items() if codec_of(other, tokenizer).is_fast]
         raise UserError(
             f"evaluate.constrain: with prompt.encoder {config.prompt.encoder} this tokenizer gives cells no tokens of"
-            f" their own; choose another encoder (`separated` and `symbols` keep cells apart), or set it to false"
+            f" their own; set it to false, or train and evaluate with an encoder whose cells it keeps apart:"
+            f" {', '.join(fitting) or 'there is none'}"
         )
     puzzles = {name: tasks for name, tasks in sets.items() if not _is_counting(config, name)}
     if config.evaluate.describer:

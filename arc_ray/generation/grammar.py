@@ -39,7 +39,7 @@ class GridGrammar:
         self._cells = [tuple(tokens) for tokens in codec.cell_ids.tolist()]
         self._templates: dict[Shape, tuple[list[int], list[int]]] = {}
         for shape in ((h, w) for h in range(1, MAX_SIDE + 1) for w in range(1, MAX_SIDE + 1)):
-            template = codec.template(*shape)
+            template = codec.whole_grid(*shape)
             phases = np.full(len(template.ids), -1, np.int64)
             phases[template.slots] = np.arange(template.slots.shape[1])
             self._templates[shape] = template.ids.tolist(), phases.tolist()

@@ -23,11 +23,11 @@ from arc_ray.prompt import (
     Learn,
     Text,
     counting_layout,
+    joined,
     needs_description,
-    with_description,
 )
 from arc_ray.tasks import NUM_COLORS, Grid, TaskTable
-from arc_ray.tokens.template import Ids, Template, make_template
+from arc_ray.tokens.template import Ids, Template, find_seam, make_template
 from arc_ray.views import Views, question_order
 
 Mask = npt.NDArray[np.bool_]
@@ -50,7 +50,7 @@ class Codec:
     cell_ids: Ids = field(default_factory=lambda: np.zeros((NUM_COLORS, 1), np.int32))
     """Tokens of each colour: (10, tokens per cell)."""
     _templates: dict[tuple[int, int, int], Template] = field(default_factory=dict)
-    _texts: dict[str, Ids] = field(default_factory=dict)
+    _texts: dict[tuple[str, bool, bool], Ids] = field(default_factory=dict)
     _layouts: dict[tuple[Learn, int], Layout] = field(default_factory=dict)
     """Caches, keyed by all they depend on, because `dataclasses.replace` hands them on to a codec that learns otherwise."""
 
@@ -79,23 +79,28 @@ class Codec:
             return layout
         description = table.descriptions[task]
         assert description is not None, f"{table.ids[task]} has no description; see can_write"
-        return with_description(layout, description)
+        return joined(layout, description)
 
     def layout(self, num_shown: int) -> Layout:
         """Return the segments that views of puzzles with so many shown pairs have in common."""
         key = (self.learn, num_shown)
         if key not in self._layouts:
-            self._layouts[key] = self.format(self.frame, num_shown, self.learn)
+            self._layouts[key] = joined(self.format(self.frame, num_shown, self.learn))
         return self._layouts[key]
 
-    def text_ids(self, text: str) -> Ids:
-        """Tokenize a piece of constant text, once."""
-        if text not in self._texts:
-            self._texts[text] = np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
-        return self._texts[text]
+    def text_ids(self, text: str, after_grid: bool = False, before_grid: bool = False) -> Ids:
+        """Tokenize a piece of constant text, once; beside a grid with what every grid ends or begins with.
+
+        Raises CellsMergeError where the text merges with a cell.
+        """
+        key = (text, after_grid, before_grid)
+        if key not in self._texts:
+            self._texts[key] = find_seam(self.tokenizer, self.encoder, *key)
+        return self._texts[key]
 
     def template(self, height: int, width: int, symmetry: int = 0) -> Template:
-        """Return the template of a grid of this shape after a symmetry; its slots follow the cells before the symmetry.
+        """Return what a grid of this shape is between the texts beside it after a symmetry; its slots follow the cells
+        before the symmetry.
 
         Raises CellsMergeError where a token covers more than one cell or a part of one.
         """
@@ -108,18 +113,24 @@ class Codec:
                 self._templates[key] = make_template(self.tokenizer, self.encoder, self.cell_ids, height, width)
         return self._templates[key]
 
+    def whole_grid(self, height: int, width: int, symmetry: int = 0) -> Template:
+        """Return the template of a grid that stands alone, as an answer does, with what it begins and ends with."""
+        template = self.template(height, width, symmetry)
+        opening, closing = self.text_ids("", before_grid=True), self.text_ids("", after_grid=True)
+        return Template(np.concatenate([opening, template.ids, closing]), template.slots + len(opening))
+
     def grid_length(self, height: int, width: int) -> int:
-        """Return the number of tokens of a grid of this shape."""
-        return len(self.template(height, width).ids)
+        """Return the number of tokens of a grid of this shape that stands alone."""
+        return len(self.whole_grid(height, width).ids)
 
     def text_length_bound(self, side: int) -> int:
         """Return a bound on the tokens of an answer no larger than side x side, its end included."""
         return len(self.encoder.render(np.zeros((side, side), np.uint8))) * self.cell_ids.shape[1] + 16
 
     def grid_ids(self, cells: npt.NDArray[np.uint8], height: int, width: int, symmetry: int, lut: Ids) -> Ids:
-        """Return the ids of a grid after a symmetry; `lut` maps its colours to their tokens, (10, tokens per cell)."""
-        template = self.template(height, width, symmetry)
-        ids = template.ids.copy()
+        """Return the ids of a grid alone after a symmetry; `lut` maps its colours to their tokens, (10, tokens a cell)."""
+        template = self.whole_grid(height, width, symmetry)
+        ids = template.ids
         ids[template.slots] = lut[cells]
         return ids
 
@@ -138,17 +149,16 @@ class Codec:
         """Return the segments of each view."""
         columns = zip(views.task.tolist(), views.num_shown().tolist(), views.key, strict=True)
         return [
-            self._counting_layout(table, task, key)
+            self.counting_layout(table, task, question_order(key, len(table.questions[task])).tolist())
             if table.is_counting(task)
             else self.puzzle_layout(table, task, shown)
             for task, shown, key in columns
         ]
 
-    def _counting_layout(self, table: TaskTable, task: int, key: np.uint64) -> Layout:
-        questions = table.questions[task]
+    def counting_layout(self, table: TaskTable, task: int, order: Sequence[int]) -> Layout:
+        """Return the segments of a counting task that asks its questions in this order."""
         num_grids = int(table.first_pair[task + 1] - table.first_pair[task])
-        order = question_order(key, len(questions))
-        return counting_layout(self.frame, num_grids, [questions[j] for j in order])
+        return joined(counting_layout(self.frame, num_grids, [table.questions[task][j] for j in order]))
 
     def _pairs(self, table: TaskTable, views: Views) -> list[list[int]]:
         """List the pairs that the grid slots of each view refer to: shown ones, then the asked one."""
@@ -175,6 +185,22 @@ class Codec:
             return np.array([*rendered, self.end_id], np.int32)
         ids = self.grid_ids(grid.ravel(), *grid.shape, symmetry=0, lut=self.cell_ids)
         return np.append(ids, np.int32(self.end_id))
+
+    def answer_cells(self, grid: Grid) -> Mask:
+        """Tell which tokens of an answer, a grid with its end, are cells, wholly or in part."""
+        if self.is_fast:
+            template = self.whole_grid(*grid.shape)
+            is_cell = np.zeros(len(template.ids) + len(self.text_ids(self.frame.end)), bool)
+            is_cell[template.slots] = True
+            return is_cell
+        text = self.encoder.render(grid) + self.frame.end
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        begin, end = np.array(encoded["offset_mapping"]).T
+        is_cell = np.zeros(len(text) + 1, bool)
+        for first, last in self.encoder.cell_spans(*grid.shape):
+            is_cell[first + 1 : last + 1] = True
+        before = np.cumsum(is_cell)
+        return before[end] > before[begin]
 
     @property
     def end_id(self) -> int:
@@ -230,9 +256,10 @@ class Codec:
                     grids.append((end, i, template.slots, cells))
                 else:
                     assert type(segment) is Text
-                    ids = texts.get(segment.text)
+                    key = (segment.text, segment.after_grid, segment.before_grid)
+                    ids = texts.get(key)
                     if ids is None:
-                        ids = self.text_ids(segment.text)
+                        ids = self.text_ids(*key)
                 parts.append(ids)
                 learned.append(segment.learn)
                 end += len(ids)

@@ -5,10 +5,10 @@ import numpy.typing as npt
 
 from arc_ray.augment import swaps_sides
 from arc_ray.augment.one_sided import changed_shapes
-from arc_ray.prompt import GridSlot, Text, counting_layout
+from arc_ray.prompt import GridSlot, Text
 from arc_ray.tasks import MAX_SIDE, TaskTable
 from arc_ray.tokens.codec import Codec
-from arc_ray.views import Views
+from arc_ray.views import Views, question_order
 
 Lengths = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 """Tokens and learned tokens of each view: two int64 (n,)."""
@@ -32,9 +32,13 @@ def view_lengths(codec: Codec, table: TaskTable, views: Views) -> Lengths:
         if table.questions
         else np.zeros(len(views), bool)
     )
-    for task in np.unique(views.task[is_counting]):
-        here = is_counting & (views.task == task)
-        tokens[here], learned[here] = _counting_length(codec, table, int(task))
+    counting: dict[tuple[int, int], tuple[int, int]] = {}
+    for i in np.flatnonzero(is_counting):
+        task, num = int(views.task[i]), len(table.questions[views.task[i]])
+        first = int(question_order(views.key[i], num)[0])
+        if (task, first) not in counting:
+            counting[task, first] = _counting_length(codec, table, task, first)
+        tokens[i], learned[i] = counting[task, first]
     sizes = _grid_lengths(codec, table) if views.one_sided is None else _all_shapes(codec)
     num_shown = views.num_shown()
     for shown in np.unique(num_shown[~is_counting]):
@@ -74,22 +78,22 @@ def fit_views(
 
 
 def _all_shapes(codec: Codec) -> npt.NDArray[np.int64]:
-    """Return the tokens of grids of every shape, by height and width: int64 (31, 31)."""
+    """Return the tokens of grids of every shape between their seams, by height and width: int64 (31, 31)."""
     sides = range(1, MAX_SIDE + 1)
     sizes = np.zeros((MAX_SIDE + 1, MAX_SIDE + 1), np.int64)
-    sizes[1:, 1:] = [[codec.grid_length(height, width) for width in sides] for height in sides]
+    sizes[1:, 1:] = [[len(codec.template(height, width).ids) for width in sides] for height in sides]
     return sizes
 
 
 def _grid_lengths(codec: Codec, table: TaskTable) -> npt.NDArray[np.int64]:
-    """Return the tokens of every grid of the table, upright and with sides exchanged: int64 (2, num_grids + 1).
+    """Return the tokens of every grid of the table between its seams, upright and with sides exchanged.
 
-    The last column is 0: the grid of a missing pair.
+    int64 (2, num_grids + 1). The last column is 0: the grid of a missing pair.
     """
     by_shape = np.zeros((MAX_SIDE + 1, MAX_SIDE + 1), np.int64)
     for height, width in {(int(h), int(w)) for h, w in zip(table.height, table.width, strict=True) if h}:
-        by_shape[height, width] = codec.grid_length(height, width)
-        by_shape[width, height] = codec.grid_length(width, height)
+        by_shape[height, width] = len(codec.template(height, width).ids)
+        by_shape[width, height] = len(codec.template(width, height).ids)
     upright = np.append(by_shape[table.height, table.width], 0)
     return np.stack([upright, np.append(by_shape[table.width, table.height], 0)])
 
@@ -122,23 +126,25 @@ def _text_lengths(codec: Codec, table: TaskTable, views: Views, num_shown: int) 
     for i, task in enumerate(tasks):
         for segment in codec.puzzle_layout(table, int(task), num_shown):
             if isinstance(segment, Text):
-                length = len(codec.text_ids(segment.text))
+                length = len(codec.text_ids(segment.text, segment.after_grid, segment.before_grid))
                 tokens[i] += length
                 learned[i] += length * segment.learn
     return tokens[which], learned[which]
 
 
-def _counting_length(codec: Codec, table: TaskTable, task: int) -> tuple[int, int]:
-    """Tokens and learned tokens of a counting task: the order of its questions does not change them."""
-    first, last = int(table.first_pair[task]), int(table.first_pair[task + 1])
+def _counting_length(codec: Codec, table: TaskTable, task: int, first: int) -> tuple[int, int]:
+    """Tokens and learned tokens of a counting task: of the order of its questions only the first matters, which may
+    merge with the grid before it, while the others follow the end of an answer."""
+    begin = int(table.first_pair[task])
+    order = [first, *(j for j in range(len(table.questions[task])) if j != first)]
     tokens = learned = 0
-    for segment in counting_layout(codec.frame, last - first, table.questions[task]):
+    for segment in codec.counting_layout(table, task, order):
         if isinstance(segment, Text):
-            length = len(codec.text_ids(segment.text))
+            length = len(codec.text_ids(segment.text, segment.after_grid, segment.before_grid))
         else:
             assert isinstance(segment, GridSlot)
-            grid = 2 * (first + segment.pair)
-            length = codec.grid_length(int(table.height[grid]), int(table.width[grid]))
+            grid = 2 * (begin + segment.pair)
+            length = len(codec.template(int(table.height[grid]), int(table.width[grid])).ids)
         tokens += length
         learned += length * segment.learn
     return tokens, learned
@@ -162,6 +168,7 @@ def warm_up(codec: Codec, table: TaskTable, max_shown: int, one_sided: bool = Fa
         for shown in range(max_shown + 1):
             for segment in codec.puzzle_layout(table, task, shown):
                 if isinstance(segment, Text):
-                    codec.text_ids(segment.text)
+                    codec.text_ids(segment.text, segment.after_grid, segment.before_grid)
     for task in np.flatnonzero(is_counting):
-        _counting_length(codec, table, int(task))
+        for first in range(len(table.questions[task])):
+            _counting_length(codec, table, int(task), first)

@@ -24,6 +24,9 @@ def make_codec(tokenizer: Any, frame: Frame, encoder: Encoder, format: Format, l
     codec = Codec(tokenizer, frame, encoder, format, learn)
     try:
         codec.cell_ids = find_cell_ids(tokenizer, encoder)
+        ending = [codec.text_ids("", after_grid=True), codec.text_ids(frame.end)]
+        if not np.array_equal(codec.text_ids(frame.end, after_grid=True), np.concatenate(ending)):
+            raise CellsMergeError("a grid merges with the end of an answer")
         table, views = sample_views()
         layouts = codec.layouts_of(table, views)
         looked_up, tokenized = codec.look_up(table, views, layouts), codec.tokenize(table, views, layouts)
@@ -41,7 +44,7 @@ def make_codec(tokenizer: Any, frame: Frame, encoder: Encoder, format: Format, l
 
 
 def sample_views() -> tuple[TaskTable, Views]:
-    """Make views of many shapes, sides of one and two digits, all symmetries, and one of a counting task."""
+    """Make views of many shapes, sides of one and two digits, all symmetries, all neighbours, and of a counting task."""
     pairs = [
         Pair(
             _grid(side, _SIDES[(i + 3) % len(_SIDES)], i),
@@ -55,6 +58,7 @@ def sample_views() -> tuple[TaskTable, Views]:
     ]
     questions = (Question("objects", "How many objects?", "12"), Question("areas", "Which areas?", "1, 2, 30"))
     tasks.append(Task("counting", (), (Pair(_grid(4, 6, 0), None),), questions))
+    tasks += [Task(f"all{i}", of_task[1:], of_task[:1], description="Copy.") for i, of_task in enumerate(_neighbours())]
     table = TaskTable.of(tasks)
     num = len(tasks)
     position = np.arange(_MAX_SHOWN)[None, :]
@@ -62,12 +66,24 @@ def sample_views() -> tuple[TaskTable, Views]:
     views = Views(
         task=np.arange(num, dtype=np.int32),
         key=np.arange(num, dtype=np.uint64),
-        symmetry=(np.arange(num) % 8).astype(np.uint8),
+        symmetry=np.array([i % 8 if i < 8 else 0 for i in range(num)], np.uint8),
         colors=np.array([np.roll(np.arange(NUM_COLORS), i % 8) for i in range(num)], np.uint8),
         shown=shown.astype(np.int32),
         asked=(table.first_pair[:-1] + table.num_train).astype(np.int32),
     )
     return table, views
+
+
+def _neighbours() -> list[tuple[Pair, ...]]:
+    """Pairs of one task each that hold all triples of colours in a row, all pairs across the end of a row, and every
+    colour beside every text: a tokenizer may merge a single one of them."""
+    rows = np.indices((NUM_COLORS,) * 3, np.uint8).reshape(3, -1).T.reshape(4, -1, MAX_SIDE)
+    columns = np.indices((NUM_COLORS,) * 2, np.uint8).reshape(2, -1).T.reshape(NUM_COLORS, -1, 1)
+    size = _MAX_SHOWN + 1
+    cells = np.arange(NUM_COLORS, dtype=np.uint8).reshape(-1, 1, 1).repeat(2 * size, axis=0)
+    grids = [*cells, *rows, *columns]
+    pairs = [Pair(a, b) for a, b in zip(grids[::2], grids[1::2], strict=True)]
+    return [tuple(pairs[i : i + size]) for i in range(0, len(pairs), size)]
 
 
 def _grid(height: int, width: int, shift: int) -> Grid:

@@ -122,15 +122,12 @@ def _check_answers_are_known(codec: Codec, table: TaskTable, views: Views, names
 def _is_cell(codec: Codec, table: TaskTable, views: Views, i: int, num_learned: int) -> npt.NDArray[np.bool_]:
     """Tell which learned tokens of a plain view are cells: row numbers and a stated shape are digits too, but no cells.
 
-    Where cells have no tokens of their own, or an answer is words, every token counts.
+    Where an answer is words, every token counts.
     """
     slot = codec.view_layout(table, views, i)[-2]
-    if not codec.is_fast or not isinstance(slot, GridSlot):
+    if not isinstance(slot, GridSlot):
         return np.ones(num_learned, bool)
-    grid = 2 * views.asked[i] + (slot.side == "output")
-    is_cell = np.zeros(num_learned, bool)
-    is_cell[codec.template(int(table.height[grid]), int(table.width[grid])).slots] = True
-    return is_cell
+    return codec.answer_cells(table.grid(2 * views.asked[i] + (slot.side == "output")))
 
 
 def validate(engine: Any, validation: ValidationSet, rows_at_once: int, rank: int, num_workers: int) -> Outcome:
