@@ -114,8 +114,8 @@ def choosing_half(task_ids: Sequence[str], seed: int) -> npt.NDArray[np.bool_]:
     """Mark the half of the tasks on which settings are chosen, (num_tasks,); the others, never fewer, measure.
 
     The same tasks are marked in whatever order they come, and the tasks of a source (`source/...`) whether others are
-    there or not: a metric of one source is judged on the same halves. Tasks cut from one puzzle stay together, unless
-    their source has only one puzzle. Raises UserError where nothing would be left to choose on.
+    there or not: a metric of one source is judged on the same halves. Outputs of one task, and tasks cut from one
+    puzzle, stay together, unless their source has only one. Raises UserError where nothing would be left to choose on.
     """
     by_source: dict[str, list[str]] = {}
     for task_id in task_ids:
@@ -130,8 +130,10 @@ def choosing_half(task_ids: Sequence[str], seed: int) -> npt.NDArray[np.bool_]:
 
 
 def _choosing(task_ids: Sequence[str], seed: int) -> list[str]:
-    puzzles = [puzzle_of(task_id) for task_id in task_ids]
-    groups = puzzles if len(set(puzzles)) > 1 else list(task_ids)
+    # The outputs of one task, source/task/0 and so on, are named after its first.
+    tasks = [f"{task_id.rpartition('/')[0]}/0" if "/" in task_id else task_id for task_id in task_ids]
+    puzzles = [puzzle_of(task) for task in tasks]
+    groups = next((names for names in (puzzles, tasks) if len(set(names)) > 1), list(task_ids))
     choosing: set[str] = set()
     lead = 0
     for group in sorted(set(groups), key=lambda group: digest64(seed, "choosing half", group)):

@@ -237,6 +237,18 @@ def test_a_source_is_halved_alike_with_and_without_others():
         assert choosing_half(source, seed=0).sum() == chosen
 
 
+def test_outputs_of_a_task_are_in_one_half():
+    """Would catch a task that chooses with its first output and measures with its second."""
+    names = [f"arc/{task}/{output}" for task in IDS[:20] for output in range(1 + (task in IDS[:9]))]
+    half = dict(zip(names, choosing_half(names, seed=0), strict=True))
+    assert all(half[f"arc/{task}/0"] == half[f"arc/{task}/1"] for task in IDS[:9])
+    assert abs(2 * sum(half.values()) - len(names)) <= 2
+    single = [name for name in names if name.endswith("/0")]
+    again = dict(zip(single, choosing_half(single, seed=0), strict=True))
+    assert sum(again.values()) == 10
+    assert choosing_half(["arc/only/0", "arc/only/1"], seed=0).sum() == 1
+
+
 def test_a_single_puzzle_is_halved_by_tasks_and_a_single_task_is_refused():
     assert choosing_half([f"only#{k}" for k in range(9)], seed=0).sum() == 4
     with pytest.raises(UserError, match="1 validation task"):
