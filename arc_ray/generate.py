@@ -14,7 +14,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from arc_ray.cluster.roles import data_selector, reachable
+from arc_ray.cluster.roles import data_selector, reachable_room
 from arc_ray.config.sources import AnySource
 from arc_ray.datasets.blocks import (
     Block,
@@ -163,7 +163,7 @@ def _write_blocks(
 ) -> Iterator[int]:
     """Make blocks in parallel; yield numbers of examples as they are done. Raises UserError if a worker met one."""
     seconds = {block.task_id: seconds_per_example(source, block.task_id) for block in blocks}
-    at_once = num_workers or max(1, int(reachable("CPU")))
+    at_once = num_workers or max(1, reachable_room().holds(1))
     bundles = bundles_of(blocks, seconds, at_once)
     # One item a bundle: from_arrow would first run a task for each, to look at it.
     items = [{"bundle": [block._asdict() for block in bundle]} for bundle in bundles]

@@ -18,7 +18,7 @@ from arc_ray.seeding import digest64
 from arc_ray.storage import Folder
 from arc_ray.supported import check_supported
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def load_tokenizer(config: ModelConfig, storage: str) -> Any:

@@ -16,8 +16,9 @@ from typing import Any
 
 import yaml
 
-from arc_ray.config import Config, config_from, differing_keys, to_yaml, types_of
+from arc_ray.config import Config, config_from, differing_keys, to_yaml, types_of, with_overrides
 from arc_ray.config.section import absolute, absolute_model
+from arc_ray.cores import usable_cores
 from arc_ray.errors import UserError
 from arc_ray.fetch import BUILT_IN
 from arc_ray.storage import Folder
@@ -67,8 +68,11 @@ def claim(folder: Folder, config: Config, command: str, redone: Sequence[str] = 
     if another config made the folder.
     """
     if folder.exists("config.yaml"):
+        config = as_made(folder, config)
         made_by = _with_defaults(yaml.safe_load(folder.read_bytes("config.yaml")))
-        differing = [k for k in differing_keys(made_by, config.model_dump(mode="json"), _is_same) if not _is_where(k)]
+        names = [f"{section}.{name}." for section in ("runs", "starts") for name in getattr(config, section)]
+        keys = differing_keys(made_by, config.model_dump(mode="json"), _is_same)
+        differing = [key for key in keys if not _is_where(key, names)]
         if differing and set(differing) <= {*redone, *PERMISSIONS}:
             folder.write_bytes("config.yaml", to_yaml(config).encode())
         elif differing:
@@ -82,6 +86,18 @@ def claim(folder: Folder, config: Config, command: str, redone: Sequence[str] = 
     folder.write_bytes("config.yaml", to_yaml(config).encode())
 
 
+def as_made(folder: Folder, config: Config) -> Config:
+    """Put for what is `auto` in a config what the run in the folder was made with; without a run, nothing changes."""
+    made_by = yaml.safe_load(folder.read_bytes("config.yaml")) if folder.exists("config.yaml") else {}
+    asked = config.model_dump(mode="json")
+    found = {
+        f"{section}.{key}": made_by.get(section, {}).get(key, "auto")
+        for section, key in (("scaling", "use_gpu"), ("scaling", "num_workers"), ("model", "dtype"))
+        if asked[section][key] == "auto"
+    }
+    return with_overrides(config, {key: value for key, value in found.items() if value != "auto"})
+
+
 def describe_run(config: Config, command: str) -> dict[str, Any]:
     """Describe where a run was made: command, time, versions, hardware, git commit."""
     return {
@@ -91,7 +107,12 @@ def describe_run(config: Config, command: str) -> dict[str, Any]:
         "seed": config.seed,
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
-        "hardware": {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()},
+        "hardware": {"machine": platform.machine(), "system": platform.system(), "cores": usable_cores()},
+        "placement": {
+            "use_gpu": config.scaling.use_gpu,
+            "num_workers": config.scaling.num_workers,
+            "dtype": config.model.dtype,
+        },
         "git_commit": _git_commit(),
     }
 
@@ -223,7 +244,9 @@ def _is_same(key: str, old: Any, new: Any) -> bool:
     return is_end or new in (old, Folder.at(old).uri)
 
 
-def _is_where(key: str) -> bool:
+def _is_where(key: str, names: Sequence[str]) -> bool:
+    """Tell whether a key says where or how fast, also below one of `names`, such as `runs.count.`."""
+    key = next((key.removeprefix(name) for name in names if key.startswith(name)), key)
     return any(key == where or key.startswith(f"{where}.") for where in WHERE_NOT_WHAT)
 
 

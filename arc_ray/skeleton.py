@@ -42,7 +42,7 @@ def build_skeleton(config: ModelConfig, storage: str, full: bool, tokenizer: Any
     if config.gradient_checkpointing:
         checkpoint_gradients(model)
     # DeepSpeed turns all of a model to half precision, the adapter too.
-    return model.train() if config.dtype == "float32" else model.train().to(DTYPES[config.dtype])
+    return model.train().to(DTYPES[config.dtype])
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

@@ -183,8 +183,9 @@ def puzzles(number: int, **kwargs: Any) -> TaskTable:
 
 
 def config_with(**overrides: Any) -> Config:
-    """The default config with dotted keys over it, `__` for a dot."""
-    return config_from({}, {key.replace("__", "."): value for key, value in overrides.items()})
+    """The default config, placed on CPUs, with dotted keys over it, `__` for a dot."""
+    placed = {"model": {"dtype": "float32"}, "scaling": {"use_gpu": False, "num_workers": 1}}
+    return config_from(placed, {key.replace("__", "."): value for key, value in overrides.items()})
 
 
 def tiny_model(seed: int = 0, hidden_size: int = 32, layers: int = 2) -> Any:

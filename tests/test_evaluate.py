@@ -64,12 +64,12 @@ def config_at(tmp_path: Path, **overrides: Any) -> Config:
     tree = {
         "name": "run",
         "storage": str(tmp_path / "runs"),
-        "model": {"base": str(tmp_path / "base")},
+        "model": {"base": str(tmp_path / "base"), "dtype": "float32"},
         "data": {"sources": {"mine": {"kind": "folder", "path": folder_with_tasks(tmp_path / "tasks")}}},
         "prompt": {"format": "compact", "encoder": "compact"},
         "view": {"max_shown": 2},
         "evaluate": {"sets": ["mine"], "symmetries": 2, "batch_tokens": 1000},
-        "scaling": {"threads": 1},
+        "scaling": {"threads": 1, "use_gpu": False},
     }
     return config_from(tree, {key.replace("__", "."): value for key, value in overrides.items()})
 

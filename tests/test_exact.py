@@ -25,6 +25,7 @@ TREE: dict[str, Any] = {
     "prompt": {"format": "compact", "encoder": "compact"},
     "model": {"lora": {"r": 4, "alpha": 8}},
     "train": TRAIN,
+    "scaling": {"use_gpu": False},
 }
 HARD = {
     "train.clip": 0.2,

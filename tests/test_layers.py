@@ -17,7 +17,7 @@ from arc_ray.config.mistakes import known_keys
 PACKAGE = Path(arc_ray.__file__).parent
 
 LAYERS = (
-    {"attention", "errors", "flops", "garbage", "progress", "seeding"},
+    {"attention", "cores", "errors", "flops", "garbage", "progress", "seeding"},
     {"storage", "supported", "tasks"},
     {"fetch", "intervals"},
     {"analysis", "augment", "config", "encoders", "fingerprints", "prompt", "scores", "submission", "vote"},
@@ -44,6 +44,7 @@ HOMES = {
     "optuna": ("tune/proposals",),
     "peft": ("model", "skeleton"),
     "ray": (
+        "cli/placing",
         "cli/session",
         "cluster/",
         "evaluate/answering",
@@ -64,6 +65,7 @@ HOMES = {
     "torch": (
         "attention",
         "cli/check",
+        "cluster/roles",
         "evaluate/answering",
         "evaluate/ttt",
         "evaluate/tuning",

@@ -17,10 +17,8 @@ STUDIES = sorted(FOLDER.glob("*.yaml"))
 REAL = (
     "name=real",
     "model.base=some/model",
-    "model.dtype=bfloat16",
     "tune.space={train.lr: {grid: [1.0e-3, 4.0e-4]}}",
     "train.row_tokens=4096",
-    "scaling.use_gpu=true",
 )
 
 
@@ -61,7 +59,7 @@ def test_a_ready_study_takes_a_real_model_by_keys_alone(path: Path, tmp_path: Pa
         words.append("starts=" + next(w for w in path.read_text().splitlines() if "starts='" in w).split("'")[1])
     for variant in variants(load_config(path, parse_assignments(words))):
         assert variant.model.base == "some/model"
-        assert variant.scaling.use_gpu
+        assert (variant.scaling.use_gpu, variant.model.dtype) == ("auto", "auto")
 
 
 def test_studies_share_the_tiny_model(tmp_path: Path) -> None:

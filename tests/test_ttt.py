@@ -182,7 +182,7 @@ def config_for(folder: Path, name: str, **ttt: Any) -> Config:
             "model": {"base": str(folder / "base"), "lora": {"r": 4, "alpha": 8, "dropout": 0.1}},
             "train": {"row_tokens": 512},
             "evaluate": {"sets": ["set"], "symmetries": 2, "ttt": {"steps": 4, "lr": 2e-2, **ttt}},
-            "scaling": {"threads": 1, "cpus_per_worker": 0.5},
+            "scaling": {"use_gpu": False, "threads": 1, "cpus_per_worker": 0.5},
         },
         {},
     )

@@ -75,7 +75,7 @@ def evaluate(folder: Path, name: str, describer: str, **overrides: Any) -> dict[
                 "checkpoint": str(folder / "implement"),
                 "describer": describer,
             },
-            "scaling": {"threads": 1, "cpus_per_worker": 0.5},
+            "scaling": {"use_gpu": False, "threads": 1, "cpus_per_worker": 0.5},
         },
         overrides,
     )

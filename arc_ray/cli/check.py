@@ -18,15 +18,14 @@ from arc_ray.train.driver import describe_data
 from arc_ray.train.starts import lineage, needed_runs, with_start
 
 
-def check(config: Config | None, terminal: Terminal, address: str | None = None) -> None:
+def check(asked: Config | None, terminal: Terminal, address: str | None = None) -> None:
     """Print versions and devices, and with a config whether cluster, storage, model and data are usable. Raises UserError."""
-    if is_cluster(address):
-        if config is None:
-            raise UserError("give a config: which storage and how many workers are to be checked?")
-        _check_cluster(config, terminal, address)
+    if is_cluster(address) and asked is None:
+        raise UserError("give a config: which storage and how many workers are to be checked?")
+    config = _placed(asked, terminal, address) if asked else None
     for line in _machine():
         terminal.note(line)
-    if config is None:
+    if asked is None or config is None:
         return
     check_storage(config)
     terminal.note(f"storage {config.storage}: writable")
@@ -43,7 +42,7 @@ def check(config: Config | None, terminal: Terminal, address: str | None = None)
         terminal.note(f"model: made by this config's runs first ({', '.join(missing)}); now: {error}")
         lines = _data(config, run, has_model=False)
     else:
-        lines = [*plan_lines(run), *_data(config, run, has_model=True)]
+        lines = [*plan_lines(run, asked), *_data(config, run, has_model=True)]
     for line in lines:
         terminal.note(line)
     check_overlap(config, [run])
@@ -56,12 +55,18 @@ def _data(config: Config, run: Config, has_model: bool) -> Iterator[str]:
         yield f"data: not known yet ({error})"
 
 
-def _check_cluster(config: Config, terminal: Terminal, address: str | None) -> None:
+def _placed(config: Config, terminal: Terminal, address: str | None) -> Config:
+    """Choose where a training would run; on a cluster, check that too."""
+    from arc_ray.cli.placing import foreseen, settled
     from arc_ray.cluster.preflight import check_cluster
 
-    with connected(config, address):
-        for line in check_cluster(config):
+    if not is_cluster(address):
+        return foreseen(config, None, terminal)
+    with connected(config, address) as room:
+        config = settled(config, room, terminal)
+        for line in check_cluster(with_start(config), room):
             terminal.note(line)
+    return config
 
 
 def _machine() -> Iterator[str]:

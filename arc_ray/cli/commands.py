@@ -36,19 +36,24 @@ def study(
     """The main job: data, starting checkpoints, search, evaluation, and a report that answers the config's question."""
     begun, terminal = time.monotonic(), Terminal()
     loaded = _load(config, assignments)
+    from arc_ray.study.comparing import study_trials
+
     if dry_run:
         from arc_ray.cli.dry import describe_study
+        from arc_ray.cli.placing import foreseen
 
-        describe_study(loaded, terminal)
+        describe_study(foreseen(loaded, address, terminal, study_trials), terminal)
         return
     from arc_ray.runs import is_finished, run_folder
 
     folder = run_folder(loaded)
     if not is_finished(folder):
+        from arc_ray.cli.placing import settled
         from arc_ray.study.driver import run_study
 
-        with connected(loaded, address):
-            run_study(loaded, terminal, lambda run: train_watched(run, terminal))
+        with connected(loaded, address) as room:
+            chosen = settled(loaded, room, terminal, study_trials)
+            run_study(chosen, terminal, lambda run: train_watched(run, terminal))
     else:
         from arc_ray.runs import claim
 
@@ -94,21 +99,24 @@ def train(
     """One training run: LoRA (or full) training by DeepSpeed under Ray Train, resumed if it was cut off."""
     terminal = Terminal()
     loaded = _load(config, assignments)
+    from arc_ray.cli.placing import foreseen, settled
+
     if dry_run:
         from arc_ray.cli.dry import describe_training
 
-        describe_training(loaded, terminal)
+        describe_training(foreseen(loaded, address, terminal), loaded, terminal)
         return
     from arc_ray.runs import is_finished, run_folder
     from arc_ray.study.driver import check_inputs, make_data, make_starts
     from arc_ray.train.starts import with_start
 
-    run = with_start(loaded)
-    if not is_finished(run_folder(run)):
-        check_inputs(loaded, [run])
-    with connected(loaded, address):
-        make_data(loaded, [run], terminal)
-        make_starts(loaded, [run], terminal, lambda needed: train_watched(needed, terminal))
+    if not is_finished(run_folder(loaded)):
+        check_inputs(loaded, [with_start(loaded)])
+    with connected(loaded, address) as room:
+        chosen = settled(loaded, room, terminal)
+        run = with_start(chosen)
+        make_data(chosen, [run], terminal)
+        make_starts(chosen, [run], terminal, lambda needed: train_watched(needed, terminal))
         result = train_watched(run, terminal)
     terminal.note((run_folder(run) / result["checkpoint"]).uri)
 
@@ -118,16 +126,19 @@ def tune(config: ConfigPath, assignments: Assignments = None, dry_run: DryRun = 
     """A search over config keys: trials.csv and best.yaml."""
     terminal = Terminal()
     loaded = _load(config, assignments)
+    from arc_ray.cli.placing import foreseen, settled
+    from arc_ray.tune.space import tune_trials
+
     if dry_run:
         from arc_ray.cli.dry import describe_search
 
-        describe_search(loaded, terminal)
+        describe_search(foreseen(loaded, address, terminal, tune_trials), terminal)
         return
     from arc_ray.runs import run_folder
     from arc_ray.study.driver import run_tune
 
-    with connected(loaded, address):
-        run_tune(loaded, terminal, lambda run: train_watched(run, terminal))
+    with connected(loaded, address) as room:
+        run_tune(settled(loaded, room, terminal, tune_trials), terminal, lambda run: train_watched(run, terminal))
     terminal.note(f"{(run_folder(loaded) / 'trials.csv').uri} and best.yaml")
 
 
@@ -140,20 +151,23 @@ def evaluate(config: ConfigPath, assignments: Assignments = None, address: Addre
     """
     terminal = Terminal()
     loaded = _load(config, assignments)
+    from arc_ray.cli.placing import settled
     from arc_ray.evaluate.driver import needs_model, run_evaluation
-    from arc_ray.runs import run_folder
+    from arc_ray.runs import as_made, run_folder
     from arc_ray.study.driver import check_inputs, make_data, make_starts
     from arc_ray.train.starts import with_start
 
     run = with_start(loaded)
     if needs_model(run):
         check_inputs(loaded, [run], trains=False)
-        with connected(loaded, address):
-            make_data(loaded, [run], terminal, trains=False)
-            make_starts(loaded, [run], terminal, lambda needed: train_watched(needed, terminal))
+        with connected(loaded, address) as room:
+            chosen = settled(loaded, room, terminal, trains=False)
+            run = with_start(chosen)
+            make_data(chosen, [run], terminal, trains=False)
+            make_starts(chosen, [run], terminal, lambda needed: train_watched(needed, terminal))
             result = run_evaluation(run, terminal.advance)
     else:
-        result = run_evaluation(run, terminal.advance)
+        result = run_evaluation(as_made(run_folder(run), run), terminal.advance)
     shown = [k for k in result if k.endswith(("/per_output", "/per_task_mean", "/strict", "/accuracy"))]
     for key in shown:
         terminal.note(f"{key}: {100 * result[key]:.1f} %")
@@ -205,9 +219,11 @@ def merge(
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"--to {to}: already there; name a new folder")
     from arc_ray.model import merge_checkpoint
+    from arc_ray.runs import as_made, run_folder
     from arc_ray.train.starts import with_start
 
     run = with_start(loaded)
+    run = as_made(run_folder(run), run)
     merge_checkpoint(run.model, run.storage, f"@{run.name}", to)
     typer.echo(str(to))
 

@@ -14,12 +14,15 @@ from arc_ray.train.starts import config_of_run, needed_runs, with_start
 from arc_ray.tune.space import Point, check_points, num_trials, points, trial_name
 
 
-def describe_training(config: Config, terminal: Terminal) -> None:
-    """Print the resolved config and, where the data is there already, the plan's counts. Raises UserError."""
+def describe_training(config: Config, asked: Config, terminal: Terminal) -> None:
+    """Print the resolved config and, where the data is there already, the plan's counts. Raises UserError.
+
+    `asked` is the config before what is `auto` in it was chosen.
+    """
     run = with_start(config)
     terminal.console.print(to_yaml(run), markup=False)
     _describe_needs(config, [run], terminal)
-    for line in plan_lines(run):
+    for line in plan_lines(run, asked):
         terminal.note(line)
 
 
@@ -35,7 +38,7 @@ def describe_study(config: Config, terminal: Terminal) -> None:
     terminal.note(f"then, with seeds {config.study.seeds}: each arm at the setting chosen for it")
 
 
-def plan_lines(config: Config) -> list[str]:
+def plan_lines(config: Config, asked: Config) -> list[str]:
     """Describe a training run by its plan: rows, steps, tokens, fill, memory, hours; or say why it cannot be made yet."""
     from arc_ray.train.driver import prepare
 
@@ -53,8 +56,15 @@ def plan_lines(config: Config) -> list[str]:
             f"plan: {name}: {of_task['fewest']} to {of_task['most']} views a task, {of_task['tasks_without']} tasks without"
             for name, of_task in counts["views_per_task"].items()
         ),
-        *estimate_lines(config, plan),
+        *estimate_lines(as_on_gpus(config, asked), plan),
     ]
+
+
+def as_on_gpus(config: Config, asked: Config) -> Config:
+    """Return the config in the arithmetic that GPUs would choose, where a machine without them chose its own."""
+    is_open = asked.model.dtype == "auto" and not config.scaling.on_gpu
+    model = config.model.model_copy(update={"dtype": "bfloat16"} if is_open else {})
+    return config.model_copy(update={"model": model})
 
 
 def _describe_trials(config: Config, trials: list[Point], terminal: Terminal, in_study: bool = False) -> None:

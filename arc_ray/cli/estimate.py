@@ -30,14 +30,14 @@ def estimate_lines(config: Config, plan: Plan) -> Iterator[str]:
     yield f"model: {total / 1e6:,.2f} M parameters, {trained / 1e6:,.2f} M of them trained, in {config.model.dtype}"
     yield from _memory(config, plan, skeleton)
     sizes = plan.tokens_per_step(), plan.learned_per_step(), plan.squared_lengths_per_step()
-    yield from _time(work_of(skeleton).of_steps(*sizes).sum(), fewest_workers(config))
+    yield from _time(work_of(skeleton).of_steps(*sizes).sum(), config.scaling.workers[0])
 
 
 def _memory(config: Config, plan: Plan, skeleton: Any) -> Iterator[str]:
     """Say what one GPU holds at each ZeRO stage, and how many rows at once would fit."""
     from arc_ray.memory import RUNTIME_BYTES, STAGES, Setting, footprint, rows_that_fit, simulate_pass
 
-    rows, workers = config.train.micro_rows, fewest_workers(config)
+    rows, workers = config.train.micro_rows, config.scaling.workers[0]
     learned = most_learned(plan, rows)
     found = simulate_pass(skeleton, rows, plan.row_tokens, learned)
     yield (
@@ -56,12 +56,6 @@ def _memory(config: Config, plan: Plan, skeleton: Any) -> Iterator[str]:
     said = ", ".join(f"{size} GB {_rows(number) if number else 'none'}" for size, number in most.items())
     hint = "" if config.model.gradient_checkpointing else " (more with model.gradient_checkpointing=true)"
     yield f"  rows at once (train.micro_rows) that fit: {said}{hint}"
-
-
-def fewest_workers(config: Config) -> int:
-    """Return the smallest number of workers of a run: each then holds the largest shards and works longest."""
-    workers = config.scaling.num_workers
-    return workers if isinstance(workers, int) else workers[0]
 
 
 def most_learned(plan: Plan, micro_rows: int) -> int:

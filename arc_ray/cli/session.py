@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from arc_ray.config import Config
 from arc_ray.errors import UserError
@@ -15,12 +16,18 @@ from arc_ray.progress import Progress
 from arc_ray.runs import JOB_FOLDER, MetricsTail, run_folder
 from arc_ray.storage import Folder
 
+if TYPE_CHECKING:
+    from arc_ray.cluster.roles import Room
+
 WATCH_SECONDS = 1.0
 
 
 @contextmanager
-def connected(config: Config, address: str | None) -> Iterator[None]:
-    """Join the Ray at an address (or of this job), else start one on this machine; it ends with the command."""
+def connected(config: Config, address: str | None) -> Iterator["Room"]:
+    """Join the Ray at an address (or of this job), else start one on this machine; it ends with the command.
+
+    What there is, or may be started, is yielded for `settled`.
+    """
     # New machines take minutes to come. An elastic run need not wait for them: it goes on with those that are there, and
     # should not wait long for one that is counted though it has just died.
     is_elastic = isinstance(config.scaling.num_workers, tuple)
@@ -31,14 +38,17 @@ def connected(config: Config, address: str | None) -> Iterator[None]:
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     import ray
 
-    if is_cluster(address):
+    from arc_ray.cluster.roles import live_room, reachable_room
+
+    joins = is_cluster(address)
+    if joins:
         _join(address or "auto")
     else:
         _start_ray(config)
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        yield
+        yield reachable_room() if joins else replace(live_room(), is_one_machine=True)
     finally:
         ray.shutdown()
         if os.environ.get("RAY_ADDRESS") == _own_address():
@@ -53,6 +63,8 @@ def _start_ray(config: Config) -> None:
     workers of every stopped trial reserved for ever; so the address is settled and told to all before Ray starts.
     """
     import ray
+
+    from arc_ray.cluster.roles import logical_cpus
 
     with socket.socket() as free:
         free.bind(("", 0))
@@ -70,7 +82,7 @@ def _start_ray(config: Config) -> None:
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
     ray.init(
         address="local",
-        num_cpus=config.ray.num_cpus or max(4, os.cpu_count() or 1),
+        num_cpus=logical_cpus(config.ray.num_cpus),
         object_store_memory=config.ray.object_store_mib * 2**20,
         include_dashboard=True,
         logging_level=logging.ERROR,

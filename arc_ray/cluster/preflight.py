@@ -1,12 +1,12 @@
-"""Before work on a cluster: can it be reached, do its nodes run the same versions and see the same storage, has it the GPUs.
+"""Before work: where it will run and whether it fits; can a cluster be reached, do its nodes agree and share the storage.
 
 Every node is asked by a task of its own that takes no CPU, so that heads and busy nodes answer too. Findings are lines.
 """
 
 import importlib.metadata
-import os
 import platform
 import socket
+import sys
 import time
 import uuid
 from collections import defaultdict
@@ -17,9 +17,8 @@ from urllib.parse import urlsplit
 
 import ray
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from arc_ray.cluster.roles import reachable
+from arc_ray.cluster.roles import TRIAL_CPUS, Room, run_on
 from arc_ray.config import Config
 from arc_ray.errors import UserError
 from arc_ray.runs import PACKAGES
@@ -70,37 +69,34 @@ def check_address(address: str) -> None:
 def ask_nodes(storage: str, token: str) -> list[NodeReport]:
     """Let every live node describe itself and write a file of its own into the storage folder."""
     nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-    asked = {i: _run_on(i, _describe_node, storage, f"{_trace(token)}/{i}") for i in nodes}
+    asked = {i: run_on(i, _describe_node, storage, f"{_trace(token)}/{i}") for i in nodes}
     return [_answer(nodes[i]["NodeManagerHostname"], nodes[i]["NodeManagerAddress"], asked[i]) for i in nodes]
 
 
-def check_cluster(config: Config) -> Iterator[str]:
+def check_cluster(config: Config, room: Room) -> Iterator[str]:
     """Yield a line for each node and what else is good to know; Ray must be connected. Raises UserError with all faults."""
     token = uuid.uuid4().hex[:8]
     try:
         nodes = ask_nodes(config.storage, token)
         seen = who_sees_what(config.storage, token)
     finally:
-        ray.get([_run_on(n["NodeID"], _delete, config.storage, _trace(token)) for n in ray.nodes() if n["Alive"]])
+        ray.get([run_on(n["NodeID"], _delete, config.storage, _trace(token)) for n in ray.nodes() if n["Alive"]])
     for node in nodes:
         yield f"node {node.name}: ray {node.versions['ray']}, torch {node.versions['torch']}, {node.num_gpus} GPUs"
-    gpus, cpus = ray.cluster_resources().get("GPU", 0.0), reachable("CPU")
     faults = [
         *storage_faults(config.storage, nodes, seen),
         *version_faults(nodes),
-        *size_faults(config, reachable("GPU"), cpus, can_tell_growth()),
+        *(size_faults(config, room) if room.is_limit_known else []),
     ]
     if faults:
         raise UserError("\n       ".join(faults))
     yield f"storage {config.storage}: each of {len(nodes)} nodes reads what the others write"
-    if config.scaling.use_gpu and least_workers(config) > gpus:
-        yield f"{gpus:g} GPUs now; nodes for {least_workers(config)} are started when training asks for them"
 
 
 def who_sees_what(storage: str, token: str) -> dict[str, list[str]]:
     """Return for each live node (its address) the addresses whose files it can read in the storage folder."""
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-    asked = {i: _run_on(i, _names, storage, _trace(token), len(nodes)) for i in nodes}
+    asked = {i: run_on(i, _names, storage, _trace(token), len(nodes)) for i in nodes}
     return {nodes[i]: [nodes[name] for name in ray.get(names) if name in nodes] for i, names in asked.items()}
 
 
@@ -132,33 +128,80 @@ def version_faults(nodes: Sequence[NodeReport]) -> list[str]:
     return faults
 
 
-def size_faults(config: Config, most_gpus: float, most_cpus: float, is_limit_known: bool) -> list[str]:
-    """Say whether the workers of a training could ever start; `most_*` count what the autoscaler may still add."""
-    workers, scaling = least_workers(config), config.scaling
-    if not is_limit_known:
-        return []
-    if scaling.use_gpu and most_gpus < workers:
-        return [
-            f"too few GPUs: scaling.num_workers={workers} needs {workers}, the cluster has or can start {most_gpus:g};"
-            f" lower scaling.num_workers, or raise max_workers in the launch file"
-        ]
-    if most_cpus < workers * scaling.cpus_per_worker + scaling.data_cpus:
-        return [
-            f"too few CPUs: {workers} workers x scaling.cpus_per_worker={scaling.cpus_per_worker:g} and"
-            f" scaling.data_cpus={scaling.data_cpus:g} for rows, the cluster has or can start {most_cpus:g}"
-        ]
+def placement(config: Config, room: Room, has_bfloat16: Callable[[], bool], is_search: bool = False) -> dict[str, Any]:
+    """Choose what is `auto` in a config, as dotted overrides; an elastic run on one machine leaves room for data tasks.
+
+    `is_search` is true where the config is that of many trials. GPUs of one node type are taken: those of another would
+    wait for the slowest. `has_bfloat16` tells whether GPUs compute in it, and is asked only where that matters.
+    """
+    scaling, chosen = config.scaling, dict[str, Any]()
+    on_gpu = bool(room.gpu_kinds()) if scaling.use_gpu == "auto" else scaling.use_gpu
+    if scaling.use_gpu == "auto":
+        chosen["scaling.use_gpu"] = on_gpu
+    if scaling.num_workers == "auto":
+        chosen["scaling.num_workers"] = _workers_that_fit(config, room) if on_gpu and not is_search else 1
+    elif isinstance(scaling.num_workers, tuple) and room.is_one_machine:
+        low, high = scaling.num_workers
+        fitting = room.holds(scaling.cpus_per_worker, float(on_gpu), _cpus_for_data(config))
+        chosen["scaling.num_workers"] = (low, max(low, min(high, fitting)))
+    if config.model.dtype == "auto":
+        chosen["model.dtype"] = "bfloat16" if on_gpu and has_bfloat16() else "float32"
+    return chosen
+
+
+def describe_placement(config: Config, room: Room, is_search: bool, trains: bool = True) -> str:
+    """Say in a line where a settled config runs, with how many workers, and in what arithmetic."""
+    low, high = config.scaling.workers
+    workers = f"{low} worker{'s' * (low > 1)}" if low == high else f"{low} to {high} workers"
+    each = f", {workers}{' a trial' if is_search else ''}{' with a GPU each' if config.scaling.on_gpu else ''}"
+    unknown = "" if room.gpu_kinds() or room.is_limit_known else " (no GPU is there; whether one may come is not known)"
+    return (
+        f"runs on {'GPUs' if config.scaling.on_gpu else 'the CPU'}{unknown}{each if trains else ''},"
+        f" in {config.model.dtype}"
+    )
+
+
+def _workers_that_fit(config: Config, room: Room) -> int:
+    """Return the most GPUs of one node type among which the rows of a step can be shared equally."""
+    train, cpus = config.train, config.scaling.cpus_per_worker
+    by_kind = [min(number, room.most_nodes) * kind.holds(cpus, 1) for kind, number in room.gpu_kinds().items()]
+    most = min(max(by_kind, default=1), room.holds(cpus, 1, _cpus_for_data(config)))
+    return max((n for n in range(1, most + 1) if train.batch_rows % (n * train.micro_rows) == 0), default=1)
+
+
+def size_faults(config: Config, room: Room, trains: bool = True, trials: int = 0, is_now: bool = False) -> list[str]:
+    """Say whether the workers of a training with its data tasks, or else of an evaluation, could ever start.
+
+    `trials` of a search run at the same time. `is_now` is true for a room of what is there now, where more may come.
+    """
+    scaling, gpus = config.scaling, room.most("gpus")
+    workers, data_cpus = (scaling.workers[0], _cpus_for_data(config)) if trains else (1, 0.0)
+    has, more = "the cluster has or can start", ", or raise max_workers in the launch file"
+    if room.is_one_machine:
+        has, more = "this machine has", ", or raise ray.num_cpus"
+    if is_now:
+        has = "now there are"
+    if scaling.on_gpu and gpus < workers:
+        hint = "lower scaling.num_workers or set it to auto" if gpus else "set scaling.use_gpu=auto to do without"
+        needs = f"too few GPUs: scaling.num_workers={workers} needs {workers}, {has} {gpus:g}"
+        return [needs if is_now else f"{needs}; {hint}{'' if room.is_one_machine else more}"]
+    # Trials that wait for a GPU take no CPUs.
+    at_once = min(workers * max(1, trials), int(gpus) if scaling.on_gpu else sys.maxsize)
+    if room.holds(scaling.cpus_per_worker, float(scaling.on_gpu), data_cpus + trials * TRIAL_CPUS) < at_once:
+        several = f"{trials} trials x " if trials > 1 else ""
+        each = f"{workers} worker{'s' * (workers > 1)} x scaling.cpus_per_worker={scaling.cpus_per_worker:g}"
+        beside = f" and scaling.data_cpus={data_cpus:g} for rows" if data_cpus else ""
+        largest = max((kind.cpus for kind, number in room.kinds.items() if number), default=0.0)
+        at_most = "" if room.is_one_machine else f", at most {largest:g} a node"
+        needs = f"too few CPUs: {several}{each}{beside}, {has} {room.most('cpus'):g}{at_most}"
+        lower = "tune.max_concurrent" if trials > 1 else "scaling.num_workers"
+        return [needs if is_now else f"{needs}; lower {lower} or scaling.cpus_per_worker{more}"]
     return []
 
 
-def least_workers(config: Config) -> int:
-    """Return the number of workers without which a training does not start."""
-    workers = config.scaling.num_workers
-    return workers if isinstance(workers, int) else workers[0]
-
-
-def can_tell_growth() -> bool:
-    """Tell whether what the autoscaler may add is known here: Kubernetes alone does not say."""
-    return "KUBERNETES_SERVICE_HOST" not in os.environ
+def _cpus_for_data(config: Config) -> float:
+    """Return the CPUs without which no rows are made; trl's workers make their own."""
+    return config.scaling.data_cpus if config.train.engine == "deepspeed" else 0.0
 
 
 def _answer(host: str, address: str, reference: "ray.ObjectRef[NodeReport]") -> NodeReport:
@@ -205,9 +248,3 @@ def _version(package: str) -> str:
 
 def _trace(token: str) -> str:
     return f".check-{token}"
-
-
-def _run_on(node_id: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function on a node, in a task that takes no CPU; return the reference of its result."""
-    here = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    return ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=here).remote(*arguments)

@@ -117,8 +117,9 @@ class ModelConfig(Section):
     adapter_use: Literal["continue", "merge"] = "continue"
     """Train the adapter further, or merge it into the base and start a new one."""
     lora: LoraConfig = LoraConfig()
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Arithmetic of the forward pass. float16 diverged after an hour for others; prefer bfloat16 on GPUs."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the forward pass; "auto" is bfloat16 on GPUs that compute in it, else float32, and a run keeps what
+    it began with. float16 diverged after an hour for others."""
     attention: Literal["auto", "sdpa", "flash_attention_2", "flex_attention", "eager"] = "auto"
     """Attention implementation; "auto" takes flash_attention_2 where it is installed with a GPU, else sdpa, which
     trains view by view unless the model's attention is windowed."""
@@ -210,11 +211,13 @@ class TrainConfig(Section):
 class ScalingConfig(Section):
     """How many workers, and what each may use."""
 
-    num_workers: int | tuple[int, int] = 1
-    """Training workers (one a GPU), or [min, max] for elastic training: as many as the cluster has room for."""
+    num_workers: Literal["auto"] | int | tuple[int, int] = "auto"
+    """Training workers (one a GPU), or [min, max] for elastic training: as many as the cluster has room for. "auto" takes
+    the GPUs of one node type that train.batch_rows can be shared among; 1 for each trial of a search, and on CPUs."""
     resize_seconds: float = Field(default=60.0, gt=0)
     """Elastic training: time between looks for machines that came; to use them costs a restart from the newest checkpoint."""
-    use_gpu: bool = False
+    use_gpu: Literal["auto"] | bool = "auto"
+    """Train and answer on GPUs; "auto" does where there are any, or the cluster's autoscaler can start some."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     """Logical CPUs that Ray reserves for a training worker."""
     threads: int | None = Field(default=None, ge=1)
@@ -224,10 +227,21 @@ class ScalingConfig(Section):
 
     @model_validator(mode="after")
     def _at_least_one(self) -> "ScalingConfig":
-        low, high = self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
-        if not 1 <= low <= high:
+        if self.num_workers != "auto" and not 1 <= self.workers[0] <= self.workers[1]:
             raise ValueError(f"num_workers {self.num_workers}: give a number of at least 1, or [min, max]")
         return self
+
+    @property
+    def workers(self) -> tuple[int, int]:
+        """The least and the most training workers, once they are chosen."""
+        assert self.num_workers != "auto", "nobody has chosen scaling.num_workers"
+        return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether GPUs are used, once that is chosen."""
+        assert self.use_gpu != "auto", "nobody has chosen scaling.use_gpu"
+        return self.use_gpu
 
 
 class RayConfig(Section):

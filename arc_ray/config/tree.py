@@ -53,15 +53,15 @@ class Config(Section):
                     f"evaluate.sets names the source {name!r}; data.sources has {sorted(self.data.sources)}"
                 )
         workers = self.scaling.num_workers
-        high = workers if isinstance(workers, int) else workers[1]
-        if self.train.engine == "trl" and not isinstance(workers, int):
+        high = 1 if workers == "auto" else self.scaling.workers[1]
+        if self.train.engine == "trl" and isinstance(workers, tuple):
             raise ValueError(
                 f"scaling.num_workers {list(workers)} is elastic, which train.engine trl is not: give one number,"
                 " or set train.engine to deepspeed"
             )
         # An elastic run takes what the cluster has, and fills a share that does not divide with empty rows.
         if self.train.batch_rows % self.train.micro_rows or (
-            isinstance(workers, int) and self.train.batch_rows % (high * self.train.micro_rows)
+            not isinstance(workers, tuple) and self.train.batch_rows % (high * self.train.micro_rows)
         ):
             raise ValueError(
                 f"train.batch_rows {self.train.batch_rows} must be a multiple of scaling.num_workers x train.micro_rows"
@@ -76,7 +76,7 @@ class Config(Section):
             raise ValueError(
                 "model.scratch starts from random weights, which an adapter cannot mend: set train.full to true"
             )
-        if self.train.engine == "trl" and self.model.dtype != "float32" and not self.scaling.use_gpu:
+        if self.train.engine == "trl" and "16" in self.model.dtype and self.scaling.use_gpu is False:
             raise ValueError("train.engine trl computes in float32 without a GPU: set model.dtype to float32")
         if self.train.full and self.model.adapter and self.model.adapter_use == "continue":
             raise ValueError("train.full trains no adapter: set model.adapter_use to merge, or train.full to false")

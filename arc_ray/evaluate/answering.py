@@ -6,7 +6,6 @@ model.
 
 import dataclasses
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
@@ -19,8 +18,9 @@ import ray
 import ray.data
 import torch
 
-from arc_ray.cluster.roles import reachable
+from arc_ray.cluster.roles import hidden_gpus, reachable_room
 from arc_ray.config import Config
+from arc_ray.cores import usable_cores
 from arc_ray.encoders import Encoder
 from arc_ray.errors import UserError
 from arc_ray.evaluate.decoding import decode
@@ -196,9 +196,9 @@ class Answerer:
 
 def load_on_device(config: Config) -> Any:
     """Load the checkpoint of `evaluate` for answering, with this process's share of the machine's threads or a GPU."""
-    torch.set_num_threads(config.scaling.threads or max(1, (os.cpu_count() or 1) // (config.evaluate.num_actors or 1)))
+    torch.set_num_threads(config.scaling.threads or max(1, usable_cores() // (config.evaluate.num_actors or 1)))
     model = load_for_inference(config.model, config.storage, config.evaluate.checkpoint)
-    return model.to("cuda") if config.scaling.use_gpu else model
+    return model.to("cuda") if config.scaling.on_gpu else model
 
 
 class _Inference:
@@ -240,7 +240,8 @@ def answer_all(
         compute=ray.data.ActorPoolStrategy(size=min(_num_actors(config), len(missing))),
         fn_constructor_args=(config, folder, encoder),
         num_cpus=config.scaling.cpus_per_worker,
-        num_gpus=1 if config.scaling.use_gpu else None,
+        num_gpus=1 if config.scaling.on_gpu else None,
+        runtime_env={"env_vars": hidden_gpus(config.scaling.on_gpu)},
     )
     dataset.context.enable_progress_bars = False
     dataset.context.execution_options.preserve_order = True
@@ -254,7 +255,9 @@ def answer_all(
 
 
 def _num_actors(config: Config) -> int:
-    return config.evaluate.num_actors or max(1, int(reachable("GPU")) if config.scaling.use_gpu else 1)
+    if config.evaluate.num_actors or not config.scaling.on_gpu:
+        return config.evaluate.num_actors or 1
+    return max(1, reachable_room().holds(config.scaling.cpus_per_worker, 1))
 
 
 def read_predictions(folder: Folder, names: Iterable[str]) -> Predictions:

@@ -16,7 +16,7 @@ import ray
 import torch
 from ray.exceptions import RayActorError, RayError
 
-from arc_ray.cluster.roles import reachable
+from arc_ray.cluster.roles import hidden_gpus, reachable_room
 from arc_ray.config import Config
 from arc_ray.config.searching import EvaluateConfig
 from arc_ray.config.tuning import TttConfig
@@ -100,7 +100,7 @@ class Tuner:
         torch.set_num_threads(config.scaling.threads or max(1, int(config.scaling.cpus_per_worker)))
         fresh = ttt.adapter == "new"
         model: Any = load_for_tuning(config.model, config.storage, config.evaluate.checkpoint, fresh, config.seed)
-        model = model.to("cuda") if config.scaling.use_gpu else model
+        model = model.to("cuda") if config.scaling.on_gpu else model
         self._adapter = Adapter(model)
         self._answerer = Answerer(config, self._folder, self._encoder, without_adapter(model))
         self._codec = codec_of(config, load_tokenizer(config.model, config.storage))
@@ -209,8 +209,10 @@ class Pool:
         self._deadline = begun + ttt.budget_seconds if ttt.budget_seconds else None
         self._retries = ttt.retries
         self._num_workers = ttt.num_workers or _room(config, ttt)
-        gpus = ttt.gpus if config.scaling.use_gpu else 0
-        self._actor: Any = ray.remote(num_cpus=config.scaling.cpus_per_worker, num_gpus=gpus)(Tuner)
+        gpus = ttt.gpus if config.scaling.on_gpu else 0
+        environment = {"env_vars": hidden_gpus(config.scaling.on_gpu)}
+        cpus = config.scaling.cpus_per_worker
+        self._actor: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, runtime_env=environment)(Tuner)
         self._running: dict[Any, tuple[Any, Job | None]] = {}
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Record | Failure]]:
@@ -266,9 +268,7 @@ class Pool:
 
 def _room(config: Config, ttt: TttConfig) -> int:
     """Count the workers that the cluster has room for."""
-    if config.scaling.use_gpu:
-        return max(1, int(reachable("GPU")) * int(1 / ttt.gpus))
-    return max(1, int(reachable("CPU") / config.scaling.cpus_per_worker))
+    return max(1, reachable_room().holds(config.scaling.cpus_per_worker, ttt.gpus if config.scaling.on_gpu else 0))
 
 
 def _outcome(reference: Any) -> Record | Failure | None:

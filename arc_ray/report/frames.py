@@ -83,8 +83,8 @@ def trial_row(
         "error": about.get("error"),
         "steps": last.get("steps", last.get("step", 0)),
         "seconds": last.get("seconds", 0.0),
-        "workers": max(workers) if isinstance(workers, list) else workers,
-        "on_gpu": bool(config_value(config, "scaling.use_gpu", False)),
+        "workers": max(workers) if isinstance(workers, list) else 1 if workers == "auto" else workers,
+        "on_gpu": config_value(config, "scaling.use_gpu", False) is True,
         **overrides,
         **measured,
     }

@@ -19,21 +19,26 @@ from arc_ray.analysis import (
 from arc_ray.config import Config
 from arc_ray.errors import UserError
 from arc_ray.runs import read_metrics, run_folder
-from arc_ray.tune.space import Point, trial_config
+from arc_ray.tune.space import Point, check_points, points, trial_config
 from arc_ray.tune.trials import Trial, candidates, read_outcomes
 
 TIE = "eval/cell_accuracy"
 """Decides ties of the metric that the arms are compared by, and is compared itself."""
 
 
-def search_points(config: Config, points: Sequence[Point]) -> list[Point]:
+def search_points(config: Config, found: Sequence[Point]) -> list[Point]:
     """Give every point of the search every arm, with the config's own seed; arms of a point stand together.
 
     Raises UserError if the study would measure with that seed too: the chosen trial's luck would count.
     """
     if config.seed in config.study.seeds:
         raise UserError(f"study.seeds holds {config.seed}, the seed of the search; measuring needs fresh ones")
-    return [{**point, config.study.compare: arm, "seed": config.seed} for point in points for arm in config.study.arms]
+    return [{**point, config.study.compare: arm, "seed": config.seed} for point in found for arm in config.study.arms]
+
+
+def study_trials(config: Config) -> list[Config]:
+    """Return the configs of all trials of a study's search. Raises UserError."""
+    return check_points(config, search_points(config, points(config)))
 
 
 def split(config: Config, point: Point) -> tuple[str, str, int]:

@@ -12,6 +12,7 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
+from arc_ray.cluster.roles import hidden_gpus
 from arc_ray.config import Config
 from arc_ray.datasets import load_source
 from arc_ray.encoders import encoder_named
@@ -121,16 +122,16 @@ def run_training(
     job = Job(config, begun, ray.put(prepared.maker), ray.put(prepared.validation))
     # Our checkpoints are in the run folder; Ray's own state serves one call of the driver and is not resumed from.
     attempt = f"attempt-{uuid.uuid4().hex[:8]}"
-    low_high = config.scaling.num_workers
+    low, high = config.scaling.workers
     trainer = _Trainer(
         train_on_worker,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if config.scaling.use_gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if config.scaling.on_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=low_high if isinstance(low_high, int) else (low_high[0], low_high[1]),
-            use_gpu=config.scaling.use_gpu,
+            num_workers=low if low == high else (low, high),
+            use_gpu=config.scaling.on_gpu,
             resources_per_worker={"CPU": config.scaling.cpus_per_worker}
-            | ({"GPU": 1} if config.scaling.use_gpu else {}),
+            | ({"GPU": 1} if config.scaling.on_gpu else {}),
             elastic_resize_monitor_interval_s=config.scaling.resize_seconds,
         ),
         run_config=ray.train.RunConfig(
@@ -138,7 +139,7 @@ def run_training(
             storage_path=(folder / "ray").uri,
             failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
             callbacks=list(callbacks),
-            worker_runtime_env={"env_vars": tracker_environment(config)},
+            worker_runtime_env={"env_vars": {**tracker_environment(config), **hidden_gpus(config.scaling.on_gpu)}},
         ),
     )
     with unwrapped():

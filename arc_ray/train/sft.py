@@ -76,7 +76,7 @@ def join_process_group(config: Config) -> None:
     Left alone on CPUs it either knows of no DeepSpeed or believes that each worker is alone: all would train on all rows.
     """
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-    state = PartialState(backend="nccl" if config.scaling.use_gpu else "gloo")
+    state = PartialState(backend="nccl" if config.scaling.on_gpu else "gloo")
     assert state.num_processes == torch.distributed.get_world_size()
 
 
@@ -102,7 +102,7 @@ def trl_arguments(config: Config, num_workers: int, scratch: str) -> SFTConfig:
         remove_unused_columns=False,
         # A forked loader process would inherit Ray's threads and locks; rows cost little beside a training step.
         dataloader_num_workers=0,
-        dataloader_pin_memory=config.scaling.use_gpu,
+        dataloader_pin_memory=config.scaling.on_gpu,
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="no",

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 
 from arc_ray.config import Config
+from arc_ray.cores import usable_cores
 from arc_ray.loss import LearnedLoss
 from arc_ray.model import build_model, load_tokenizer
 from arc_ray.pipeline import ahead, stream_rows
@@ -87,7 +87,7 @@ def make_worker(job: Job) -> Worker:
     began = time.perf_counter()
     config, context, folder = job.config, ray.train.get_context(), run_folder(job.config)
     rank, num_workers = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(config.scaling.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    torch.set_num_threads(config.scaling.threads or max(1, usable_cores() // context.get_local_world_size()))
     maker, validation = ray.get([job.maker, job.validation])
     step = newest_checkpoint(folder) or 0
     batches = (

@@ -5,7 +5,6 @@ within a second, a trial that was cut off reports its own and then trains on. So
 """
 
 import dataclasses
-import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +19,9 @@ import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler
 
-from arc_ray.cluster.roles import reachable
+from arc_ray.cluster.roles import TRIAL_CPUS, reachable_room
 from arc_ray.config import Config
+from arc_ray.cores import usable_cores
 from arc_ray.errors import UserError, mistake_in
 from arc_ray.runs import checkpoint_steps, is_finished, read_metrics, run_folder
 from arc_ray.storage import Folder
@@ -129,7 +129,7 @@ def _fit(config: Config, space: dict[str, Any], tune_config: ray.tune.TuneConfig
     """Let Tune run trials: at most so many at once that all of them get their workers."""
     at_once = min(max_concurrent(config), num_trials)
     ray.tune.Tuner(
-        ray.tune.with_resources(_train_trial, {"CPU": 0.01}),
+        ray.tune.with_resources(_train_trial, {"CPU": TRIAL_CPUS}),
         param_space={"config": config, "at_once": at_once, **space},
         tune_config=dataclasses.replace(
             tune_config, metric=SCORE, mode="max", max_concurrent_trials=at_once, reuse_actors=False
@@ -144,12 +144,9 @@ def max_concurrent(config: Config) -> int:
     """Derive how many trials fit: all their workers and one data task each, so that none waits for another for ever."""
     if config.tune.max_concurrent:
         return config.tune.max_concurrent
-    workers = config.scaling.num_workers
-    workers = workers if isinstance(workers, int) else workers[0]
-    by_cpu = reachable("CPU") / (workers * (config.scaling.cpus_per_worker + config.scaling.data_cpus))
-    if not config.scaling.use_gpu:
-        return max(1, int(by_cpu))
-    return max(1, int(min(by_cpu, reachable("GPU") / workers)))
+    scaling, room = config.scaling, reachable_room()
+    beside = 0.0 if room.is_divided() else scaling.data_cpus
+    return max(1, room.holds(scaling.cpus_per_worker + beside, float(scaling.on_gpu)) // scaling.workers[0])
 
 
 def _train_trial(parameters: dict[str, Any]) -> None:
@@ -173,9 +170,9 @@ def _train_trial(parameters: dict[str, Any]) -> None:
 
 def _sharing_cores(config: Config, trials_at_once: int) -> Config:
     """Give a trial on CPUs its share of the machine's threads: two that both take all cores run at a fraction of it."""
-    if config.scaling.threads or config.scaling.use_gpu:
+    if config.scaling.threads or config.scaling.on_gpu:
         return config
-    share = max(1, (os.cpu_count() or 1) // trials_at_once)
+    share = max(1, usable_cores() // trials_at_once)
     return config.model_copy(update={"scaling": config.scaling.model_copy(update={"threads": share})})
 
 

@@ -44,6 +44,7 @@ def search_config(storage: Path, arguments: argparse.Namespace) -> Config:
             "scheduler": {"kind": "fifo"},
             "max_concurrent": 1,
         },
+        "scaling": {"use_gpu": False, "num_workers": 1},
         "ray": {"object_store_mib": 150},
     }
     return config_from(tree, {"train.max_steps": arguments.steps})

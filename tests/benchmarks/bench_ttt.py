@@ -68,7 +68,7 @@ def make_config(folder: Path, steps: int) -> Config:
             "model": {"base": str(folder / "base"), "lora": {"r": 16, "alpha": 32}},
             "train": {"row_tokens": 512, "micro_rows": 4},
             "evaluate": {"symmetries": 2, "ttt": {"steps": steps, "views_per_step": 4, "lr": 1e-3}},
-            "scaling": {"threads": 1},
+            "scaling": {"use_gpu": False, "threads": 1},
         },
         {},
     )

@@ -1,0 +1,43 @@
+"""How many cores this process may use: a machine may have many more than a container or a batch job is given."""
+
+import os
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+MEMBERSHIP = Path("/proc/self/cgroup")
+"""Where Linux mounts its control groups, and where it says which of them this process is in."""
+
+
+def usable_cores() -> int:
+    """Count the cores that this process may keep busy: its affinity, cut by the quota of its control groups."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota(CGROUPS, MEMBERSHIP.read_text()) if MEMBERSHIP.exists() else None
+    return allowed if quota is None else max(1, min(allowed, int(quota)))
+
+
+def cpu_quota(root: Path, membership: str) -> float | None:
+    """Return the CPUs that control groups grant, the least of a group and those around it; None without a limit.
+
+    `membership` is the text of /proc/self/cgroup. Within a container its paths may be the host's, which are not mounted
+    there: then the group at the mount's root is the container's own.
+    """
+    quotas: list[float] = []
+    for line in membership.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = root / controllers if controllers else root
+        groups = [mount / path.lstrip("/"), *(mount / path.lstrip("/")).parents]
+        quotas += [quota for group in groups if group.is_relative_to(mount) and (quota := _quota(group))]
+    return min(quotas, default=None)
+
+
+def _quota(group: Path) -> float | None:
+    """Read one group's limit, as version 2 or version 1 writes it."""
+    if (group / "cpu.max").is_file():
+        quota, period = (group / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    if (group / "cpu.cfs_quota_us").is_file():
+        quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return int(quota) / int(period) if int(quota) > 0 else None
+    return None
