@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from arc_ray.cli import session
+from arc_ray.errors import UserError
+
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
 
@@ -60,3 +63,17 @@ def test_every_command_explains_itself() -> None:
         done = arc_ray(command, "--help")
         assert done.returncode == 0, done.stderr
         assert command in done.stdout
+
+
+def test_ray_gets_a_folder_whose_sockets_have_paths_that_the_system_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches every command ending in Ray's OSError where the folder for temporary files has a long path."""
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/tmp")
+    assert session.temporary_folder() is None
+    monkeypatch.setenv("TMPDIR", "/" + 83 * "t")
+    assert session.temporary_folder() == "/tmp/ray"
+    monkeypatch.setattr(session, "SHORT_TEMPORARY", "/nowhere")
+    with pytest.raises(
+        UserError, match=r"TMPDIR /ttt.*set RAY_TMPDIR to a folder whose path has at most 32 characters"
+    ):
+        session.temporary_folder()

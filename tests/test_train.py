@@ -40,14 +40,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage folder with the tiny base already made, shared by the runs of this module."""
     path = tmp_path_factory.mktemp("train")
     (path / "config.yaml").write_text(yaml.safe_dump({**TINY, "storage": str(path / "runs")}))
-    train(path, "name=unbroken")
+    deep = path / ("deep" * 16)  # too long for Ray's sockets
+    deep.mkdir()
+    train(path, "name=unbroken", TMPDIR=str(deep))
     return path
 
 
-def train(folder: Path, *overrides: str) -> None:
+def train(folder: Path, *overrides: str, **variables: str) -> None:
     """Run `arc-ray train` to its end in a process of its own."""
     done = subprocess.run(
-        train_command(folder, *overrides), capture_output=True, text=True, env=environment(), timeout=400
+        train_command(folder, *overrides), capture_output=True, text=True, env=environment() | variables, timeout=400
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

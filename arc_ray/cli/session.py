@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from arc_ray.cluster.roles import Room
 
 WATCH_SECONDS = 1.0
+SHORT_TEMPORARY = "/tmp"
+MOST_TEMPORARY = 32
+"""Characters: Ray adds up to 75 for its session and a socket's name, and a socket's path may have 107."""
 
 
 @contextmanager
@@ -87,7 +90,21 @@ def _start_ray(config: Config) -> None:
         include_dashboard=True,
         logging_level=logging.ERROR,
         log_to_driver=False,
+        _temp_dir=temporary_folder(),
     )
+
+
+def temporary_folder() -> str | None:
+    """Return a folder for Ray's sockets if its own choice has too long a path for them, else None. Raises UserError."""
+    chosen = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or SHORT_TEMPORARY
+    if len(chosen) <= MOST_TEMPORARY:
+        return None
+    if not os.access(SHORT_TEMPORARY, os.W_OK):
+        raise UserError(
+            f"TMPDIR {chosen}: the sockets that Ray makes there would have longer paths than the system allows;"
+            f" set RAY_TMPDIR to a folder whose path has at most {MOST_TEMPORARY} characters"
+        )
+    return f"{SHORT_TEMPORARY}/ray"
 
 
 def _own_address() -> str:
