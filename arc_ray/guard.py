@@ -216,5 +216,5 @@ def _first(found: Sequence[str], folder: Folder | None) -> str:
         file.write_bytes(content)
     else:
         folder.write_bytes("overlap.txt", content)
-        file = f"{folder.uri}/overlap.txt"
+        file = (folder / "overlap.txt").uri
     return f"{'; '.join(found[:NAMED])}; these are {NAMED} of {len(found)}, {file} has all"

@@ -12,7 +12,7 @@ from torch import nn
 
 from arc_ray.config.training import LoraConfig, ModelConfig, ScratchConfig
 from arc_ray.errors import UserError
-from arc_ray.fetch import BUILT_IN, find_model, nearest_model
+from arc_ray.fetch import BUILT_IN, find_model, fingerprint, is_place_of, nearest_model
 from arc_ray.runs import resolve_reference
 from arc_ray.seeding import digest64
 from arc_ray.storage import Folder
@@ -78,7 +78,7 @@ def load_for_inference(config: ModelConfig, storage: str, checkpoint: str | None
     """
     from peft import PeftModel
 
-    folder = local_folder(resolve_reference(checkpoint, storage)) if checkpoint else None
+    folder = _checkpoint_folder(config, storage, checkpoint)
     if folder and not (Path(folder) / "adapter_config.json").exists():
         return load_base(config.model_copy(update={"base": folder}), storage).eval()
     model: Any = load_base(config, storage)
@@ -97,7 +97,7 @@ def load_for_tuning(config: ModelConfig, storage: str, checkpoint: str | None, f
     """
     from peft import PeftModel
 
-    folder = local_folder(resolve_reference(checkpoint, storage)) if checkpoint else None
+    folder = _checkpoint_folder(config, storage, checkpoint)
     if folder:
         has_adapter = (Path(folder) / "adapter_config.json").exists()
     else:
@@ -191,12 +191,29 @@ def _with_adapter(model: nn.Module, config: ModelConfig, storage: str, trainable
     path = local_folder(resolve_reference(config.adapter or "", storage))
     if not (Path(path) / "adapter_config.json").exists():
         raise UserError(f"model.adapter {config.adapter}: {path} holds no adapter_config.json")
-    about = Path(path) / "arc_ray.json"
-    if about.exists() and config.base:
-        made_on = json.loads(about.read_text())["base"]
-        if made_on != config.base:
-            raise UserError(f"model.adapter {config.adapter} was trained on the base {made_on}, not on {config.base}")
+    _refuse_other_base(f"model.adapter {config.adapter}", path, config.base, storage)
     return PeftModel.from_pretrained(model, path, is_trainable=trainable)
+
+
+def _checkpoint_folder(config: ModelConfig, storage: str, checkpoint: str | None) -> str | None:
+    """Return where a checkpoint's files are on this node. Raises UserError for an adapter of other weights."""
+    if not checkpoint:
+        return None
+    folder = local_folder(resolve_reference(checkpoint, storage))
+    if (Path(folder) / "adapter_config.json").exists():
+        _refuse_other_base(f"checkpoint {checkpoint}", folder, config.base, storage)
+    return folder
+
+
+def _refuse_other_base(what: str, folder: str, base: str | None, storage: str) -> None:
+    """Refuse an adapter that was trained on other weights than those of `base`, whatever both are called."""
+    about = Path(folder) / "arc_ray.json"
+    made_on = json.loads(about.read_text()) if about.exists() else {}
+    name, known = made_on.get("base"), made_on.get("base_fingerprint")
+    if not base or not name or base == name or is_place_of(base, name):
+        return
+    if known is None or known != fingerprint(model_path(base, storage)):
+        raise UserError(f"{what} was trained on the base {name}, not on {base}")
 
 
 def with_lora(model: nn.Module, config: LoraConfig) -> nn.Module:

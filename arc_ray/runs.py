@@ -20,7 +20,7 @@ from arc_ray.config import Config, config_from, differing_keys, to_yaml, types_o
 from arc_ray.config.section import absolute, absolute_model
 from arc_ray.cores import usable_cores
 from arc_ray.errors import UserError
-from arc_ray.fetch import BUILT_IN
+from arc_ray.fetch import is_place_of
 from arc_ray.storage import Folder
 
 PACKAGES = ("ray", "torch", "transformers", "peft", "trl", "deepspeed", "pyarrow", "numpy", "reasoning-gym")
@@ -237,8 +237,8 @@ def _is_same(key: str, old: Any, new: Any) -> bool:
     types = types_of(key)
     if old == new or not (isinstance(old, str) and isinstance(new, str) and {absolute, absolute_model} & set(types)):
         return old == new
-    if new in BUILT_IN:
-        return old.endswith(f"/models/{new}")
+    if is_place_of(new, old):
+        return True
     old, new = (re.sub(f".*{JOB_FOLDER}[^/]+/", "", path) for path in (old, new))
     is_end = absolute in types and new.endswith(f"/{os.path.normpath(old)}")  # from a directory that is not known now
     return is_end or new in (old, Folder.at(old).uri)

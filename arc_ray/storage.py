@@ -125,7 +125,7 @@ class Folder:
                     stream.write(content)
         except OSError as error:
             raise UserError(
-                f"storage: cannot write {self.uri}/{name}: {error}; check that it exists and is writable"
+                f"storage: cannot write {(self / name).uri}: {error}; check that it exists and is writable"
             ) from error
 
     def read_json(self, name: str) -> Any:
@@ -163,7 +163,7 @@ class Folder:
                 file.write(content)
         except OSError as error:
             raise UserError(
-                f"storage: cannot write {self.uri}/{name}: {error}; check that it exists and is writable"
+                f"storage: cannot write {(self / name).uri}: {error}; check that it exists and is writable"
             ) from error
 
     def read_parquet(self, name: str) -> pa.Table:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from arc_ray.cli.commands import app
+from arc_ray.config import Config
 from arc_ray.config.training import LoraConfig, ModelConfig, ScratchConfig
 from arc_ray.errors import UserError
 from arc_ray.loss import LearnedLoss
@@ -25,6 +26,7 @@ from arc_ray.model import (
     build_model,
     load_base,
     load_for_inference,
+    load_for_tuning,
     load_tokenizer,
     merge_checkpoint,
     model_path,
@@ -32,6 +34,7 @@ from arc_ray.model import (
     trainable,
 )
 from arc_ray.rows import IGNORED, Encoded, write_rows
+from arc_ray.train.checkpoint import describe_checkpoint
 from arc_ray.views import plain_views
 
 SCRATCH = ScratchConfig(hidden_size=32, layers=2, heads=2, intermediate_size=64)
@@ -261,6 +264,42 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path, base: str):
     (tmp_path / "arc_ray.json").write_text(json.dumps({"base": "another/base"}))
     with pytest.raises(UserError, match=r"was trained on the base another/base, not on"):
         build_model(ModelConfig(base=base, adapter=str(tmp_path)), "", 0, False, None)
+
+
+def test_an_adapter_is_known_by_the_weights_it_was_trained_on(tmp_path: Path, base: str):
+    """Would catch an adapter refused because its base moved or has another name now, cut into other files or saved by
+    another version; and one taken for weights of the same shapes that are not the same, also as a checkpoint."""
+    adapter, moved_base, other = tmp_path / "adapter", tmp_path / "moved", tmp_path / "other"
+    config = Config(model=ModelConfig(base=base, lora=LoraConfig(r=4)), storage=str(tmp_path))
+    model = build_model(config.model, "", 0, False, None)
+    save_weights(model, trainable(model), tiny_tokenizer(), adapter)
+    (adapter / "arc_ray.json").write_text(json.dumps(describe_checkpoint(config, 1)))
+    same: Any = load_base(config.model, "")
+    same.save_pretrained(moved_base, max_shard_size="20KB")
+    assert len(list(moved_base.glob("*.safetensors"))) > 1
+    about = json.loads((moved_base / "config.json").read_text())
+    (moved_base / "config.json").write_text(json.dumps({**about, "transformers_version": "4.0", "_name_or_path": "x"}))
+    build_model(ModelConfig(base=str(moved_base), adapter=str(adapter)), "", 0, False, None)
+    load_for_inference(ModelConfig(base=str(moved_base)), "", str(adapter))
+    different: Any = moved(load_base(config.model, ""))
+    different.save_pretrained(other)
+    for load in (
+        lambda: build_model(ModelConfig(base=str(other), adapter=str(adapter)), "", 0, False, None),
+        lambda: load_for_inference(ModelConfig(base=str(other)), "", str(adapter)),
+        lambda: load_for_tuning(ModelConfig(base=str(other)), "", str(adapter), False, 0),
+    ):
+        with pytest.raises(UserError, match=f"was trained on the base {base}, not on {other}"):
+            load()
+
+
+def test_an_adapter_of_a_built_in_model_s_folder_is_one_of_its_name(tmp_path: Path):
+    """Would catch old adapters, which name the folder that `fetch` wrote, being refused since configs name the model."""
+    model = tiny_model()
+    save_weights(model, trainable(model), tiny_tokenizer(), tmp_path / "models" / "smollm2")
+    adapted = build_model(ModelConfig(base="smollm2", lora=LoraConfig(r=4)), str(tmp_path), 0, False, None)
+    save_weights(adapted, trainable(adapted), tiny_tokenizer(), tmp_path / "adapter")
+    (tmp_path / "adapter" / "arc_ray.json").write_text(json.dumps({"base": f"{tmp_path}/models/smollm2"}))
+    build_model(ModelConfig(base="smollm2", adapter=str(tmp_path / "adapter")), str(tmp_path), 0, False, None)
 
 
 def test_a_model_that_scales_its_logits_is_refused(tmp_path: Path, base: str):

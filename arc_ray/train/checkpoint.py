@@ -10,7 +10,8 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from arc_ray.config import Config
-from arc_ray.model import save_weights
+from arc_ray.fetch import fingerprint
+from arc_ray.model import model_path, save_weights
 from arc_ray.runs import checkpoint_name, checkpoint_steps
 from arc_ray.storage import Folder
 from arc_ray.train.engine import MOMENTS, State
@@ -60,9 +61,11 @@ class CheckpointWriter:
 
 def describe_checkpoint(config: Config, step: int) -> dict[str, Any]:
     """Say what a checkpoint is: base, prompt, step. Loading refuses a mismatch."""
+    base = config.model.base
     return {
         "step": step,
-        "base": config.model.base,
+        "base": base,
+        "base_fingerprint": fingerprint(model_path(base, config.storage)) if base and not config.train.full else None,
         "is_adapter": not config.train.full,
         "prompt": {"format": config.prompt.format, "encoder": config.prompt.encoder},
         "run": config.name,
