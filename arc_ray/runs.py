@@ -70,9 +70,8 @@ def claim(folder: Folder, config: Config, command: str, redone: Sequence[str] = 
     if folder.exists("config.yaml"):
         config = as_made(folder, config)
         made_by = _with_defaults(yaml.safe_load(folder.read_bytes("config.yaml")))
-        names = [f"{section}.{name}." for section in ("runs", "starts") for name in getattr(config, section)]
-        keys = differing_keys(made_by, config.model_dump(mode="json"), _is_same)
-        differing = [key for key in keys if not _is_where(key, names)]
+        asked = config.model_dump(mode="json")
+        differing = [k for k in differing_keys(_what(made_by), _what(asked), _is_same) if not _is_where(k)]
         if differing and set(differing) <= {*redone, *PERMISSIONS}:
             folder.write_bytes("config.yaml", to_yaml(config).encode())
         elif differing:
@@ -244,9 +243,16 @@ def _is_same(key: str, old: Any, new: Any) -> bool:
     return is_end or new in (old, Folder.at(old).uri)
 
 
-def _is_where(key: str, names: Sequence[str]) -> bool:
-    """Tell whether a key says where or how fast, also below one of `names`, such as `runs.count.`."""
-    key = next((key.removeprefix(name) for name in names if key.startswith(name)), key)
+def _what(tree: dict[str, Any]) -> dict[str, Any]:
+    """Leave out of a dumped config what its runs and starts say of where and how fast."""
+
+    def of_section(section: Any) -> dict[str, Any]:
+        return {name: {k: v for k, v in own.items() if not _is_where(k)} for name, own in section.items()}
+
+    return {**tree, **{name: of_section(tree[name]) for name in ("runs", "starts") if name in tree}}
+
+
+def _is_where(key: str) -> bool:
     return any(key == where or key.startswith(f"{where}.") for where in WHERE_NOT_WHAT)
 
 

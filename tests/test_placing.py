@@ -93,6 +93,19 @@ def test_a_base_that_was_begun_elsewhere_keeps_its_dtype_too(tmp_path: Path) -> 
     claim(run_folder(later), later, "train")
 
 
+def test_where_a_needed_run_runs_may_change(tmp_path: Path) -> None:
+    """Catches a study that is refused on another machine, because a run below `runs` has another number of workers there."""
+    runs = asked(tmp_path).runs
+    first, moved, other = (
+        asked(tmp_path, runs={**runs, "plain": plain})
+        for plain in ({}, {"scaling.num_workers": 2, "train.zero_stage": 1}, {"train.lr": 1.0})
+    )
+    claim(run_folder(first), first, "study")
+    claim(run_folder(first), moved, "study")
+    with pytest.raises(UserError, match=r"differs in: runs\.plain"):
+        claim(run_folder(first), other, "study")
+
+
 def test_old_folders_go_on(tmp_path: Path) -> None:
     """Catches a run made when every key had a value, which the same config file then refuses."""
     config = asked(tmp_path)
