@@ -12,11 +12,12 @@ from arc_ray.analysis import choosing_half
 from arc_ray.config import Config, config_from, load_config
 from arc_ray.runs import read_metrics, run_folder, write_metrics
 from arc_ray.seeding import rng_for
+from arc_ray.storage import Folder
 from arc_ray.study.comparing import analyse, answer, finalists, search_points
 from arc_ray.tune.search import scored
 from arc_ray.tune.space import Point, points, trial_config
 from arc_ray.tune.stopping import SCORE
-from arc_ray.tune.trials import Trial, candidates, rank, read_trial, write_search, write_status
+from arc_ray.tune.trials import Trial, candidates, rank, read_outcomes, read_trial, write_search, write_status
 
 TASKS = [f"{i:08x}" for i in range(24)]
 
@@ -104,6 +105,18 @@ def test_no_part_of_a_study_that_chooses_sees_the_measuring_half(tmp_path: Path)
     assert lrs(finalists(config, trials)) == {1: 0.2}
     write_search(run_folder(config), config, trials, in_study=True)
     assert load_config(tmp_path / "study" / "best.yaml").train.lr == 0.2
+
+
+def test_the_newest_validation_is_that_of_the_highest_step(tmp_path: Path):
+    """Would catch names that are compared as text: step-999999 comes after step-1000000."""
+    folder = Folder.at(str(tmp_path))
+    assert read_outcomes(folder, "eval/solved") == {}
+    for step, solved in ((999_999, 0), (1_000_000, 1)):
+        (folder / "validation").write_json(
+            f"step-{step:06d}.json", {"names": ["a/x/0", "b/y/0"], "solved": [solved, 0]}
+        )
+    assert read_outcomes(folder, "eval/solved") == {"a/x/0": 1, "b/y/0": 0}
+    assert read_outcomes(folder, "eval/solved/a", 999_999) == {"a/x/0": 0}
 
 
 def test_settings_are_chosen_by_the_searchs_metric(tmp_path: Path):

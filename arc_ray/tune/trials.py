@@ -69,8 +69,9 @@ def read_outcomes(folder: Folder, metric: str, step: int | None = None) -> dict[
     A metric of one source, such as eval/solved/held_out, has that source's views only. Empty without a validation.
     """
     place = folder / "validation"
-    names = [name for name in place.names() if name.startswith("step-")] if step is None else [f"step-{step:06d}.json"]
-    found = place.read_json(names[-1]) if names else None
+    names = place.names() if step is None else [f"step-{step:06d}.json"]
+    # Steps have six digits or more.
+    found = place.read_json(max(names, key=lambda name: (len(name), name))) if names else None
     if found is None:
         return {}
     column, _, source = metric.removeprefix("eval/").partition("/")
@@ -111,7 +112,7 @@ def write_status(
 
 
 def rank(trials: Sequence[Trial]) -> list[Trial]:
-    """Order trials by merit, best first: finished ones, then those that have done less of their steps."""
+    """Order trials by merit, best first: the finished ones, then the others."""
     lowest = (float("-inf"), float("-inf"))
     by_merit = sorted(trials, key=lambda trial: trial.merit or lowest, reverse=True)
     return sorted(by_merit, key=lambda trial: trial.status != "done")
