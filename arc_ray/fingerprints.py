@@ -4,15 +4,18 @@ Two pairs have one fingerprint if and only if one of the 8 symmetries of the squ
 renaming of colours turn one into the other (up to collisions of a 128-bit digest).
 """
 
+import base64
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
 
-from arc_ray.tasks import NUM_COLORS, Grid, Pair, Task, puzzle_of
+from arc_ray.errors import UserError
+from arc_ray.tasks import NUM_COLORS, Grid, Pair, Task, TaskTable, puzzle_of
 
 NUM_SYMMETRIES = 8
 
@@ -23,6 +26,10 @@ KINDS: tuple[OverlapKind, ...] = get_args(OverlapKind)
 
 COINCIDENCE_CELLS = 16
 """Pairs with fewer cells, both grids together, agree by chance: 3x3 to 1x1 in ARC-1's 27a28665 and 44f52bb0."""
+
+
+DIGEST = 4
+"""Bytes that tell a task from what it was before: one changed task in four billion goes unnoticed."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,45 @@ def count_views(tasks: Iterable[Task]) -> dict[str, int]:
             whole = _digest(b"".join(sorted(digests)))
             distinct.update(whole + digest for digest in digests)
     return {"views": num_views, "distinct_views": len(distinct)}
+
+
+def fingerprint(table: TaskTable) -> str:
+    """Digest every task as it is, by id, pairs, questions and description: 4 bytes a task, in order, as base64."""
+    digests = []
+    grids = 2 * table.first_pair
+    for task, (first, last) in enumerate(pairwise(grids.tolist())):
+        shapes = table.height[first:last].tobytes() + table.width[first:last].tobytes()
+        cells = table.cells[table.start[first] : table.start[last]].tobytes()
+        words = (
+            table.ids[task],
+            int(table.num_train[task]),
+            *(x[task : task + 1] for x in (table.questions, table.descriptions)),
+        )
+        digests.append(hashlib.blake2b(repr(words).encode() + shapes + cells, digest_size=DIGEST).digest())
+    return base64.b64encode(b"".join(digests)).decode()
+
+
+def refuse_changes(before: Mapping[str, str], tables: Mapping[str, TaskTable], folder: str) -> None:
+    """Refuse to go on with other data than a run in `folder` began with.
+
+    `before` maps names of sources to their fingerprints; what is not among them is not looked at. Raises UserError.
+    """
+    for name in before.keys() & tables.keys():
+        if (now := fingerprint(tables[name])) != before[name]:
+            then, found = _digests_in(before[name]), _digests_in(now)
+            other = [task_id for task_id, digest in zip(tables[name].ids, found, strict=True) if digest not in then]
+            shown = ", ".join(other[:10]) + (f" and {len(other) - 10} more" if len(other) > 10 else "")
+            counted = f"{len(then)} tasks then, {len(found)} now" if len(then) != len(found) else "as many tasks"
+            raise UserError(
+                f"{folder}: the data of source {name} has changed since this run began ({counted}; changed or new:"
+                f" {shown or 'none, but others are gone or their order is another'}); put it back as it was, or"
+                f" choose another name=..., or delete the folder"
+            )
+
+
+def _digests_in(fingerprints: str) -> list[bytes]:
+    content = base64.b64decode(fingerprints)
+    return [content[at : at + DIGEST] for at in range(0, len(content), DIGEST)]
 
 
 def _symmetric_digests(pair: Pair) -> list[bytes]:

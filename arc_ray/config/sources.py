@@ -111,14 +111,21 @@ class ArckitSource(Selection):
     split: Literal["training", "evaluation"] = "training"
 
 
-class FolderSource(Selection):
-    """A folder of ARC JSON files, one task a file."""
+class FileSource(Selection):
+    """What sources that are read from files understand besides; files that are hidden are never read."""
+
+    skip_invalid: bool = False
+    """Leave out, with a warning that counts them, files and tasks that are no valid ones, such as metadata beside tasks."""
+
+
+class FolderSource(FileSource):
+    """A folder of ARC JSON files, one task a file, or a zip with them at its top or one folder below."""
 
     kind: Literal["folder"]
     path: PlacePath
 
 
-class KaggleSource(Selection):
+class KaggleSource(FileSource):
     """A Kaggle challenges file and, if it is known, its solutions file."""
 
     kind: Literal["kaggle"]
@@ -126,7 +133,7 @@ class KaggleSource(Selection):
     solutions: PlacePath | None = None
 
 
-class RearcDumpSource(Selection):
+class RearcDumpSource(FileSource):
     """Examples generated elsewhere in RE-ARC's own layout: a folder or zip with tasks/<id>.json."""
 
     kind: Literal["rearc_dump"]

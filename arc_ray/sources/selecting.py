@@ -1,13 +1,18 @@
 """Which tasks of a source are taken, how examples are cut into tasks, and the descriptions that tasks are given."""
 
 import difflib
+import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from itertools import islice
+from typing import Literal, TypeVar
 
 from arc_ray.errors import UserError
 from arc_ray.tasks import Pair, Task, largest_side, puzzle_of
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 Ids = Sequence[str] | Literal["all"]
 
@@ -31,22 +36,49 @@ def pick(known: Sequence[str], ids: Ids, exclude: Sequence[str] = ()) -> list[st
 
 
 def select(
-    tasks: Iterable[Task], ids: Ids, limit: int | None, max_side: int, exclude: Sequence[str] = ()
+    tasks: Mapping[str, Callable[[], Task]],
+    ids: Ids,
+    limit: int | None,
+    max_side: int,
+    exclude: Sequence[str] = (),
+    skip_invalid: bool = False,
 ) -> list[Task]:
     """Take the tasks asked for, leave out excluded ones and those with a side longer than `max_side` cells, keep `limit`.
 
-    Raises UserError for an unknown id, for two tasks of one id, and if nothing is left.
+    `tasks` maps ids to what parses a task; only those that may be taken are parsed. Raises UserError for an unknown id,
+    for a task that cannot be parsed unless `skip_invalid`, and if nothing is left.
     """
-    tasks = list(tasks)
-    refuse_twice([task.id for task in tasks], "this source")
-    by_id = {task.id: task for task in tasks}
-    chosen = [by_id[task_id] for task_id in pick(list(by_id), ids, exclude)]
-    fitting = [task for task in chosen if largest_side(task.pairs) <= max_side]
+    chosen = pick(list(tasks), ids, exclude)
+    parsed = (task for _, task in read_chosen(tasks, chosen, skip_invalid))
+    fitting = list(islice((task for task in parsed if largest_side(task.pairs) <= max_side), limit))
     if not fitting:
         raise UserError(
             f"no task is left: {len(chosen)} asked for (tasks), none with sides up to max_side = {max_side}"
         )
-    return fitting[:limit]
+    return fitting
+
+
+def read_chosen(
+    unread: Mapping[str, Callable[[], T]], chosen: Sequence[str], skip_invalid: bool
+) -> Iterator[tuple[str, T]]:
+    """Read and parse what is chosen, one by one, with `skip_invalid` only what can be parsed, and warn of the rest.
+
+    A file that cannot be read at all is no invalid one. Raises UserError.
+    """
+    skipped: list[str] = []
+    try:
+        for name in chosen:
+            try:
+                value = unread[name]()
+            except UserError as error:
+                if not skip_invalid or isinstance(error.__cause__, OSError):
+                    raise
+                skipped.append(str(error))
+                continue
+            yield name, value
+    finally:
+        if skipped:
+            logger.warning("skip_invalid: %d of %d skipped, the first: %s", len(skipped), len(chosen), skipped[0])
 
 
 def cut_examples(task_id: str, pairs: Sequence[Pair], first: int, count: int | None, shown: int | None) -> list[Task]:

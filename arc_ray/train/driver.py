@@ -17,6 +17,7 @@ from arc_ray.config import Config
 from arc_ray.datasets import load_source
 from arc_ray.encoders import encoder_named
 from arc_ray.errors import UserError, mistake_in, unwrapped
+from arc_ray.fingerprints import fingerprint, refuse_changes
 from arc_ray.guard import refuse_overlap
 from arc_ray.model import load_tokenizer
 from arc_ray.pipeline import settle_data_scheduling
@@ -57,10 +58,12 @@ def prepare(config: Config, folder: Folder | None = None) -> Prepared:
     codec = codec_of(config, tokenizer)
     if folder is not None and folder.exists("plan.parquet"):
         plan = load_plan(folder.read_bytes("plan.parquet"))
+        refuse_changes(plan.data, tables, folder.uri)
         _warm(codec, plan, [tables[name] for name in mixed], config.view.one_sided > 0)
     else:
         plan = plan_rows(config, tables, codec)
         if folder is not None:
+            plan = dataclasses.replace(plan, data={name: fingerprint(table) for name, table in tables.items()})
             folder.write_bytes("plan.parquet", save_plan(plan))
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     maker = RowMaker(plan, tuple(tables[name] for name in mixed), config.view, codec.without_tokenizer(), pad_id)
