@@ -95,19 +95,17 @@ def lineage(config: Config, variant: Config | None = None, trains: bool = True) 
 def _made_by(reference: str, storage: str) -> Config | None:
     """Read the config of the run that made "@run", or the folder of a run or of its checkpoint; None if there is none."""
     if reference.startswith("@"):
-        places, overrides = [Folder.at(storage) / reference[1:]], {"storage": storage}
+        place, overrides = Folder.at(storage) / reference[1:], {"storage": storage}
     else:
-        parent = reference.rstrip("/").rpartition("/")[0] or "/"
-        places, overrides = [Folder.at(reference), Folder.at(parent)], {}
-    for place in places:
-        if place.exists("config.yaml"):
-            try:
-                return config_from(
-                    yaml.safe_load(place.read_bytes("config.yaml")), overrides, f"{place.uri}/config.yaml"
-                )
-            except UserError as error:
-                logger.warning("what %s was trained on is not known: %s", reference, error)
-    return None
+        folder, overrides = Folder.at(reference), {}
+        place = folder.parent if folder.name.startswith("checkpoint-") else folder
+    if not place.exists("config.yaml"):
+        return None
+    try:
+        return config_from(yaml.safe_load(place.read_bytes("config.yaml")), overrides, f"{place.uri}/config.yaml")
+    except UserError as error:
+        logger.warning("what %s was trained on is not known: %s", reference, error)
+        return None
 
 
 def _to_be_made(config: Config, reference: str) -> Config | None:
