@@ -121,7 +121,7 @@ def test_a_mix_is_held_against_evaluation_sets_that_are_no_validation_sets(
     with pytest.raises(UserError, match="what is evaluated would be trained on"):
         prepare(leaking)
     with pytest.raises(UserError, match="what is evaluated would be trained on"):
-        describe_training(leaking, Terminal())
+        describe_training(leaking, leaking, Terminal())
     check_inputs(leaking.model_copy(update={"evaluate": EvaluateConfig()}), [])
     allowed = with_overrides(leaking, {"data.allow_overlap": True})
     check_inputs(allowed, [allowed])
