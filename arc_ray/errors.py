@@ -8,6 +8,10 @@ class UserError(Exception):
     """A mistake only the user can mend: the message says what, where and how; `arc-ray` prints it and exits with 2."""
 
 
+class NotMadeYetError(UserError):
+    """What a config makes itself is not there yet: generated data, or a run that is trained first."""
+
+
 def mistake_in(error: BaseException) -> UserError | None:
     """Find the user's mistake that an error of Ray's carries: a task's cause, or what a worker of a group raised."""
     carried = [getattr(error, "cause", None), *getattr(error, "worker_failures", {}).values()]

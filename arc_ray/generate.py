@@ -50,7 +50,10 @@ class Estimate(NamedTuple):
     """What making the missing part of a dataset will take, but for replacing duplicates."""
 
     examples: int
+    """To make, in whole blocks."""
     core_seconds: float
+    wanted: int
+    """Those among them that are asked for."""
 
 
 def ensure_datasets(
@@ -105,7 +108,11 @@ def estimate(request: Request, storage: Folder) -> Estimate:
     tallies = _empty_tallies(request.source, wanted)
     missing = [[b for b in tally.blocks_to(wanted[tally.task_id]) if b.name not in names] for tally in tallies]
     examples = [sum(block.stop - block.start for block in blocks) for blocks in missing]
-    return Estimate(sum(examples), sum(t.seconds_each * number for t, number in zip(tallies, examples, strict=True)))
+    seconds = sum(t.seconds_each * number for t, number in zip(tallies, examples, strict=True))
+    asked = [
+        max(0, min(b.stop, wanted[t.task_id]) - b.start) for t, bs in zip(tallies, missing, strict=True) for b in bs
+    ]
+    return Estimate(sum(examples), seconds, sum(asked))
 
 
 def bundle_limits(num_workers: int) -> tuple[float, float]:

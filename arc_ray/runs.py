@@ -19,7 +19,7 @@ import yaml
 from arc_ray.config import Config, config_from, differing_keys, to_yaml, types_of, with_overrides
 from arc_ray.config.section import absolute, absolute_model
 from arc_ray.cores import usable_cores
-from arc_ray.errors import UserError
+from arc_ray.errors import NotMadeYetError, UserError
 from arc_ray.fetch import is_place_of
 from arc_ray.storage import Folder
 
@@ -211,7 +211,7 @@ def resolve_reference(value: str, storage: str) -> str:
     folder = Folder.at(storage) / value[1:]
     steps = checkpoint_steps(folder)
     if not steps:
-        raise UserError(f"{value}: {folder.uri} has no checkpoint; name a run under `runs`, or train it first")
+        raise NotMadeYetError(f"{value}: {folder.uri} has no checkpoint; name a run under `runs`, or train it first")
     return (folder / checkpoint_name(steps[-1])).uri
 
 

@@ -1,6 +1,7 @@
 """`arc-ray check`: is everything there that a config needs, and what would it cost; each finding is one line."""
 
 import importlib.metadata
+import itertools
 import platform
 import sys
 from collections.abc import Iterator
@@ -9,11 +10,11 @@ from arc_ray.cli.console import Terminal
 from arc_ray.cli.dry import plan_lines
 from arc_ray.cli.session import check_storage, connected, is_cluster
 from arc_ray.config import Config
-from arc_ray.errors import UserError
+from arc_ray.errors import NotMadeYetError, UserError
 from arc_ray.fetch import obtaining
 from arc_ray.quality import quality_lines
 from arc_ray.runs import PACKAGES
-from arc_ray.study.driver import check_overlap
+from arc_ray.study.driver import check_overlap, check_sources
 from arc_ray.train.driver import describe_data
 from arc_ray.train.starts import lineage, needed_runs, with_start
 
@@ -27,22 +28,22 @@ def check(asked: Config | None, terminal: Terminal, address: str | None = None) 
         terminal.note(line)
     if asked is None or config is None:
         return
-    check_storage(config)
+    check_storage(config, creates=False)
     terminal.note(f"storage {config.storage}: writable")
     run = with_start(config)
+    check_sources(config, [run])
     if note := obtaining(run.model.base, config.storage):
         terminal.note(note)
     try:
         for line in _model(run):
             terminal.note(line)
-    except UserError as error:
+    except NotMadeYetError as error:
         missing = needed_runs(config, [run])
-        if not missing:
-            raise
         terminal.note(f"model: made by this config's runs first ({', '.join(missing)}); now: {error}")
         lines = _data(config, run, has_model=False)
     else:
-        lines = [*plan_lines(run, asked), *_data(config, run, has_model=True)]
+        # What is wrong with the data may be why there is no plan.
+        lines = itertools.chain(_data(config, run, has_model=True), plan_lines(run, asked))
     for line in lines:
         terminal.note(line)
     check_overlap(config, [run])
@@ -51,7 +52,7 @@ def check(asked: Config | None, terminal: Terminal, address: str | None = None) 
 def _data(config: Config, run: Config, has_model: bool) -> Iterator[str]:
     try:
         yield from quality_lines(describe_data(run, lineage(config, run), has_model))
-    except UserError as error:
+    except NotMadeYetError as error:
         yield f"data: not known yet ({error})"
 
 

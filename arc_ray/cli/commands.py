@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from arc_ray.cli.console import Terminal
-from arc_ray.cli.session import check_storage, connected, elapsed, train_watched
+from arc_ray.cli.session import check_storage, connected, elapsed, refuse_own_folder, train_watched
 from arc_ray.config import Config, load_config, parse_assignments
 from arc_ray.errors import UserError
 from arc_ray.submission import RULES
@@ -35,7 +35,7 @@ def study(
 ) -> None:
     """The main job: data, starting checkpoints, search, evaluation, and a report that answers the config's question."""
     begun, terminal = time.monotonic(), Terminal()
-    loaded = _load(config, assignments)
+    loaded = _load(config, assignments, writes=not dry_run)
     from arc_ray.study.comparing import study_trials
 
     if dry_run:
@@ -68,12 +68,18 @@ def study(
 def generate(
     config: ConfigPath,
     assignments: Assignments = None,
+    dry_run: DryRun = False,
     address: Address = None,
     export: Annotated[str | None, typer.Option(help="Also write the datasets as arc_json or as rearc's layout")] = None,
 ) -> None:
     """Make the RE-ARC, counting and plug-in examples that a config's sources need; adds what is missing, never again."""
     terminal = Terminal()
-    loaded = _load(config, assignments)
+    loaded = _load(config, assignments, writes=not dry_run)
+    if dry_run:
+        from arc_ray.cli.dry import describe_generation
+
+        describe_generation(loaded, terminal)
+        return
     from arc_ray.datasets.export import export_datasets, exporter_named
     from arc_ray.generate import ensure_datasets
     from arc_ray.storage import Folder
@@ -98,7 +104,7 @@ def train(
 ) -> None:
     """One training run: LoRA (or full) training by DeepSpeed under Ray Train, resumed if it was cut off."""
     terminal = Terminal()
-    loaded = _load(config, assignments)
+    loaded = _load(config, assignments, writes=not dry_run)
     from arc_ray.cli.placing import foreseen, settled
 
     if dry_run:
@@ -125,7 +131,7 @@ def train(
 def tune(config: ConfigPath, assignments: Assignments = None, dry_run: DryRun = False, address: Address = None) -> None:
     """A search over config keys: trials.csv and best.yaml."""
     terminal = Terminal()
-    loaded = _load(config, assignments)
+    loaded = _load(config, assignments, writes=not dry_run)
     from arc_ray.cli.placing import foreseen, settled
     from arc_ray.tune.space import tune_trials
 
@@ -143,14 +149,21 @@ def tune(config: ConfigPath, assignments: Assignments = None, dry_run: DryRun = 
 
 
 @app.command()
-def evaluate(config: ConfigPath, assignments: Assignments = None, address: Address = None) -> None:
+def evaluate(
+    config: ConfigPath, assignments: Assignments = None, dry_run: DryRun = False, address: Address = None
+) -> None:
     """Predictions, votes over views, scores by the three rules and submission.json for a checkpoint.
 
     Of a finished evaluation, `evaluate.selection=...` chooses again from what is kept: no Ray, and no model either.
     Runs that the config refers to as "@name" are trained first.
     """
     terminal = Terminal()
-    loaded = _load(config, assignments)
+    loaded = _load(config, assignments, writes=not dry_run)
+    if dry_run:
+        from arc_ray.cli.dry import describe_evaluation
+
+        describe_evaluation(loaded, terminal)
+        return
     from arc_ray.cli.placing import settled
     from arc_ray.evaluate.driver import needs_model, run_evaluation
     from arc_ray.runs import as_made, run_folder
@@ -215,16 +228,21 @@ def merge(
 
     A run folder's own config.yaml will do: arc-ray merge runs/count/config.yaml --to models/count
     """
-    loaded = _load(config, assignments)
+    loaded = _load(config, assignments, writes=False)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"--to {to}: already there; name a new folder")
+    import shutil
+
     from arc_ray.model import merge_checkpoint
     from arc_ray.runs import as_made, run_folder
     from arc_ray.train.starts import with_start
 
     run = with_start(loaded)
     run = as_made(run_folder(run), run)
-    merge_checkpoint(run.model, run.storage, f"@{run.name}", to)
+    unfinished = to.with_name(f"{to.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    merge_checkpoint(run.model, run.storage, f"@{run.name}", unfinished)
+    unfinished.rename(to)
     typer.echo(str(to))
 
 
@@ -249,7 +267,7 @@ def peek(
 
     if stage not in STAGES:
         raise UserError(f"--stage {stage}: choose one of {', '.join(STAGES)}")
-    loaded, console = _load(config, assignments), Terminal().console
+    loaded, console = _load(config, assignments, writes=False), Terminal().console
     if stage == "predictions":
         from arc_ray.cli.predictions import show_predictions
 
@@ -270,7 +288,7 @@ def check(
     """
     from arc_ray.cli.check import check as run_check
 
-    run_check(_load(config, assignments) if config else None, Terminal(), address)
+    run_check(_load(config, assignments, writes=False) if config else None, Terminal(), address)
 
 
 @app.command()
@@ -288,7 +306,11 @@ def fetch(
     typer.echo(obtain_model(model, str(given.get("storage", storage))).uri)
 
 
-def _load(path: Path, assignments: list[str] | None) -> Config:
+def _load(path: Path, assignments: list[str] | None, writes: bool) -> Config:
+    """Read a config; where the command `writes`, its storage is made and tried. Raises UserError."""
     config = load_config(path, parse_assignments(assignments or []))
-    check_storage(config)
+    if writes:
+        check_storage(config)
+    else:
+        refuse_own_folder(config)
     return config

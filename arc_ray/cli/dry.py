@@ -1,15 +1,20 @@
-"""`--dry-run`: what a command would do, from plans alone; nothing is trained."""
+"""`--dry-run`: what a command would do, from plans alone; nothing is written, and the storage need not be there."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from arc_ray.cli.console import Terminal
 from arc_ray.cli.estimate import estimate_lines
 from arc_ray.config import Config, to_yaml
-from arc_ray.errors import UserError
+from arc_ray.datasets.requests import check_identity, dataset_folder, requests_of
+from arc_ray.errors import NotMadeYetError
 from arc_ray.fetch import obtaining
 from arc_ray.model import model_path
+from arc_ray.runs import as_made, is_finished, resolve_reference, run_folder
+from arc_ray.storage import Folder
 from arc_ray.study.comparing import search_points
-from arc_ray.study.driver import bases, check_overlap
+from arc_ray.study.driver import bases, check_overlap, check_sources
+from arc_ray.tasks import TaskTable
 from arc_ray.train.starts import config_of_run, needed_runs, with_start
 from arc_ray.tune.space import Point, check_points, num_trials, points, trial_name
 
@@ -38,26 +43,108 @@ def describe_study(config: Config, terminal: Terminal) -> None:
     terminal.note(f"then, with seeds {config.study.seeds}: each arm at the setting chosen for it")
 
 
-def plan_lines(config: Config, asked: Config) -> list[str]:
-    """Describe a training run by its plan: rows, steps, tokens, fill, memory, hours; or say why it cannot be made yet."""
+def describe_generation(config: Config, terminal: Terminal) -> None:
+    """Print what each generated dataset has and lacks, and how long making the rest takes. Raises UserError."""
+    from arc_ray.generate import estimate
+
+    storage = Folder.at(config.storage)
+    requests = requests_of(config.data.sources)
+    if not requests:
+        terminal.note("nothing to generate: no source is of kind rearc, counting or plugin")
+    for request in requests:
+        folder = dataset_folder(storage, request.dataset)
+        if folder.exists("dataset.json"):
+            check_identity(folder, request.source)
+        users = [n for n, source in config.data.sources.items() if getattr(source, "dataset", None) == request.dataset]
+        wanted, missing = sum(request.wanted.values()), estimate(request, storage)
+        terminal.note(
+            f"dataset {request.dataset} (for {', '.join(users)}): {wanted} examples of {len(request.wanted)} tasks;"
+            f" {wanted - missing.wanted} there, {missing.wanted} missing: {missing.examples} to make in whole blocks,"
+            f" about {missing.core_seconds / 60:.1f} minutes of a core"
+        )
+
+
+def describe_evaluation(config: Config, terminal: Terminal) -> None:
+    """Print what would be answered, by which model, and in how many tokens, as far as data and model are there.
+
+    Raises UserError.
+    """
+    from arc_ray.evaluate.driver import check_prompt, needs_model
+
+    run = with_start(config)
+    run = as_made(run_folder(run), run)
+    if not needs_model(run):
+        terminal.note(
+            f"all predictions are there: attempts would be chosen by {run.evaluate.selection}, without a model"
+        )
+        return
+    _describe_needs(config, [run], terminal, trains=False)
+    checkpoint = run.evaluate.checkpoint
+    try:
+        place = (
+            resolve_reference(checkpoint, run.storage) if checkpoint else "none; answered by what training starts from"
+        )
+        check_prompt(run, "checkpoint")
+        terminal.note(f"checkpoint: {place}")
+    except NotMadeYetError as error:
+        terminal.note(f"checkpoint: not there yet ({error})")
+    for line in _questions(run):
+        terminal.note(line)
+
+
+def _questions(config: Config) -> Iterator[str]:
+    """Say what each set asks: outputs, views, tokens to read and at most to write."""
+    from arc_ray.evaluate.driver import asking_codec, load_set
+    from arc_ray.evaluate.questions import make_prompts
+    from arc_ray.model import load_tokenizer
+
+    evaluate = config.evaluate
+    for name in evaluate.sets:
+        try:
+            tasks = load_set(config, name)
+            questions = sum(len(task.questions) for task in tasks)
+            if questions:
+                yield f"{name}: {questions} questions of {len(tasks)} grids"
+                continue
+            outputs = sum(len(task.test) for task in tasks)
+            yield f"{name}: {outputs} outputs of {len(tasks)} tasks"
+            codec = asking_codec(config, load_tokenizer(config.model, config.storage))
+        except NotMadeYetError as error:
+            yield f"{name}: not known yet ({error})"
+            continue
+        prompts = make_prompts(codec, TaskTable.of(tasks), config)
+        views, read = evaluate.symmetries * evaluate.copies, sum(len(prompt.ids) for prompt in prompts)
+        yield (
+            f"{name}: {views} views an output, {outputs * views - len(prompts)} left out as too long;"
+            f" {len(prompts)} prompts of {read} tokens, at most {sum(prompt.limit for prompt in prompts)} to write"
+        )
+        if evaluate.ttt:
+            yield f"{name}: before that, {evaluate.ttt.steps} steps of test-time training on each task"
+
+
+def plan_lines(config: Config, asked: Config) -> Iterator[str]:
+    """Describe a training run by its plan: rows, steps, tokens, fill, memory, hours; or say what must be made before.
+
+    Raises UserError.
+    """
     from arc_ray.train.driver import prepare
 
     try:
         plan = prepare(config).plan
-    except UserError as error:
-        return [f"plan: not known yet ({error})"]
+    except NotMadeYetError as error:
+        yield f"plan: not known yet ({error})"
+        return
     counts: dict[str, Any] = plan.counts
-    return [
+    yield (
         f"plan: {plan.num_steps} steps of {plan.batch_rows} rows of {plan.row_tokens} tokens,"
-        f" {100 * plan.fill():.1f} % filled",
-        f"plan: {int(plan.tokens_per_step().sum())} tokens, {int(plan.learned_per_step().sum())} of them learned",
-        f"plan: {counts['views']} views, {counts['dropped']} dropped as too long; by source {counts['views_per_source']}",
-        *(
-            f"plan: {name}: {of_task['fewest']} to {of_task['most']} views a task, {of_task['tasks_without']} tasks without"
-            for name, of_task in counts["views_per_task"].items()
-        ),
-        *estimate_lines(as_on_gpus(config, asked), plan),
-    ]
+        f" {100 * plan.fill():.1f} % filled"
+    )
+    yield f"plan: {int(plan.tokens_per_step().sum())} tokens, {int(plan.learned_per_step().sum())} of them learned"
+    yield f"plan: {counts['views']} views, {counts['dropped']} dropped as too long; by source {counts['views_per_source']}"
+    for name, of_task in counts["views_per_task"].items():
+        fewest, most, without = of_task["fewest"], of_task["most"], of_task["tasks_without"]
+        yield f"plan: {name}: {fewest} to {most} views a task, {without} tasks without"
+    yield from estimate_lines(as_on_gpus(config, asked), plan)
 
 
 def as_on_gpus(config: Config, asked: Config) -> Config:
@@ -81,15 +168,18 @@ def _describe_trials(config: Config, trials: list[Point], terminal: Terminal, in
         terminal.note(f"  {trial_name(point)}")
 
 
-def _describe_needs(config: Config, variants: list[Config], terminal: Terminal) -> None:
+def _describe_needs(config: Config, variants: list[Config], terminal: Terminal, trains: bool = True) -> None:
     """Say what is made first. Raises UserError for what would be refused before work."""
-    check_overlap(config, variants)
+    check_sources(config, variants, trains)
+    check_overlap(config, variants, trains)
     for base in bases(config, variants):
         if note := obtaining(base, config.storage):
             terminal.note(note)
         else:
             model_path(base, config.storage)
     for name in needed_runs(config, variants):
-        run = config_of_run(config, name)
+        if name not in config.runs or is_finished(run_folder(run := config_of_run(config, name))):
+            terminal.note(f"there already: {name}")
+            continue
         kind = "a model from scratch" if run.model.scratch else f"training on {', '.join(run.data.mix)}"
         terminal.note(f"first, once: {name} ({kind})")

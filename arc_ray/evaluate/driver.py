@@ -50,6 +50,7 @@ def run_evaluation(config: Config, progress: Progress, command: str = "evaluate"
     A finished folder is only selected from again, if one of `REDONE` is another one. The run folder then holds
     answers.json, submission.json (one for each set if there are several) and result.json with "<set>/<rule>" scores.
     """
+    check_evaluation(config)
     folder = run_folder(config)
     learned = refuse_overlap(config, lineage(config, trains=False), trains=False) if needs_model(config) else []
     claim(folder, config, command, tuple(REDONE))
@@ -58,7 +59,7 @@ def run_evaluation(config: Config, progress: Progress, command: str = "evaluate"
         told = {key.rsplit(".", 1)[-1]: value for key, value in REDONE.items()} | result
         if told.items() >= _redone(config).items():
             return result
-    sets = _load_sets(config)
+    sets = {name: load_set(config, name) for name in config.evaluate.sets}
     _refuse_changes(folder, sets)
     if needs_model(config):
         if learned:
@@ -84,12 +85,18 @@ def needs_model(config: Config) -> bool:
     return not (folder.exists("predictions/files.json") and is_scored and is_tuned)
 
 
-def _answer(config: Config, folder: Folder, sets: Sets, progress: Progress) -> None:
-    """Make the files of predictions, and of scores if the selection asks for them, that are not there yet."""
-    _check_prompt(config, "checkpoint")
+def check_evaluation(config: Config) -> None:
+    """Refuse what no model and no data would make right. Raises UserError."""
+    if not config.evaluate.sets:
+        raise UserError("evaluate.sets is empty: name at least one source to answer")
     if config.evaluate.ttt:
         check_tuning(config, config.evaluate.ttt)
-    tokenizer = load_tokenizer(config.model, config.storage)
+    if config.evaluate.describer:
+        first_player(config)
+
+
+def asking_codec(config: Config, tokenizer: Any) -> Codec:
+    """Make the codec that writes the prompts of an evaluation. Raises UserError."""
     codec = dataclasses.replace(codec_of(config, tokenizer), learn="asked", _layouts={})
     if config.evaluate.constrain and not codec.is_fast:
         others = {name: with_overrides(config, {"prompt.encoder": name}) for name in ENCODERS}
@@ -100,9 +107,17 @@ def _answer(config: Config, folder: Folder, sets: Sets, progress: Progress) -> N
             f" their own; set it to false, or train and evaluate with an encoder whose cells it keeps apart:"
             f" {', '.join(fitting) or 'there is none'}"
         )
+    return codec
+
+
+def _answer(config: Config, folder: Folder, sets: Sets, progress: Progress) -> None:
+    """Make the files of predictions, and of scores if the selection asks for them, that are not there yet."""
+    check_prompt(config, "checkpoint")
+    tokenizer = load_tokenizer(config.model, config.storage)
+    codec = asking_codec(config, tokenizer)
     puzzles = {name: tasks for name, tasks in sets.items() if not _is_counting(config, name)}
     if config.evaluate.describer:
-        _check_prompt(first_player(config), "describer")
+        check_prompt(first_player(config), "describer")
         described = describe_sets(config, folder, puzzles, tokenizer, partial(progress, "batches described"))
         puzzles |= {f"{name}{GENERATED}": tasks for name, tasks in described.items()}
     prompts = {name: make_prompts(codec, TaskTable.of(tasks), config) for name, tasks in puzzles.items()}
@@ -249,24 +264,21 @@ def _is_counting(config: Config, name: str) -> bool:
     return isinstance(config.data.sources[name], CountingSource)
 
 
-def _load_sets(config: Config) -> Sets:
-    """Load the tasks of every set. Raises UserError where there is nothing to answer."""
-    if not config.evaluate.sets:
-        raise UserError("evaluate.sets is empty: name at least one source to answer")
-    sets = {name: load_source(config.data.sources[name], Folder.at(config.storage)) for name in config.evaluate.sets}
-    for name, tasks in sets.items():
-        for task in tasks:
-            if not task.test and not task.questions:
-                source = config.data.sources[name]
-                file = getattr(source, "path", None) or getattr(source, "challenges", None)
-                raise UserError(
-                    f"evaluate.sets: {name}: {f'{file}: ' if file else ''}task {task.id} has no test pair to answer;"
-                    f" leave it out, or give examples that are cut into tasks (`shown: n` of a source)"
-                )
-    return sets
+def load_set(config: Config, name: str) -> list[Task]:
+    """Load the tasks of one of `evaluate.sets`. Raises UserError for a task with nothing to answer."""
+    source = config.data.sources[name]
+    tasks = load_source(source, Folder.at(config.storage))
+    for task in tasks:
+        if not task.test and not task.questions:
+            file = getattr(source, "path", None) or getattr(source, "challenges", None)
+            raise UserError(
+                f"evaluate.sets: {name}: {f'{file}: ' if file else ''}task {task.id} has no test pair to answer;"
+                f" leave it out, or give examples that are cut into tasks (`shown: n` of a source)"
+            )
+    return tasks
 
 
-def _check_prompt(config: Config, key: str) -> None:
+def check_prompt(config: Config, key: str) -> None:
     """Refuse a checkpoint that learned another prompt: it would answer, and be wrong for no visible reason."""
     checkpoint = config.evaluate.checkpoint
     if not checkpoint:

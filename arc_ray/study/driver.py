@@ -11,9 +11,9 @@ from arc_ray.config.sources import AnySource, CountingSource, PluginSource, Rear
 from arc_ray.datasets import load_source
 from arc_ray.datasets.blocks import GeneratedSource
 from arc_ray.datasets.reading import is_generated
-from arc_ray.datasets.requests import task_ids_of
+from arc_ray.datasets.requests import requests_of, task_ids_of
 from arc_ray.errors import UserError
-from arc_ray.evaluate.driver import run_evaluation
+from arc_ray.evaluate.driver import check_evaluation, run_evaluation
 from arc_ray.fetch import BUILT_IN, obtain_model
 from arc_ray.generate import ensure_datasets
 from arc_ray.guard import refuse_overlap
@@ -102,15 +102,27 @@ def check_inputs(config: Config, variants: Sequence[Config], trains: bool = True
 
     Built-in models are put into the storage. `trains` is as in `sources_read`. Raises UserError.
     """
-    storage = Folder.at(config.storage)
-    for source in sources_read(config, variants, trains).values():
-        if not isinstance(source, GeneratedSource):
-            load_source(source, storage)
+    check_sources(config, variants, trains)
     check_overlap(config, variants, trains)
     for base in bases(config, variants):
         if base in BUILT_IN:
             obtain_model(base, config.storage)
         check_model(base, config.storage)
+
+
+def check_sources(config: Config, variants: Sequence[Config], trains: bool = True) -> None:
+    """Read the files of tasks that are given, and what is to be generated and evaluated, as far as no work is needed.
+
+    `trains` is as in `sources_read`. Raises UserError.
+    """
+    storage = Folder.at(config.storage)
+    if not trains:
+        check_evaluation(config)
+    sources = sources_read(config, variants, trains)
+    requests_of(sources)
+    for source in sources.values():
+        if not isinstance(source, GeneratedSource):
+            load_source(source, storage)
 
 
 def bases(config: Config, variants: Sequence[Config]) -> list[str]:
