@@ -1,6 +1,6 @@
 """The controlled comparison: every arm at its own best setting, chosen on some tasks and measured on others.
 
-    finished runs -> gather -> compare (choosing_half, choose_setting, paired_effect) -> sentence
+    finished runs -> gather -> compare (choosing_half, choose_setting, paired_effect) -> finding
 
 The best of eight settings looks better than it is, because its luck was chosen too. Choosing on one half of the tasks
 and measuring on the other takes away the luck of the tasks, fresh seeds that of the seeds. Other ways to choose, and
@@ -61,25 +61,6 @@ class Comparison:
     arm_setting: str
     baseline_setting: str
     effect: Effect
-
-    def record(self) -> dict[str, str | float | bool]:
-        """Flatten for result.json: slashed names that begin with effect/<arm>."""
-        effect = self.effect
-        values = {
-            "value": effect.value,
-            "low": effect.low,
-            "high": effect.high,
-            "confidence": effect.confidence,
-            "shown": effect.shown,
-            "covers": effect.covers,
-            "num_seeds": effect.num_seeds,
-            "num_tasks": effect.num_tasks,
-            f"num_{effect.unit}": effect.num_units,
-            "baseline": self.baseline,
-            "setting": self.arm_setting,
-            "baseline_setting": self.baseline_setting,
-        }
-        return {f"effect/{self.arm}/{name}": value for name, value in values.items()}
 
 
 def gather(runs: Iterable[Run]) -> Outcomes:
@@ -175,25 +156,43 @@ def compare(outcomes: Outcomes, baseline: str, confidence: float = 0.95, seed: i
     ]
 
 
-def sentence(effect: Effect, arm: str, baseline: str, size: float = 0.05) -> str:
-    """Say in one honest sentence what was found, for outcomes between 0 and 1, in percentage points.
+@dataclass(frozen=True)
+class Finding:
+    """What a comparison found, in words."""
 
-    Where the interval holds zero, the sentence ends with what it would take to show an effect of `size`.
+    result: str
+    """The effect with its interval, and whether it is shown."""
+    needed: str | None
+    """What it would take to show an effect of a given size; None where one is shown."""
+    warnings: tuple[str, ...]
+    """What the interval does not hold."""
+
+    @property
+    def sentence(self) -> str:
+        """All of it in one sentence."""
+        return "; ".join([self.result, *([self.needed] if self.needed else []), *self.warnings]) + "."
+
+
+def finding(effect: Effect, arm: str, baseline: str, size: float = 0.05) -> Finding:
+    """Say what was found, for outcomes between 0 and 1, in percentage points.
+
+    Where the interval holds zero, it says what it would take to show an effect of `size`.
     """
     tasks = f"{effect.num_tasks} tasks" if effect.unit == "tasks" else f"{effect.num_units} puzzles"
     seeds = "1 seed" if effect.num_seeds == 1 else f"{effect.num_seeds} seeds"
-    found = (
-        f"{arm} minus {baseline}: {100 * effect.value:+.1f} points ({100 * effect.confidence:g} % interval"
-        f" {100 * effect.low:+.1f} to {100 * effect.high:+.1f}, {seeds} x {tasks}): "
+    verdict = (
+        f"{arm} is {'better' if effect.value > 0 else 'worse'}" if effect.shown else "no effect shown at this size"
     )
-    found += f"{arm} is {'better' if effect.value > 0 else 'worse'}" if effect.shown else _not_shown(effect, size)
-    if effect.num_seeds == 1:
-        found += "; with one seed its luck is not in the interval"
+    result = (
+        f"{arm} minus {baseline}: {100 * effect.value:+.1f} points ({100 * effect.confidence:g} % interval"
+        f" {100 * effect.low:+.1f} to {100 * effect.high:+.1f}, {seeds} x {tasks}): {verdict}"
+    )
+    warnings = ["with one seed its luck is not in the interval"] if effect.num_seeds == 1 else []
     if effect.num_differing < FEW_DIFFERING:
         unit = effect.unit.removesuffix("s") if effect.num_differing < 2 else effect.unit
         few = f"{effect.num_differing} {unit} only" if effect.num_differing else f"no {unit}"
-        found += f"; the interval is rough, since the arms differ on {few}"
-    return found + "."
+        warnings.append(f"the interval is rough, since the arms differ on {few}")
+    return Finding(result, None if effect.shown else _needed_words(effect, size), tuple(warnings))
 
 
 def steps_to_loss(steps: npt.ArrayLike, losses: npt.ArrayLike, level: float) -> float | None:
@@ -230,13 +229,13 @@ def at_equal_tokens(
     }
 
 
-def _not_shown(effect: Effect, size: float) -> str:
+def _needed_words(effect: Effect, size: float) -> str:
     plan = needed(effect, size)
     points = f"an effect of {100 * plan.size:g} points"
-    units = f"{plan.units} measured {effect.unit}"
     if plan.units is not None and plan.units <= effect.num_units:
-        return f"no effect shown at this size; {points} would probably have been"
+        return f"{points} would probably have been shown"
     if plan.seeds is None and plan.units is None:
-        return f"no effect shown at this size; {points} takes both more seeds and more {effect.unit}"
-    ways = [f"{plan.seeds} seeds"] * (plan.seeds is not None) + [units] * (plan.units is not None)
-    return f"no effect shown at this size; {points} takes about {' or '.join(ways)}"
+        return f"{points} takes both more seeds and more {effect.unit}"
+    ways = [f"{plan.seeds} seeds"] * (plan.seeds is not None)
+    ways += [f"{plan.units} measured {effect.unit}"] * (plan.units is not None)
+    return f"{points} takes about {' or '.join(ways)}"

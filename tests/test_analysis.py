@@ -1,8 +1,8 @@
 """The controlled comparison: who chooses, who measures, and whether the interval keeps its word."""
 
-import json
 import runpy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +16,8 @@ from arc_ray.analysis import (
     choose_setting,
     choosing_half,
     compare,
+    finding,
     gather,
-    sentence,
     steps_to_loss,
 )
 from arc_ray.errors import UserError
@@ -272,9 +272,6 @@ def test_the_setting_is_chosen_on_its_half_and_measured_on_the_other():
     assert (comparison.arm_setting, comparison.baseline_setting) == ("lucky", "only")
     assert comparison.effect.value == -0.5
     assert comparison.effect.num_tasks == 20
-    record = comparison.record()
-    assert json.loads(json.dumps(record, allow_nan=False)) == record
-    assert record["effect/count/setting"] == "lucky"
 
 
 def test_ties_are_decided_by_the_second_metric_then_by_order():
@@ -303,6 +300,10 @@ def test_a_setting_that_failed_with_a_seed_is_left_out_and_named():
 # Words.
 
 
+def sentence(*about: Any, **size: float) -> str:
+    return finding(*about, **size).sentence
+
+
 def test_sentences_say_what_was_found_and_what_would_find_it():
     plain = effect_of(0.031, seed=0.105, unit=0.12, rest=0.1)
     plan = needed(plain, 0.05)
@@ -324,6 +325,13 @@ def test_sentences_warn_where_the_interval_cannot_be_trusted():
     other[0, 0] = 0.0
     assert "the arms differ on 1 task only." in sentence(paired_effect(solved, other), "count", "base")
     assert "would probably have been" in sentence(effect_of(0.0, 0.5, 0.2, 0.1), "count", "base", size=0.9)
+    one_seed = finding(effect_of(0.0, seed=0.0, unit=0.2, rest=0.0, num_seeds=1), "count", "base")
+    assert (
+        one_seed.needed
+        == f"an effect of 5 points takes about {needed(effect_of(0.0, 0.0, 0.2, 0.0, 1), 0.05).units} measured tasks"
+    )
+    assert one_seed.warnings == ("with one seed its luck is not in the interval",)
+    assert finding(effect_of(0.05, 0.5, 0.2, 0.1), "count", "base").needed is None
     hopeless = sentence(effect_of(0.0, 9.0, 9.0, 0.1), "count", "base", size=0.01)
     assert "takes both more seeds and more tasks" in hopeless
 

@@ -10,12 +10,15 @@ import pytest
 
 from arc_ray.analysis import choosing_half
 from arc_ray.config import Config, config_from, load_config
-from arc_ray.runs import read_metrics, run_folder, write_metrics
+from arc_ray.errors import UserError
+from arc_ray.report import load, write_report
+from arc_ray.report.page import view_of
+from arc_ray.runs import claim, read_metrics, run_folder, write_metrics
 from arc_ray.seeding import rng_for
 from arc_ray.storage import Folder
 from arc_ray.study.comparing import analyse, answer, finalists, search_points
 from arc_ray.tune.search import scored
-from arc_ray.tune.space import Point, points, trial_config
+from arc_ray.tune.space import Point, as_word, points, trial_config
 from arc_ray.tune.stopping import SCORE
 from arc_ray.tune.trials import Trial, candidates, rank, read_outcomes, read_trial, write_search, write_status
 
@@ -193,3 +196,61 @@ def test_the_analysis_says_how_far_how_fast_and_at_equal_tokens(tmp_path: Path):
     assert analysis["equal_tokens"] == {"1": pytest.approx(final[1]), "4": pytest.approx(final[4] / 4)}
     assert answer(analysis).startswith("solved, epochs 4 minus epochs 1: +")
     assert (analysis["effects"][0]["unit"], analysis["effects"][0]["num_units"]) == ("tasks", 12)
+
+
+@pytest.mark.parametrize(
+    ("key", "arms", "names"),
+    [
+        ("evaluate.constrain", [False, True], ["false", "true"]),
+        ("train.max_steps", [None, 3], ["null", "3"]),
+        ("train.betas", [[0.9, 0.95], [0.8, 0.99]], ["[0.9, 0.95]", "[0.8, 0.99]"]),
+        ("train.weight_decay", [0.0, 1e-05], ["0.0", "1e-05"]),
+        ("view.colors", ["keep", "permute"], ["keep", "permute"]),
+    ],
+)
+def test_an_arm_has_one_name_in_the_analysis_and_everywhere_on_the_page(
+    tmp_path: Path, key: str, arms: list[Any], names: list[str]
+):
+    """Would catch an arm that is `true` in the analysis and `True` in the report: its curves and puzzles stay empty."""
+    space = {"train.lr": {"grid": [0.1]}, "view.min_shown": {"grid": [1, None]}}
+    config = study(tmp_path, study__compare=key, study__arms=arms, tune__space=space)
+    claim(run_folder(config), config, "study")
+    measured, ids = [], [f"arc/{task}/0" for task in TASKS]
+    for i, arm in enumerate(arms):
+        for seed, shown in ((0, 1), *((seed, None) for seed in config.study.seeds)):
+            point = {"train.lr": 0.1, "view.min_shown": shown, key: arm, "seed": seed}
+            folder, solved = run_folder(trial_config(config, point, "study")), [float(n % 3 <= i) for n in range(24)]
+            found = {"eval/solved": sum(solved) / 24, "eval/cell_accuracy": 0.5}
+            steps = [{"step": n, "eval/loss": 3.0 - n, "train/learned_tokens": 9.0 * n, **found} for n in (0, 1)]
+            write_metrics(folder, steps)
+            outcomes = {"names": ids, "solved": solved, "cell_accuracy": solved, "loss": [1.0] * 24}
+            (folder / "validation").write_json("step-000001.json", outcomes)
+            write_status(folder, point, "done")
+            measured.append(read_trial(config, point, in_study=True))
+    analysis = analyse(config, measured)
+    run_folder(config).write_json("analysis.json", analysis)
+    for arm, name in zip(arms, names, strict=True):
+        place = run_folder(config) / "evaluate" / as_word(arm)
+        place.write_json("result.json", {"arm": name, "seeds": [1], "arc/strict": 0.5})
+    report = load(run_folder(config).uri)
+    view = view_of(report)
+    assert [arm["arm"] for arm in analysis["arms"]] == report.arms == list(view["chosen"]) == names
+    assert set(report.trials["arm"]) == set(names)
+    assert [row["arm"] for row in view["scores"]["arc"]] == names
+    for row in view["puzzles"]:
+        assert list(row["values"]) == names
+    assert len(view["puzzles"]) == 24
+    for chart in view["curves"]:
+        assert chart.summary.endswith(f"seeds of {names[0]}: 3, {names[1]}: 3")
+    assert len(view["curves"]) == 3
+    chosen = {row["trial"] for row in view["rows"] if row["is_chosen"]}
+    assert chosen == {trial.name for trial in measured if trial.point["seed"]}, "a setting that is null is a setting"
+    page = Path(write_report([run_folder(config).uri])["report.html"]).read_text()
+    assert "min_shown null" in page
+    assert f"{key.rsplit('.', 1)[-1]} {names[1]} minus" in analysis["effects"][0]["sentence"]
+
+
+def test_arms_of_one_name_are_refused():
+    """Would catch 1 and "1" as two arms that no table tells apart."""
+    with pytest.raises(UserError, match="at least two different values"):
+        config_from({"study": {"compare": "train.epochs", "arms": [1, "1"]}}, {})

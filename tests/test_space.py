@@ -11,7 +11,8 @@ from scipy import stats
 
 from arc_ray.config import Config, config_from, load_config
 from arc_ray.errors import UserError
-from arc_ray.runs import run_folder, write_metrics
+from arc_ray.report import write_report
+from arc_ray.runs import claim, finish, run_folder, write_metrics
 from arc_ray.storage import Folder
 from arc_ray.train.starts import with_start
 from arc_ray.tune.space import MOST_NAME, check_points, fixed_parts, num_trials, points, trial_config, trial_name
@@ -193,24 +194,47 @@ def test_a_trial_is_what_its_folder_says(tmp_path: Path):
     assert (read_trial(search, point).status, read_trial(search, point).error) == ("failed", "out of memory")
 
 
-def test_the_table_has_a_line_for_each_trial_also_a_failed_one():
+def test_the_table_has_a_line_for_each_trial_also_a_failed_one(tmp_path: Path):
     """Would catch a table that loses a column because the first trial has no metric yet."""
     trials = [
         trial("a", "failed", 'it said "no",\nand went'),
-        Trial("b", {"train.epochs": 2}, "done", None, {"eval/solved": 0.5}),
+        Trial("b", {"train.epochs": 2, "view.one_sided": None}, "done", None, {"eval/solved": 0.5, "steps": 7}),
     ]
-    rows = list(csv.DictReader(io.StringIO(to_csv(trials))))
-    assert rows == [
-        {
-            "trial": "a",
-            "status": "failed",
-            "train.lr": "a",
-            "train.epochs": "",
-            "eval/solved": "",
-            "error": 'it said "no",\nand went',
-        },
-        {"trial": "b", "status": "done", "train.lr": "", "train.epochs": "2", "eval/solved": "0.5", "error": ""},
+    first, second = csv.DictReader(io.StringIO(to_csv(config(tmp_path), trials)))
+    assert list(first) == [
+        *("study", "trial", "arm", "seed", "status", "error", "steps", "seconds"),
+        *("train.epochs", "train.lr", "view.one_sided", "eval/solved"),
     ]
+    assert (first["trial"], first["status"], first["error"]) == ("a", "failed", 'it said "no",\nand went')
+    assert (first["train.lr"], first["train.epochs"], first["eval/solved"]) == ("a", "", "")
+    assert list(second.values()) == ["search", "b", "base", "0", "done", "", "7", "0", "2", "", "null", "0.5"]
+
+
+def test_a_report_writes_the_same_table_as_the_search(tmp_path: Path):
+    """Would catch two tables of one name: which columns a user finds must not depend on whether a report was made."""
+    search = config(tmp_path, tune__space={"train.lr": {"choice": [1e-3, 1e-2]}, "train.epochs": {"choice": [1, 2]}})
+    trials = []
+    for i, point in enumerate(reversed(points(search))):
+        run = trial_config(search, point, "search")
+        folder = run_folder(run)
+        claim(folder, run, "train")
+        write_status(folder, point, "running" if i == 3 else "done")
+        write_metrics(
+            folder,
+            [
+                {"step": 0, "seconds": 1.5, "eval/solved": 0.1, "eval/cell_accuracy": 0.5},
+                {"step": 4, "train/loss": 1.0 + i},
+            ],
+        )
+        if i < 3:
+            finish(folder, {"steps": 4, "seconds": 9.25, "plan/rows": 480, "checkpoint": "checkpoint-000004"})
+        trials.append(read_trial(search, point))
+    claim(run_folder(search), search, "tune")
+    write_search(run_folder(search), search, trials)
+    written = run_folder(search).read_bytes("trials.csv")
+    write_report([run_folder(search).uri])
+    assert run_folder(search).read_bytes("trials.csv").decode() == written.decode()
+    assert b"3 of 4 trials finished" in run_folder(search).read_bytes("report.md"), "a space of choices has its size"
 
 
 def test_the_best_config_runs_by_itself(tmp_path: Path):

@@ -129,7 +129,11 @@ def train(
 
 @app.command()
 def tune(config: ConfigPath, assignments: Assignments = None, dry_run: DryRun = False, address: Address = None) -> None:
-    """A search over config keys: trials.csv and best.yaml."""
+    """A search over config keys: trials.csv and best.yaml.
+
+    trials.csv, of searches, studies and reports alike, has a line a trial: study, trial, arm, seed, status, error, steps,
+    seconds, then the config keys that trials set, then the last value of every metric; empty where there is none.
+    """
     terminal = Terminal()
     loaded = _load(config, assignments, writes=not dry_run)
     from arc_ray.cli.placing import foreseen, settled

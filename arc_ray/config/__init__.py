@@ -11,6 +11,7 @@ from arc_ray.config.loading import (
     types_of,
     with_overrides,
 )
+from arc_ray.config.section import value_name
 from arc_ray.config.tree import Config
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "save_config",
     "to_yaml",
     "types_of",
+    "value_name",
     "with_overrides",
 ]

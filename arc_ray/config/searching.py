@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from arc_ray.config.section import ModelName, Section
+from arc_ray.config.section import ModelName, Section, value_name
 from arc_ray.config.tuning import TttConfig
 
 ACCURACIES = ("eval/solved", "eval/cell_accuracy")
@@ -159,7 +159,7 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _arms_differ(self) -> "StudyConfig":
-        if len(self.arms) < 2 or len({repr(arm) for arm in self.arms}) < len(self.arms):
+        if len(self.arms) < 2 or len({value_name(arm) for arm in self.arms}) < len(self.arms):
             raise ValueError("arms: give at least two different values of the key that `compare` names")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds repeat; each seed counts once")

@@ -3,6 +3,7 @@
 A field that holds a path says so by its type, and `arc_ray.config.loading` makes its value absolute wherever it is set.
 """
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,11 @@ ModelName = Annotated[str, absolute_model]
 """A folder of weights, or a name of them."""
 Overrides = Annotated[dict[str, Any], "overrides"]
 """Dotted keys of the whole config, and their values."""
+
+
+def value_name(value: Any) -> str:
+    """Name the value of a key, such as an arm: text as it is, else as in JSON and YAML: true, null, 0.002, [1, 2]."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 class Section(BaseModel):

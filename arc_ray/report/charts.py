@@ -1,11 +1,11 @@
 """The charts of the page: effect of each varied key, parallel coordinates, learning curves."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from arc_ray.analysis import at_equal_tokens
 from arc_ray.report.drawing import (
@@ -147,7 +147,8 @@ def trials_at(trials: Frame, arm: str, values: Mapping[str, Any]) -> Frame:
     here = trials[trials["arm"] == arm]
     for key, value in values.items():
         if key in here:
-            here = here[here[key].isna() if pd.isna(value) else here[key] == scalar(value)]
+            is_unset = isinstance(value, float) and math.isnan(value)
+            here = here[here[key].isna() if is_unset else here[key] == scalar(value)]
     return here
 
 

@@ -1,11 +1,11 @@
 """What the files of a study say, as rows of frames: pure functions from parsed JSON and YAML to dictionaries."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from arc_ray.config import value_name
 from arc_ray.config.sources import VARIANTS
 from arc_ray.errors import UserError
 
@@ -18,6 +18,7 @@ else:
     Frame, Column = pd.DataFrame, pd.Series
 
 TRIALS = ("study", "trial", "arm", "seed", "status", "error", "steps", "seconds", "workers", "on_gpu", "plan_digest")
+CSV = TRIALS[:8]
 METRICS = ("study", "trial", "arm", "seed", "step", "seconds", "train/learned_tokens")
 VALIDATION = ("study", "trial", "arm", "seed", "step", "source", "task", "output", "solved", "cell_accuracy", "loss")
 SCORES = ("study", "arm", "set", "method", "rule", "question", "value", "low", "high", "confidence", "right", "of")
@@ -48,8 +49,8 @@ def config_value(config: Mapping[str, Any], key: str, default: Any = None) -> An
 
 
 def scalar(value: Any) -> Any:
-    """Write a list or mapping as text: values of a column must be comparable."""
-    return json.dumps(value) if isinstance(value, list | dict) else value
+    """Write what is no number as text: values of a column must be comparable."""
+    return value_name(value) if value is None or isinstance(value, bool | list | dict) else value
 
 
 def trial_row(
@@ -67,7 +68,8 @@ def trial_row(
     config key that names the arm; None takes the trial's own name.
     """
     about = about or {"status": "done" if result else "running"}
-    overrides = {key: scalar(value) for key, value in (about.get("overrides") or {}).items()}
+    set_by_trial = about.get("overrides") or {}
+    overrides = {key: scalar(value) for key, value in set_by_trial.items()}
     last: Row = {}
     for record in records:
         last |= record
@@ -77,7 +79,7 @@ def trial_row(
     return {
         "study": study,
         "trial": str(about.get("trial") or name),
-        "arm": name if compare is None else str(overrides.get(compare, config_value(config, compare, name))),
+        "arm": name if compare is None else value_name(set_by_trial.get(compare, config_value(config, compare, name))),
         "seed": overrides.pop("seed", config_value(config, "seed", 0)),
         "status": about.get("status", "running"),
         "error": about.get("error"),
@@ -88,6 +90,17 @@ def trial_row(
         **overrides,
         **measured,
     }
+
+
+def trials_csv(trials: Frame) -> str:
+    """Write trials.csv, a line a trial by name: the columns of `CSV`, the keys that trials set, every metric's last value.
+
+    Keys have a dot or are words of the config, metrics a slash; what a trial does not have is empty.
+    """
+    others = sorted(name for name in trials.columns if name not in TRIALS)
+    columns = [*CSV, *(n for n in others if "/" not in n), *(n for n in others if "/" in n)]
+    # Counts that some trials lack would be written as 480.0.
+    return trials[columns].sort_values(["study", "trial"]).convert_dtypes().to_csv(index=False)
 
 
 def metric_rows(trial: Row, records: Iterable[Row]) -> list[Row]:

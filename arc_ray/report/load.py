@@ -12,7 +12,7 @@ trials      one row a trial; for a single run one row, for several runs one row 
     steps, seconds           optimizer steps made; seconds since its start
     workers, on_gpu          training workers; whether each has a GPU
     plan_digest              of plan.parquet: trials with the same one train on the same rows in the same order
-    train.lr, start...       every config key that the trial sets; lists as JSON text
+    train.lr, start...       every config key that the trial sets; true, null and lists as JSON text
     eval/*, train/*, data/*  last value of every metric logged
     plan/*                   rows, views, tokens and dropped views; only for a trial that ran to its end
 runs        the runs made first (`runs:` in the config), with the columns of `trials`; `arm` is their name
@@ -45,6 +45,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from arc_ray.config import value_name
 from arc_ray.errors import UserError
 from arc_ray.report import frames
 from arc_ray.report.experiments import is_experiment, read_experiment
@@ -119,8 +120,9 @@ class Report:
         """The arms, the baseline first, then in the order of the config, then as they come."""
         analysis = self.analysis or {}
         asked = config_value(self.config, "study.arms", []) if self.kind == "study" else []
-        named = [analysis.get("baseline"), *asked, *(arm["arm"] for arm in analysis.get("arms", []))]
-        return list(dict.fromkeys([*(str(arm) for arm in named if arm is not None), *self.trials["arm"]]))
+        baseline = [analysis["baseline"]] if analysis else []
+        named = [*baseline, *map(value_name, asked), *(arm["arm"] for arm in analysis.get("arms", []))]
+        return list(dict.fromkeys([*named, *self.trials["arm"]]))
 
     @property
     def measured(self) -> Frame:
@@ -146,7 +148,7 @@ class Report:
         space: Mapping[str, Any] = config_value(self.config, "tune.space", {})
         is_grid = config_value(self.config, "tune.search", "grid") == "grid"
         drawn = config_value(self.config, "tune.num_trials") or 1
-        points = math.prod(len(spec["grid"]) for spec in space.values()) if is_grid else drawn
+        points = math.prod(len(next(iter(spec.values()))) for spec in space.values()) if is_grid else drawn
         if self.kind == "tune":
             return max(len(self.trials), points)
         arms, seeds = (len(config_value(self.config, f"study.{key}", [0])) for key in ("arms", "seeds"))
@@ -244,13 +246,13 @@ def _kind_of(place: Folder, run: Mapping[str, Any], analysis: object) -> Kind:
 
 
 def _read_analysis(place: Folder) -> dict[str, Any] | None:
-    """Read analysis.json with the names of arms as text, since an arm may be a number; None before it is made."""
+    """Read analysis.json with the names of arms as text, which an older file may lack; None before it is made."""
     analysis = read_json(place, "analysis.json")
     if analysis is None:
         return None
     frames.check_keys(analysis, ("baseline", "metric", "arms", "effects"), f"{place.uri}/analysis.json")
-    named = {key: [{**part, "arm": str(part["arm"])} for part in analysis[key]] for key in ("arms", "effects")}
-    return {**analysis, "baseline": str(analysis["baseline"]), **named}
+    named = {key: [{**part, "arm": value_name(part["arm"])} for part in analysis[key]] for key in ("arms", "effects")}
+    return {**analysis, "baseline": value_name(analysis["baseline"]), **named}
 
 
 def _compared(config: Mapping[str, Any], analysis: Mapping[str, Any] | None) -> str:

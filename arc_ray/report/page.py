@@ -6,11 +6,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import jinja2
+import pandas as pd
 import yaml
 from markupsafe import Markup
 
 from arc_ray.report import charts, gallery, score_tables, tables, trial_table, words
-from arc_ray.report.frames import config_value
+from arc_ray.report.frames import config_value, trials_csv
 from arc_ray.report.load import Report, load_many
 from arc_ray.report.summary import markdown, no_scores, progress, sentences
 
@@ -44,7 +45,7 @@ def write_report(folders: Sequence[str], now: datetime | None = None) -> dict[st
     contents = {
         "report.html": to_html(reports, written),
         "report.md": markdown(reports, written),
-        "trials.csv": trial_table.to_csv(reports),
+        "trials.csv": trials_csv(pd.concat([report.trials for report in reports])),
     }
     for name, content in contents.items():
         place.write_bytes(name, content.encode())

@@ -53,7 +53,9 @@ def read_evaluations(place: Folder, runs: Iterable[Folder]) -> tuple[list[Row], 
     scores: list[Row] = []
     answers: list[Row] = []
     for arm, folder in folders:
-        scores += frames.score_rows(place.name, arm, read_json(folder, "result.json") or {})
+        result = read_json(folder, "result.json") or {}
+        arm = result.get("arm", arm)
+        scores += frames.score_rows(place.name, arm, result)
         seeds = [name for name in folder.names() if name.startswith("seed-")]
         for seed in seeds or [None]:
             answered = folder / seed if seed else folder

@@ -28,7 +28,7 @@ def score_table(report: Report) -> dict[str, list[dict[str, Any]]]:
     table: dict[str, list[dict[str, Any]]] = {}
     for name in scores["set"].unique():
         of_set = report.scores[report.scores["set"] == name]
-        for arm in of_set["arm"].unique():
+        for arm in sorted(of_set["arm"].unique(), key=lambda arm: (*report.arms, arm).index(arm)):
             for method in METHODS:
                 here = of_set[(of_set["arm"] == arm) & (of_set["method"] == method)]
                 if len(here):

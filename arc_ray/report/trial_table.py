@@ -1,10 +1,8 @@
-"""The table of trials: on the page, sortable; and as trials.csv with every column."""
+"""The table of trials on the page, sortable."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import pandas as pd
 
 from arc_ray.report.charts import trials_at
 from arc_ray.report.load import Report
@@ -32,12 +30,6 @@ class Cell:
 
     text: str
     sort: Any
-
-
-def to_csv(reports: Sequence[Report]) -> str:
-    """Write the trials of all reports as CSV, one row a trial, every column of the frame."""
-    # Counts that some trials lack would be written as 480.0.
-    return pd.concat([report.trials for report in reports]).convert_dtypes().to_csv(index=False)
 
 
 def view(report: Report, chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from arc_ray.config import value_name
+
 
 class Word(NamedTuple):
     """A metric as people read it."""
@@ -168,12 +170,12 @@ def number(value: Any) -> str:
 
 
 def setting_value(value: Any) -> str:
-    """Write the value of a config key as in YAML: 0.002, 2e-05, keep."""
+    """Write the value of a config key as in YAML: 0.002, 2e-05, keep, true; a dash where a trial has none."""
     if isinstance(value, float) and not math.isfinite(value):
         return NOTHING
     if isinstance(value, float):
         return f"{value:g}"
-    return NOTHING if value is None else str(value)
+    return value_name(value.item() if hasattr(value, "item") else value)
 
 
 def setting(values: Mapping[str, Any]) -> str:

@@ -12,11 +12,11 @@ from arc_ray.analysis import (
     at_equal_tokens,
     choosing_half,
     compare,
+    finding,
     gather,
-    sentence,
     steps_to_loss,
 )
-from arc_ray.config import Config
+from arc_ray.config import Config, value_name
 from arc_ray.errors import UserError
 from arc_ray.runs import read_metrics, run_folder
 from arc_ray.tune.space import Point, check_points, points, trial_config
@@ -44,7 +44,7 @@ def study_trials(config: Config) -> list[Config]:
 def split(config: Config, point: Point) -> tuple[str, str, int]:
     """Take a point apart into arm, setting and seed; arm and setting as text."""
     setting = {key: value for key, value in point.items() if key not in (config.study.compare, "seed")}
-    return _text(point[config.study.compare]), json.dumps(setting), int(point["seed"])
+    return value_name(point[config.study.compare]), json.dumps(setting), int(point["seed"])
 
 
 def finalists(config: Config, trials: Sequence[Trial]) -> list[Point]:
@@ -54,7 +54,7 @@ def finalists(config: Config, trials: Sequence[Trial]) -> list[Point]:
     """
     chosen = []
     for arm in config.study.arms:
-        of_arm = [trial for trial in trials if split(config, trial.point)[0] == _text(arm)]
+        of_arm = [trial for trial in trials if split(config, trial.point)[0] == value_name(arm)]
         if ranked := candidates(config, of_arm, in_study=True):
             chosen += [{**ranked[0].point, "seed": seed} for seed in config.study.seeds]
     return chosen
@@ -71,7 +71,7 @@ def analyse(config: Config, trials: Sequence[Trial]) -> dict[str, Any]:
             outcomes, ties = read_outcomes(folder, metric), read_outcomes(folder, TIE)
             runs.append(Run(*split(config, trial.point), outcomes=outcomes, ties=ties))
         outcomes = gather(runs)
-        baseline = _text(config.study.arms[0])
+        baseline = value_name(config.study.arms[0])
         comparisons = compare(outcomes, baseline, config.study.confidence, config.seed)
         effects += [_effect(metric, comparison, config) for comparison in comparisons]
         if metric == config.tune.metric:
@@ -79,7 +79,7 @@ def analyse(config: Config, trials: Sequence[Trial]) -> dict[str, Any]:
     return {
         "question": config.question,
         "compare": config.study.compare,
-        "baseline": _text(config.study.arms[0]),
+        "baseline": value_name(config.study.arms[0]),
         "metric": config.tune.metric,
         "confidence": config.study.confidence,
         "arms": arms,
@@ -98,8 +98,7 @@ def answer(analysis: Mapping[str, Any]) -> str:
 
 def _effect(metric: str, comparison: Comparison, config: Config) -> dict[str, Any]:
     effect = comparison.effect
-    text = sentence(effect, _spoken(comparison.arm, config), _spoken(comparison.baseline, config))
-    needed = text.partition("no effect shown at this size; ")[2]
+    found = finding(effect, _spoken(comparison.arm, config), _spoken(comparison.baseline, config))
     return {
         "arm": comparison.arm,
         "metric": metric,
@@ -111,8 +110,9 @@ def _effect(metric: str, comparison: Comparison, config: Config) -> dict[str, An
         "num_units": effect.num_units,
         "unit": effect.unit,
         "shown": effect.shown,
-        "sentence": f"{metric.removeprefix('eval/').replace('_', ' ')}, {text}",
-        "needed": needed or None,
+        "sentence": f"{metric.removeprefix('eval/').replace('_', ' ')}, {found.sentence}",
+        "needed": found.needed,
+        "warnings": list(found.warnings),
         "setting": json.loads(comparison.arm_setting),
         "baseline_setting": json.loads(comparison.baseline_setting),
     }
@@ -186,7 +186,3 @@ def _spoken(arm: str, config: Config) -> str:
     """Name an arm in a sentence: a start by its name, a value of another key with that key, such as epochs 12."""
     key = config.study.compare.rsplit(".", 1)[-1]
     return arm if key == "start" else f"{key} {arm}"
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

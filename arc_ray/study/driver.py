@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from arc_ray.analysis import choosing_half
-from arc_ray.config import Config, with_overrides
+from arc_ray.config import Config, value_name, with_overrides
 from arc_ray.config.mistakes import nearest
 from arc_ray.config.searching import ACCURACIES
 from arc_ray.config.sources import AnySource, CountingSource, PluginSource, RearcSource
@@ -93,7 +93,8 @@ def run_tune(config: Config, progress: Progress, train: Train) -> list[Trial]:
 
     found = search(config, trials, show)
     best = candidates(config, found)[0]
-    finish(folder, {"best": best.name, "trials": len(found), **{f"best/{k}": v for k, v in best.metrics.items()}})
+    numbers = {f"best/{key}": value for key, value in best.metrics.items() if isinstance(value, int | float)}
+    finish(folder, {"best": best.name, "trials": len(found), **numbers})
     return found
 
 
@@ -267,7 +268,7 @@ def trial_table(trials: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
             "" if v is None else f"{v:.0f}" if key == "step" else f"{v:.3f}"
             for key, v in zip(shown, values, strict=True)
         ]
-        rows.append([*(str(trial.point[key]) for key in keys), trial.status, *numbers])
+        rows.append([*(value_name(trial.point[key]) for key in keys), trial.status, *numbers])
     return columns, rows
 
 

@@ -3,8 +3,6 @@
 Whatever compares trials judges them by `merit`. In a study it sees the choosing half of the validation tasks alone.
 """
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -13,6 +11,7 @@ import numpy as np
 
 from arc_ray.analysis import at_equal_tokens, choosing_half
 from arc_ray.config import Config, to_yaml
+from arc_ray.report.frames import TRIALS, frame, trial_row, trials_csv
 from arc_ray.runs import MetricsTail, read_metrics, run_folder
 from arc_ray.storage import Folder
 from arc_ray.tune.space import Point, trial_config, trial_name
@@ -29,7 +28,7 @@ class Trial:
     status: Status
     error: str | None
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """The newest value of every metric."""
+    """The newest value of every metric, and of a finished trial what its result adds."""
     merit: tuple[float, float] | None = None
     """`merit` of the newest validation; None before the first."""
     is_mistake: bool = False
@@ -47,6 +46,7 @@ class TrialReader:
     def __init__(self, config: Config, in_study: bool) -> None:
         self._config, self._in_study = config, in_study
         self._tails: dict[str, MetricsTail] = {}
+        self._results: dict[str, Mapping[str, Any]] = {}
         self._judged: dict[str, tuple[int, tuple[float, float]]] = {}
 
     def __call__(self, point: Point) -> Trial:
@@ -59,8 +59,11 @@ class TrialReader:
         if tail.validation and tail.validation["step"] != step:
             judged = merit(self._config, folder, tail.validation, self._in_study)
             self._judged[name] = tail.validation["step"], judged
+        if about["status"] == "done" and name not in self._results:
+            self._results[name] = folder.read_json("result.json") or {}
+        newest = {**tail.newest, **self._results.get(name, {})}
         is_mistake = about.get("is_mistake", False)  # not there in folders of earlier versions
-        return Trial(name, point, about["status"], about["error"], dict(tail.newest), judged, is_mistake)
+        return Trial(name, point, about["status"], about["error"], newest, judged, is_mistake)
 
 
 def read_outcomes(folder: Folder, metric: str, step: int | None = None) -> dict[str, float]:
@@ -141,22 +144,27 @@ def _curve(config: Config, trial: Trial, in_study: bool) -> tuple[list[float], l
     return [r.get("train/learned_tokens", 0.0) for r in records], [m[0] for m in merits], [m[1] for m in merits]
 
 
-def to_csv(trials: Sequence[Trial]) -> str:
-    """Write the table of trials: name, status, what was varied, every metric, and the error of a failed one."""
-    keys = list(dict.fromkeys(key for trial in trials for key in trial.point))
-    metrics = sorted({key for trial in trials for key in trial.metrics})
-    sink = io.StringIO()
-    table = csv.writer(sink, lineterminator="\n")
-    table.writerow(["trial", "status", *keys, *metrics, "error"])
-    for trial in trials:
-        varied, measured = [trial.point.get(key) for key in keys], [trial.metrics.get(key, "") for key in metrics]
-        table.writerow([trial.name, trial.status, *varied, *measured, trial.error or ""])
-    return sink.getvalue()
+def to_csv(config: Config, trials: Sequence[Trial]) -> str:
+    """Write the table of trials as a report of the search does (see `report.frames.trials_csv`)."""
+    tree, compare = config.model_dump(mode="json"), config.study.compare
+    rows = [
+        trial_row(
+            run_folder(config).name,
+            trial.name,
+            {"overrides": trial.point, "status": trial.status, "error": trial.error},
+            tree,
+            [dict(trial.metrics)],
+            None,
+            compare,
+        )
+        for trial in trials
+    ]
+    return trials_csv(frame(rows, TRIALS))
 
 
 def write_search(folder: Folder, config: Config, trials: Sequence[Trial], in_study: bool = False) -> None:
     """Write trials.csv and best.yaml; the latter runs by itself with `arc-ray train best.yaml`."""
-    folder.write_bytes("trials.csv", to_csv(trials).encode())
+    folder.write_bytes("trials.csv", to_csv(config, trials).encode())
     if ranked := candidates(config, trials, in_study):
         best = trial_config(config, ranked[0].point, config.name)
         alone = best.model_copy(update={"name": f"{config.name}-best"})
