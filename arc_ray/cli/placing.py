@@ -47,10 +47,10 @@ def settled(
 def _with_hosts(number: int, progress: Progress) -> Room:
     """Wait a while until a number of hosts has joined the head after `ray up`: before, nobody knows what they have."""
     end = time.monotonic() + JOIN_SECONDS
-    while (room := reachable_room()).most_nodes <= number and time.monotonic() < end:
-        progress.advance("hosts that have joined", room.most_nodes - 1, number)
+    while (joined := live_room().most_nodes) < number and time.monotonic() < end:
+        progress.advance("hosts that have joined", joined, number)
         time.sleep(2)
-    return room
+    return reachable_room()
 
 
 def foreseen(config: Config, address: str | None, progress: Progress, trials: Trials | None = None) -> Config:

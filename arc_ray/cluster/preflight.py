@@ -164,7 +164,7 @@ def describe_placement(config: Config, room: Room, is_search: bool, trains: bool
 def _workers_that_fit(config: Config, room: Room) -> int:
     """Return the most GPUs of one node type among which the rows of a step can be shared equally."""
     train, cpus = config.train, config.scaling.cpus_per_worker
-    by_kind = [min(number, room.most_nodes) * kind.holds(cpus, 1) for kind, number in room.gpu_kinds().items()]
+    by_kind = [number * kind.holds(cpus, 1) for kind, number in room.gpu_kinds().items()]
     most = min(max(by_kind, default=1), room.holds(cpus, 1, _cpus_for_data(config)))
     return max((n for n in range(1, most + 1) if train.batch_rows % (n * train.micro_rows) == 0), default=1)
 

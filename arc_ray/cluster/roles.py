@@ -113,7 +113,7 @@ def live_room() -> Room:
     """Return what is there now."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     kinds = Counter(kind_of(n["Resources"], n["Labels"], HEAD_RESOURCE in n["Resources"]) for n in nodes)
-    return Room(kinds, len(nodes))
+    return Room(kinds, sum(number for kind, number in kinds.items() if not kind.is_head))
 
 
 def reachable_room() -> Room:
@@ -146,14 +146,16 @@ def room_with(live: Room, launch: Mapping[str, Any] | None) -> Room:
         for name, about in launch.get("available_node_types", {}).items()
     }
     started = {name: launch["available_node_types"][name] for name, number in numbers.items() if number}
-    if not all(about.get("resources") for about in started.values()):
-        return replace(live, is_limit_known=False, num_hosts=sum(numbers.values()))
+    known = Counter[NodeKind]()
+    for name, about in started.items():
+        if about.get("resources"):
+            known[kind_of(about["resources"], about.get("labels", {}))] += numbers[name]
+    hosts = [about.get("min_workers", 0) for about in started.values() if not about.get("resources")]
     if not started:
         return live
-    kinds = Counter({kind: number for kind, number in live.kinds.items() if kind.is_head})
-    for name, about in started.items():
-        kinds[kind_of(about["resources"], about.get("labels", {}))] += numbers[name]
-    return Room(kinds, most)
+    # Nodes that are there are counted among their type, except where nothing tells of which type they are.
+    there = {kind: n for kind, n in live.kinds.items() if kind.is_head or (hosts and kind not in known)}
+    return Room({**known, **there}, max(most, live.most_nodes), not hosts, sum(hosts))
 
 
 def kind_of(resources: Mapping[str, float], labels: Mapping[str, str], is_head: bool = False) -> NodeKind:

@@ -211,10 +211,15 @@ def test_what_an_autoscaler_may_start_counts(tmp_path: Path, monkeypatch: pytest
 
 def test_hosts_that_ray_knows_nothing_of_yet_leave_the_limit_open() -> None:
     """Catches an on-premise cluster that is called too small before its hosts have joined."""
-    live = Room({NodeKind(0, is_head=True): 1}, 1)
-    types = {"local.cluster.node": {"resources": {}, "max_workers": 2}}
+    live = Room({NodeKind(0, is_head=True): 1}, 0)
+    types = {"local.cluster.node": {"resources": {}, "min_workers": 2, "max_workers": 2}}
     onprem = {"max_workers": 2, "head_node_type": "local.cluster.node", "available_node_types": types}
-    assert room_with(live, onprem) == replace(live, is_limit_known=False, num_hosts=2)
+    assert room_with(live, onprem) == replace(live, most_nodes=2, is_limit_known=False, num_hosts=2)
+    joined = Room({**live.kinds, H100: 2}, 2)
+    assert room_with(joined, onprem) == replace(joined, is_limit_known=False, num_hosts=2)
+    some = {"max_workers": 4, "available_node_types": {"data": {"resources": {}}, "h100": {"resources": {"GPU": 8}}}}
+    found = room_with(live, some)
+    assert (found.most("gpus"), found.is_limit_known, found.num_hosts) == (32, False, 0)
     assert room_with(live, None) == replace(live, is_limit_known=False)
     assert room_with(live, {}) == live
 
