@@ -190,7 +190,8 @@ def size_faults(config: Config, room: Room, trains: bool = True, trials: int = 0
     if room.holds(scaling.cpus_per_worker, float(scaling.on_gpu), data_cpus + trials * TRIAL_CPUS) < at_once:
         several = f"{trials} trials x " if trials > 1 else ""
         each = f"{workers} worker{'s' * (workers > 1)} x scaling.cpus_per_worker={scaling.cpus_per_worker:g}"
-        beside = f" and scaling.data_cpus={data_cpus:g} for rows" if data_cpus else ""
+        where = " on nodes labelled data" if room.is_divided() else ""
+        beside = f" and scaling.data_cpus={data_cpus:g} for rows{where}" if data_cpus else ""
         largest = max((kind.cpus for kind, number in room.kinds.items() if number), default=0.0)
         at_most = "" if room.is_one_machine else f", at most {largest:g} a node"
         needs = f"too few CPUs: {several}{each}{beside}, {has} {room.most('cpus'):g}{at_most}"

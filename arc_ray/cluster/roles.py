@@ -194,7 +194,7 @@ def hidden_gpus(on_gpu: bool) -> dict[str, str]:
 
 def run_on(node_id: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> "ray.ObjectRef[Any]":
     """Call a function on a node, in a task that takes no CPU; return the reference of its result."""
-    here = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    here: Any = NodeAffinitySchedulingStrategy(node_id, soft=False)
     remote = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here, **options)(function)
     return remote.remote(*arguments)
 

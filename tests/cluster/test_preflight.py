@@ -111,7 +111,11 @@ HEAD, DATA = NodeKind(0, 0, "head", is_head=True), NodeKind(16, 0, "data")
         # 16 CPUs in all, but no node that holds a worker of 8.
         ({**CPU, "num_workers": 1, "cpus_per_worker": 8}, cluster((NodeKind(4), 4)), "can start 16, at most 4 a node"),
         # Of a divided cluster data nodes alone take data tasks.
-        ({**GPU, "num_workers": 8}, cluster((HEAD, 1), (H100, 1)), "scaling.data_cpus=0.5 for rows"),
+        (
+            {**GPU, "num_workers": 8},
+            cluster((HEAD, 1), (H100, 1)),
+            "scaling.data_cpus=0.5 for rows on nodes labelled data",
+        ),
     ],
 )
 def test_size(scaling: dict[str, object], room: Room, said: str | None) -> None:
