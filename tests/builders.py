@@ -2,7 +2,7 @@
 
 import warnings
 from functools import cache, partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from arc_ray.config import Config, config_from
 from arc_ray.config.training import ModelConfig, ScratchConfig
-from arc_ray.encoders import encoder_named
+from arc_ray.encoders import SYMBOLS, encoder_named
 from arc_ray.loss import LearnedLoss
 from arc_ray.model import build_model
 from arc_ray.prompt import Learn, format_named
@@ -82,7 +82,7 @@ PHI_TEMPLATE = "{% for message in messages %}<|{{ message.role }}|>\n{{ message.
 @cache
 def phi_like_tokenizer() -> Any:
     """Like Phi-3's and Llama 2's sentencepiece: a space before every text, no splits, bytes for what it has no token for."""
-    merges = [("`", "`"), ("``", "`"), ("▁", "E"), ("I", "n"), ("▁", "1"), (":", "<0x0A>"), ("▁", "▁"), ("e", "s")]
+    merges = [("`", "`"), ("``", "`"), ("▁", "E"), ("I", "n"), ("▁", "1"), ("▁", "▁"), ("e", "s")]
     characters = ["▁", *map(chr, range(33, 127)), *(f"<0x{byte:02X}>" for byte in range(256))]
     tokens = ["<unk>", *characters, *(a + b for a, b in merges)]
     tokenizer = Tokenizer(
@@ -103,6 +103,15 @@ def phi_like_tokenizer() -> Any:
         pad_token="<unk>",
         chat_template=PHI_TEMPLATE,
     )
+
+
+def cut_tokenizer(characters: str, loses: Literal["them", "as <unk>"]) -> Any:
+    """Knows only these characters and its three special tokens; what it does not know vanishes, or becomes <unk>."""
+    tokens = [*PLAIN.values(), *characters, *(["<unk>"] if loses == "as <unk>" else [])]
+    vocabulary = dict(zip(tokens, range(len(tokens)), strict=True))
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>" if loses == "as <unk>" else None))
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **PLAIN)
 
 
 @cache
@@ -136,7 +145,10 @@ def spacing_tokenizer() -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([metaspace, pre_tokenizers.Digits(individual_digits=True)])
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<unk>", *PLAIN.values()], show_progress=False, initial_alphabet=["\n", "|"]
+        vocab_size=300,
+        special_tokens=["<unk>", *PLAIN.values()],
+        show_progress=False,
+        initial_alphabet=["\n", *map(chr, range(32, 127)), *SYMBOLS],
     )
     tokenizer.train_from_iterator([*tiny_corpus(), "0123456789"], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", **PLAIN)

@@ -10,6 +10,7 @@ import pytest
 from builders import (
     codec_of,
     counting,
+    cut_tokenizer,
     grid_of,
     grouping_tokenizer,
     merging_tokenizer,
@@ -23,6 +24,7 @@ from builders import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import models
 from transformers import PreTrainedTokenizerFast
 
 from arc_ray.augment import Augmentation
@@ -209,6 +211,54 @@ def test_three_digits_a_cell_are_one_token_for_a_tokenizer_that_groups_digits():
     assert codec.cell_ids.shape == (10, 1)
     assert same(codec.encode(TABLE, views_of(TABLE)), slow(codec).encode(TABLE, views_of(TABLE)))
     assert not codec_of(grouping_tokenizer(), "plain", quiet=True).is_fast
+
+
+@pytest.mark.parametrize("loses", ["them", "as <unk>"])
+@pytest.mark.parametrize(
+    ("characters", "encoder", "format"),
+    [
+        ("0123456789\n", "plain", "output_from_examples"),  # all words
+        ("0123456789\n", "compact", "compact"),  # the markers I and O
+        ("012345678\nIO", "compact", "compact"),  # a colour
+        ("\nIO", "compact", "compact"),  # all colours, which look alike
+        ("0123456789IO", "compact", "compact"),  # the ends of rows
+        ("0123456789\nIO", "separated", "compact"),  # what separates cells
+        ("0123456789\nIO", "fenced", "compact"),  # the fence
+        ("0123456789\nIO`grid", "rows", "compact"),  # the space after a row's number
+        ("0123456789\nIO`grid", "shape", "compact"),  # the stated shape
+        ("0123456789\nIO`grid", "symbols", "compact"),  # letters for colours
+    ],
+)
+def test_a_tokenizer_that_cannot_write_the_prompt_is_refused(characters: str, encoder: str, format: str, loses: Any):
+    """Would catch training on prompts whose words, colours or row ends are lost: solved 1.000, evaluated 0 %."""
+    tokenizer = cut_tokenizer(characters, loses)
+    with pytest.raises(
+        UserError, match=f"cannot write prompt.format {format} with prompt.encoder {encoder}: .* is read"
+    ):
+        codec_of(tokenizer, encoder, format, quiet=True)
+
+
+@pytest.mark.parametrize("loses", ["them", "as <unk>"])
+def test_a_vocabulary_of_sixteen_tokens_is_enough_for_its_own_prompt(loses: Any):
+    """Winners cut theirs to that: would catch a check that asks for words which nobody writes."""
+    tokenizer = cut_tokenizer("0123456789\nIO", loses)
+    codec = codec_of(tokenizer, "compact", "compact")
+    assert codec.is_fast
+    puzzles, questions = TaskTable.of([puzzle("a")]), TaskTable.of([counting(1)])
+    assert (fit_views(codec, puzzles, views_of(puzzles), 2000, drop=False)[0] > 0).all()
+    with pytest.raises(UserError, match=r"cannot write prompt\.format compact .*Grid"):
+        fit_views(codec, questions, views_of(questions), 2000, drop=False)
+
+
+def test_cells_that_merge_are_read_back_on_the_slow_path_too():
+    """Would catch a check of the look-up path only: a tokenizer that merges digits and loses newlines."""
+    tokenizer = cut_tokenizer("0123456789\nIO", "them")
+    tokenizer.backend_tokenizer.model = models.BPE({**tokenizer.get_vocab(), "12": 16}, [("1", "2")])
+    assert not codec_of(tokenizer, "compact", "compact", quiet=True).is_fast
+    vocabulary = {token: i for token, i in tokenizer.get_vocab().items() if token != "\n"}
+    tokenizer.backend_tokenizer.model = models.BPE(vocabulary, [("1", "2")])
+    with pytest.raises(UserError, match="cannot write"):
+        codec_of(tokenizer, "compact", "compact", quiet=True)
 
 
 def runs(ids: Any, learned: Any) -> Iterator[list[int]]:
@@ -411,6 +461,11 @@ def with_template(template: str) -> Any:
             "<bos>{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
             "{% else %} {{ m.content }}<eos>{% endif %}{% endfor %}",
             Frame("<bos>[INST] ", " [/INST] ", "<eos>", "[INST] "),
+        ),
+        (  # like Llama 2's: spaces around what a turn says
+            "{% for m in messages %}{% if m.role == 'user' %}<bos>[INST] {{ m.content }} [/INST]"
+            "{% else %} {{ m.content }} <eos>{% endif %}{% endfor %}",
+            Frame("<bos>[INST] ", " [/INST] ", "<eos>", "<bos>[INST] "),
         ),
         (  # like Llama 3's: the end of a turn is not the end of text
             "<bos>{% for m in messages %}<h>{{ m.role }}</h>\n\n{{ m.content | trim }}<eot>{% endfor %}",

@@ -15,7 +15,7 @@ from arc_ray.fetch import obtaining
 from arc_ray.quality import quality_lines
 from arc_ray.runs import PACKAGES
 from arc_ray.study.driver import check_overlap, check_sources
-from arc_ray.train.driver import describe_data
+from arc_ray.train.driver import codec_of, describe_data
 from arc_ray.train.starts import lineage, needed_runs, with_start
 
 
@@ -87,4 +87,6 @@ def _model(config: Config) -> Iterator[str]:
 
     tokenizer = load_tokenizer(config.model, config.storage)
     build_model(config.model, config.storage, config.seed, config.train.full, tokenizer)
-    yield f"model {config.model.base or 'from scratch'}: loads; vocabulary {len(tokenizer)}"
+    codec = codec_of(config, tokenizer)
+    way = "ids of grids are looked up" if codec.is_fast else "it merges cells, so every view goes through the tokenizer"
+    yield f"model {config.model.base or 'from scratch'}: loads; vocabulary {len(tokenizer)}; {way}"

@@ -8,6 +8,7 @@ from arc_ray.augment.one_sided import changed_shapes
 from arc_ray.prompt import GridSlot, Text
 from arc_ray.tasks import MAX_SIDE, TaskTable
 from arc_ray.tokens.codec import Codec
+from arc_ray.tokens.sample import refuse_unreadable_texts
 from arc_ray.views import Views, question_order
 
 Lengths = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
@@ -53,13 +54,16 @@ def fit_views(
     """Find how many pairs each view may show to fit into a row: -1 where it does not fit even with one.
 
     Returns the numbers, int64 (n,), and the lengths at those numbers. With `drop`, a view that does not fit as it is is -1.
-    A view that asks for nothing, because its task has no known output or lacks the description, is -1 as well.
+    A view that asks for nothing, because its task has no known output or lacks the description, is -1 as well. Raises
+    UserError for questions that the tokenizer cannot write.
     """
     asks = np.flatnonzero(codec.can_write(table, views))
     if len(asks) < len(views):
         fitting, tokens, learned = (np.full(len(views), value, np.int64) for value in (-1, 0, 0))
         fitting[asks], (tokens[asks], learned[asks]) = fit_views(codec, table, views.take(asks), row_tokens, drop)
         return fitting, (tokens, learned)
+    if len(views) and table.is_counting(int(views.task[0])):
+        refuse_unreadable_texts(codec, codec.layouts_of(table, views.take(slice(1))))
     fitting = views.num_shown()
     tokens, learned = view_lengths(codec, table, views)
     # A view that showed none to begin with (counting) has nothing to lose; one that would show none is no puzzle.

@@ -1,13 +1,20 @@
-"""`make_codec`, and the views on which it compares the look-up path with the tokenizer before it trusts it."""
+"""`make_codec`, and the views on which it compares the look-up path with the tokenizer before it trusts it.
 
+A tokenizer that cannot write the prompt at all (a vocabulary cut down to what somebody else's prompt needs) is refused:
+its model would train, and even be right about what it sees, on prompts in which colours or words are lost.
+"""
+
+import unicodedata
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from arc_ray.encoders import Encoder
-from arc_ray.prompt import Format, Frame, Learn
-from arc_ray.tasks import MAX_SIDE, NUM_COLORS, Grid, Pair, Question, Task, TaskTable
+from arc_ray.errors import UserError
+from arc_ray.prompt import FORMATS, Format, Frame, Layout, Learn, Text
+from arc_ray.tasks import MAX_SIDE, NUM_COLORS, Grid, Pair, Question, Task, TaskTable, same_grid
 from arc_ray.tokens.codec import Codec
 from arc_ray.tokens.template import CellsMergeError, find_cell_ids
 from arc_ray.views import Views
@@ -19,7 +26,8 @@ _MAX_SHOWN = 3
 def make_codec(tokenizer: Any, frame: Frame, encoder: Encoder, format: Format, learn: Learn) -> Codec:
     """Make a codec, on the fast path if that gives the tokenizer's own ids on a sample of views, else on the slow one.
 
-    The slow path is correct for every tokenizer and 20 times slower; taking it is warned about once.
+    The slow path is correct for every tokenizer and 20 times slower; taking it is warned about once. Raises UserError
+    for a tokenizer that cannot write this encoder's grids or this format's words so that they can be read back.
     """
     codec = Codec(tokenizer, frame, encoder, format, learn)
     try:
@@ -40,7 +48,41 @@ def make_codec(tokenizer: Any, frame: Frame, encoder: Encoder, format: Format, l
             stacklevel=2,
         )
         codec.is_fast = False
+    table, views = sample_views()
+    refuse_unreadable_texts(codec, codec.layouts_of(table, views.take(np.flatnonzero(table.num_train))))
+    _refuse_unreadable_grids(codec)
     return codec
+
+
+def refuse_unreadable_texts(codec: Codec, layouts: Iterable[Layout]) -> None:
+    """Raise UserError for a text of these layouts that the tokenizer does not give back, but for spaces and case."""
+    for text in {segment.text: None for layout in layouts for segment in layout if isinstance(segment, Text)}:
+        read = codec.tokenizer.decode(codec.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if _bare(read) != _bare(text):
+            raise _cannot_write(codec, text, read)
+
+
+def _refuse_unreadable_grids(codec: Codec) -> None:
+    """Raise UserError where grids with all colours and row numbers are not read back from their ids as evaluation does."""
+    cells = np.arange(2 * MAX_SIDE, dtype=np.uint8) % NUM_COLORS
+    for grid in (cells.reshape(MAX_SIDE, 2), cells.reshape(2, MAX_SIDE), cells[:1].reshape(1, 1)):
+        ids = codec.answer_ids(grid).tolist()
+        read = codec.tokenizer.decode(ids[: ids.index(codec.end_id)])
+        parsed = codec.encoder.parse(read)
+        if isinstance(parsed, str) or not same_grid(parsed, grid):
+            raise _cannot_write(codec, codec.encoder.render(grid), read)
+
+
+def _cannot_write(codec: Codec, text: str, read: str) -> UserError:
+    name = next((name for name, format in FORMATS.items() if format is codec.format), "of this kind")
+    return UserError(
+        f"the model's tokenizer cannot write prompt.format {name} with prompt.encoder {codec.encoder.name}: {text[:60]!r}"
+        f" is read back from its tokens as {read[:60]!r}; choose another format or encoder, or a model with these characters"
+    )
+
+
+def _bare(text: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def sample_views() -> tuple[TaskTable, Views]:

@@ -81,8 +81,9 @@ def frame_of(tokenizer: Any) -> Frame:
         raise UserError(
             f"the tokenizer's chat template treats the first turn differently, which is not supported: {text!r}"
         )
-    end = _common_prefix(between, rest).rstrip("\n") or tokenizer.eos_token
-    return Frame(begin=begin, answer=answer, end=end, between=between.removeprefix(end))
+    end = _common_prefix(between, rest).rstrip("\n")
+    # A space before the end (Llama 2) would be the first token that ends an answer, and is no end of its own.
+    return Frame(begin, answer, end.strip(" ") or tokenizer.eos_token, between.removeprefix(end))
 
 
 def _common_prefix(a: str, b: str) -> str:
