@@ -1,5 +1,6 @@
 """The command line: mistakes get one message and exit code 2 before any work; --dry-run works without any data."""
 
+import os
 import re
 import subprocess
 import sys
@@ -87,17 +88,15 @@ def test_every_command_explains_itself(here: Here) -> None:
 
 
 def test_ray_gets_a_folder_whose_sockets_have_paths_that_the_system_allows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches every command ending in Ray's OSError where the folder for temporary files has a long path."""
-    monkeypatch.delenv("RAY_TMPDIR", raising=False)
-    monkeypatch.setenv("TMPDIR", "/tmp")
-    assert session.temporary_folder() is None
+    """Catches every command ending in an OSError where the folder for temporary files has a long path."""
+    monkeypatch.setenv("RAY_TMPDIR", "/var/tmp")
     monkeypatch.setenv("TMPDIR", "/" + 83 * "t")
-    assert session.temporary_folder() == "/tmp/ray"
+    session.shorten_temporary_folder()
+    assert (os.environ["RAY_TMPDIR"], os.environ["TMPDIR"]) == ("/var/tmp", "/tmp")
+    monkeypatch.setenv("TMPDIR", "/" + 83 * "t")
     monkeypatch.setattr(session, "SHORT_TEMPORARY", "/nowhere")
-    with pytest.raises(
-        UserError, match=r"TMPDIR /ttt.*set RAY_TMPDIR to a folder whose path has at most 32 characters"
-    ):
-        session.temporary_folder()
+    with pytest.raises(UserError, match=r"TMPDIR /ttt.*set it to a folder whose path has at most 32 characters"):
+        session.shorten_temporary_folder()
 
 
 def tree(storage: Path) -> dict[str, Any]:

@@ -70,6 +70,7 @@ def _start_ray(config: Config) -> None:
 
     from arc_ray.cluster.roles import logical_cpus
 
+    shorten_temporary_folder()
     with socket.socket() as free:
         free.bind(("", 0))
         os.environ["RAY_GCS_SERVER_PORT"] = str(free.getsockname()[1])
@@ -91,21 +92,21 @@ def _start_ray(config: Config) -> None:
         include_dashboard=True,
         logging_level=logging.ERROR,
         log_to_driver=False,
-        _temp_dir=temporary_folder(),
     )
 
 
-def temporary_folder() -> str | None:
-    """Return a folder for Ray's sockets if its own choice has too long a path for them, else None. Raises UserError."""
-    chosen = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or SHORT_TEMPORARY
-    if len(chosen) <= MOST_TEMPORARY:
-        return None
-    if not os.access(SHORT_TEMPORARY, os.W_OK):
-        raise UserError(
-            f"TMPDIR {chosen}: the sockets that Ray makes there would have longer paths than the system allows;"
-            f" set RAY_TMPDIR to a folder whose path has at most {MOST_TEMPORARY} characters"
-        )
-    return f"{SHORT_TEMPORARY}/ray"
+def shorten_temporary_folder() -> None:
+    """Give Ray's processes another folder where TMPDIR is too long for sockets, theirs and Python's. Raises UserError."""
+    for variable in ("RAY_TMPDIR", "TMPDIR"):
+        path = os.environ.get(variable, "")
+        if len(path) <= MOST_TEMPORARY:
+            continue
+        if not os.access(SHORT_TEMPORARY, os.W_OK):
+            raise UserError(
+                f"{variable} {path}: sockets that Ray makes there would have longer paths than the system allows;"
+                f" set it to a folder whose path has at most {MOST_TEMPORARY} characters"
+            )
+        os.environ[variable] = SHORT_TEMPORARY
 
 
 def _own_address() -> str:
