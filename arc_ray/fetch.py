@@ -89,7 +89,7 @@ def fingerprint(path: str) -> str | None:
 
     `path` is a folder or the name of a hub's model that this node has. None for weights not in safetensors files.
     """
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     def find(name: str) -> Path | None:
         found = cached_file(path, name, local_files_only=True, _raise_exceptions_for_missing_entries=False)

