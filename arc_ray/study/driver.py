@@ -169,12 +169,19 @@ def check_overlap(config: Config, variants: Sequence[Config], trains: bool = Tru
 
     `trains` is as in `sources_read`. Raises UserError.
     """
+    storage, read = Folder.at(config.storage), sources_read(config, variants, trains)
+    loaded = {name: load_source(s, storage) for name, s in read.items() if not isinstance(s, GeneratedSource)}
+
+    def check(checked: Config, trains: bool) -> None:
+        sources = checked.data.sources
+        tasks = {name: of_source for name, of_source in loaded.items() if sources.get(name) == read[name]}
+        refuse_overlap(checked, lineage(config, checked, trains), tasks, trains)
+
     for run in _runs_needed(config, variants):
-        refuse_overlap(run, lineage(config, run))
+        check(run, trains=True)
     # Most trials of a search differ in nothing that is looked at.
-    distinct = {repr((c.data, c.evaluate.sets, c.model.base, c.model.adapter)): c for c in variants}
-    for variant in distinct.values():
-        refuse_overlap(variant, lineage(config, variant, trains), trains=trains)
+    for variant in {repr((c.data, c.evaluate.sets, c.model.base, c.model.adapter)): c for c in variants}.values():
+        check(variant, trains)
 
 
 def _runs_needed(config: Config, variants: Sequence[Config]) -> list[Config]:
