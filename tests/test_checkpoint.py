@@ -51,6 +51,15 @@ def test_training_does_not_wait_for_a_checkpoint_and_nobody_sees_it_early(
     assert all(torch.equal(read[name], state[name]) for name in state)
 
 
+def test_a_checkpoint_keeps_the_text_around_its_prompts(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    """Catches an evaluation that cannot tell whether it asks as training did."""
+    writer = writer_of(tmp_path)
+    writer.write(1, state)
+    writer.wait()
+    about = (Folder.at(str(tmp_path)) / "checkpoint-000001").read_json("arc_ray.json")
+    assert about["frame"] == {"begin": "<bos>", "answer": "", "end": "<eos>", "between": "\n"}
+
+
 @pytest.mark.parametrize("at", range(6))
 def test_a_checkpoint_cut_off_at_any_file_is_not_there(
     tmp_path: Path, state: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, at: int

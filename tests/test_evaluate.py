@@ -1,5 +1,6 @@
 """Evaluation: prompts, strategies, selection that is redone without a model, and runs that go on where they were cut."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -31,6 +32,7 @@ from arc_ray.rows import write_rows
 from arc_ray.runs import run_folder
 from arc_ray.storage import Folder
 from arc_ray.tasks import Task, TaskTable, task_to_json
+from arc_ray.tokens import frame_of
 from arc_ray.views import plain_views
 
 
@@ -219,6 +221,20 @@ def test_an_evaluation_that_may_ask_what_was_learned_says_so(tmp_path: Path, her
     ]
     written = write_report([run_folder(config).uri])
     assert "mine of @base and mine: training task p4" in Path(written["report.html"]).read_text()
+
+
+def test_a_checkpoint_that_learned_other_text_around_its_prompts_is_refused(tmp_path: Path, here: list[str]):
+    """Would catch a chat template that changed between training and evaluation; a checkpoint without a frame goes on."""
+    config = config_at(tmp_path, evaluate__checkpoint=str(tmp_path / "base"), evaluate__symmetries=1)
+    about = {"base": None, "prompt": {"format": "compact", "encoder": "compact"}}
+    frame = dataclasses.asdict(frame_of(tiny_tokenizer()))
+    for kept, name in (({}, "older"), ({"frame": frame}, "same"), ({"frame": frame | {"end": "<end>"}}, "other")):
+        (tmp_path / "base" / "arc_ray.json").write_text(json.dumps(about | kept))
+        if name == "other":
+            with pytest.raises(UserError, match=r"base learned prompts with '<end>' where .* now writes '<eos>'"):
+                evaluate(with_overrides(config, {"name": name}))
+        else:
+            evaluate(with_overrides(config, {"name": name}))
 
 
 def test_tasks_that_changed_since_an_evaluation_began_are_refused_by_name(tmp_path: Path, here: list[str]):

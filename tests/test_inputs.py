@@ -83,6 +83,13 @@ def test_data_that_changed_since_a_run_was_planned_is_refused_by_name(tmp_path: 
         prepare(asked, run)
     run.write_bytes("plan.parquet", save_plan(dataclasses.replace(plan, data={})))
     prepare(asked, run)  # an older run's plan says nothing of its data
+    frame = run.read_json("frame.json")
+    run.write_json("frame.json", frame | {"begin": "Today is 23 Nov 2026"})
+    with pytest.raises(UserError, match=r"run learned prompts with 'Today is 23 Nov 2026' where .* now writes '<bos>'"):
+        prepare(asked, run)
+    run.delete("frame.json")
+    prepare(asked, run)  # an older run goes on, and knows its frame from then on
+    assert run.read_json("frame.json") == frame
 
 
 def test_an_evaluation_does_not_wait_for_what_others_train_on(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from arc_ray.encoders import ENCODERS
 from arc_ray.errors import UserError
 from arc_ray.prompt import FORMATS, Frame, Learn, needs_description
 from arc_ray.tasks import Pair, Task, TaskTable
-from arc_ray.tokens import Codec, fit_views, frame_of, make_tiny_tokenizer, view_lengths
+from arc_ray.tokens import Codec, fit_views, frame_of, make_tiny_tokenizer, refuse_other_frame, view_lengths
 from arc_ray.tokens.lengths import warm_up
 from arc_ray.tokens.tokenizer import tiny_corpus
 from arc_ray.views import Views, draw_views, keys_of, plain_views
@@ -485,6 +485,31 @@ def with_template(template: str) -> Any:
 def test_frames_of_other_templates(template: str, frame: Frame):
     """Would catch a popular model that cannot be used, and a thought that ends up in every answer."""
     assert frame_of(with_template(template)) == frame
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        # like Llama 3.1's and Granite's
+        "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}",
+        "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}",
+    ],
+)
+def test_a_template_that_writes_todays_date_writes_the_same_every_day(head: str):
+    """Would catch a training, its resumption and its evaluation that see other prompts because a night lies between."""
+    turns = "{% for m in messages %}<h>{{ m.role }}</h>{{ m.content }}<eot>{% endfor %}"
+    tokenizer = with_template(head + turns)
+    today = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
+    assert not today.startswith("26 Jul 2024"), "the template does write today's date by itself"
+    frame = frame_of(tokenizer)
+    assert frame.begin == "26 Jul 2024<h>user</h>"
+    refuse_other_frame(dataclasses.asdict(frame), frame, "run")
+    refuse_other_frame(None, frame, "an older run")
+    then = dataclasses.asdict(frame) | {"begin": "23 Nov 2026<h>user</h>"}
+    with pytest.raises(
+        UserError, match=r"run learned prompts with '23 Nov 2026<h>user</h>' where .* writes '26 Jul 2024"
+    ):
+        refuse_other_frame(then, frame, "run")
 
 
 @pytest.mark.parametrize(

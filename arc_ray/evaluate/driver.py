@@ -25,13 +25,14 @@ from arc_ray.evaluate.two_players import describe_sets, first_player
 from arc_ray.fingerprints import fingerprint, refuse_changes
 from arc_ray.guard import refuse_overlap
 from arc_ray.model import load_tokenizer
+from arc_ray.prompt import Frame
 from arc_ray.runs import claim, finish, is_finished, resolve_reference, run_folder
 from arc_ray.sources.arc import read_json
 from arc_ray.sources.counting import Answered, accuracy_by_kind, extent_of
 from arc_ray.storage import Folder
 from arc_ray.submission import write_submission
 from arc_ray.tasks import Task, TaskTable
-from arc_ray.tokens import Codec
+from arc_ray.tokens import Codec, refuse_other_frame
 from arc_ray.train.driver import codec_of
 from arc_ray.train.starts import lineage
 from arc_ray.train.validation import make_validation
@@ -98,6 +99,7 @@ def check_evaluation(config: Config) -> None:
 def asking_codec(config: Config, tokenizer: Any) -> Codec:
     """Make the codec that writes the prompts of an evaluation. Raises UserError."""
     codec = dataclasses.replace(codec_of(config, tokenizer), learn="asked", _layouts={})
+    _check_frame(config, "checkpoint", codec.frame)
     if config.evaluate.constrain and not codec.is_fast:
         others = {name: with_overrides(config, {"prompt.encoder": name}) for name in ENCODERS}
         with warnings.catch_warnings(action="ignore"):
@@ -118,6 +120,7 @@ def _answer(config: Config, folder: Folder, sets: Sets, progress: Progress) -> N
     puzzles = {name: tasks for name, tasks in sets.items() if not _is_counting(config, name)}
     if config.evaluate.describer:
         check_prompt(first_player(config), "describer")
+        _check_frame(first_player(config), "describer", codec.frame)
         described = describe_sets(config, folder, puzzles, tokenizer, partial(progress, "batches described"))
         puzzles |= {f"{name}{GENERATED}": tasks for name, tasks in described.items()}
     prompts = {name: make_prompts(codec, TaskTable.of(tasks), config) for name, tasks in puzzles.items()}
@@ -293,3 +296,11 @@ def check_prompt(config: Config, key: str) -> None:
             f"evaluate.{key} {checkpoint} learned the prompt {about['prompt']}, the config says {asked};"
             f" set prompt.format and prompt.encoder to the checkpoint's"
         )
+
+
+def _check_frame(config: Config, key: str, frame: Frame) -> None:
+    """Refuse a checkpoint whose prompts stood between other texts than the tokenizer's chat template writes now."""
+    checkpoint = config.evaluate.checkpoint
+    if checkpoint:
+        about = Folder.at(resolve_reference(checkpoint, config.storage)).read_json("arc_ray.json") or {}
+        refuse_other_frame(about.get("frame"), frame, f"evaluate.{key} {checkpoint}")

@@ -1,5 +1,9 @@
 """Tokenizers: the tiny one that is made here, and the chat frame of any other."""
 
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import date
 from typing import Any
 
 from arc_ray.config.sources import CountingSource
@@ -8,6 +12,9 @@ from arc_ray.prompt import FORMATS, Frame, Text, counting_layout, needs_descript
 from arc_ray.sources.counting import counting_task
 
 SPECIAL = ("<pad>", "<bos>", "<eos>")
+TODAY = date(2024, 7, 26)
+"""The date in chat templates that write today's (Llama 3.1, Granite), or prompts would change from day to day. It is what
+Llama's template writes where it is given none."""
 TINY_VOCABULARY = 384
 """256 bytes, the special tokens, and merges for the words of our own prompts."""
 
@@ -67,7 +74,12 @@ def frame_of(tokenizer: Any) -> Frame:
         return Frame(begin=tokenizer.bos_token or "", answer="", end=tokenizer.eos_token, between="\n")
     marks = [f"\u241e{role}{i}\u241e" for i in range(3) for role in ("user", "assistant")]
     turns = [{"role": mark[1:-2], "content": mark} for mark in marks]
-    text = rest = tokenizer.apply_chat_template(turns, tokenize=False)
+    template = re.sub(
+        r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""",
+        lambda call: repr(TODAY.strftime(call[2])),
+        tokenizer.get_chat_template(),
+    )
+    text = rest = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
     pieces = []
     for mark in marks:
         piece, found, rest = rest.partition(mark)
@@ -84,6 +96,16 @@ def frame_of(tokenizer: Any) -> Frame:
     end = _common_prefix(between, rest).rstrip("\n")
     # A space before the end (Llama 2) would be the first token that ends an answer, and is no end of its own.
     return Frame(begin, answer, end.strip(" ") or tokenizer.eos_token, between.removeprefix(end))
+
+
+def refuse_other_frame(kept: Mapping[str, str] | None, frame: Frame, what: str) -> None:
+    """Raise UserError where `what` was made with another frame than the tokenizer's; None is that of older ones, unknown."""
+    for part, text in asdict(frame).items():
+        if kept and kept[part] != text:
+            raise UserError(
+                f"{what} learned prompts with {kept[part]!r} where the tokenizer's chat template now writes {text!r};"
+                f" set model.base to the model as it was then, or train again"
+            )
 
 
 def _common_prefix(a: str, b: str) -> str:

@@ -2,6 +2,7 @@
 
 import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from arc_ray.fetch import fingerprint
 from arc_ray.model import model_path, save_weights
 from arc_ray.runs import checkpoint_name, checkpoint_steps
 from arc_ray.storage import Folder
+from arc_ray.tokens import frame_of
 from arc_ray.train.engine import MOMENTS, State
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -52,7 +54,8 @@ class CheckpointWriter:
         target.write_bytes(OPTIMIZER_FILE, save_tensors(moments))
         if after:
             after.result()
-        target.write_json("arc_ray.json", describe_checkpoint(self._config, step))
+        frame = asdict(frame_of(self._tokenizer))
+        target.write_json("arc_ray.json", describe_checkpoint(self._config, step) | {"frame": frame})
         for old in checkpoint_steps(self._folder)[: -self._config.train.keep_checkpoints]:
             # The marker goes first, so that a checkpoint half deleted is one that is not there.
             (self._folder / checkpoint_name(old)).delete("arc_ray.json")

@@ -28,7 +28,7 @@ from arc_ray.rows import RowMaker, plan_rows
 from arc_ray.runs import checkpoint_steps, claim, finish, is_finished, read_metrics, run_folder
 from arc_ray.storage import Folder
 from arc_ray.tasks import TaskTable
-from arc_ray.tokens import Codec, frame_of, make_codec
+from arc_ray.tokens import Codec, frame_of, make_codec, refuse_other_frame
 from arc_ray.train.trackers import check_tracker, tracker_environment
 from arc_ray.train.validation import ValidationSet, make_validation
 from arc_ray.train.worker import Job, train_on_worker
@@ -56,6 +56,9 @@ def prepare(config: Config, folder: Folder | None = None) -> Prepared:
     tables = {name: TaskTable.of(of_source) for name, of_source in tasks.items()}
     tokenizer = load_tokenizer(config.model, config.storage)
     codec = codec_of(config, tokenizer)
+    if folder is not None:
+        refuse_other_frame(folder.read_json("frame.json"), codec.frame, folder.uri)
+        folder.write_json("frame.json", dataclasses.asdict(codec.frame))
     if folder is not None and folder.exists("plan.parquet"):
         plan = load_plan(folder.read_bytes("plan.parquet"))
         refuse_changes(plan.data, tables, folder.uri)
