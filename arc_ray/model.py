@@ -3,9 +3,9 @@
 import contextlib
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -34,14 +34,16 @@ def load_tokenizer(config: ModelConfig, storage: str) -> Any:
         return AutoTokenizer.from_pretrained(path)
 
 
-def build_model(config: ModelConfig, storage: str, seed: int, full: bool, tokenizer: Any) -> nn.Module:
+def build_model(
+    config: ModelConfig, storage: str, seed: int, full: bool, tokenizer: Any, row_tokens: int | None = None
+) -> nn.Module:
     """Build the model that training starts from: base (or random weights), starting adapter, and unless `full` a LoRA.
 
-    Random weights follow from `seed`. Raises UserError for a path that is no model.
+    Random weights follow from `seed`. Raises UserError for what is no model, or none for rows of `row_tokens`.
     """
     with _seeded(seed):
         model: Any = scratch_model(config.scratch, tokenizer) if config.scratch else load_base(config, storage)
-        check_supported(model)
+        check_supported(model, row_tokens)
         if config.adapter:
             model = _with_adapter(model, config, storage, trainable=not full)
             if config.adapter_use == "merge":
@@ -60,14 +62,53 @@ def checkpoint_gradients(model: Any) -> nn.Module:
     return model
 
 
-def load_base(config: ModelConfig, storage: str) -> nn.Module:
-    """Load the base model's weights. Raises UserError."""
-    from transformers import AutoModelForCausalLM
+def load_base(config: ModelConfig, storage: str, device: Literal["cpu", "meta"] = "cpu") -> nn.Module:
+    """Load the base model's weights; on "meta" only names and shapes are read, to find out whether they fit.
+
+    Raises UserError, also for weights that the model has no place for and for places without weights.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     path = model_path(config.base, storage)
     with explained(path):
-        return AutoModelForCausalLM.from_pretrained(
-            path, dtype=DTYPES[config.dtype], attn_implementation=attention_implementation(config)
+        about = AutoConfig.from_pretrained(path)
+        if quantized := getattr(about, "quantization_config", None):
+            method = dict(quantized if isinstance(quantized, dict) else vars(quantized)).get("quant_method")
+            raise UserError(
+                f"model.base {path}: its weights are quantized ({method}), which cannot be trained here;"
+                f" take the model that it was made from, with model.dtype=bfloat16"
+            )
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=DTYPES[config.dtype],
+            attn_implementation=attention_implementation(config),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            device_map=None if device == "cpu" else device,
+        )
+    refuse_misfits(
+        f"model.base {path}",
+        missing=found["missing_keys"],
+        unexpected=found["unexpected_keys"],
+        mismatched=[f"{name} is {tuple(there)}, not {tuple(asked)}" for name, there, asked in found["mismatched_keys"]],
+    )
+    return model
+
+
+def refuse_misfits(
+    place: str, missing: Collection[str], unexpected: Collection[str] = (), mismatched: Collection[str] = ()
+) -> None:
+    """Raise UserError where weights and model do not fit: else what is missing would stay random, in silence."""
+    parts = {"missing": missing, "unknown to the model": unexpected, "of another shape": mismatched}
+    said = [
+        f"{len(names)} {what} ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"
+        for what, names in parts.items()
+        if names
+    ]
+    if said:
+        raise UserError(
+            f"{place}: the weights do not fit the model: {'; '.join(said)}; they must be named and shaped as transformers"
+            f" and peft save them (no `module.` or `_orig_mod.` before names, no ZeRO-3 shards), for this very model"
         )
 
 
@@ -76,8 +117,6 @@ def load_for_inference(config: ModelConfig, storage: str, checkpoint: str | None
 
     Without a checkpoint, the model that training would start from. Raises UserError.
     """
-    from peft import PeftModel
-
     folder = _checkpoint_folder(config, storage, checkpoint)
     if folder and not (Path(folder) / "adapter_config.json").exists():
         return load_base(config.model_copy(update={"base": folder}), storage).eval()
@@ -85,18 +124,18 @@ def load_for_inference(config: ModelConfig, storage: str, checkpoint: str | None
     if config.adapter and (folder is None or config.adapter_use == "merge"):
         model = _with_adapter(model, config, storage, trainable=False).merge_and_unload()
     if folder:
-        model = PeftModel.from_pretrained(model, folder).merge_and_unload()
+        model = with_saved_adapter(model, folder, trainable=False).merge_and_unload()
     return model.eval()
 
 
-def load_for_tuning(config: ModelConfig, storage: str, checkpoint: str | None, fresh: bool, seed: int) -> nn.Module:
+def load_for_tuning(
+    config: ModelConfig, storage: str, checkpoint: str | None, fresh: bool, seed: int, row_tokens: int | None = None
+) -> nn.Module:
     """Load what `load_for_inference` does, to be trained further: with its adapter, or a new LoRA on the merged model.
 
     A new one is made where `fresh`, and where there is no adapter to continue; its weights follow from `seed`.
     Raises UserError.
     """
-    from peft import PeftModel
-
     folder = _checkpoint_folder(config, storage, checkpoint)
     if folder:
         has_adapter = (Path(folder) / "adapter_config.json").exists()
@@ -104,16 +143,16 @@ def load_for_tuning(config: ModelConfig, storage: str, checkpoint: str | None, f
         has_adapter = config.adapter is not None and config.adapter_use == "continue"
     if fresh or not has_adapter:
         model: Any = load_for_inference(config, storage, checkpoint)
-        check_supported(model)
+        check_supported(model, row_tokens)
         with _seeded(seed):
             model = with_lora(model, config.lora)
     else:
         model = load_base(config, storage)
-        check_supported(model)
+        check_supported(model, row_tokens)
         if folder:
             if config.adapter and config.adapter_use == "merge":
                 model = _with_adapter(model, config, storage, trainable=False).merge_and_unload()
-            model = PeftModel.from_pretrained(model, folder, is_trainable=True)
+            model = with_saved_adapter(model, folder, trainable=True)
         else:
             model = _with_adapter(model, config, storage, trainable=True)
     return checkpoint_gradients(model) if config.gradient_checkpointing else model
@@ -186,13 +225,36 @@ def merge_checkpoint(config: ModelConfig, storage: str, checkpoint: str | None, 
 
 
 def _with_adapter(model: nn.Module, config: ModelConfig, storage: str, trainable: bool) -> Any:
-    from peft import PeftModel
-
     path = local_folder(resolve_reference(config.adapter or "", storage))
     if not (Path(path) / "adapter_config.json").exists():
         raise UserError(f"model.adapter {config.adapter}: {path} holds no adapter_config.json")
     _refuse_other_base(f"model.adapter {config.adapter}", path, config.base, storage)
-    return PeftModel.from_pretrained(model, path, is_trainable=trainable)
+    return with_saved_adapter(model, path, trainable)
+
+
+def with_saved_adapter(model: Any, path: str, trainable: bool) -> Any:
+    """Put the LoRA adapter of a folder around a model; on "meta", only names and shapes are compared. Raises UserError."""
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import PeftConfig, get_peft_model
+
+    with explained(path, "adapter"):
+        about = PeftConfig.from_pretrained(path)
+        if not isinstance(about, PeftLoraConfig):
+            raise UserError(f"adapter {path}: its kind is {about.peft_type}; only LoRA can be trained and merged here")
+        about.inference_mode = not trainable
+        adapted: Any = get_peft_model(model, about)
+        # As peft's own from_pretrained does, which keeps to itself what did not fit.
+        renamed = getattr(model, "_checkpoint_conversion_mapping", {})
+        found = adapted.load_adapter(
+            path,
+            "default",
+            is_trainable=trainable,
+            torch_device="cpu",
+            key_mapping=renamed,
+            ignore_mismatched_sizes=False,
+        )
+    refuse_misfits(f"adapter {path}", found.missing_keys, found.unexpected_keys)
+    return adapted
 
 
 def _checkpoint_folder(config: ModelConfig, storage: str, checkpoint: str | None) -> str | None:
@@ -221,18 +283,22 @@ def with_lora(model: nn.Module, config: LoraConfig) -> nn.Module:
     from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model
 
-    return get_peft_model(
-        model,  # pyright: ignore[reportArgumentType]
-        PeftLoraConfig(
-            task_type="CAUSAL_LM",
-            r=config.r,
-            lora_alpha=config.alpha,
-            lora_dropout=config.dropout,
-            target_modules=config.targets,
-            use_rslora=config.rslora,
-            use_dora=config.dora,
-        ),
+    about = PeftLoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.r,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=config.targets,
+        use_rslora=config.rslora,
+        use_dora=config.dora,
     )
+    try:
+        return get_peft_model(model, about)  # pyright: ignore[reportArgumentType]
+    except ValueError as error:
+        names = {name.rsplit(".", 1)[-1] for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+        raise UserError(
+            f"model.lora.targets {config.targets}: {error}; the linear layers of this model are {', '.join(sorted(names))}"
+        ) from error
 
 
 def without_adapter(model: Any) -> Any:
@@ -268,13 +334,29 @@ def local_folder(path: str) -> str:
 
 
 @contextlib.contextmanager
-def explained(path: str) -> Iterator[None]:
-    """Turn what transformers raises for a path that is no model into a UserError."""
+def explained(path: str, kind: Literal["base", "adapter"] = "base") -> Iterator[None]:
+    """Turn what transformers, peft, tokenizers and safetensors raise for a folder that cannot be loaded into a UserError."""
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # tokenizers and safetensors raise their own kinds, which have nothing else in common
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"model.base {path}: cannot be loaded as a model: {reason}") from error
+        if pointers := [file.name for file in Path(path).glob("*") if _is_pointer(file)]:
+            reason = f"{', '.join(pointers)} only names a file of Git LFS; fetch it with `git lfs pull`"
+        if isinstance(error, ImportError) and "flash" in reason.lower():
+            reason += "; model.attention=auto takes flash attention only where it is installed"
+        place = (
+            f"model.base {path}: cannot be loaded as a model" if kind == "base" else f"adapter {path}: cannot be loaded"
+        )
+        raise UserError(f"{place}: {reason}") from error
+
+
+def _is_pointer(file: Path) -> bool:
+    """Tell whether a file is what Git leaves in the place of one that Git LFS holds."""
+    if not file.is_file() or file.stat().st_size > 1024:
+        return False
+    return file.read_bytes().startswith(b"version https://git-lfs")
 
 
 @contextlib.contextmanager

@@ -23,6 +23,9 @@ from arc_ray.views import Views, draw_views, keys_of
 IGNORED = -100
 """Label of a token that is not learned (the convention of Hugging Face and PyTorch)."""
 
+EMPTY_ROW_VIEW = 16
+"""Tokens of each view that the padding of a row without views is cut into: the least that `train.row_tokens` may be."""
+
 Batch = dict[str, npt.NDArray[Any]]
 """input_ids, position_ids, labels: int32 (rows, row_tokens); labels[t] is the token at t itself, or IGNORED."""
 
@@ -98,8 +101,10 @@ def write_rows(rows: Sequence[Sequence[Encoded]], width: int, pad_id: int) -> Ba
             np.copyto(batch["labels"][i, at:end], ids, where=learned)
             at = end
         batch["input_ids"][i, at:] = pad_id
-        # Padding counts up from 0 like a view of its own, so attention never crosses into it.
-        batch["position_ids"][i, at:] = positions[: width - at]
+        # Padding counts up from 0 like views of its own, so attention never crosses into it; none is longer than the
+        # row's own views, because some models have no further positions, or read all of a batch otherwise.
+        longest = max((len(ids) for ids, _ in views), default=EMPTY_ROW_VIEW)
+        batch["position_ids"][i, at:] = positions[: width - at] % longest
     return batch
 
 

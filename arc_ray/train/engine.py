@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from arc_ray.config.training import ModelConfig, TrainConfig
-from arc_ray.model import trainable
+from arc_ray.model import refuse_misfits, trainable
 from arc_ray.train.schedule import deepspeed_config
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -91,9 +91,16 @@ def gather_state(engine: Any, model: nn.Module) -> State:
 
 
 def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Put gathered weights into a model that DeepSpeed has not wrapped yet: its own working copies follow from them."""
-    for name, parameter in trainable(model).items():
-        parameter.data.copy_(state[f"weight.{name}"])
+    """Put gathered weights into a model that DeepSpeed has not wrapped yet: its own working copies follow from them.
+
+    Raises UserError where the state is of another model.
+    """
+    trained = trainable(model)
+    found = {name.removeprefix("weight."): tensor for name, tensor in state.items() if name.startswith("weight.")}
+    reshaped = [name for name in trained.keys() & found.keys() if trained[name].shape != found[name].shape]
+    refuse_misfits("the checkpoint", trained.keys() - found.keys(), found.keys() - trained.keys(), reshaped)
+    for name, parameter in trained.items():
+        parameter.data.copy_(found[name])
 
 
 def begin(engine: Any, model: nn.Module, start: Start) -> None:

@@ -95,7 +95,8 @@ def make_worker(job: Job) -> Worker:
     )
     loading = time.perf_counter()
     tokenizer = load_tokenizer(config.model, config.storage)
-    model = build_model(config.model, config.storage, config.seed, config.train.full, tokenizer)
+    train = config.train
+    model = build_model(config.model, config.storage, config.seed, train.full, tokenizer, train.row_tokens)
     ready = began + time.perf_counter() - loading
     start = Start(step, read_state(folder, step)) if step else Start()
     if start.state is not None:
