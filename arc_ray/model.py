@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import json
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -44,8 +45,10 @@ def build_model(
     with _seeded(seed):
         model: Any = scratch_model(config.scratch, tokenizer) if config.scratch else load_base(config, storage)
         check_supported(model, row_tokens)
+        if tokenizer is not None:
+            check_tokens(model, tokenizer)
         if config.adapter:
-            model = _with_adapter(model, config, storage, trainable=not full)
+            model = with_starting_adapter(model, config, storage, trainable=not full)
             if config.adapter_use == "merge":
                 model = model.merge_and_unload()
         if not full and not (config.adapter and config.adapter_use == "continue"):
@@ -53,6 +56,23 @@ def build_model(
         for parameter in model.parameters():
             parameter.requires_grad_(full or parameter.requires_grad)
     return checkpoint_gradients(model) if config.gradient_checkpointing else model
+
+
+def check_tokens(model: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer that writes our prompts, or pads them, with ids that the model has no embedding for."""
+    from arc_ray.tokens.tokenizer import frame_of, tiny_corpus
+
+    frame = frame_of(tokenizer)
+    texts = [*tiny_corpus(), "0123456789", frame.begin, frame.answer, frame.end, frame.between]
+    used = {token for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] for token in ids}
+    used |= {token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None}
+    rows = model.get_input_embeddings().weight.shape[0]
+    if beyond := sorted(token for token in used if token >= rows):
+        names = ", ".join(f"{token} ({tokenizer.convert_ids_to_tokens(token)!r})" for token in beyond[:3])
+        raise UserError(
+            f"the tokenizer writes ids beyond the model's {rows} embeddings: {names}; take the tokenizer that belongs to the"
+            f" model, or resize the embeddings and save the model anew"
+        )
 
 
 def checkpoint_gradients(model: Any) -> nn.Module:
@@ -76,12 +96,12 @@ def load_base(config: ModelConfig, storage: str, device: Literal["cpu", "meta"] 
             method = dict(quantized if isinstance(quantized, dict) else vars(quantized)).get("quant_method")
             raise UserError(
                 f"model.base {path}: its weights are quantized ({method}), which cannot be trained here;"
-                f" take the model that it was made from, with model.dtype=bfloat16"
+                f" take the model that it was made from"
             )
         model, found = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=DTYPES[config.dtype],
-            attn_implementation=attention_implementation(config),
+            attn_implementation=attention_implementation(config) if device == "cpu" else "sdpa",
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             device_map=None if device == "cpu" else device,
@@ -122,7 +142,7 @@ def load_for_inference(config: ModelConfig, storage: str, checkpoint: str | None
         return load_base(config.model_copy(update={"base": folder}), storage).eval()
     model: Any = load_base(config, storage)
     if config.adapter and (folder is None or config.adapter_use == "merge"):
-        model = _with_adapter(model, config, storage, trainable=False).merge_and_unload()
+        model = with_starting_adapter(model, config, storage, trainable=False).merge_and_unload()
     if folder:
         model = with_saved_adapter(model, folder, trainable=False).merge_and_unload()
     return model.eval()
@@ -151,10 +171,10 @@ def load_for_tuning(
         check_supported(model, row_tokens)
         if folder:
             if config.adapter and config.adapter_use == "merge":
-                model = _with_adapter(model, config, storage, trainable=False).merge_and_unload()
+                model = with_starting_adapter(model, config, storage, trainable=False).merge_and_unload()
             model = with_saved_adapter(model, folder, trainable=True)
         else:
-            model = _with_adapter(model, config, storage, trainable=True)
+            model = with_starting_adapter(model, config, storage, trainable=True)
     return checkpoint_gradients(model) if config.gradient_checkpointing else model
 
 
@@ -176,15 +196,6 @@ def model_path(base: str | None, storage: str) -> str:
     elif "/" not in base and (hint := nearest_model(base)):
         raise UserError(f"model.base {base}: no folder, and no built-in model{hint}")
     return path
-
-
-def check_model(base: str, storage: str) -> None:
-    """Read what a base says of itself, without its weights. Raises UserError for one that cannot be found or read."""
-    from transformers import AutoConfig
-
-    path = model_path(base, storage)
-    with explained(path):
-        AutoConfig.from_pretrained(path)
 
 
 def attention_implementation(config: ModelConfig) -> str:
@@ -224,7 +235,8 @@ def merge_checkpoint(config: ModelConfig, storage: str, checkpoint: str | None, 
     load_tokenizer(config, storage).save_pretrained(target)
 
 
-def _with_adapter(model: nn.Module, config: ModelConfig, storage: str, trainable: bool) -> Any:
+def with_starting_adapter(model: nn.Module, config: ModelConfig, storage: str, trainable: bool) -> Any:
+    """Put the adapter that a config starts from around its base. Raises UserError."""
     path = local_folder(resolve_reference(config.adapter or "", storage))
     if not (Path(path) / "adapter_config.json").exists():
         raise UserError(f"model.adapter {config.adapter}: {path} holds no adapter_config.json")
@@ -235,12 +247,14 @@ def _with_adapter(model: nn.Module, config: ModelConfig, storage: str, trainable
 def with_saved_adapter(model: Any, path: str, trainable: bool) -> Any:
     """Put the LoRA adapter of a folder around a model; on "meta", only names and shapes are compared. Raises UserError."""
     from peft import LoraConfig as PeftLoraConfig
-    from peft import PeftConfig, get_peft_model
+    from peft import PeftConfig, PeftType, get_peft_model
 
     with explained(path, "adapter"):
         about = PeftConfig.from_pretrained(path)
         if not isinstance(about, PeftLoraConfig):
-            raise UserError(f"adapter {path}: its kind is {about.peft_type}; only LoRA can be trained and merged here")
+            raise UserError(
+                f"adapter {path}: its kind is {PeftType(about.peft_type).value}; only LoRA can be trained and merged here"
+            )
         about.inference_mode = not trainable
         adapted: Any = get_peft_model(model, about)
         # As peft's own from_pretrained does, which keeps to itself what did not fit.
@@ -336,6 +350,9 @@ def local_folder(path: str) -> str:
 @contextlib.contextmanager
 def explained(path: str, kind: Literal["base", "adapter"] = "base") -> Iterator[None]:
     """Turn what transformers, peft, tokenizers and safetensors raise for a folder that cannot be loaded into a UserError."""
+    reports = logging.getLogger("transformers.modeling_utils")
+    level = reports.level
+    reports.setLevel(logging.ERROR)  # it would list weights that do not fit, which `refuse_misfits` does in short
     try:
         yield
     except (UserError, MemoryError, torch.OutOfMemoryError):
@@ -350,6 +367,8 @@ def explained(path: str, kind: Literal["base", "adapter"] = "base") -> Iterator[
             f"model.base {path}: cannot be loaded as a model" if kind == "base" else f"adapter {path}: cannot be loaded"
         )
         raise UserError(f"{place}: {reason}") from error
+    finally:
+        reports.setLevel(level)
 
 
 def _is_pointer(file: Path) -> bool:

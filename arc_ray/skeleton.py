@@ -1,5 +1,8 @@
 """The model of a config without its weights: shapes and dtypes on torch's meta device, for estimates and counts."""
 
+import importlib.util
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,32 +13,39 @@ from arc_ray.errors import UserError
 from arc_ray.flops import Work
 from arc_ray.model import (
     DTYPES,
-    attention_implementation,
+    check_tokens,
     checkpoint_gradients,
     explained,
-    local_folder,
+    load_base,
+    load_tokenizer,
     model_path,
     scratch_model,
     trainable,
     with_lora,
+    with_starting_adapter,
     without_adapter,
 )
-from arc_ray.runs import resolve_reference
+from arc_ray.supported import check_row_tokens
 
 TYPICAL_LEARNED = 0.25
 """Share of learned tokens where no plan says it: answers are a fifth of ARC's tokens, a half where all outputs are learned."""
 
 
 def build_skeleton(config: ModelConfig, storage: str, full: bool, tokenizer: Any) -> nn.Module:
-    """Build what `arc_ray.model.build_model` would, without weights: only the model's own description is read.
+    """Build what `arc_ray.model.build_model` would, without weights: only descriptions, names and shapes are read.
 
-    Raises UserError for a path that is no model.
+    Raises UserError for what is no model, or whose weights do not fit it.
     """
+    if config.scratch:
+        with torch.device("meta"):
+            model: Any = scratch_model(config.scratch, tokenizer)
+    else:
+        model = _bare_base(config, storage)
     with torch.device("meta"):
-        model: Any = scratch_model(config.scratch, tokenizer) if config.scratch else _bare_base(config, storage)
-        if config.adapter and config.adapter_use == "continue":
-            model = _with_bare_adapter(model, config.adapter, storage)
-        elif not full:
+        if config.adapter:
+            adapted = with_starting_adapter(model, config, storage, trainable=True)
+            model = adapted if config.adapter_use == "continue" else adapted.unload()
+        if not full and not (config.adapter and config.adapter_use == "continue"):
             model = with_lora(model, config.lora)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(full or "lora_" in name)
@@ -73,23 +83,36 @@ def work_of(model: nn.Module) -> Work:
     )
 
 
+def check_model(config: ModelConfig, storage: str, full: bool, row_tokens: int) -> None:
+    """Find out before any work whether a model, its tokenizer and its adapter can be loaded and trained on such rows.
+
+    Of weights on this machine names and shapes are compared; what an adapter "@run" will hold is not known yet.
+    Raises UserError.
+    """
+    if (
+        "flash" in config.attention
+        and importlib.util.find_spec("flash_attn") is None
+        and "RAY_ADDRESS" not in os.environ
+    ):
+        raise UserError(
+            f"model.attention {config.attention}: the package flash_attn is not installed here;"
+            f" model.attention=auto takes it where it is"
+        )
+    tokenizer = load_tokenizer(config, storage)
+    if (config.adapter or "").startswith("@"):
+        config = config.model_copy(update={"adapter": None})
+    model = without_adapter(build_skeleton(config, storage, full, tokenizer))
+    check_row_tokens(model.config, row_tokens)
+    check_tokens(model, tokenizer)
+
+
 def _bare_base(config: ModelConfig, storage: str) -> nn.Module:
+    """Make the base on the meta device: from names and shapes of its weights if they are here, else from its config."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     path = model_path(config.base, storage)
-    with explained(path):
+    if Path(path).is_dir():
+        return load_base(config, storage, "meta")
+    with explained(path), torch.device("meta"):
         about = AutoConfig.from_pretrained(path)
-        return AutoModelForCausalLM.from_config(
-            about, dtype=DTYPES[config.dtype], attn_implementation=attention_implementation(config)
-        )
-
-
-def _with_bare_adapter(model: nn.Module, adapter: str, storage: str) -> nn.Module:
-    from peft import PeftConfig, get_peft_model
-
-    path = local_folder(resolve_reference(adapter, storage))
-    try:
-        about = PeftConfig.from_pretrained(path)
-    except ValueError as error:
-        raise UserError(f"model.adapter {adapter}: {path} holds no adapter_config.json") from error
-    return get_peft_model(model, about)  # pyright: ignore[reportArgumentType]
+        return AutoModelForCausalLM.from_config(about, dtype=DTYPES[config.dtype], attn_implementation="sdpa")

@@ -84,9 +84,12 @@ def _machine() -> Iterator[str]:
 
 def _model(config: Config) -> Iterator[str]:
     from arc_ray.model import build_model, load_tokenizer
+    from arc_ray.skeleton import check_model
 
+    train = config.train
+    check_model(config.model, config.storage, train.full, train.row_tokens)
     tokenizer = load_tokenizer(config.model, config.storage)
-    build_model(config.model, config.storage, config.seed, config.train.full, tokenizer)
+    build_model(config.model, config.storage, config.seed, train.full, tokenizer, train.row_tokens)
     codec = codec_of(config, tokenizer)
     way = "ids of grids are looked up" if codec.is_fast else "it merges cells, so every view goes through the tokenizer"
     yield f"model {config.model.base or 'from scratch'}: loads; vocabulary {len(tokenizer)}; {way}"

@@ -99,7 +99,9 @@ class Tuner:
         # Not the machine's cores shared among the workers: sums would round differently on another number of workers.
         torch.set_num_threads(config.scaling.threads or max(1, int(config.scaling.cpus_per_worker)))
         fresh = ttt.adapter == "new"
-        model: Any = load_for_tuning(config.model, config.storage, config.evaluate.checkpoint, fresh, config.seed)
+        model: Any = load_for_tuning(
+            config.model, config.storage, config.evaluate.checkpoint, fresh, config.seed, config.train.row_tokens
+        )
         model = model.to("cuda") if config.scaling.on_gpu else model
         self._adapter = Adapter(model)
         self._answerer = Answerer(config, self._folder, self._encoder, without_adapter(model))

@@ -17,10 +17,10 @@ from arc_ray.evaluate.driver import check_evaluation, run_evaluation
 from arc_ray.fetch import BUILT_IN, obtain_model
 from arc_ray.generate import ensure_datasets
 from arc_ray.guard import refuse_overlap
-from arc_ray.model import check_model
 from arc_ray.progress import Progress
 from arc_ray.report import write_report
 from arc_ray.runs import claim, finish, is_finished, run_folder
+from arc_ray.skeleton import check_model
 from arc_ray.storage import Folder
 from arc_ray.study.comparing import analyse, answer, finalists, search_points, split
 from arc_ray.study.evaluating import evaluate_arms, shares
@@ -108,7 +108,10 @@ def check_inputs(config: Config, variants: Sequence[Config], trains: bool = True
     for base in bases(config, variants):
         if base in BUILT_IN:
             obtain_model(base, config.storage)
-        check_model(base, config.storage)
+    known = [c for c in [*variants, *_runs_needed(config, variants)] if not (c.model.base or "").startswith("@")]
+    # Most trials of a search differ in nothing that is looked at.
+    for c in {repr((c.model, c.train.full, c.train.row_tokens)): c for c in known}.values():
+        check_model(c.model, c.storage, c.train.full, c.train.row_tokens)
 
 
 def check_sources(config: Config, variants: Sequence[Config], trains: bool = True) -> None:

@@ -68,18 +68,29 @@ def frame_of(tokenizer: Any) -> Frame:
 
     Found by rendering marked turns and cutting at the marks, so any template works that keeps contents verbatim. What
     stands before the last answer is not looked at: some templates (Qwen3) write an empty thought only there.
-    Raises UserError for a template that treats its first turns differently, or alters what they say.
+    Raises UserError for a template that treats its first turns differently, alters what they say or fails, and where
+    nothing ends an answer.
     """
     if not tokenizer.chat_template:
+        if not tokenizer.eos_token:
+            raise UserError(
+                "the tokenizer has neither an end token (eos_token) nor a chat template: nothing ends an answer"
+            )
         return Frame(begin=tokenizer.bos_token or "", answer="", end=tokenizer.eos_token, between="\n")
     marks = [f"\u241e{role}{i}\u241e" for i in range(3) for role in ("user", "assistant")]
     turns = [{"role": mark[1:-2], "content": mark} for mark in marks]
-    template = re.sub(
-        r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""",
-        lambda call: repr(TODAY.strftime(call[2])),
-        tokenizer.get_chat_template(),
-    )
-    text = rest = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
+    try:
+        template = re.sub(
+            r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""",
+            lambda call: repr(TODAY.strftime(call[2])),
+            tokenizer.get_chat_template(),
+        )
+        text = rest = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
+    except Exception as error:  # what a template raises of itself is of no common kind
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"the tokenizer's chat template cannot write a conversation of several turns: {reason}"
+        ) from error
     pieces = []
     for mark in marks:
         piece, found, rest = rest.partition(mark)
@@ -95,7 +106,10 @@ def frame_of(tokenizer: Any) -> Frame:
         )
     end = _common_prefix(between, rest).rstrip("\n")
     # A space before the end (Llama 2) would be the first token that ends an answer, and is no end of its own.
-    return Frame(begin, answer, end.strip(" ") or tokenizer.eos_token, between.removeprefix(end))
+    ending = end.strip(" ") or tokenizer.eos_token
+    if not ending:
+        raise UserError("the tokenizer's chat template ends no answer, and there is no end token (eos_token)")
+    return Frame(begin, answer, ending, between.removeprefix(end))
 
 
 def refuse_other_frame(kept: Mapping[str, str] | None, frame: Frame, what: str) -> None:
