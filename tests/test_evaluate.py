@@ -220,7 +220,8 @@ def test_an_evaluation_that_may_ask_what_was_learned_says_so(tmp_path: Path, her
         f"mine of @base and mine: training task p{i} is evaluation task p{i}" for i in range(5)
     ]
     written = write_report([run_folder(config).uri])
-    assert "mine of @base and mine: training task p4" in Path(written["report.html"]).read_text()
+    for page in ("report.html", "report.md"):
+        assert "mine of @base and mine: training task p4" in Path(written[page]).read_text()
 
 
 def test_a_checkpoint_that_learned_other_text_around_its_prompts_is_refused(tmp_path: Path, here: list[str]):

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from arc_ray.report import charts, gallery, score_tables, tables, trial_table, words
 from arc_ray.report.frames import config_value, trials_csv
 from arc_ray.report.load import Report, load_many
-from arc_ray.report.summary import markdown, no_scores, progress, sentences
+from arc_ray.report.summary import markdown, no_scores, progress, sentences, warnings_of
 
 SECTIONS = {
     "answer": "answer",
@@ -26,11 +26,6 @@ SECTIONS = {
     "again": "do it again",
 }
 KIND_NAMES = {"study": "study", "tune": "search", "run": "run", "runs": "runs"}
-
-MOST_NAMED = 10
-"""Overlaps that a warning names."""
-MET_SHARE = 0.05
-"""A set is warned of if more than this share of its asked pairs equal a training pair: then it moves a score."""
 
 
 def write_report(folders: Sequence[str], now: datetime | None = None) -> dict[str, str]:
@@ -114,27 +109,6 @@ def view_of(report: Report) -> dict[str, Any]:
         if report.config
         else "",
     }
-
-
-def warnings_of(report: Report) -> list[str]:
-    """Say what a reader must know before believing a number."""
-    found = []
-    if config_value(report.config, "data.allow_overlap"):
-        found.append(
-            "This config allows training on tasks that are also validated or evaluated on (data.allow_overlap):"
-            " scores may be memory rather than skill."
-        )
-    overlap = [*(report.quality or {}).get("overlap", ()), *report.overlap]
-    if overlap:
-        rest = f"; and {len(overlap) - MOST_NAMED} more" if len(overlap) > MOST_NAMED else ""
-        found.append(f"What is evaluated was trained on: {'; '.join(overlap[:MOST_NAMED])}{rest}.")
-    for name, counts in (report.quality or {}).get("met", {}).items():
-        if counts["met"] > MET_SHARE * counts["asked"]:
-            found.append(
-                f"{counts['met']} of the {counts['asked']} pairs that {name} asks equal a training pair up to symmetry and"
-                f" colours: its scores may be memory rather than skill."
-            )
-    return found
 
 
 def commands_of(report: Report) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from arc_ray.report import score_tables, tables
+from arc_ray.report.frames import config_value
 from arc_ray.report.load import Report
 from arc_ray.report.words import (
     RULES,
@@ -18,6 +19,11 @@ from arc_ray.report.words import (
     show,
     word,
 )
+
+MOST_NAMED = 10
+"""Overlaps that a warning names."""
+MET_SHARE = 0.05
+"""A set is warned of if more than this share of its asked pairs equal a training pair: then it moves a score."""
 
 
 def progress(report: Report) -> str:
@@ -60,6 +66,27 @@ def no_scores(report: Report) -> str:
     if report.is_evaluation:
         return "Nothing is evaluated yet."
     return "Nothing is evaluated yet. What each arm measures will be scored here by the three rules, greedy and voting."
+
+
+def warnings_of(report: Report) -> list[str]:
+    """Say what a reader must know before believing a number."""
+    found = []
+    if config_value(report.config, "data.allow_overlap"):
+        found.append(
+            "This config allows training on tasks that are also validated or evaluated on (data.allow_overlap):"
+            " scores may be memory rather than skill."
+        )
+    overlap = [*(report.quality or {}).get("overlap", ()), *report.overlap]
+    if overlap:
+        rest = f"; and {len(overlap) - MOST_NAMED} more" if len(overlap) > MOST_NAMED else ""
+        found.append(f"What is evaluated was trained on: {'; '.join(overlap[:MOST_NAMED])}{rest}.")
+    for name, counts in (report.quality or {}).get("met", {}).items():
+        if counts["met"] > MET_SHARE * counts["asked"]:
+            found.append(
+                f"{counts['met']} of the {counts['asked']} pairs that {name} asks equal a training pair up to symmetry and"
+                f" colours: its scores may be memory rather than skill."
+            )
+    return found
 
 
 def markdown(reports: Sequence[Report], written: str) -> str:
@@ -110,6 +137,7 @@ def _chapter(report: Report) -> Iterable[str]:
     yield f"# {_text(report.question or report.name)}\n"
     yield from (f"**{_text(sentence)}**\n" for sentence in sentences(report))
     yield f"{_text(report.name)}: {progress(report)}.\n"
+    yield from (f"> {_text(warning)}\n" for warning in warnings_of(report))
     if report.analysis:
         yield from _answer(report, report.analysis)
     yield from _scores(report)
