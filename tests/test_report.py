@@ -204,6 +204,14 @@ def test_answer_is_in_the_words_of_the_analysis(study: Path, page: str) -> None:
     assert "−1.7 to +9.7" in markdown
 
 
+def test_an_arms_findings_are_named_and_written_as_their_metric(study: Path, page: str) -> None:
+    """Would catch a heading that says eval/solved, and a share at equal tokens that is written as 0.33."""
+    for text in (page, (study / "report.md").read_text()):
+        assert "solved, greedy at 61,440 learned tokens" in text
+        assert "eval/solved at" not in text
+        assert "33.0 %" in text
+
+
 def test_csv_has_a_row_for_every_trial_and_whole_counts(study: Path, page: str) -> None:
     """Would catch 480.0 rows, and a trial lost because it failed."""
     written = pd.read_csv(study / "trials.csv", dtype=str)

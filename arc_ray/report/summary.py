@@ -171,11 +171,8 @@ def _answer(report: Report, analysis: Mapping[str, Any]) -> Iterable[str]:
             (
                 arm.name,
                 setting(arm.setting) or "the only one",
-                show(arm.values["value"], report.metric),
-                *(
-                    show(arm.values[f], report.metric) if f.startswith(report.metric) else number(arm.values[f])
-                    for f in findings
-                ),
+                arm.values["value"],
+                *(arm.values[heading] for heading in findings),
                 arm.num_seeds,
             )
             for arm in arms

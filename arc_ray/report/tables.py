@@ -10,7 +10,7 @@ import pandas as pd
 from arc_ray.report.charts import trials_at
 from arc_ray.report.frames import Column, Frame, config_value
 from arc_ray.report.load import Report
-from arc_ray.report.words import is_number, number, setting_value
+from arc_ray.report.words import is_number, number, setting_value, show, word
 from arc_ray.tasks import puzzle_of
 
 MOST_PUZZLES = 40
@@ -35,8 +35,8 @@ class Arm:
 
     name: str
     setting: Mapping[str, Any]
-    values: Mapping[str, Any]
-    """Heading -> value of the metric or of a further finding; see `arm_rows`."""
+    values: Mapping[str, str]
+    """Heading -> what the arm reached on the measuring and the choosing half, then further findings, as written."""
     num_seeds: int
 
 
@@ -92,13 +92,15 @@ def arm_rows(report: Report) -> tuple[list[str], list[Arm]]:
     findings = {"loss_at_step_0": "validation loss before step 1"}
     findings["steps_to_loss"] = f"steps to loss {number(level)}" if is_number(level) else "steps to the same loss"
     findings["equal_tokens"] = (
-        f"{report.metric} at {f'{number(tokens)}' if is_number(tokens) else 'equal'} learned tokens"
+        f"{word(report.metric).label} at {number(tokens) if is_number(tokens) else 'equal'} learned tokens"
     )
     present = {key: title for key, title in findings.items() if set(names) & set(analysis.get(key) or {})}
     rows = []
     for arm in analysis.get("arms", []):
-        values = {"value": arm.get("value"), "value_choosing": arm.get("value_choosing")}
-        values |= {title: analysis[key].get(arm["arm"]) for key, title in present.items()}
+        values = {key: show(arm.get(key), report.metric) for key in ("value", "value_choosing")}
+        for key, title in present.items():
+            found = analysis[key].get(arm["arm"])
+            values[title] = show(found, report.metric) if key == "equal_tokens" else number(found)
         rows.append(Arm(arm["arm"], arm.get("setting") or {}, values, len(arm.get("seeds") or ())))
     return list(present.values()), rows
 
