@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from arc_ray.cli.commands import app
-from arc_ray.config import Config
+from arc_ray.config import Config, config_from
 from arc_ray.config.training import LoraConfig, ModelConfig, ScratchConfig
 from arc_ray.errors import UserError
 from arc_ray.loss import LearnedLoss
@@ -35,6 +35,7 @@ from arc_ray.model import (
 )
 from arc_ray.rows import IGNORED, Encoded, write_rows
 from arc_ray.train.checkpoint import describe_checkpoint
+from arc_ray.train.starts import lineage
 from arc_ray.views import plain_views
 
 SCRATCH = ScratchConfig(hidden_size=32, layers=2, heads=2, intermediate_size=64)
@@ -228,6 +229,8 @@ def test_the_command_merges_a_run_into_a_plain_folder(tmp_path: Path, base: str)
     torch.testing.assert_close(logits_of(merged), logits_of(model), atol=1e-4, rtol=0)
     assert not any("lora" in name for name in merged.state_dict())
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").get_vocab() == tiny_tokenizer().get_vocab()
+    tuned_further = config_from({"model": {"base": str(tmp_path / "merged")}}, {})
+    assert [run.name for run in lineage(tuned_further).values()] == ["mine"], "what it learned would be forgotten"
     with pytest.raises(UserError, match="already there"):
         CliRunner().invoke(app, words, catch_exceptions=False)
 
