@@ -30,13 +30,13 @@ def make_codec(tokenizer: Any, frame: Frame, encoder: Encoder, format: Format, l
     for a tokenizer that cannot write this encoder's grids or this format's words so that they can be read back.
     """
     codec = Codec(tokenizer, frame, encoder, format, learn)
+    table, views = sample_views()
+    layouts = codec.layouts_of(table, views)
     try:
         codec.cell_ids = find_cell_ids(tokenizer, encoder)
         ending = [codec.text_ids("", after_grid=True), codec.text_ids(frame.end)]
         if not np.array_equal(codec.text_ids(frame.end, after_grid=True), np.concatenate(ending)):
             raise CellsMergeError("a grid merges with the end of an answer")
-        table, views = sample_views()
-        layouts = codec.layouts_of(table, views)
         looked_up, tokenized = codec.look_up(table, views, layouts), codec.tokenize(table, views, layouts)
         for fast, slow in zip(looked_up, tokenized, strict=True):
             if not (np.array_equal(fast[0], slow[0]) and np.array_equal(fast[1], slow[1])):
@@ -48,8 +48,7 @@ def make_codec(tokenizer: Any, frame: Frame, encoder: Encoder, format: Format, l
             stacklevel=2,
         )
         codec.is_fast = False
-    table, views = sample_views()
-    refuse_unreadable_texts(codec, codec.layouts_of(table, views.take(np.flatnonzero(table.num_train))))
+    refuse_unreadable_texts(codec, [layouts[i] for i in np.flatnonzero(table.num_train)])
     _refuse_unreadable_grids(codec)
     return codec
 
