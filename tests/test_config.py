@@ -399,6 +399,11 @@ def test_overriding_back_gives_the_config_back():
         ("question='a #b'", {"question": "a #b"}),
         ("data.sources.a.path=*.json", {"data.sources.a.path": "*.json"}),
         ("question=&c", {"question": "&c"}),
+        ("question=Does it help: yes?", {"question": "Does it help: yes?"}),
+        ("question==", {"question": "="}),
+        ("question=<<", {"question": "<<"}),
+        ("train.lr= 1", {"train.lr": 1}),
+        ("data.mix={a: 1}", {"data.mix": {"a": 1}}),
     ],
 )
 def test_assignments_are_yaml_values_and_references(word: str, expected: dict[str, Any]):

@@ -17,10 +17,6 @@ BY_NAME = ("data.sources", "starts", "runs", "tune.space")
 """Sections of names that a user chose: what an including file says of a name replaces all that was said of it."""
 
 
-MARKS = "@`&*!|>%#"
-"""A command line's values that begin with one of these are text: "@run" refers to a run."""
-
-
 class Loader(yaml.SafeLoader):
     """YAML 1.1 reads `2e-4` as text; this loader reads it as the number everybody means. It refuses a key that is there
     twice, of which YAML's own would drop the first."""
@@ -55,19 +51,19 @@ for _class in (Loader, Dumper):
 
 
 def read_value(text: str) -> Any:
-    """Read what a command line gives for a key: YAML's numbers, true, null, [lists] and {sections}, else the text as it is.
+    """Read what a command line gives for a key: a number, true, null, a [list], a {section} or a "text" as YAML has them,
+    anything else as the text that it is: paths, questions and "@run" hold what would be marks to YAML.
 
-    `#` begins no comment here, nor do YAML's marks such as * and & mean anything, so that a path may hold them.
     Raises yaml.YAMLError.
     """
-    if text.startswith(tuple(MARKS)):
-        return text
+    if not text.lstrip().startswith(("[", "{", '"', "'")):
+        loader = Loader("")
+        tag = loader.resolve(yaml.ScalarNode, text.strip(), (True, False))
+        is_text = tag not in Loader.yaml_constructors or tag == loader.DEFAULT_SCALAR_TAG
+        return text if is_text else loader.construct_object(yaml.ScalarNode(tag, text.strip()))
     node = yaml.compose(text, Loader=Loader)
-    rest = text[node.end_mark.index :] if node else text
-    if rest.strip() and (node is None or (isinstance(node, yaml.ScalarNode) and node.style is None)):
-        return text
-    if rest.strip():
-        raise yaml.YAMLError(f"{rest.strip()} follows it; put the whole of a text in quotes")
+    if rest := text[node.end_mark.index :].strip():
+        raise yaml.YAMLError(f"{rest} follows its end; put the whole of a text in quotes")
     return yaml.load(text, Loader=Loader)
 
 
