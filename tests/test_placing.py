@@ -136,15 +136,16 @@ def test_what_can_never_start_here_is_refused(tmp_path: Path, scaling: Any, trai
 
 LOGICAL = """
 import sys, ray
-from dataclasses import replace
 from arc_ray.cli.console import Terminal
 from arc_ray.cli.placing import settled
-from arc_ray.cluster.roles import live_room
+from arc_ray.cluster.roles import ALONE, reachable_room
 from arc_ray.config import load_config
 from arc_ray.train.driver import run_training
 
-ray.init(address="local", num_cpus=4, num_gpus=2, object_store_memory=100 * 2**20, log_to_driver=False)
-room = replace(live_room(), is_one_machine=True)
+shape = {"num_cpus": 4, "num_gpus": 2, "labels": {ALONE: "true"}}
+ray.init(address="local", object_store_memory=100 * 2**20, log_to_driver=False, **shape)
+room = reachable_room()
+assert room.is_one_machine
 chosen = settled(load_config(sys.argv[1]), room, Terminal())
 print((chosen.scaling.use_gpu, chosen.scaling.num_workers, chosen.model.dtype), flush=True)
 run_training(settled(load_config(sys.argv[1], {"scaling.use_gpu": False}), room, Terminal()))

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from arc_ray.config import Config
@@ -42,17 +41,16 @@ def connected(config: Config, address: str | None) -> Iterator["Room"]:
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     import ray
 
-    from arc_ray.cluster.roles import live_room, reachable_room
+    from arc_ray.cluster.roles import reachable_room
 
-    joins = is_cluster(address)
-    if joins:
+    if is_cluster(address):
         _join(address or "auto")
     else:
         _start_ray(config)
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        yield reachable_room() if joins else replace(live_room(), is_one_machine=True)
+        yield reachable_room()
     finally:
         ray.shutdown()
         if os.environ.get("RAY_ADDRESS") == _own_address():
@@ -68,7 +66,7 @@ def _start_ray(config: Config) -> None:
     """
     import ray
 
-    from arc_ray.cluster.roles import logical_cpus
+    from arc_ray.cluster.roles import ALONE, logical_cpus
 
     shorten_temporary_folder()
     with socket.socket() as free:
@@ -90,6 +88,7 @@ def _start_ray(config: Config) -> None:
         num_cpus=logical_cpus(config.ray.num_cpus),
         object_store_memory=config.ray.object_store_mib * 2**20,
         include_dashboard=True,
+        labels={ALONE: "true"},
         logging_level=logging.ERROR,
         log_to_driver=False,
     )

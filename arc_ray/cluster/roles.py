@@ -20,6 +20,9 @@ from arc_ray.cores import usable_cores
 ROLE = "arc-ray-role"
 """Label of a node: `head`, `data` (rows, generated examples) or `train`."""
 
+ALONE = "arc-ray-alone"
+"""Label of the node of a Ray that was started for one command, which no launch file of this machine is about."""
+
 LAUNCH_FILE = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` leaves the launch file on the head, with every node type's resources filled in."""
 
@@ -113,12 +116,14 @@ def live_room() -> Room:
     """Return what is there now."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     kinds = Counter(kind_of(n["Resources"], n["Labels"], HEAD_RESOURCE in n["Resources"]) for n in nodes)
-    return Room(kinds, sum(number for kind, number in kinds.items() if not kind.is_head))
+    num_workers = sum(number for kind, number in kinds.items() if not kind.is_head)
+    return Room(kinds, num_workers, is_one_machine=any(ALONE in node["Labels"] for node in nodes))
 
 
 def reachable_room() -> Room:
     """Return what is there, or would be once the autoscaler has started all it may."""
-    return room_with(live_room(), _launch())
+    live = live_room()
+    return live if live.is_one_machine else room_with(live, _launch())
 
 
 def machine_room(num_cpus: int | None) -> Room:
