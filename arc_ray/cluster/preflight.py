@@ -155,10 +155,8 @@ def describe_placement(config: Config, room: Room, is_search: bool, trains: bool
     workers = f"{low} worker{'s' * (low > 1)}" if low == high else f"{low} to {high} workers"
     each = f", {workers}{' a trial' if is_search else ''}{' with a GPU each' if config.scaling.on_gpu else ''}"
     unknown = "" if room.gpu_kinds() or room.is_limit_known else " (no GPU is there; whether one may come is not known)"
-    return (
-        f"runs on {'GPUs' if config.scaling.on_gpu else 'the CPU'}{unknown}{each if trains else ''},"
-        f" in {config.model.dtype}"
-    )
+    device = "GPUs" if config.scaling.on_gpu else f"the CPU{unknown}"
+    return f"runs on {device}{each if trains else ''}, in {config.model.dtype}"
 
 
 def _workers_that_fit(config: Config, room: Room) -> int:
