@@ -165,10 +165,10 @@ def evaluate(
     loaded = _load(config, assignments, writes=not dry_run)
     if dry_run:
         from arc_ray.cli.dry import describe_evaluation
+        from arc_ray.cli.placing import foreseen
 
-        describe_evaluation(loaded, terminal)
+        describe_evaluation(foreseen(loaded, address, terminal, trains=False), terminal)
         return
-    from arc_ray.cli.placing import settled
     from arc_ray.evaluate.driver import needs_model, run_evaluation
     from arc_ray.runs import as_made, run_folder
     from arc_ray.study.driver import check_inputs, make_data, make_starts
@@ -176,6 +176,8 @@ def evaluate(
 
     run = with_start(loaded)
     if needs_model(run):
+        from arc_ray.cli.placing import settled
+
         check_inputs(loaded, [run], trains=False)
         with connected(loaded, address) as room:
             chosen = settled(loaded, room, terminal, trains=False)

@@ -53,17 +53,18 @@ def _with_hosts(number: int, progress: Progress) -> Room:
     return reachable_room()
 
 
-def foreseen(config: Config, address: str | None, progress: Progress, trials: Trials | None = None) -> Config:
+def foreseen(
+    config: Config, address: str | None, progress: Progress, trials: Trials | None = None, trains: bool = True
+) -> Config:
     """Settle a config where nothing is to be done: for the cluster, if there is one, else for this machine."""
     if is_cluster(address):
         with connected(config, address) as room:
-            return settled(config, room, progress, trials)
+            return settled(config, room, progress, trials, trains)
     room = machine_room(config.ray.num_cpus)
     config = _placed(config, room, trials)
-    progress.note(
-        f"on this machine {describe_placement(config, room, trials is not None)}; a cluster chooses for itself"
-    )
-    for fault in _faults(config, room, trials)[:1]:
+    where = describe_placement(config, room, trials is not None, trains)
+    progress.note(f"on this machine {where}; a cluster chooses for itself")
+    for fault in _faults(config, room, trials, trains)[:1]:
         progress.note(f"on this machine it would be refused: {fault}")
     return config
 
