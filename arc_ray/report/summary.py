@@ -208,7 +208,7 @@ def _scores(report: Report) -> Iterable[str]:
     ]
     if rows:
         yield from _table(("set", "arm", "answers", *(word(rule).label for rule in RULES)), rows)
-        yield f"{score_tables.seeds_note(report)}\n"
+        yield f"In brackets: {score_tables.confidence(report)} intervals. {score_tables.seeds_note(report)}\n"
     gains = [
         (row["set"], row["arm"], row["words"], points(row["value"]), f"{points(row['low'])} to {points(row['high'])}")
         for row in score_tables.gain_table(report)

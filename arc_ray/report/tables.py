@@ -74,7 +74,7 @@ def best_trial(report: Report) -> str | None:
 def effect_axis(effects: Sequence[Mapping[str, Any]]) -> Axis:
     """Make one axis for all effects, with zero on it and round ticks; no difference of shares is larger than 1.
 
-    Intervals of very few tasks may be wider: their ends are cut.
+    Intervals of older results may be wider: their ends are cut.
     """
     ends = [0.0, *(effect[end] for effect in effects for end in ("low", "high"))]
     room = 0.08 * (max(ends) - min(ends)) or 0.01
