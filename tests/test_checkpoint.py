@@ -1,14 +1,18 @@
 """Checkpoints: written beside the training, complete or absent, old ones dropped last thing first."""
 
 import threading
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from builders import config_with, tiny_model, tiny_tokenizer
+from builders import CHAT_TEMPLATE, config_with, tiny_model, tiny_tokenizer
+from transformers import AutoTokenizer
 
-from arc_ray.model import save_weights, trainable
+from arc_ray.config.training import ModelConfig
+from arc_ray.errors import UserError
+from arc_ray.model import build_model, save_weights, trainable
 from arc_ray.runs import checkpoint_steps
 from arc_ray.storage import Folder
 from arc_ray.train import checkpoint
@@ -91,3 +95,47 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path, state: dict[str, t
     writer.wait()
     assert checkpoint_steps(Folder.at(str(tmp_path))) == [15, 20]
     assert not (tmp_path / "checkpoint-000005").exists()
+
+
+@pytest.fixture
+def many_templates() -> Any:
+    """A tokenizer with several chat templates, which transformers saves into a folder within the folder."""
+    tokenizer = deepcopy(tiny_tokenizer())
+    tokenizer.chat_template = {"default": CHAT_TEMPLATE, "tool_use": CHAT_TEMPLATE}
+    return tokenizer
+
+
+def test_folders_within_a_checkpoint_are_saved(
+    tmp_path: Path, state: dict[str, torch.Tensor], many_templates: Any
+) -> None:
+    """Catches a run that fails at every checkpoint, after hours, because one of its files is a folder."""
+    writer = CheckpointWriter(Folder.at(str(tmp_path)), config_with(train__full=True), tiny_model(), many_templates)
+    writer.rehearse()
+    writer.write(1, state)
+    writer.wait()
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "checkpoint-000001")
+    assert loaded.chat_template == many_templates.chat_template
+
+
+def test_a_model_that_cannot_be_saved_is_found_before_the_first_step(tmp_path: Path) -> None:
+    """Catches settings of generation that load and train, but that transformers refuses to write."""
+    model = tiny_model()
+    model.generation_config.temperature = 0.5
+    model.generation_config.do_sample = False
+    writer = CheckpointWriter(Folder.at(str(tmp_path)), config_with(train__full=True), model, tiny_tokenizer())
+    with pytest.raises(UserError, match=r"cannot be saved in a checkpoint: .*temperature"):
+        writer.rehearse()
+    assert not list(tmp_path.iterdir())
+
+
+def test_rehearsing_writes_and_changes_nothing(tmp_path: Path) -> None:
+    """Catches a rehearsal that is found as a checkpoint, and one that only works for whole models."""
+    base = tmp_path / "base"
+    save_weights(tiny_model(), trainable(tiny_model()), tiny_tokenizer(), base)
+    adapted = build_model(ModelConfig(base=str(base)), "", 0, False, None)
+    for model, full in ((tiny_model(), True), (adapted, False)):
+        before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+        config = config_with(train__full=full, model__base=str(base))
+        CheckpointWriter(Folder.at(str(tmp_path / "run")), config, model, tiny_tokenizer()).rehearse()
+        assert not (tmp_path / "run").exists()
+        assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())

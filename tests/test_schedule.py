@@ -1,8 +1,12 @@
 """The learning rate of each step, and the numbers DeepSpeed is given."""
 
+from typing import Any
+
 import pytest
 
 from arc_ray.config.training import GRADIENT_BUCKET, ModelConfig, TrainConfig
+from arc_ray.errors import UserError
+from arc_ray.train.engine import check_deepspeed
 from arc_ray.train.schedule import accumulation_steps, deepspeed_config, learning_rate
 
 
@@ -103,3 +107,48 @@ def test_what_has_a_key_of_its_own_cannot_be_overruled(key: str):
     """Would catch a batch that is not the plan's, and a rate that is set in vain."""
     with pytest.raises(ValueError, match=rf"deepspeed sets {key}, .*: set train\.\w+"):
         TrainConfig(deepspeed={key: 1})
+
+
+@pytest.mark.parametrize(
+    ("own", "dtype", "message"),
+    [
+        (
+            {"zero_optimisation": {"stage": 1}},
+            "float32",
+            "zero_optimisation: DeepSpeed knows no such key; did you mean zero",
+        ),
+        ({"gradient_clipping": "auto"}, "float32", "nothing fills in the value auto"),
+        ({"zero_optimization": {"reduce_bucket_size": "auto"}}, "float32", "nothing fills in the value auto"),
+        ({"gradient_clipping": "1.0"}, "float32", "gradient_clipping is '1.0'; it must be a float"),
+        ({"prescale_gradients": "yes"}, "float32", "prescale_gradients is 'yes'; it must be a bool"),
+        ({"zero_optimization": {"overlap": True}}, "float32", "DeepSpeed refuses it: .*overlap"),
+        ({"zero_optimization": {"overlap_comm": "perhaps"}}, "float32", "DeepSpeed refuses it: .*overlap_comm"),
+        ({"communication_data_type": "fp99"}, "float32", "DeepSpeed refuses it: .*fp99"),
+        ({"fp16": {"enabled": True}}, "float32", "fp16 is for model.dtype=float16; model.dtype is float32"),
+        ({"bf16": {"enabled": False}}, "bfloat16", "bf16 is for model.dtype=bfloat16"),
+    ],
+)
+def test_what_deepspeed_would_refuse_late_or_ignore_is_refused_before_work(own: Any, dtype: Any, message: str):
+    """Would catch a TypeError after the first step, and a setting that is set in vain."""
+    with pytest.raises(UserError, match=f"train.deepspeed.*{message}"):
+        check_deepspeed(TrainConfig(deepspeed=own), ModelConfig(dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("own", "dtype"),
+    [
+        ({}, "float32"),
+        (
+            {"zero_optimization": {"overlap_comm": True}, "gradient_clipping": 1, "prescale_gradients": False},
+            "bfloat16",
+        ),
+        (
+            {"fp16": {"initial_scale_power": 8}, "communication_data_type": "fp32", "wall_clock_breakdown": True},
+            "float16",
+        ),
+        ({"timers": {"throughput": {"enabled": False}}, "flops_profiler": {"enabled": True}, "aio": {}}, "float32"),
+    ],
+)
+def test_what_deepspeed_knows_is_taken(own: Any, dtype: Any):
+    """Would catch a check that refuses what has no key of ours."""
+    check_deepspeed(TrainConfig(deepspeed=own), ModelConfig(dtype=dtype))

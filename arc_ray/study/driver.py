@@ -20,11 +20,10 @@ from arc_ray.guard import refuse_overlap
 from arc_ray.progress import Progress
 from arc_ray.report import write_report
 from arc_ray.runs import claim, finish, is_finished, run_folder
-from arc_ray.skeleton import check_model
 from arc_ray.storage import Folder
 from arc_ray.study.comparing import analyse, answer, finalists, search_points, split
 from arc_ray.study.evaluating import evaluate_arms, shares
-from arc_ray.train.driver import describe_data
+from arc_ray.train.driver import check_training, describe_data
 from arc_ray.train.starts import config_of_run, lineage, make_needed_runs, needed_runs
 from arc_ray.tune.search import run_search, search
 from arc_ray.tune.space import Point, check_points, num_trials, points
@@ -110,8 +109,8 @@ def check_inputs(config: Config, variants: Sequence[Config], trains: bool = True
             obtain_model(base, config.storage)
     known = [c for c in [*variants, *_runs_needed(config, variants)] if not (c.model.base or "").startswith("@")]
     # Most trials of a search differ in nothing that is looked at.
-    for c in {repr((c.model, c.train.full, c.train.row_tokens)): c for c in known}.values():
-        check_model(c.model, c.storage, c.train.full, c.train.row_tokens)
+    for c in {repr((c.model, c.train.full, c.train.row_tokens, c.train.deepspeed)): c for c in known}.values():
+        check_training(c)
 
 
 def check_sources(config: Config, variants: Sequence[Config], trains: bool = True) -> None:

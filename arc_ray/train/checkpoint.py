@@ -1,6 +1,7 @@
 """Checkpoints: written whole by rank 0 on a thread beside the training, `arc_ray.json` last; found again, and pruned."""
 
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -11,8 +12,9 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from arc_ray.config import Config
+from arc_ray.errors import UserError
 from arc_ray.fetch import fingerprint
-from arc_ray.model import model_path, save_weights
+from arc_ray.model import model_path, save_weights, trainable
 from arc_ray.runs import checkpoint_name, checkpoint_steps
 from arc_ray.storage import Folder
 from arc_ray.tokens import frame_of
@@ -29,6 +31,21 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._last: Future[None] | None = None
 
+    def rehearse(self) -> None:
+        """Save the model with one weight for all, which costs nothing, to nowhere. Raises UserError where that fails.
+
+        A model or tokenizer that cannot be saved is found before the first step, not after hours.
+        """
+        name, weight = min(trainable(self._model).items(), key=lambda item: item[1].numel())
+        try:
+            for _ in self._files({name: weight.detach().cpu()}):
+                pass
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"model.base {self._config.model.base} cannot be saved in a checkpoint: {reason}"
+            ) from error
+
     def write(self, step: int, state: State, after: "Future[None] | None" = None) -> None:
         """Begin to write the state of a step; waits for the checkpoint before it, and raises what went wrong there.
 
@@ -42,13 +59,19 @@ class CheckpointWriter:
         if self._last is not None:
             self._last.result()
 
+    def _files(self, weights: State) -> Iterator[tuple[str, bytes]]:
+        """Yield what plain peft or transformers loads, file by file: path within the checkpoint, and content."""
+        with tempfile.TemporaryDirectory() as scratch:
+            save_weights(self._model, weights, self._tokenizer, Path(scratch))
+            for path in sorted(Path(scratch).rglob("*")):
+                if path.is_file():
+                    yield path.relative_to(scratch).as_posix(), path.read_bytes()
+
     def _write(self, step: int, state: State, after: "Future[None] | None") -> None:
         target = self._folder / checkpoint_name(step)
         weights = {name.removeprefix("weight."): t for name, t in state.items() if name.startswith("weight.")}
-        with tempfile.TemporaryDirectory() as scratch:
-            save_weights(self._model, weights, self._tokenizer, Path(scratch))
-            for path in sorted(Path(scratch).iterdir()):
-                target.write_bytes(path.name, path.read_bytes())
+        for name, content in self._files(weights):
+            target.write_bytes(name, content)
         moments = {name: tensor for name, tensor in state.items() if name.startswith(MOMENTS)}
         target.write_bytes("weights.safetensors", save_tensors(weights))
         target.write_bytes(OPTIMIZER_FILE, save_tensors(moments))

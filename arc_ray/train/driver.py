@@ -26,9 +26,11 @@ from arc_ray.prompt import format_named, needs_description
 from arc_ray.quality import quality_of
 from arc_ray.rows import RowMaker, plan_rows
 from arc_ray.runs import checkpoint_steps, claim, finish, is_finished, read_metrics, run_folder
+from arc_ray.skeleton import check_model
 from arc_ray.storage import Folder
 from arc_ray.tasks import TaskTable
 from arc_ray.tokens import Codec, frame_of, make_codec, refuse_other_frame
+from arc_ray.train.engine import check_deepspeed
 from arc_ray.train.trackers import check_tracker, tracker_environment
 from arc_ray.train.validation import ValidationSet, make_validation
 from arc_ray.train.worker import Job, train_on_worker
@@ -106,6 +108,12 @@ def codec_of(config: Config, tokenizer: Any) -> Codec:
         )
     encoder = encoder_named(config.prompt.encoder)
     return make_codec(tokenizer, frame_of(tokenizer), encoder, format, config.prompt.learn)
+
+
+def check_training(config: Config) -> None:
+    """Find out before any work whether a config's model can be loaded and trained as it says. Raises UserError."""
+    check_model(config.model, config.storage, config.train.full, config.train.row_tokens)
+    check_deepspeed(config.train, config.model)
 
 
 def run_training(

@@ -4,6 +4,7 @@ State is kept *whole*, by parameter name, never as the shards of a certain numbe
 number of workers or another ZeRO stage. LoRA's state is small enough for that.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -12,7 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from arc_ray.config.mistakes import nearest
 from arc_ray.config.training import ModelConfig, TrainConfig
+from arc_ray.errors import UserError
 from arc_ray.model import refuse_misfits, trainable
 from arc_ray.train.schedule import deepspeed_config
 
@@ -47,6 +50,59 @@ def import_deepspeed() -> Any:
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+class _Read(dict[str, Any]):
+    """A dict that knows which of its keys were asked for."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.asked: set[str] = set()
+
+    def __copy__(self) -> "_Read":
+        return self
+
+    def __contains__(self, key: object) -> bool:
+        self.asked.add(str(key))
+        return super().__contains__(key)
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return a value and note that its key was asked for."""
+        self.asked.add(key)
+        return super().get(key, default)
+
+
+def check_deepspeed(train: TrainConfig, model: ModelConfig) -> None:
+    """Refuse a `train.deepspeed` that DeepSpeed refuses, or would ignore in part. Raises UserError."""
+    own = train.deepspeed
+    if not own:
+        return
+    import_deepspeed()
+    from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
+
+    for key, dtype in (("fp16", "float16"), ("bf16", "bfloat16")):
+        if key in own and (model.dtype != dtype or not own[key].get("enabled", True)):
+            raise UserError(f"train.deepspeed.{key} is for model.dtype={dtype}; model.dtype is {model.dtype}")
+    if '"auto"' in json.dumps(own):
+        raise UserError(f"train.deepspeed: nothing fills in the value auto: {json.dumps(own)}; write numbers")
+    plain = DeepSpeedConfig(deepspeed_config(train.model_copy(update={"deepspeed": {}}), model, 1))
+    for key, value in own.items():
+        kind = type(getattr(plain, key, None))
+        if kind in (bool, int, float) and (
+            isinstance(value, bool) != (kind is bool) or not isinstance(value, int | float)
+        ):
+            raise UserError(f"train.deepspeed.{key} is {value!r}; it must be a {kind.__name__}")
+    read = _Read(deepspeed_config(train, model, 1))
+    try:
+        DeepSpeedConfig(read)
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError, DeepSpeedConfigError) as error:
+        raise UserError(f"train.deepspeed: DeepSpeed refuses it: {' '.join(str(error).split())[:300]}") from error
+    if unread := sorted(own.keys() - read.asked):
+        raise UserError(f"train.deepspeed.{unread[0]}: DeepSpeed knows no such key{nearest(unread[0], read.asked)}")
 
 
 def make_engine(model: nn.Module, train: TrainConfig, config: ModelConfig, num_workers: int) -> Any:

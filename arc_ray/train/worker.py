@@ -75,6 +75,8 @@ def train_on_worker(parts: dict[str, Any]) -> None:
     measures = Measures(worker.model, worker.maker.plan, worker.num_workers, device_peak())
     log = MetricsLog(worker.config, worker.start.step, job.begun, worker.ready, measures, is_writer=is_first)
     writer = CheckpointWriter(folder, worker.config, worker.model, worker.tokenizer)
+    if is_first:
+        writer.rehearse()
     train = train_with_trl if worker.config.train.engine == "trl" else train_with_deepspeed
     with ExitStack() as at_end:
         at_end.callback(log.close)
