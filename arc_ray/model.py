@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import json
 import logging
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -240,7 +239,7 @@ def with_starting_adapter(model: nn.Module, config: ModelConfig, storage: str, t
     path = local_folder(resolve_reference(config.adapter or "", storage))
     if not (Path(path) / "adapter_config.json").exists():
         raise UserError(f"model.adapter {config.adapter}: {path} holds no adapter_config.json")
-    _refuse_other_base(f"model.adapter {config.adapter}", path, config.base, storage)
+    refuse_other_base(f"model.adapter {config.adapter}", Folder(path), config.base, storage)
     return with_saved_adapter(model, path, trainable)
 
 
@@ -276,17 +275,18 @@ def _checkpoint_folder(config: ModelConfig, storage: str, checkpoint: str | None
     if not checkpoint:
         return None
     folder = local_folder(resolve_reference(checkpoint, storage))
-    if (Path(folder) / "adapter_config.json").exists():
-        _refuse_other_base(f"checkpoint {checkpoint}", folder, config.base, storage)
+    refuse_other_base(f"checkpoint {checkpoint}", Folder(folder), config.base, storage, by_name=False)
     return folder
 
 
-def _refuse_other_base(what: str, folder: str, base: str | None, storage: str) -> None:
-    """Refuse an adapter that was trained on other weights than those of `base`, whatever both are called."""
-    about = Path(folder) / "arc_ray.json"
-    made_on = json.loads(about.read_text()) if about.exists() else {}
+def refuse_other_base(what: str, folder: Folder, base: str | None, storage: str, by_name: bool = True) -> None:
+    """Refuse an adapter that was trained on other weights than those of `base`, whatever both are called.
+
+    Adapters from before weights had fingerprints are refused `by_name`.
+    """
+    made_on = folder.read_json("arc_ray.json") or {}
     name, known = made_on.get("base"), made_on.get("base_fingerprint")
-    if not base or not name or base == name or is_place_of(base, name):
+    if not base or not name or base == name or is_place_of(base, name) or not (known or by_name):
         return
     if known is None or known != fingerprint(model_path(base, storage)):
         raise UserError(f"{what} was trained on the base {name}, not on {base}")

@@ -34,6 +34,7 @@ from arc_ray.model import (
     trainable,
 )
 from arc_ray.rows import IGNORED, Encoded, write_rows
+from arc_ray.skeleton import check_model
 from arc_ray.train.checkpoint import describe_checkpoint
 from arc_ray.train.starts import lineage
 from arc_ray.views import plain_views
@@ -286,6 +287,7 @@ def test_an_adapter_is_known_by_the_weights_it_was_trained_on(tmp_path: Path, ba
     load_for_inference(ModelConfig(base=str(moved_base)), "", str(adapter))
     different: Any = moved(load_base(config.model, ""))
     different.save_pretrained(other)
+    tiny_tokenizer().save_pretrained(other)
     for load in (
         lambda: build_model(ModelConfig(base=str(other), adapter=str(adapter)), "", 0, False, None),
         lambda: load_for_inference(ModelConfig(base=str(other)), "", str(adapter)),
@@ -293,6 +295,11 @@ def test_an_adapter_is_known_by_the_weights_it_was_trained_on(tmp_path: Path, ba
     ):
         with pytest.raises(UserError, match=f"was trained on the base {base}, not on {other}"):
             load()
+    with pytest.raises(UserError, match=f"was trained on the base {base}, not on {other}"):
+        check_model(ModelConfig(base=str(other), adapter=str(adapter)), "", False, 16)
+    old = {key: value for key, value in describe_checkpoint(config, 1).items() if key != "base_fingerprint"}
+    (adapter / "arc_ray.json").write_text(json.dumps(old))
+    load_for_inference(ModelConfig(base=str(moved_base)), "", str(adapter))  # as before there were fingerprints
 
 
 def test_an_adapter_of_a_built_in_model_s_folder_is_one_of_its_name(tmp_path: Path):

@@ -24,7 +24,7 @@ from arc_ray.evaluate.ttt import check_tuning, tune_sets, with_tuned
 from arc_ray.evaluate.two_players import describe_sets, first_player
 from arc_ray.fingerprints import fingerprint, refuse_changes
 from arc_ray.guard import refuse_overlap
-from arc_ray.model import load_tokenizer
+from arc_ray.model import load_tokenizer, refuse_other_base
 from arc_ray.prompt import Frame
 from arc_ray.runs import claim, finish, is_finished, resolve_reference, run_folder
 from arc_ray.sources.arc import read_json
@@ -282,13 +282,14 @@ def load_set(config: Config, name: str) -> list[Task]:
 
 
 def check_prompt(config: Config, key: str) -> None:
-    """Refuse a checkpoint that learned another prompt: it would answer, and be wrong for no visible reason."""
+    """Refuse a checkpoint of other weights or another prompt: it would answer, and be wrong for no visible reason."""
     checkpoint = config.evaluate.checkpoint
     if not checkpoint:
         return
     folder = Folder.at(resolve_reference(checkpoint, config.storage))
     if not folder.exists():
         raise UserError(f"evaluate.{key} {checkpoint}: there is no such folder")
+    refuse_other_base(f"evaluate.{key} {checkpoint}", folder, config.model.base, config.storage, by_name=False)
     about = folder.read_json("arc_ray.json")
     asked = {"format": config.prompt.format, "encoder": config.prompt.encoder}
     if about and about["prompt"] != asked:
