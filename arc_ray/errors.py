@@ -1,5 +1,6 @@
 """The one exception for the user's mistakes, also where a worker finds them; everything else that escapes is ours."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,9 +8,26 @@ from contextlib import contextmanager
 class UserError(Exception):
     """A mistake only the user can mend: the message says what, where and how; `arc-ray` prints it and exits with 2."""
 
+    exit_code = 2
+
 
 class NotMadeYetError(UserError):
     """What a config makes itself is not there yet: generated data, or a run that is trained first."""
+
+
+class TooLargeError(UserError):
+    """Memory did not hold what was asked for: said like a mistake, and not tried again, but with exit code 1."""
+
+    exit_code = 1
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the system's errors for a disk, a quota or a file that is full."""
+
+WHAT_HELPS = (
+    "in training, lower train.micro_rows or train.row_tokens, or set model.gradient_checkpointing=true; in evaluation, lower"
+    " evaluate.batch_tokens; `arc-ray check CONFIG` says what fits"
+)
 
 
 def mistake_in(error: BaseException) -> UserError | None:
@@ -17,12 +35,23 @@ def mistake_in(error: BaseException) -> UserError | None:
     carried = [getattr(error, "cause", None), *getattr(error, "worker_failures", {}).values()]
     # What Ray raises for a task that raised a UserError is one itself, with a traceback for its message: look inside first.
     found = (mistake_in(inner) for inner in carried if isinstance(inner, BaseException))
-    return next((mistake for mistake in found if mistake), error if isinstance(error, UserError) else None)
+    return next((mistake for mistake in found if mistake), error if isinstance(error, UserError) else _limit(error))
+
+
+def _limit(error: BaseException) -> UserError | None:
+    """Say which limit an error is about, if a disk or memory was full; libraries have classes and texts of their own."""
+    text = " ".join(str(error).split())
+    if (isinstance(error, OSError) and error.errno in FULL) or "No space left on device" in text:
+        return UserError(f"a disk is full: {text[-300:]}; free some space, or give a storage=... that has it")
+    names = {c.__name__ for c in type(error).__mro__}
+    if names & {"MemoryError", "OutOfMemoryError"} or "DefaultCPUAllocator: can't allocate memory" in text:
+        return TooLargeError(f"out of memory: {text[:300] or type(error).__name__}; {WHAT_HELPS}")
+    return None
 
 
 @contextmanager
 def unwrapped() -> Iterator[None]:
-    """Raise a user's mistake that Ray brings from a worker as the UserError that it was there."""
+    """Raise a user's mistake as the UserError that it was in the worker that met it; a full disk or memory is one, too."""
     try:
         yield
     except Exception as error:

@@ -27,7 +27,7 @@ from arc_ray.datasets.blocks import (
 from arc_ray.datasets.manifest import Tally, make_manifest, open_wishes
 from arc_ray.datasets.reading import READERS, check_supply
 from arc_ray.datasets.requests import Request, check_identity, claim, dataset_folder, requests_of
-from arc_ray.errors import UserError
+from arc_ray.errors import UserError, unwrapped
 from arc_ray.storage import Folder
 
 Progress = Callable[[str, int, int, float], None]
@@ -203,7 +203,8 @@ def _write_bundle(batch: pa.Table, source: GeneratedSource, folder: Folder, news
     made, told = 0, time.monotonic()
     for block in (Block(**row) for row in bundle):
         try:
-            write_block(source, block, folder)
+            with unwrapped():
+                write_block(source, block, folder)
         except UserError as error:
             yield _news(0, str(error))
         made += block.stop - block.start

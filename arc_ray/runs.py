@@ -67,6 +67,7 @@ def claim(folder: Folder, config: Config, command: str, redone: Sequence[str] = 
     Keys in `redone` may differ, because the command does their part again. Raises UserError naming the differing keys
     if another config made the folder.
     """
+    folder.clear_leftovers()
     if folder.exists("config.yaml"):
         config = as_made(folder, config)
         made_by = _with_defaults(yaml.safe_load(folder.read_bytes("config.yaml")))

@@ -1,9 +1,11 @@
 """`Folder`: a place for files, local or in a bucket, where every file is written whole or not at all."""
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +17,11 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from arc_ray.errors import UserError
+from arc_ray.errors import FULL, UserError
 from arc_ray.seeding import digest64
+
+LEFTOVER_SECONDS = 300.0
+"""An unfinished file that nobody has written to for so long has lost its writer."""
 
 
 @dataclass(frozen=True)
@@ -115,18 +120,19 @@ class Folder:
                 target = Path(path) / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}")
-                with temporary.open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(target)
+                try:
+                    with temporary.open("wb") as file:
+                        file.write(content)
+                        file.flush()
+                        os.fsync(file.fileno())
+                    temporary.replace(target)
+                finally:
+                    temporary.unlink(missing_ok=True)
             else:
                 with filesystem.open_output_stream(f"{path}/{name}") as stream:
                     stream.write(content)
         except OSError as error:
-            raise UserError(
-                f"storage: cannot write {(self / name).uri}: {error}; check that it exists and is writable"
-            ) from error
+            raise self._refusal(name, error) from error
 
     def read_json(self, name: str) -> Any:
         """Read a JSON file; None if it does not exist."""
@@ -162,9 +168,21 @@ class Folder:
             with (self.local_path() / name).open("ab") as file:
                 file.write(content)
         except OSError as error:
-            raise UserError(
-                f"storage: cannot write {(self / name).uri}: {error}; check that it exists and is writable"
-            ) from error
+            raise self._refusal(name, error) from error
+
+    def _refusal(self, name: str, error: OSError) -> UserError:
+        is_full = error.errno in FULL
+        cure = "free some space, or give another storage=..." if is_full else "check that it exists and is writable"
+        return UserError(f"storage: cannot write {(self / name).uri}: {error}; {cure}")
+
+    def clear_leftovers(self) -> None:
+        """Delete what killed writers left below a local folder: unfinished files that nobody has written to for a while."""
+        if not self.is_local:
+            return
+        for path in self.local_path().rglob("*.tmp-*"):
+            with contextlib.suppress(FileNotFoundError):  # its writer was alive and has finished it
+                if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
+                    path.unlink()
 
     def read_parquet(self, name: str) -> pa.Table:
         """Read a Parquet file. Raises FileNotFoundError."""

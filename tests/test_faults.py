@@ -5,6 +5,7 @@ final adapter are bit-equal, which they could not be if any step had seen other 
 """
 
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -204,3 +205,27 @@ def test_an_elastic_run_loses_a_node_and_gains_another(folder: Path) -> None:
     assert [number for i, number in enumerate(workers) if i == 0 or workers[i - 1] != number] == [2, 1, 2]
     losses = [np.array([record["train/loss"] for record in of]) for of in (found, expected)]
     np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a small disk")
+def test_a_full_disk_ends_the_run_at_once_and_with_room_it_goes_on(folder: Path, tmp_path: Path) -> None:
+    """Catches three restarts and a hundred lines before the reason, and what is left over from the first call."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(disk)]).returncode:
+        pytest.skip("a container that may not mount")
+    try:
+        storage = f"storage={disk}"
+        with training(folder, "name=full", storage) as run:
+            said, _ = run.communicate(timeout=PATIENCE)
+            assert run.returncode == 2, said
+        error = said.splitlines()[-1]
+        assert re.match(r"error: .*(No space left on device|a disk is full).*free some space", error), said
+        assert "Traceback" not in said
+        assert not list(disk.rglob("*.tmp-*"))
+        subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
+        with training(folder, "name=full", storage) as run:
+            ends_well(run)
+        assert (disk / "full" / "result.json").exists()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -1,5 +1,6 @@
 """A user's mistake that only a worker finds: one message, as it was raised there, and nothing is tried again."""
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from builders import tiny_model, tiny_tokenizer
 from ray.exceptions import RayTaskError
 from ray.train import FailureConfig, WorkerGroupError
@@ -51,6 +53,32 @@ def test_a_mistake_is_found_in_what_ray_makes_of_it(wrap: Callable[[Exception], 
     assert mistake_in(ours) is None
     with pytest.raises(type(ours)), unwrapped():
         raise ours
+
+
+@pytest.mark.parametrize("wrap", [lambda e: e, of_task, lambda e: WorkerGroupError("...", {0: e})])
+@pytest.mark.parametrize(
+    ("error", "exit_code", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/mnt/x"), 2, "a disk is full: .*/mnt/x.*storage="),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 2, "a disk is full: .*Disk quota exceeded"),
+        (RuntimeError('I/O error: Os { code: 28, message: "No space left on device" }'), 2, "a disk is full"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB"),
+            1,
+            "out of memory: .*train.micro_rows",
+        ),
+        (MemoryError(), 1, "out of memory: MemoryError; .*evaluate.batch_tokens"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), 1, "out of memory: "),
+    ],
+)
+def test_a_full_disk_or_memory_is_named_in_one_line(
+    wrap: Callable[[Exception], Exception], error: Exception, exit_code: int, said: str
+) -> None:
+    """Catches a reason that is the last of a hundred lines, and what helps left out."""
+    with pytest.raises(UserError, match=said) as raised, unwrapped():
+        raise wrap(error)
+    assert raised.value.exit_code == exit_code
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,39 @@ def test_storage_that_cannot_be_written_is_the_users_mistake(tmp_path: Path):
         (Folder.at(str(tmp_path / "file")) / "run").write_bytes("x", b"")
 
 
+WRITE_TOO_MUCH = """
+import resource, sys
+from arc_ray.storage import Folder
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+folder = Folder.at(sys.argv[1])
+folder.write_bytes("small", bytes(50_000))
+folder.write_bytes("large", bytes(500_000))
+"""
+
+
+def test_a_full_disk_leaves_no_part_of_a_file_and_says_what_helps(tmp_path: Path):
+    """Would catch unfinished files that keep a full disk full; here, the largest file that the process may write."""
+    done = subprocess.run([sys.executable, "-c", WRITE_TOO_MUCH, str(tmp_path)], capture_output=True, text=True)
+    assert "UserError: storage: cannot write" in done.stderr
+    assert "/large: " in done.stderr
+    assert "free some space, or give another storage=" in done.stderr
+    assert os.listdir(tmp_path) == ["small"]
+
+
+def test_what_killed_writers_left_is_cleared_at_the_next_call(tmp_path: Path):
+    """Would catch leftovers that stay for ever, and the deletion of what another process is writing just now."""
+    config = config_in(tmp_path)
+    folder = run_folder(config).local_path()
+    (folder / "checkpoint-000004").mkdir(parents=True)
+    names = ["plan.parquet.tmp-0123abcd", "checkpoint-000004/weights.safetensors.tmp-4567cdef", "new.tmp-89abcdef"]
+    for name in names:
+        (folder / name).write_bytes(b"half")
+    for name in names[:2]:
+        os.utime(folder / name, (time.time() - 600, time.time() - 600))
+    claim(run_folder(config), config, "train")
+    assert [path.name for path in folder.rglob("*.tmp-*")] == ["new.tmp-89abcdef"]
+
+
 def test_an_unknown_kind_of_storage_is_the_users_mistake():
     with pytest.raises(UserError, match=r"storage ftp://host/x: .*; use a local path, s3://bucket/path"):
         Folder.at("ftp://host/x").exists()

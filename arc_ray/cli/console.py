@@ -1,6 +1,5 @@
 """Progress on a terminal: bars and tables that move; elsewhere (a job's log, a file) plain lines, and few of them."""
 
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -93,8 +92,3 @@ class Terminal:
             return
         self._told[what] = float("inf") if done >= total else now
         print(f"  {what}: {done:g} of {total:g} {detail}".rstrip(), flush=True)
-
-
-def fail(message: str) -> None:
-    """Print an error for the user on standard error."""
-    print(f"error: {message}", file=sys.stderr)

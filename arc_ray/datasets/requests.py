@@ -72,6 +72,7 @@ def claim(folder: Folder, source: GeneratedSource) -> None:
 
     Raises UserError naming the differing keys, also for other generators: examples of two makings are not mixed.
     """
+    folder.clear_leftovers()
     record = {**identity_of(source), "made_with": _made_with(source)}
     found = folder.read_json("dataset.json")
     if found is None:

@@ -22,7 +22,7 @@ from arc_ray.cluster.roles import hidden_gpus, reachable_room
 from arc_ray.config import Config
 from arc_ray.cores import usable_cores
 from arc_ray.encoders import Encoder
-from arc_ray.errors import UserError
+from arc_ray.errors import TooLargeError, UserError, unwrapped
 from arc_ray.evaluate.decoding import decode
 from arc_ray.evaluate.questions import Prompt
 from arc_ray.generation import Answer, GridGrammar, VllmWriter, Writer, score_answers
@@ -109,13 +109,18 @@ class Answerer:
 
         A user's mistake travels as a value, because Ray Data would wrap an exception.
         """
-        mistake = ""
+        mistake = None
         try:
-            for reference in batch["work"]:
-                self._do(ray.get(reference))
+            with unwrapped():
+                for reference in batch["work"]:
+                    self._do(ray.get(reference))
         except UserError as error:
-            mistake = str(error)
-        return {"done": np.array([len(batch["work"])]), "mistake": np.array([mistake])}
+            mistake = error
+        return {
+            "done": np.array([len(batch["work"])]),
+            "mistake": np.array([str(mistake or "")]),
+            "exit_code": np.array([mistake.exit_code if mistake else 0]),
+        }
 
     def _do(self, work: Any) -> None:
         if isinstance(work, CountingWork):
@@ -249,7 +254,7 @@ def answer_all(
     batches: Any = dataset.iter_batches(batch_size=1)
     for batch in batches:
         if mistake := batch["mistake"][0]:
-            raise UserError(str(mistake))
+            raise (TooLargeError if batch["exit_code"][0] == TooLargeError.exit_code else UserError)(str(mistake))
         done += int(batch["done"].sum())
         progress(done, len(works))
 

@@ -21,7 +21,7 @@ from arc_ray.config import Config
 from arc_ray.config.searching import EvaluateConfig
 from arc_ray.config.tuning import TttConfig
 from arc_ray.encoders import Encoder, encoder_named
-from arc_ray.errors import UserError, mistake_in
+from arc_ray.errors import TooLargeError, UserError, mistake_in
 from arc_ray.evaluate.answering import Answerer, Predictions, ScoringWork, Work, read_predictions
 from arc_ray.evaluate.questions import make_batches, rows_of
 from arc_ray.evaluate.selecting import candidate_grids
@@ -36,8 +36,11 @@ from arc_ray.train.loop import NonFiniteLossError
 Record = dict[str, Any]
 """What became of a task: set, task, status (one of STATUSES), seconds, and if tuned first_loss and last_loss."""
 
-Failure = RayError | NonFiniteLossError
-"""How tuning on a task failed; a loss that is not finite would only come again."""
+TASK_FAILURES = (NonFiniteLossError, TooLargeError)
+"""What only one task need have: no other is given up for it, and it is not tried again."""
+
+Failure = RayError | NonFiniteLossError | TooLargeError
+"""How tuning on a task failed."""
 
 SCORES_SUFFIX = "-scores"
 
@@ -230,7 +233,7 @@ class Pool:
             outcome = _outcome(reference)
             if isinstance(outcome, Exception):
                 attempts[job.name if job else ""] += 1
-                is_over = attempts[job.name if job else ""] > self._retries or isinstance(outcome, NonFiniteLossError)
+                is_over = attempts[job.name if job else ""] > self._retries or isinstance(outcome, TASK_FAILURES)
                 if job is None and is_over:
                     raise outcome
                 if job and is_over:
@@ -276,12 +279,12 @@ def _room(config: Config, ttt: TttConfig) -> int:
 def _outcome(reference: Any) -> Record | Failure | None:
     """Return what a call returned, or how it failed; the user's mistakes are raised, trying again would not mend them.
 
-    A loss that is not finite is its task's alone.
+    Those of `TASK_FAILURES` are their task's alone.
     """
     try:
         return ray.get(reference)
     except RayError as failure:
         mistake = mistake_in(failure)
-        if mistake and not isinstance(mistake, NonFiniteLossError):
+        if mistake and not isinstance(mistake, TASK_FAILURES):
             raise mistake from None
         return mistake or failure
