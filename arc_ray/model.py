@@ -16,9 +16,10 @@ from arc_ray.fetch import BUILT_IN, find_model, fingerprint, is_place_of, neares
 from arc_ray.runs import resolve_reference
 from arc_ray.seeding import digest64
 from arc_ray.storage import Folder
-from arc_ray.supported import check_supported
+from arc_ray.supported import check_supported, longest_view
 
 DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SCRATCH_POSITIONS = 32768
 
 
 def load_tokenizer(config: ModelConfig, storage: str) -> Any:
@@ -197,6 +198,17 @@ def model_path(base: str | None, storage: str) -> str:
     return path
 
 
+def most_tokens(config: ModelConfig, storage: str) -> int | None:
+    """Return the most tokens that the model of a config reads alike, whatever is beside them; None if any number."""
+    from transformers import AutoConfig
+
+    if config.scratch:
+        return SCRATCH_POSITIONS
+    path = model_path(config.base, storage)
+    with explained(path):
+        return longest_view(AutoConfig.from_pretrained(path))
+
+
 def attention_implementation(config: ModelConfig) -> str:
     """Choose how attention is computed: flash attention where it is installed with a GPU, else PyTorch's own."""
     if config.attention != "auto":
@@ -331,7 +343,7 @@ def scratch_model(config: ScratchConfig, tokenizer: Any) -> nn.Module:
             intermediate_size=config.intermediate_size,
             num_hidden_layers=config.layers,
             num_attention_heads=config.heads,
-            max_position_embeddings=32768,
+            max_position_embeddings=SCRATCH_POSITIONS,
             tie_word_embeddings=True,
             # 0.02, the usual value, is for widths of thousands; at a width of 128 it starts the model all but silent.
             initializer_range=config.hidden_size**-0.5,

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Phi3Conf
 from typer.testing import CliRunner
 
 from arc_ray.cli.commands import app
+from arc_ray.config import load_config
 from arc_ray.config.training import LoraConfig, ModelConfig
 from arc_ray.errors import UserError
 from arc_ray.loss import LearnedLoss
@@ -287,6 +288,16 @@ def test_rows_are_no_longer_than_what_a_model_reads_alike(config: Any, most: int
     check_row_tokens(config, most)
     with pytest.raises(UserError, match=f"train.row_tokens is {most + 1}, .* set train.row_tokens to at most {most}"):
         check_row_tokens(config, most + 1)
+
+
+def test_the_ready_config_of_phi3_stays_below_its_switch():
+    """Would catch a check, or a config, by which Phi-3-mini-128k cannot be trained as documented."""
+    shape = {**SHAPE, "hidden_size": 384, "max_position_embeddings": 131072, "original_max_position_embeddings": 4096}
+    factors = {"rope_type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
+    config = load_config(Path(__file__).parents[1] / "configs" / "phi3.yaml", {})
+    phi = Phi3Config(**shape, rope_parameters=factors)
+    assert longest_view(phi) == 4096
+    check_row_tokens(phi, config.train.row_tokens)
 
 
 @pytest.mark.parametrize("config", [PHI, DYNAMIC])

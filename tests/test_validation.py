@@ -234,6 +234,22 @@ def test_every_test_output_is_asked_under_every_symmetry():
     assert [p.augmentation.name for p in make(table, symmetries=1)] == ["same"] * 3
 
 
+def test_prompts_and_their_answers_have_positions_in_the_model():
+    """Would catch a prompt that fits max_prompt_tokens and whose answer is written beyond the model's last position, or
+    where longrope turns to other angles, the prompt's own keys being cached already."""
+    table, codec = puzzles(4, most=20), codec_of(tiny_tokenizer())
+    config = config_with(view__max_shown=3, evaluate__symmetries=1)
+    free = make_prompts(codec, table, config)
+    assert max(len(prompt.ids) + prompt.limit for prompt in free) > 1800
+    for most in (1800, 1500, 900):
+        bound = make_prompts(codec, table, config, most)
+        assert all(0 < prompt.limit <= most - len(prompt.ids) for prompt in bound)
+        assert {prompt.task for prompt in bound} == set(range(4))
+    assert [prompt.ids.tolist() for prompt in make_prompts(codec, table, config, 100_000)] == [
+        prompt.ids.tolist() for prompt in free
+    ]
+
+
 @pytest.mark.parametrize("slow", [False, True])
 @pytest.mark.parametrize("max_prompt_tokens", [60, 90, 120, 8192])
 def test_prompts_do_not_depend_on_their_answers(max_prompt_tokens: int, slow: bool):

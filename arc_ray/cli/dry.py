@@ -96,7 +96,7 @@ def _questions(config: Config) -> Iterator[str]:
     """Say what each set asks: outputs, views, tokens to read and at most to write."""
     from arc_ray.evaluate.driver import asking_codec, load_set
     from arc_ray.evaluate.questions import make_prompts
-    from arc_ray.model import load_tokenizer
+    from arc_ray.model import load_tokenizer, most_tokens
 
     evaluate = config.evaluate
     for name in evaluate.sets:
@@ -112,7 +112,8 @@ def _questions(config: Config) -> Iterator[str]:
         except NotMadeYetError as error:
             yield f"{name}: not known yet ({error})"
             continue
-        prompts = make_prompts(codec, TaskTable.of(tasks), config)
+        most = most_tokens(config.model, config.storage)
+        prompts = make_prompts(codec, TaskTable.of(tasks), config, most)
         views, read = evaluate.symmetries * evaluate.copies, sum(len(prompt.ids) for prompt in prompts)
         yield (
             f"{name}: {views} views an output, {outputs * views - len(prompts)} left out as too long;"

@@ -48,7 +48,8 @@ class EvaluateConfig(Section):
     batch_tokens: int = Field(default=8192, ge=64)
     """Tokens per generation batch (answers at a time x their length); batches are sorted by length."""
     max_prompt_tokens: int = Field(default=8192, ge=16)
-    """Outputs whose prompt is longer are unanswered, which counts as wrong."""
+    """Outputs whose prompt is longer are unanswered, which counts as wrong. Where the model has fewer positions, prompts
+    leave room for their answers there."""
     num_actors: int | None = Field(default=None, ge=1)
     """Model replicas that predict at the same time; null takes one for each GPU, without GPUs one that has all cores."""
     backend: Literal["transformers", "vllm"] = "transformers"

@@ -24,7 +24,7 @@ from arc_ray.evaluate.ttt import check_tuning, tune_sets, with_tuned
 from arc_ray.evaluate.two_players import describe_sets, first_player
 from arc_ray.fingerprints import fingerprint, refuse_changes
 from arc_ray.guard import refuse_overlap
-from arc_ray.model import load_tokenizer, refuse_other_base
+from arc_ray.model import load_tokenizer, most_tokens, refuse_other_base
 from arc_ray.prompt import Frame
 from arc_ray.runs import claim, finish, is_finished, resolve_reference, run_folder
 from arc_ray.sources.arc import read_json
@@ -123,7 +123,8 @@ def _answer(config: Config, folder: Folder, sets: Sets, progress: Progress) -> N
         _check_frame(first_player(config), "describer", codec.frame)
         described = describe_sets(config, folder, puzzles, tokenizer, partial(progress, "batches described"))
         puzzles |= {f"{name}{GENERATED}": tasks for name, tasks in described.items()}
-    prompts = {name: make_prompts(codec, TaskTable.of(tasks), config) for name, tasks in puzzles.items()}
+    most = most_tokens(config.model, config.storage)
+    prompts = {name: make_prompts(codec, TaskTable.of(tasks), config, most) for name, tasks in puzzles.items()}
     works = {name: _puzzle_works(config, name, tasks, prompts[name]) for name, tasks in puzzles.items()}
     counting = {n: [_counting_work(config, codec, n, tasks)] for n, tasks in sets.items() if n not in puzzles}
     _make_files(config, folder / "predictions", {**works, **counting}, partial(progress, "batches answered"))

@@ -1,5 +1,6 @@
 """What evaluation asks: one prompt per test output and view, cut into batches of about one length."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
@@ -12,7 +13,7 @@ from arc_ray.config import Config
 from arc_ray.config.searching import EvaluateConfig
 from arc_ray.errors import UserError
 from arc_ray.seeding import digest64
-from arc_ray.tasks import TaskTable
+from arc_ray.tasks import MAX_SIDE, TaskTable
 from arc_ray.tokens import Codec, fit_views
 from arc_ray.views import Views, plain_views, redrawn
 
@@ -33,32 +34,35 @@ class Prompt:
     """Most tokens of the answer."""
 
 
-def make_prompts(codec: Codec, table: TaskTable, config: Config) -> list[Prompt]:
+def make_prompts(codec: Codec, table: TaskTable, config: Config, most_tokens: int | None = None) -> list[Prompt]:
     """Write the prompts of all test outputs under the first n symmetries, each in so many copies; a view that is too
-    long even with one shown pair is left out, so that its output may stay unanswered. Raises UserError for symmetries
-    or copies of described tasks."""
+    long even with one shown pair is left out, so that its output may stay unanswered. With its answer, a prompt has at
+    most as many tokens as the model reads alike. Raises UserError for symmetries or copies of described tasks."""
     if codec.needs_description and config.evaluate.symmetries * config.evaluate.copies > 1:
         raise UserError(
             "a description names directions and colours, which views change: set evaluate.symmetries=1 and evaluate.copies=1"
         )
     prompts = []
+    room, most = config.evaluate.max_prompt_tokens, most_tokens or sys.maxsize
+    room = min(room, max(most - codec.text_length_bound(MAX_SIDE), most // 2))
     table = _without_answers(table)
     for symmetry in range(config.evaluate.symmetries):
         for copy in range(config.evaluate.copies):
             views = _views(config, table, symmetry, copy)
             nth = np.arange(len(views)) - np.searchsorted(views.task, views.task)
-            fitting, _ = fit_views(codec, table, views, config.evaluate.max_prompt_tokens, drop=False)
+            fitting, _ = fit_views(codec, table, views, room, drop=False)
             views = views.showing(np.maximum(fitting, 0))
             for i in np.flatnonzero(fitting >= 0).tolist():
                 augmentation = Augmentation(symmetry, tuple(views.colors[i].tolist()))
+                ids = codec.prompt_ids(table, views, i)
                 prompts.append(
                     Prompt(
                         task=int(views.task[i]),
                         output=int(nth[i]),
                         augmentation=augmentation,
                         view=f"{augmentation.name}#{copy}" if copy else augmentation.name,
-                        ids=codec.prompt_ids(table, views, i),
-                        limit=_limit(codec, table, views, i),
+                        ids=ids,
+                        limit=min(_limit(codec, table, views, i), most - len(ids)),
                     )
                 )
     return prompts
@@ -110,5 +114,5 @@ def _limit(codec: Codec, table: TaskTable, views: Views, i: int) -> int:
     pairs = [int(p) for p in views.shown[i] if p >= 0]
     grids = [2 * p + side for p in pairs for side in (0, 1)] + [2 * int(views.asked[i])]
     cells = max(int(table.height[g]) * int(table.width[g]) for g in grids)
-    side = min(30, int(np.ceil(np.sqrt(3 * cells))) + 1)
+    side = min(MAX_SIDE, int(np.ceil(np.sqrt(3 * cells))) + 1)
     return codec.text_length_bound(side)

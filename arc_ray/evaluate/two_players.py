@@ -16,6 +16,7 @@ from arc_ray.encoders import encoder_named
 from arc_ray.errors import UserError
 from arc_ray.evaluate.answering import Work, answer_all
 from arc_ray.evaluate.questions import Prompt, make_batches
+from arc_ray.model import most_tokens
 from arc_ray.storage import Folder
 from arc_ray.tasks import Task, TaskTable
 from arc_ray.tokens import fit_views
@@ -80,10 +81,11 @@ def _works(config: Config, name: str, tasks: Sequence[Task], tokenizer: Any) -> 
     # The format has a place for a description, which prompts end before.
     table = TaskTable.of(dataclasses.replace(task, description="", test=task.test[:1]) for task in tasks)
     views = plain_views(table, config.view.max_shown)
-    room = config.evaluate.max_prompt_tokens
+    limit, room = config.evaluate.max_description_tokens, config.evaluate.max_prompt_tokens
+    if most := most_tokens(config.model, config.storage):
+        room = min(room, most - limit)
     shown, _ = fit_views(codec, table, views, room, drop=False)
     views = views.showing(np.maximum(shown, 0))
-    limit = config.evaluate.max_description_tokens
     prompts = [
         Prompt(int(views.task[i]), 0, Augmentation(), "same", codec.prompt_ids(table, views, int(i)), limit)
         for i in np.flatnonzero(shown >= 0)
