@@ -16,6 +16,7 @@ from typing import Any
 import ray
 import ray.train
 import ray.tune
+from ray import cloudpickle
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler
 
@@ -112,7 +113,7 @@ def _ended(found: list[Trial], progress: Callable[[list[Trial]], None]) -> list[
     progress(found)
     if any(trial.status in ("waiting", "running") for trial in found):
         raise KeyboardInterrupt
-    if all(trial.status == "failed" for trial in found):
+    if found and all(trial.status == "failed" for trial in found):
         mistakes = list(dict.fromkeys(trial.error for trial in found if trial.is_mistake))
         shown = next(iter(mistakes), found[0].error)
         same = len(mistakes) == 1 and all(trial.is_mistake for trial in found)
@@ -238,7 +239,7 @@ def _watched(look: Callable[[], None]) -> Iterator[None]:
 def _mistake_of(trial: Any) -> UserError | None:
     """Return the user's mistake that a trial failed by, if any. Tune's `get_error` looks where files are copied to later."""
     file = trial.pickled_error_file
-    return mistake_in(ray.cloudpickle.loads(Path(file).read_bytes())) if file and Path(file).exists() else None
+    return mistake_in(cloudpickle.loads(Path(file).read_bytes())) if file and Path(file).exists() else None
 
 
 def reason_of(error_file: str | None) -> str:
