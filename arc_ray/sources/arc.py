@@ -66,7 +66,7 @@ def kaggle_tasks(challenges: str, solutions: str | None) -> dict[str, Callable[[
     tasks = _unparsed(read_json(challenges), challenges)
     if solutions is None:
         return tasks
-    outputs = read_json(solutions)
+    file, outputs = solutions, read_json(solutions)
     if not isinstance(outputs, dict):
         raise UserError(f"{solutions}: solutions are an object of task ids; got a {type(outputs).__name__}")
     unmatched = sorted(outputs.keys() ^ tasks.keys())
@@ -76,7 +76,7 @@ def kaggle_tasks(challenges: str, solutions: str | None) -> dict[str, Callable[[
             f" such as {', '.join(unmatched[:3])}"
         )
     return {
-        task_id: lambda task_id=task_id, parse=parse: _with_solutions(parse(), outputs[task_id], solutions)
+        task_id: lambda parse=parse, output=outputs[task_id]: _with_solutions(parse(), output, file)
         for task_id, parse in tasks.items()
     }
 
