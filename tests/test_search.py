@@ -103,14 +103,14 @@ def status(trial: Path) -> str | None:
 def test_a_failing_trial_is_a_row_that_says_so_and_the_others_run(tmp_path: Path) -> None:
     """Catches a search that ends with its first failure, a failure without its reason, and one taken for the best.
 
-    A loss that is not finite ends a trial from inside the loop, an impossible ZeRO stage as any exception does. Its tasks
-    are a folder named from where the command is given: Tune runs trials elsewhere.
+    A loss that is not finite ends a trial from inside the loop, rows too short for any task as any exception does. Its
+    tasks are a folder named from where the command is given: Tune runs trials elsewhere.
     """
     config = small_search(tmp_path, {"start": {"grid": ["wild", "broken", "base"]}}, max_concurrent=3)
     config["starts"] = {
         "base": {},
         "wild": {"train.lr": 1e18},
-        "broken": {"train.deepspeed.zero_optimization.stage": 7},
+        "broken": {"train.row_tokens": 16},
     }
     config["data"]["sources"]["arc"] = {"kind": "folder", "path": "tasks", "max_side": 6, "limit": 6}
     (tmp_path / "tasks").mkdir()
@@ -124,7 +124,7 @@ def test_a_failing_trial_is_a_row_that_says_so_and_the_others_run(tmp_path: Path
         **{"start-wild": "failed", "start-broken": "failed", "start-base": "done"}
     }
     assert "the loss is nan" in found["start-wild"]["error"]
-    assert "stage" in found["start-broken"]["error"]
+    assert "train.row_tokens = 16" in found["start-broken"]["error"]
     assert found["start-base"]["eval/solved"] != ""
     assert yaml.safe_load((tmp_path / "search" / "best.yaml").read_text())["start"] == "base"
     assert "failed" in output
