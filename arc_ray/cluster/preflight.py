@@ -193,8 +193,8 @@ def size_faults(config: Config, room: Room, trains: bool = True, trials: int = 0
         largest = max((kind.cpus for kind, number in room.kinds.items() if number), default=0.0)
         at_most = "" if room.is_one_machine else f", at most {largest:g} a node"
         needs = f"too few CPUs: {several}{each}{beside}, {has} {room.most('cpus'):g}{at_most}"
-        lower = "tune.max_concurrent" if trials > 1 else "scaling.num_workers"
-        return [needs if is_now else f"{needs}; lower {lower} or scaling.cpus_per_worker{more}"]
+        lower = "tune.max_concurrent or " if trials > 1 else "scaling.num_workers or " if at_once > 1 else ""
+        return [needs if is_now else f"{needs}; lower {lower}scaling.cpus_per_worker{more}"]
     return []
 
 

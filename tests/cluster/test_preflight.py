@@ -131,7 +131,9 @@ def test_size_of_what_makes_no_rows_with_ray() -> None:
     assert size_faults(config_of(scaling=whole, train={"engine": "trl", "batch_rows": 16}), MACHINE) == []
     assert size_faults(config_of(scaling={**CPU, "num_workers": 4, "cpus_per_worker": 4}), MACHINE, trains=False) == []
     (fault,) = size_faults(config_of(scaling={**CPU, "num_workers": 1, "cpus_per_worker": 5}), MACHINE, trains=False)
-    assert fault.startswith("too few CPUs: 1 worker x scaling.cpus_per_worker=5, this machine has 4; lower")
+    assert fault.startswith(
+        "too few CPUs: 1 worker x scaling.cpus_per_worker=5, this machine has 4; lower scaling.cpus"
+    )
 
 
 def test_size_of_trials_that_run_at_once() -> None:
