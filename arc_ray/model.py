@@ -2,7 +2,7 @@
 
 import contextlib
 import importlib.util
-import logging
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -362,11 +362,17 @@ def local_folder(path: str) -> str:
 @contextlib.contextmanager
 def explained(path: str, kind: Literal["base", "adapter"] = "base") -> Iterator[None]:
     """Turn what transformers, peft, tokenizers and safetensors raise for a folder that cannot be loaded into a UserError."""
-    reports = logging.getLogger("transformers.modeling_utils")
-    level = reports.level
-    reports.setLevel(logging.ERROR)  # it would list weights that do not fit, which `refuse_misfits` does in short
+    from transformers.utils import logging as reports
+
+    # They would list weights that do not fit, which `refuse_misfits` does in short, and draw a bar each time.
+    level, has_bars = reports.get_verbosity(), reports.is_progress_bar_enabled()
+    reports.set_verbosity_error()
+    reports.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            # peft and we call transformers by names that it is about to change, which is no concern of the reader's.
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # tokenizers and safetensors raise their own kinds, which have nothing else in common
@@ -380,7 +386,9 @@ def explained(path: str, kind: Literal["base", "adapter"] = "base") -> Iterator[
         )
         raise UserError(f"{place}: {reason}") from error
     finally:
-        reports.setLevel(level)
+        reports.set_verbosity(level)
+        if has_bars:
+            reports.enable_progress_bar()
 
 
 def _is_pointer(file: Path) -> bool:

@@ -83,7 +83,7 @@ def work_of(model: nn.Module) -> Work:
     )
 
 
-def check_model(config: ModelConfig, storage: str, full: bool, row_tokens: int) -> None:
+def check_model(config: ModelConfig, storage: str, full: bool, row_tokens: int | None) -> None:
     """Find out before any work whether a model, its tokenizer and its adapter can be loaded and trained on such rows.
 
     Of weights on this machine names and shapes are compared; what an adapter "@run" will hold is not known yet.
@@ -102,7 +102,8 @@ def check_model(config: ModelConfig, storage: str, full: bool, row_tokens: int) 
     if (config.adapter or "").startswith("@"):
         config = config.model_copy(update={"adapter": None})
     model = without_adapter(build_skeleton(config, storage, full, tokenizer))
-    check_row_tokens(model.config, row_tokens)
+    if row_tokens is not None:
+        check_row_tokens(model.config, row_tokens)
     check_tokens(model, tokenizer)
 
 

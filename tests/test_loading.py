@@ -223,6 +223,16 @@ def test_every_way_of_loading_refuses_weights_that_do_not_fit(kind: str, folder:
     assert not (tmp_path / "merged").exists()
 
 
+def test_looking_at_a_model_says_nothing(folder: Path, capfd: pytest.CaptureFixture[str]):
+    """Would catch bars and reports of other libraries around the one message that a mistake is told in."""
+    model = ModelConfig(base=str(folder / "base"), adapter=str(folder / "adapter"))
+    check_model(model, "", False, 512)
+    prefixed("module.")(folder / WEIGHTS)
+    with pytest.raises(UserError):
+        check_model(model, "", False, 512)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_layers_that_are_not_there_get_no_adapter(folder: Path):
     """Would catch peft's own error, which does not say which layers there are."""
     model = ModelConfig(base=str(folder / "base"), lora=LoraConfig(targets=["qkv_proj"]))

@@ -15,7 +15,7 @@ from arc_ray.fetch import obtaining
 from arc_ray.quality import quality_lines
 from arc_ray.runs import PACKAGES
 from arc_ray.study.driver import check_overlap, check_sources
-from arc_ray.train.driver import check_training, codec_of, describe_data
+from arc_ray.train.driver import codec_of, describe_data
 from arc_ray.train.starts import lineage, needed_runs, with_start
 
 
@@ -86,7 +86,6 @@ def _model(config: Config) -> Iterator[str]:
     from arc_ray.model import build_model, load_tokenizer
 
     train = config.train
-    check_training(config)
     tokenizer = load_tokenizer(config.model, config.storage)
     build_model(config.model, config.storage, config.seed, train.full, tokenizer, train.row_tokens)
     codec = codec_of(config, tokenizer)

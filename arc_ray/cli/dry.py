@@ -128,9 +128,10 @@ def plan_lines(config: Config, asked: Config) -> Iterator[str]:
 
     Raises UserError.
     """
-    from arc_ray.train.driver import prepare
+    from arc_ray.train.driver import check_training, prepare
 
     try:
+        check_training(config)
         plan = prepare(config).plan
     except NotMadeYetError as error:
         yield f"plan: not known yet ({error})"

@@ -1,6 +1,7 @@
 """`run_study`: the stages of a study, each re-used if it is already done."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from arc_ray.analysis import choosing_half
@@ -12,7 +13,7 @@ from arc_ray.datasets import load_source
 from arc_ray.datasets.blocks import GeneratedSource
 from arc_ray.datasets.reading import is_generated
 from arc_ray.datasets.requests import requests_of, task_ids_of
-from arc_ray.errors import UserError
+from arc_ray.errors import NotMadeYetError, UserError
 from arc_ray.evaluate.driver import check_evaluation, run_evaluation
 from arc_ray.fetch import BUILT_IN, obtain_model
 from arc_ray.generate import ensure_datasets
@@ -107,10 +108,15 @@ def check_inputs(config: Config, variants: Sequence[Config], trains: bool = True
     for base in bases(config, variants):
         if base in BUILT_IN:
             obtain_model(base, config.storage)
-    known = [c for c in [*variants, *_runs_needed(config, variants)] if not (c.model.base or "").startswith("@")]
     # Most trials of a search differ in nothing that is looked at.
-    for c in {repr((c.model, c.train.full, c.train.row_tokens, c.train.deepspeed)): c for c in known}.values():
-        check_training(c)
+    looked_at = {
+        repr((c.model, c.train.full, c.train.row_tokens, c.train.deepspeed)): (c, is_trained)
+        for of_kind, is_trained in ((variants, trains), (_runs_needed(config, variants), True))
+        for c in of_kind
+    }
+    for c, is_trained in looked_at.values():
+        with suppress(NotMadeYetError):
+            check_training(c, is_trained)
 
 
 def check_sources(config: Config, variants: Sequence[Config], trains: bool = True) -> None:

@@ -110,9 +110,10 @@ def codec_of(config: Config, tokenizer: Any) -> Codec:
     return make_codec(tokenizer, frame_of(tokenizer), encoder, format, config.prompt.learn)
 
 
-def check_training(config: Config) -> None:
-    """Find out before any work whether a config's model can be loaded and trained as it says. Raises UserError."""
-    check_model(config.model, config.storage, config.train.full, config.train.row_tokens)
+def check_training(config: Config, trains: bool = True) -> None:
+    """Find out before any work whether a config's model can be loaded and, if it `trains`, trained so. Raises UserError."""
+    row_tokens = config.train.row_tokens if trains or config.evaluate.ttt else None
+    check_model(config.model, config.storage, config.train.full, row_tokens)
     check_deepspeed(config.train, config.model)
 
 
