@@ -98,7 +98,7 @@ def load_base(config: ModelConfig, storage: str, device: Literal["cpu", "meta"] 
                 f"model.base {path}: its weights are quantized ({method}), which cannot be trained here;"
                 f" take the model that it was made from"
             )
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=DTYPES[config.dtype],
             attn_implementation=attention_implementation(config) if device == "cpu" else "sdpa",
@@ -106,6 +106,7 @@ def load_base(config: ModelConfig, storage: str, device: Literal["cpu", "meta"] 
             ignore_mismatched_sizes=True,
             device_map=None if device == "cpu" else device,
         )
+    model, found = loaded
     refuse_misfits(
         f"model.base {path}",
         missing=found["missing_keys"],

@@ -62,7 +62,7 @@ def flash_stand_in(
         return sdpa_attention_forward(module, query, key, value, None, **kwargs)
     flat = [x.transpose(0, 1).reshape(1, x.shape[1], -1, x.shape[3]) for x in (query, key, value)]
     views = zip(*(x.split(ends.diff().tolist(), dim=2) for x in flat), strict=True)
-    parts = [sdpa_attention_forward(module, *view, None, **kwargs)[0] for view in views]
+    parts = [sdpa_attention_forward(module, q, k, v, None, **kwargs)[0] for q, k, v in views]
     return torch.cat(parts, 1).reshape(query.shape[0], query.shape[2], query.shape[1], -1), None
 
 
@@ -97,14 +97,14 @@ def test_positions_tell_the_lengths_of_views():
 def test_view_by_view_equals_the_block_mask(checkpointing: bool):
     """Would catch a view that sees its neighbour, rows that are mixed up, a key head given to the wrong query heads, and a
     backward pass that computes activations again without knowing where views end."""
-    masked, by_view = LearnedLoss(toy("eager")), LearnedLoss(toy())
+    masked, by_view = toy("eager"), toy()
     if checkpointing:
-        by_view.model.gradient_checkpointing_enable({"use_reentrant": False})
+        by_view.gradient_checkpointing_enable({"use_reentrant": False})
         by_view.train()
-    expected, gradients = losses_and_gradients(masked)
-    found, by_view_gradients = losses_and_gradients(by_view)
-    assert masked.model.config._attn_implementation == "eager"
-    assert by_view.model.config._attn_implementation == attention.NAME
+    expected, gradients = losses_and_gradients(LearnedLoss(masked))
+    found, by_view_gradients = losses_and_gradients(LearnedLoss(by_view).train(checkpointing))
+    assert masked.config._attn_implementation == "eager"
+    assert by_view.config._attn_implementation == attention.NAME
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     for mine, theirs in zip(by_view_gradients, gradients, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
@@ -173,14 +173,13 @@ HYBRID = Qwen3_5TextConfig(
     linear_num_value_heads=4,
     linear_key_head_dim=8,
     linear_value_head_dim=8,
-    full_attention_interval=4,
+    layer_types=["linear_attention"] * 3 + ["full_attention"],
 )
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager", "flash_stand_in", "flash_attention_2"])
 def test_hybrid_models_are_refused_under_every_attention(implementation: str, flash: str):
     """Would catch a check that trusts an attention by its name: layers without attention carry state across views."""
-    assert HYBRID.layer_types == ["linear_attention"] * 3 + ["full_attention"]
     torch.manual_seed(5)
     model = AutoModelForCausalLM.from_config(deepcopy(HYBRID)).eval()
     model.config._attn_implementation = implementation

@@ -106,7 +106,7 @@ def templates(*names: str) -> Callable[[Path], None]:
 
 
 WEIGHTS, ADAPTER, TOKENS = "base/model.safetensors", "adapter/adapter_model.safetensors", "base/tokenizer_config.json"
-BROKEN: dict[str, tuple[str, Callable[[Path], None], str]] = {
+BROKEN: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "names of DDP": (
         WEIGHTS,
         prefixed("module."),
