@@ -11,15 +11,16 @@ from transformers import PreTrainedTokenizerFast
 
 from arc_ray.config import Config, config_from
 from arc_ray.config.training import ModelConfig, ScratchConfig
-from arc_ray.encoders import SYMBOLS, encoder_named
-from arc_ray.loss import LearnedLoss
-from arc_ray.model import build_model
-from arc_ray.prompt import Learn, format_named
-from arc_ray.rows import Batch
-from arc_ray.sources.counting import CountingSource, counting_task
-from arc_ray.tasks import Grid, Pair, Task, TaskTable
-from arc_ray.tokens import Codec, frame_of, make_codec, make_tiny_tokenizer
-from arc_ray.tokens.tokenizer import tiny_corpus
+from arc_ray.models.build import build_model
+from arc_ray.models.loss import LearnedLoss
+from arc_ray.prompts.codec import Codec
+from arc_ray.prompts.encoders import SYMBOLS, encoder_named
+from arc_ray.prompts.formats import Learn, format_named
+from arc_ray.prompts.sample import make_codec
+from arc_ray.prompts.tokenizer import frame_of, make_tiny_tokenizer, tiny_corpus
+from arc_ray.rows.maker import Batch
+from arc_ray.tasks.counting import CountingSource, counting_task
+from arc_ray.tasks.task import Grid, Pair, Task, TaskTable
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and message.role != 'system' %}"

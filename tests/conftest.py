@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -11,13 +12,14 @@ from hypothesis import settings
 settings.register_profile("arc_ray", deadline=None)
 settings.load_profile("arc_ray")
 
-TESTS = os.path.dirname(__file__)
+TESTS = Path(__file__).parent
+ROOMS = sorted(str(path) for path in TESTS.iterdir() if path.is_dir())
 
-# Before anything imports Ray, which reads them once. Processes of tests find the plugins and this checkout by PYTHONPATH.
+# Before anything imports Ray, which reads them once. Processes of tests find this checkout and the tests by PYTHONPATH.
 os.environ.update(
     RAY_AUTH_MODE="disabled",
     RAY_USAGE_STATS_ENABLED="0",
-    PYTHONPATH=os.pathsep.join((TESTS, os.path.dirname(TESTS))),
+    PYTHONPATH=os.pathsep.join((str(TESTS.parent), str(TESTS), *ROOMS)),
     OMP_NUM_THREADS="1",
     RAY_worker_niceness="0",  # Ray's default of 15 lets its workers starve on a busy machine, and tests time out
 )

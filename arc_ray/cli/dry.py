@@ -4,18 +4,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from arc_ray.cli.console import Terminal
-from arc_ray.cli.estimate import estimate_lines
 from arc_ray.config import Config, to_yaml
 from arc_ray.datasets.requests import check_identity, dataset_folder, requests_of
 from arc_ray.errors import NotMadeYetError
-from arc_ray.fetch import obtaining
-from arc_ray.model import model_path
-from arc_ray.runs import as_made, is_finished, resolve_reference, run_folder
+from arc_ray.models.build import model_path
+from arc_ray.models.estimate import estimate_lines
+from arc_ray.runs.fetch import obtaining
+from arc_ray.runs.folder import as_made, is_finished, resolve_reference, run_folder
+from arc_ray.runs.starts import config_of_run, needed_runs, with_start
 from arc_ray.storage import Folder
 from arc_ray.study.comparing import search_points
-from arc_ray.study.driver import bases, check_overlap, check_sources
-from arc_ray.tasks import TaskTable
-from arc_ray.train.starts import config_of_run, needed_runs, with_start
+from arc_ray.study.stages import bases, check_overlap, check_sources
+from arc_ray.tasks.task import TaskTable
 from arc_ray.tune.space import Point, check_points, num_trials, points, trial_name
 
 
@@ -45,7 +45,7 @@ def describe_study(config: Config, terminal: Terminal) -> None:
 
 def describe_generation(config: Config, terminal: Terminal) -> None:
     """Print what each generated dataset has and lacks, and how long making the rest takes. Raises UserError."""
-    from arc_ray.generate import estimate
+    from arc_ray.datasets.generate import estimate
 
     storage = Folder.at(config.storage)
     requests = requests_of(config.data.sources)
@@ -69,7 +69,7 @@ def describe_evaluation(config: Config, terminal: Terminal) -> None:
 
     Raises UserError.
     """
-    from arc_ray.evaluate.driver import check_prompt, needs_model
+    from arc_ray.evaluate.evaluation import check_prompt, needs_model
 
     run = with_start(config)
     run = as_made(run_folder(run), run)
@@ -94,9 +94,9 @@ def describe_evaluation(config: Config, terminal: Terminal) -> None:
 
 def _questions(config: Config) -> Iterator[str]:
     """Say what each set asks: outputs, views, tokens to read and at most to write."""
-    from arc_ray.evaluate.driver import asking_codec, load_set
+    from arc_ray.evaluate.evaluation import asking_codec, load_set
     from arc_ray.evaluate.questions import make_prompts
-    from arc_ray.model import load_tokenizer, most_tokens
+    from arc_ray.models.build import load_tokenizer, most_tokens
 
     evaluate = config.evaluate
     for name in evaluate.sets:
@@ -128,7 +128,7 @@ def plan_lines(config: Config, asked: Config) -> Iterator[str]:
 
     Raises UserError.
     """
-    from arc_ray.train.driver import check_training, prepare
+    from arc_ray.train.run import check_training, prepare
 
     try:
         check_training(config)
@@ -157,7 +157,7 @@ def as_on_gpus(config: Config, asked: Config) -> Config:
 
 
 def _describe_trials(config: Config, trials: list[Point], terminal: Terminal, in_study: bool = False) -> None:
-    from arc_ray.study.driver import check_validation
+    from arc_ray.study.stages import check_validation
 
     variants = check_points(config, trials)
     check_validation(config, variants, in_study)

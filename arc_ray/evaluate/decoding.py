@@ -5,17 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from arc_ray.attention import attends_to_all
 from arc_ray.config import Config
+from arc_ray.decode.threshold import find_answers
+from arc_ray.decode.vllm import VllmWriter
+from arc_ray.decode.writer import Answer, Writer, generate_greedily, generate_samples
 from arc_ray.evaluate.questions import Prompt
-from arc_ray.generation import (
-    Answer,
-    VllmWriter,
-    Writer,
-    find_answers,
-    generate_greedily,
-    generate_samples,
-)
+from arc_ray.models.attention import attends_to_all
 from arc_ray.seeding import digest64, rng_for
 
 

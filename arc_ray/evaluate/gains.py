@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from arc_ray.config import Config
-from arc_ray.intervals import paired_effect
+from arc_ray.scores.intervals import paired_effect
 
 Answers = Sequence[Mapping[str, Any]]
 """One record a test output, as answers.json has them."""

@@ -8,14 +8,15 @@ from math import ceil
 import numpy as np
 import numpy.typing as npt
 
-from arc_ray.augment import Augmentation
 from arc_ray.config import Config
 from arc_ray.config.searching import EvaluateConfig
 from arc_ray.errors import UserError
+from arc_ray.prompts.codec import Codec
+from arc_ray.prompts.lengths import fit_views
 from arc_ray.seeding import digest64
-from arc_ray.tasks import MAX_SIDE, TaskTable
-from arc_ray.tokens import Codec, fit_views
-from arc_ray.views import Views, plain_views, redrawn
+from arc_ray.tasks.task import MAX_SIDE, TaskTable
+from arc_ray.views.augmentation import Augmentation
+from arc_ray.views.view import Views, plain_views, redrawn
 
 
 @dataclass(frozen=True, eq=False)

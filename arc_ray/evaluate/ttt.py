@@ -20,18 +20,18 @@ from arc_ray.cluster.roles import hidden_gpus, reachable_room
 from arc_ray.config import Config
 from arc_ray.config.searching import EvaluateConfig
 from arc_ray.config.tuning import TttConfig
-from arc_ray.encoders import Encoder, encoder_named
 from arc_ray.errors import TooLargeError, UserError, mistake_in
+from arc_ray.evaluate.adapter import Adapter, leave_one_out_batches, tuning_seed
 from arc_ray.evaluate.answering import Answerer, Predictions, ScoringWork, Work, read_predictions
+from arc_ray.evaluate.choice import candidate_grids
 from arc_ray.evaluate.questions import make_batches, rows_of
-from arc_ray.evaluate.selecting import candidate_grids
-from arc_ray.evaluate.tuning import Adapter, leave_one_out_batches, tuning_seed
-from arc_ray.model import load_for_tuning, load_tokenizer, without_adapter
-from arc_ray.prompt import format_named, needs_description
+from arc_ray.models.build import load_for_tuning, load_tokenizer, without_adapter
+from arc_ray.prompts.encoders import Encoder, encoder_named
+from arc_ray.prompts.formats import format_named, needs_description
 from arc_ray.storage import Folder
-from arc_ray.tasks import Task, without_tests
-from arc_ray.train.driver import codec_of
+from arc_ray.tasks.task import Task, without_tests
 from arc_ray.train.loop import NonFiniteLossError
+from arc_ray.train.run import codec_of
 
 Record = dict[str, Any]
 """What became of a task: set, task, status (one of STATUSES), seconds, and if tuned first_loss and last_loss."""

@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from arc_ray.augment import Augmentation
 from arc_ray.config import Config
-from arc_ray.encoders import encoder_named
 from arc_ray.errors import UserError
 from arc_ray.evaluate.answering import Work, answer_all
 from arc_ray.evaluate.questions import Prompt, make_batches
-from arc_ray.model import most_tokens
+from arc_ray.models.build import most_tokens
+from arc_ray.prompts.encoders import encoder_named
+from arc_ray.prompts.lengths import fit_views
 from arc_ray.storage import Folder
-from arc_ray.tasks import Task, TaskTable
-from arc_ray.tokens import fit_views
-from arc_ray.train.driver import codec_of
-from arc_ray.views import plain_views
+from arc_ray.tasks.task import Task, TaskTable
+from arc_ray.train.run import codec_of
+from arc_ray.views.augmentation import Augmentation
+from arc_ray.views.view import plain_views
 
 FIRST, SECOND = "describe", "implement"
 """Prompt formats of the two players."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from arc_ray.analysis import at_equal_tokens
 from arc_ray.report.drawing import (
     BOTTOM,
     HEIGHT,
@@ -29,6 +28,7 @@ from arc_ray.report.drawing import (
 from arc_ray.report.frames import Column, Frame, scalar
 from arc_ray.report.load import Report
 from arc_ray.report.words import is_number, number, setting, setting_value, short_key, shortened, show, word
+from arc_ray.scores.analysis import at_equal_tokens
 
 CURVES = ("train/loss", "eval/loss", "eval/solved", "eval/cell_accuracy")
 TOKENS = "train/learned_tokens"

@@ -14,8 +14,8 @@ from typing import Any
 
 from arc_ray.errors import UserError
 from arc_ray.report import frames
+from arc_ray.report.folders import TrialFiles
 from arc_ray.report.frames import Row
-from arc_ray.report.reading import TrialFiles
 from arc_ray.storage import Folder
 
 STATUSES = {"TERMINATED": "done", "ERROR": "failed"}

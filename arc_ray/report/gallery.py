@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from arc_ray.report.frames import Frame
-from arc_ray.tasks import Grid, parse_grid, puzzle_of, same_grid
+from arc_ray.tasks.task import Grid, parse_grid, puzzle_of, same_grid
 
 NEARLY = 0.8
 """Share of right cells from which an answer of the right size is called nearly solved."""

@@ -49,8 +49,8 @@ from arc_ray.config import value_name
 from arc_ray.errors import UserError
 from arc_ray.report import frames
 from arc_ray.report.experiments import is_experiment, read_experiment
+from arc_ray.report.folders import read_data, read_evaluations, read_json, read_trial, read_yaml
 from arc_ray.report.frames import Frame, config_value, frame, metric_rows, validation_rows
-from arc_ray.report.reading import read_data, read_evaluations, read_json, read_trial, read_yaml
 from arc_ray.storage import Folder
 
 Kind = Literal["study", "tune", "run", "runs"]

@@ -49,7 +49,7 @@ def write_report(folders: Sequence[str], now: datetime | None = None) -> dict[st
 
 def to_html(reports: Sequence[Report], written: str) -> str:
     """Write the whole page: style and script are in it, everything that comes from files is escaped."""
-    loader = jinja2.PackageLoader("arc_ray", "templates")
+    loader = jinja2.PackageLoader("arc_ray.report", "templates")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )

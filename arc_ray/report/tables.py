@@ -11,7 +11,7 @@ from arc_ray.report.charts import trials_at
 from arc_ray.report.frames import Column, Frame, config_value
 from arc_ray.report.load import Report
 from arc_ray.report.words import is_number, number, setting_value, show, word
-from arc_ray.tasks import puzzle_of
+from arc_ray.tasks.task import puzzle_of
 
 MOST_PUZZLES = 40
 """Puzzles shown in the comparison by puzzle: those on which the arms differ most."""

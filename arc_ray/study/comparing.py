@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from arc_ray.analysis import (
+from arc_ray.config import Config, value_name
+from arc_ray.errors import UserError
+from arc_ray.runs.folder import read_metrics, run_folder
+from arc_ray.scores.analysis import (
     Comparison,
     Run,
     at_equal_tokens,
@@ -16,9 +19,6 @@ from arc_ray.analysis import (
     gather,
     steps_to_loss,
 )
-from arc_ray.config import Config, value_name
-from arc_ray.errors import UserError
-from arc_ray.runs import read_metrics, run_folder
 from arc_ray.tune.space import Point, check_points, points, trial_config
 from arc_ray.tune.trials import Trial, candidates, read_outcomes
 

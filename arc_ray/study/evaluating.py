@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from arc_ray.config import Config
-from arc_ray.evaluate.driver import run_evaluation
-from arc_ray.intervals import paired_effect, share_over_seeds, units_of
+from arc_ray.evaluate.evaluation import run_evaluation
 from arc_ray.progress import Progress
-from arc_ray.runs import run_folder
+from arc_ray.runs.folder import run_folder
+from arc_ray.scores.intervals import paired_effect, share_over_seeds, units_of
 from arc_ray.study.comparing import split
 from arc_ray.tune.space import as_word, trial_config
 from arc_ray.tune.trials import Trial

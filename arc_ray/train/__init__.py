@@ -1,1 +1,1 @@
-"""Training: the loop, DeepSpeed behind it, checkpoints, validation, the worker function, and `driver.run_training`."""
+"""Training: the loop, DeepSpeed behind it, checkpoints, validation, the worker function, and `run.run_training`."""

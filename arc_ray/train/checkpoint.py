@@ -13,11 +13,11 @@ from torch import nn
 
 from arc_ray.config import Config
 from arc_ray.errors import UserError
-from arc_ray.fetch import fingerprint
-from arc_ray.model import model_path, save_weights, trainable
-from arc_ray.runs import checkpoint_name, checkpoint_steps
+from arc_ray.models.build import model_path, save_weights, trainable
+from arc_ray.prompts.tokenizer import frame_of
+from arc_ray.runs.fetch import fingerprint
+from arc_ray.runs.folder import checkpoint_name, checkpoint_steps
 from arc_ray.storage import Folder
-from arc_ray.tokens import frame_of
 from arc_ray.train.engine import MOMENTS, State
 
 OPTIMIZER_FILE = "optimizer.safetensors"

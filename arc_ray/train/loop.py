@@ -12,8 +12,8 @@ import torch.distributed
 
 from arc_ray.config.training import TrainConfig
 from arc_ray.errors import UserError
-from arc_ray.plan import Plan
-from arc_ray.rows import Batch
+from arc_ray.rows.maker import Batch
+from arc_ray.rows.plan import Plan
 from arc_ray.seeding import digest64
 from arc_ray.train.engine import gradient_norm, set_learning_rate
 from arc_ray.train.schedule import accumulation_steps, learning_rate

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from arc_ray.flops import peak_flops
-from arc_ray.plan import Plan
-from arc_ray.skeleton import work_of
+from arc_ray.models.flops import peak_flops
+from arc_ray.models.skeleton import work_of
+from arc_ray.rows.plan import Plan
 
 
 class Measures:

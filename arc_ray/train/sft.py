@@ -23,10 +23,10 @@ from transformers import PrinterCallback, TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from arc_ray.attention import flash_lengths
 from arc_ray.config import Config
-from arc_ray.model import without_adapter
-from arc_ray.rows import IGNORED, Batch, RowMaker
+from arc_ray.models.attention import flash_lengths
+from arc_ray.models.build import without_adapter
+from arc_ray.rows.maker import IGNORED, Batch, RowMaker
 from arc_ray.train.engine import Start, begin, gradient_norm, import_deepspeed, make_optimizer
 from arc_ray.train.loop import Hooks, Step, StepEnding, seed_step
 from arc_ray.train.schedule import deepspeed_config, learning_rate

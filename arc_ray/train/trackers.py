@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from arc_ray.config import Config
 from arc_ray.errors import UserError
-from arc_ray.runs import run_folder
+from arc_ray.runs.folder import run_folder
 from arc_ray.seeding import digest64
 from arc_ray.storage import Folder
 

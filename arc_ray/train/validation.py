@@ -13,12 +13,13 @@ import torch
 import torch.distributed
 
 from arc_ray.errors import UserError
-from arc_ray.plan import pack
-from arc_ray.prompt import GridSlot
-from arc_ray.rows import IGNORED, Batch, Encoded, write_rows
-from arc_ray.tasks import TaskTable
-from arc_ray.tokens import Codec, fit_views
-from arc_ray.views import Views, plain_views
+from arc_ray.prompts.codec import Codec
+from arc_ray.prompts.formats import GridSlot
+from arc_ray.prompts.lengths import fit_views
+from arc_ray.rows.maker import IGNORED, Batch, Encoded, write_rows
+from arc_ray.rows.plan import pack
+from arc_ray.tasks.task import TaskTable
+from arc_ray.views.view import Views, plain_views
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,13 +17,13 @@ import torch
 from torch import nn
 
 from arc_ray.config import Config
-from arc_ray.cores import usable_cores
-from arc_ray.loss import LearnedLoss
-from arc_ray.model import build_model, load_tokenizer
-from arc_ray.pipeline import ahead, stream_rows
-from arc_ray.plan import Plan
-from arc_ray.rows import Batch, RowMaker
-from arc_ray.runs import MetricsFile, run_folder
+from arc_ray.models.build import build_model, load_tokenizer
+from arc_ray.models.loss import LearnedLoss
+from arc_ray.rows.maker import Batch, RowMaker
+from arc_ray.rows.plan import Plan
+from arc_ray.rows.stream import ahead, stream_rows
+from arc_ray.runs.cores import usable_cores
+from arc_ray.runs.folder import MetricsFile, run_folder
 from arc_ray.train.checkpoint import CheckpointWriter, newest_checkpoint, read_state
 from arc_ray.train.engine import Start, begin, gather_state, load_weights, make_engine
 from arc_ray.train.loop import Hooks, Metrics, fit

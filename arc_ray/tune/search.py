@@ -22,11 +22,11 @@ from ray.tune.schedulers import FIFOScheduler
 
 from arc_ray.cluster.roles import TRIAL_CPUS, reachable_room
 from arc_ray.config import Config
-from arc_ray.cores import usable_cores
 from arc_ray.errors import UserError, mistake_in
-from arc_ray.runs import checkpoint_steps, is_finished, read_metrics, run_folder
+from arc_ray.runs.cores import usable_cores
+from arc_ray.runs.folder import checkpoint_steps, is_finished, read_metrics, run_folder
 from arc_ray.storage import Folder
-from arc_ray.train.driver import run_training
+from arc_ray.train.run import run_training
 from arc_ray.tune.space import Point, fixed_parts, points, trial_config
 from arc_ray.tune.stopping import SCORE, TIME, make_scheduler
 from arc_ray.tune.trials import Trial, TrialReader, known_points, merit, read_trial, write_status

@@ -7,8 +7,8 @@ from typing import Any
 
 from arc_ray.config import Config, with_overrides
 from arc_ray.errors import UserError
+from arc_ray.runs.starts import with_start
 from arc_ray.seeding import digest64, rng_for
-from arc_ray.train.starts import with_start
 
 Point = dict[str, Any]
 """Dotted config keys and the values of one trial."""

@@ -23,7 +23,7 @@ from typing import Any
 
 from arc_ray.cli.session import connected
 from arc_ray.config import Config, config_from
-from arc_ray.runs import read_metrics, run_folder
+from arc_ray.runs.folder import read_metrics, run_folder
 from arc_ray.seeding import rng_for
 from arc_ray.tune.search import run_search, scored
 from arc_ray.tune.space import points, trial_config

@@ -33,13 +33,13 @@ import pyarrow.parquet as pq
 import ray
 
 from arc_ray.config.sources import RearcSource
+from arc_ray.datasets.garbage import collector_paused
+from arc_ray.datasets.generate import DRIVER_SECONDS, bundles_of, ensure_datasets
 from arc_ray.datasets.manifest import Tally
-from arc_ray.garbage import collector_paused
-from arc_ray.generate import DRIVER_SECONDS, bundles_of, ensure_datasets
 from arc_ray.seeding import python_random_for, rng_for
-from arc_ray.sources import rearc
-from arc_ray.sources.examples import Example
 from arc_ray.storage import Folder
+from arc_ray.tasks import rearc
+from arc_ray.tasks.examples import Example
 
 Seconds = dict[str, npt.NDArray[np.float64]]
 """Task id -> CPU seconds of each measured example."""

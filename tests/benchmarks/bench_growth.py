@@ -25,9 +25,9 @@ import ray
 from ray.cluster_utils import Cluster
 
 from arc_ray.config.sources import CountingSource
-from arc_ray.generate import ensure_datasets
-from arc_ray.pipeline import BLOCK_TOKENS, stream_rows
-from arc_ray.rows import Batch
+from arc_ray.datasets.generate import ensure_datasets
+from arc_ray.rows.maker import Batch
+from arc_ray.rows.stream import BLOCK_TOKENS, stream_rows
 from arc_ray.storage import Folder
 
 STORE_BYTES = 80 * 2**20

@@ -53,8 +53,8 @@ def measure(arm: str, tokens: int, vocabulary: int, share: float) -> dict[str, f
     """Do one forward and backward pass; return the bytes it added to the peak of resident memory, and its loss."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from arc_ray.loss import LearnedLoss
-    from arc_ray.rows import IGNORED
+    from arc_ray.models.loss import LearnedLoss
+    from arc_ray.rows.maker import IGNORED
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -106,8 +106,8 @@ def measure(case: Case) -> dict[str, int]:
 
 def estimate(case: Case) -> dict[str, int]:
     """Return what `arc-ray check` would say, in bytes."""
-    from arc_ray.memory import Setting, footprint, simulate_pass
-    from arc_ray.skeleton import build_skeleton
+    from arc_ray.models.memory import Setting, footprint, simulate_pass
+    from arc_ray.models.skeleton import build_skeleton
 
     model_config, _, tokenizer = configs(case)
     skeleton = build_skeleton(model_config, "", case.full, tokenizer)
@@ -174,9 +174,9 @@ def train_two_steps(case: Case, before_steps: Any) -> None:
     """Build a case as the training worker does and train two steps on random rows."""
     import torch
 
-    from arc_ray.loss import LearnedLoss
-    from arc_ray.model import build_model
-    from arc_ray.rows import IGNORED
+    from arc_ray.models.build import build_model
+    from arc_ray.models.loss import LearnedLoss
+    from arc_ray.rows.maker import IGNORED
     from arc_ray.train.engine import make_engine
 
     model_config, train, tokenizer = configs(case)

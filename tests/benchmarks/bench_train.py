@@ -35,7 +35,7 @@ from typing import Any
 
 import yaml
 
-HEAVY = ["deepspeed", "peft", "trl", "transformers.models.llama.modeling_llama", "arc_ray.train.driver"]
+HEAVY = ["deepspeed", "peft", "trl", "transformers.models.llama.modeling_llama", "arc_ray.train.run"]
 SMOLLM2 = {
     "vocab_size": 49152,
     "hidden_size": 576,
@@ -127,7 +127,7 @@ def time_start(arguments: argparse.Namespace, folder: Path) -> None:
         config.write_text(yaml.safe_dump({**tree, "name": f"run-{at}"}))
         seconds.append(start_seconds(config, folder / f"run-{at}"))
         print(f"round {at + 1}  {seconds[-1]:.2f} s", flush=True)
-    from arc_ray.plan import load_plan
+    from arc_ray.rows.plan import load_plan
 
     rows = load_plan((folder / "run-0" / "plan.parquet").read_bytes()).num_rows
     print(f"{rows} planned rows: first step after {median(seconds):.2f} s (less the loading of the model)")
@@ -182,8 +182,7 @@ def write_llama(shape: dict[str, int], target: str, dtype: str) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from arc_ray.tokens import make_tiny_tokenizer
-    from arc_ray.tokens.tokenizer import tiny_corpus
+    from arc_ray.prompts.tokenizer import make_tiny_tokenizer, tiny_corpus
 
     torch.manual_seed(0)
     config = LlamaConfig(**shape, max_position_embeddings=32768, tie_word_embeddings=True)
@@ -196,8 +195,8 @@ def run_arm(name: str, tree: dict[str, Any], first_row: int, num_rows: int, gpu:
     import torch
 
     from arc_ray.config import config_from
-    from arc_ray.model import build_model, load_tokenizer
-    from arc_ray.train.driver import prepare
+    from arc_ray.models.build import build_model, load_tokenizer
+    from arc_ray.train.run import prepare
 
     torch.set_num_threads(os.cpu_count() or 1)
     config = config_from(tree, {})
@@ -210,7 +209,7 @@ def ours(config: Any, model: Any, _: Any, maker: Any, rows: range, gpu: bool) ->
     """Train by our loop on packed rows."""
     import torch.distributed
 
-    from arc_ray.loss import LearnedLoss
+    from arc_ray.models.loss import LearnedLoss
     from arc_ray.train.engine import make_engine
     from arc_ray.train.loop import Hooks, fit
 
@@ -248,7 +247,7 @@ def by_trl(config: Any, model: Any, tokenizer: Any, maker: Any, rows: range, gpu
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from arc_ray.rows import IGNORED
+    from arc_ray.rows.maker import IGNORED
 
     views = [view for row in rows for view in maker.views_of(row)]
     dataset = Dataset.from_dict(
@@ -314,11 +313,11 @@ def train_under_torchrun(path: Path, found: Path) -> None:
     from torch.utils.data import DataLoader
 
     from arc_ray.config import load_config
-    from arc_ray.loss import LearnedLoss
-    from arc_ray.model import build_model, load_tokenizer
-    from arc_ray.train.driver import prepare
+    from arc_ray.models.build import build_model, load_tokenizer
+    from arc_ray.models.loss import LearnedLoss
     from arc_ray.train.engine import make_engine
     from arc_ray.train.loop import Hooks, fit
+    from arc_ray.train.run import prepare
     from arc_ray.train.worker import rows_of_rank
 
     config = load_config(path, {})

@@ -1,4 +1,4 @@
-"""How often does the interval of an effect (`arc_ray.intervals`) hold the truth? Simulated studies.
+"""How often does the interval of an effect (`arc_ray.scores.intervals`) hold the truth? Simulated studies.
 
     python tests/benchmarks/simulate_analysis.py [--repetitions 4000] [--only effects|choosing]
 
@@ -8,7 +8,7 @@ standard deviation (noise: 1). The true share of solved tasks is then an exact f
 
 `effects` compares two arms of one setting, and tells of the baseline's own share over seeds and tasks. In `choosing`,
 arms have eight settings each; the best is chosen on one half of the tasks and measured on the other, as in
-`arc_ray.analysis.compare`. Numbers are shares of repetitions in percent; 4,000 of them are good to 0.7 points.
+`arc_ray.scores.analysis.compare`. Numbers are shares of repetitions in percent; 4,000 of them are good to 0.7 points.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from arc_ray.intervals import Effect, MeanSquares, difference_interval, mean_squares, needed, share_over_seeds
+from arc_ray.scores.intervals import Effect, MeanSquares, difference_interval, mean_squares, needed, share_over_seeds
 from arc_ray.seeding import rng_for
 
 FloatArray = npt.NDArray[np.float64]

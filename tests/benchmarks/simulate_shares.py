@@ -1,4 +1,4 @@
-"""How often does the interval of a share (`arc_ray.intervals.share_interval`) hold the truth? Simulated evaluations.
+"""How often does the interval of a share (`arc_ray.scores.intervals.share_interval`) hold the truth? Simulated evaluations.
 
     python tests/benchmarks/simulate_shares.py [--repetitions 4000]
 
@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from arc_ray.intervals import share_interval
+from arc_ray.scores.intervals import share_interval
 from arc_ray.seeding import rng_for
 
 FloatArray = npt.NDArray[np.float64]

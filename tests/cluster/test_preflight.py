@@ -8,14 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from arc_ray.cluster.preflight import (
-    NodeReport,
-    check_address,
-    placement,
-    size_faults,
-    storage_faults,
-    version_faults,
-)
+from arc_ray.cluster.preflight import NodeReport, check_address, placement, size_faults, storage_faults, version_faults
 from arc_ray.cluster.roles import NodeKind, Room, launch_of_ray_cluster, read_launch, room_with
 from arc_ray.config import Config, config_from
 from arc_ray.errors import UserError

@@ -1,0 +1,73 @@
+"""`GridGrammar`: which tokens may come next so that the answer is a grid as the encoder writes it, and nothing else.
+
+The encoder's grids are known as templates, one a shape: constant tokens and places for cells. An automaton follows all
+templates that agree with what is written: its state is the position, the shapes still possible, and the tokens of a
+cell that is only half written (where a cell takes several).
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from arc_ray.prompts.codec import Codec
+from arc_ray.tasks.task import MAX_SIDE
+
+Shape = tuple[int, int]
+
+
+class State(NamedTuple):
+    """Where an answer stands."""
+
+    position: int
+    shapes: frozenset[Shape]
+    cell: tuple[int, ...] = ()
+    """Tokens of the cell that is being written."""
+
+
+ENDED = State(-1, frozenset())
+"""After the end token; nothing may follow."""
+
+
+class GridGrammar:
+    """The answers an encoder can give, as an automaton over a tokenizer's tokens; transitions are found when needed."""
+
+    def __init__(self, codec: Codec, end_id: int) -> None:
+        """Look up the templates of all 900 shapes; the codec must be on its fast path."""
+        assert codec.is_fast, "cells have no tokens of their own"
+        self._end = end_id
+        self._cells = [tuple(tokens) for tokens in codec.cell_ids.tolist()]
+        self._templates: dict[Shape, tuple[list[int], list[int]]] = {}
+        for shape in ((h, w) for h in range(1, MAX_SIDE + 1) for w in range(1, MAX_SIDE + 1)):
+            template = codec.whole_grid(*shape)
+            phases = np.full(len(template.ids), -1, np.int64)
+            phases[template.slots] = np.arange(template.slots.shape[1])
+            self._templates[shape] = template.ids.tolist(), phases.tolist()
+        self.start = State(0, frozenset(self._templates))
+        self._next: dict[State, Mapping[int, State]] = {ENDED: {}}
+
+    def next(self, state: State) -> Mapping[int, State]:
+        """Return the tokens that may follow and the state after each; empty after the end token."""
+        if state not in self._next:
+            self._next[state] = self._transitions(state)
+        return self._next[state]
+
+    def _transitions(self, state: State) -> Mapping[int, State]:
+        constant: dict[int, set[Shape]] = {}
+        in_cell: dict[int, set[Shape]] = {}
+        for shape in state.shapes:
+            ids, phases = self._templates[shape]
+            if state.position == len(ids):
+                constant.setdefault(self._end, set()).add(shape)
+            elif phases[state.position] < 0:
+                constant.setdefault(ids[state.position], set()).add(shape)
+            else:
+                in_cell.setdefault(phases[state.position], set()).add(shape)
+        found = {token: State(state.position + 1, frozenset(shapes)) for token, shapes in constant.items()}
+        for phase, shapes in in_cell.items():
+            possible = frozenset(shapes)
+            for token in {cell[phase] for cell in self._cells if cell[:phase] == state.cell}:
+                assert token not in constant, "a token that is a cell's in one shape and something else in another"
+                is_half = phase < len(self._cells[0]) - 1
+                found[token] = State(state.position + 1, possible, (*state.cell, token) if is_half else ())
+        return {token: ENDED if token == self._end else after for token, after in found.items()}

@@ -1,0 +1,309 @@
+"""`run_evaluation`: a checkpoint answers sets of tasks; votes, scores, answers for the gallery, submission.
+
+The run folder holds predictions/ (and scores/ for a product of experts), one Parquet file a batch, and files.json beside
+them once all are there: from then on selection needs no model.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from operator import attrgetter
+from typing import Any
+
+from arc_ray.config import Config, with_overrides
+from arc_ray.config.sources import GENERATED, CountingSource, KaggleSource
+from arc_ray.datasets.reading import load_source
+from arc_ray.errors import UserError
+from arc_ray.evaluate.answering import CountingWork, ScoringWork, Work, answer_all, read_predictions
+from arc_ray.evaluate.choice import candidate_grids, puzzle_scores
+from arc_ray.evaluate.gains import gain, gain_of_tuning, gain_of_voting
+from arc_ray.evaluate.questions import Prompt, make_batches, make_prompts, rows_of
+from arc_ray.evaluate.ttt import check_tuning, tune_sets, with_tuned
+from arc_ray.evaluate.two_players import describe_sets, first_player
+from arc_ray.models.build import load_tokenizer, most_tokens, refuse_other_base
+from arc_ray.prompts.codec import Codec
+from arc_ray.prompts.encoders import ENCODERS, encoder_named
+from arc_ray.prompts.formats import Frame
+from arc_ray.prompts.tokenizer import refuse_other_frame
+from arc_ray.rows.guard import refuse_overlap
+from arc_ray.runs.folder import claim, finish, is_finished, resolve_reference, run_folder
+from arc_ray.runs.starts import lineage
+from arc_ray.scores.submission import write_submission
+from arc_ray.storage import Folder
+from arc_ray.tasks.arc import read_json
+from arc_ray.tasks.counting import Answered, accuracy_by_kind, extent_of
+from arc_ray.tasks.fingerprints import fingerprint, refuse_changes
+from arc_ray.tasks.task import Task, TaskTable
+from arc_ray.train.run import codec_of
+from arc_ray.train.validation import make_validation
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many are done, and of how many."""
+Sets = Mapping[str, Sequence[Task]]
+
+REDONE = {"evaluate.selection": "majority", "evaluate.fill_submission": False, "study.confidence": 0.95}
+"""Keys whose part is done again in a finished folder, with what held where an older result does not tell."""
+
+
+def run_evaluation(config: Config, progress: Progress, command: str = "evaluate") -> dict[str, Any]:
+    """Answer the tasks of `evaluate.sets` and score them; goes on where it was cut off. Raises UserError.
+
+    A finished folder is only selected from again, if one of `REDONE` is another one. The run folder then holds
+    answers.json, submission.json (one for each set if there are several) and result.json with "<set>/<rule>" scores.
+    """
+    check_evaluation(config)
+    folder = run_folder(config)
+    learned = refuse_overlap(config, lineage(config, trains=False), trains=False) if needs_model(config) else []
+    claim(folder, config, command, tuple(REDONE))
+    if is_finished(folder):
+        result = folder.read_json("result.json")
+        told = {key.rsplit(".", 1)[-1]: value for key, value in REDONE.items()} | result
+        if told.items() >= _redone(config).items():
+            return result
+    sets = {name: load_set(config, name) for name in config.evaluate.sets}
+    _refuse_changes(folder, sets)
+    if needs_model(config):
+        if learned:
+            folder.write_json("overlap.json", learned)
+        _answer(config, folder, sets, progress)
+    return _select(config, folder, sets)
+
+
+def _refuse_changes(folder: Folder, sets: Sets) -> None:
+    """Keep what the sets were when the folder began; refuse answers to other tasks beside those that are there."""
+    tables = {name: TaskTable.of(tasks) for name, tasks in sets.items()}
+    if folder.exists("tasks.json"):
+        refuse_changes(folder.read_json("tasks.json"), tables, folder.uri)
+    elif not folder.exists("predictions"):
+        folder.write_json("tasks.json", {name: fingerprint(table) for name, table in tables.items()})
+
+
+def needs_model(config: Config) -> bool:
+    """Tell whether predictions, or the scores that a product of experts adds up, are still to be made."""
+    folder = run_folder(config)
+    is_scored = config.evaluate.selection != "product_of_experts" or folder.exists("scores/files.json")
+    is_tuned = not config.evaluate.ttt or folder.exists("tuning.json")
+    return not (folder.exists("predictions/files.json") and is_scored and is_tuned)
+
+
+def check_evaluation(config: Config) -> None:
+    """Refuse what no model and no data would make right. Raises UserError."""
+    if not config.evaluate.sets:
+        raise UserError("evaluate.sets is empty: name at least one source to answer")
+    if config.evaluate.ttt:
+        check_tuning(config, config.evaluate.ttt)
+    if config.evaluate.describer:
+        first_player(config)
+
+
+def asking_codec(config: Config, tokenizer: Any) -> Codec:
+    """Make the codec that writes the prompts of an evaluation. Raises UserError."""
+    codec = dataclasses.replace(codec_of(config, tokenizer), learn="asked", _layouts={})
+    _check_frame(config, "checkpoint", codec.frame)
+    if config.evaluate.constrain and not codec.is_fast:
+        others = {name: with_overrides(config, {"prompt.encoder": name}) for name in ENCODERS}
+        with warnings.catch_warnings(action="ignore"):
+            fitting = [name for name, other in others.items() if codec_of(other, tokenizer).is_fast]
+        raise UserError(
+            f"evaluate.constrain: with prompt.encoder {config.prompt.encoder} this tokenizer gives cells no tokens of"
+            f" their own; set it to false, or train and evaluate with an encoder whose cells it keeps apart:"
+            f" {', '.join(fitting) or 'there is none'}"
+        )
+    return codec
+
+
+def _answer(config: Config, folder: Folder, sets: Sets, progress: Progress) -> None:
+    """Make the files of predictions, and of scores if the selection asks for them, that are not there yet."""
+    check_prompt(config, "checkpoint")
+    tokenizer = load_tokenizer(config.model, config.storage)
+    codec = asking_codec(config, tokenizer)
+    puzzles = {name: tasks for name, tasks in sets.items() if not _is_counting(config, name)}
+    if config.evaluate.describer:
+        check_prompt(first_player(config), "describer")
+        _check_frame(first_player(config), "describer", codec.frame)
+        described = describe_sets(config, folder, puzzles, tokenizer, partial(progress, "batches described"))
+        puzzles |= {f"{name}{GENERATED}": tasks for name, tasks in described.items()}
+    most = most_tokens(config.model, config.storage)
+    prompts = {name: make_prompts(codec, TaskTable.of(tasks), config, most) for name, tasks in puzzles.items()}
+    works = {name: _puzzle_works(config, name, tasks, prompts[name]) for name, tasks in puzzles.items()}
+    counting = {n: [_counting_work(config, codec, n, tasks)] for n, tasks in sets.items() if n not in puzzles}
+    _make_files(config, folder / "predictions", {**works, **counting}, partial(progress, "batches answered"))
+    if config.evaluate.selection == "product_of_experts":
+        files = folder.read_json("predictions/files.json")
+        scoring = {
+            name: _scoring_works(config, folder / "predictions", files[name], name, tasks, prompts[name])
+            for name, tasks in puzzles.items()
+        }
+        _make_files(config, folder / "scores", scoring, partial(progress, "batches of candidates scored"))
+    if config.evaluate.ttt and not folder.exists("tuning.json"):
+        tune_sets(config, folder, puzzles, works, partial(progress, "tasks tuned"))
+
+
+def _make_files(
+    config: Config, folder: Folder, works: Mapping[str, Sequence[Any]], progress: Callable[[int, int], None]
+) -> None:
+    """Do the works of every set, then write which files are whose."""
+    every = [work for of_set in works.values() for work in of_set]
+    answer_all(config, folder, encoder_named(config.prompt.encoder), every, progress)
+    folder.write_json("files.json", {name: [work.name for work in of_set] for name, of_set in works.items()})
+
+
+def _puzzle_works(config: Config, name: str, tasks: Sequence[Task], prompts: Sequence[Prompt]) -> list[Work]:
+    ids = tuple(task.id for task in tasks)
+    batches = make_batches(prompts, config.evaluate.batch_tokens, rows_of(config.evaluate))
+    return [
+        Work(f"{name}-{number:05d}.parquet", ids, tuple(prompts[i] for i in batch))
+        for number, batch in enumerate(batches)
+    ]
+
+
+def _scoring_works(
+    config: Config, folder: Folder, files: Sequence[str], name: str, tasks: Sequence[Task], prompts: Sequence[Prompt]
+) -> list[ScoringWork]:
+    """Lay out every candidate of an output under every view of it; outputs without a candidate have nothing to score."""
+    predictions = read_predictions(folder, files)
+    grids = {key: candidate_grids(rows) for key, rows in predictions.items()}
+    asked = [prompt for prompt in prompts if grids.get((tasks[prompt.task].id, prompt.output))]
+    ids = tuple(task.id for task in tasks)
+    return [
+        ScoringWork(
+            f"{name}-{number:05d}.parquet",
+            ids,
+            tuple(asked[i] for i in batch),
+            tuple(grids[ids[asked[i].task], asked[i].output] for i in batch),
+        )
+        for number, batch in enumerate(make_batches(asked, config.evaluate.batch_tokens))
+    ]
+
+
+def _counting_work(config: Config, codec: Codec, name: str, tasks: Sequence[Task]) -> CountingWork:
+    single = TaskTable.of(one for task in tasks for one in _single_questions(task))
+    pad_id = codec.tokenizer.pad_token_id or 0
+    return CountingWork(f"{name}.json", make_validation(codec, {name: single}, 1, config.train.row_tokens, pad_id))
+
+
+def _single_questions(task: Task) -> list[Task]:
+    """One task per question, so that no answer stands in the prompt of another question."""
+    return [
+        dataclasses.replace(task, id=f"{task.id}:{i}", questions=(question,))
+        for i, question in enumerate(task.questions)
+    ]
+
+
+def _select(config: Config, folder: Folder, sets: Sets) -> dict[str, Any]:
+    """Choose, score and write everything that follows from the files; return the result."""
+    predicted, scored = folder / "predictions", folder / "scores"
+    files, score_files = predicted.read_json("files.json"), scored.read_json("files.json") or {}
+    result: dict[str, Any] = {"run": folder.name, "checkpoint": config.evaluate.checkpoint, **_redone(config)}
+    if learned := folder.read_json("overlap.json"):
+        result["overlap"] = learned
+    answers: dict[str, list[dict[str, Any]]] = {"answers": []}
+    submissions: dict[str, dict[str, Any]] = {}
+    for name, tasks in sets.items():
+        if _is_counting(config, name):
+            result |= _counting_scores(config, name, tasks, predicted)
+            continue
+        read = [
+            (read_predictions(predicted, files[key]), read_predictions(scored, score_files.get(key, ())))
+            for key in (name, f"{name}{GENERATED}")
+            if key in files
+        ]
+        both = with_tuned(folder, name, *read[0]) if config.evaluate.ttt else read[0]
+        scores, of_set, attempts = puzzle_scores(config, name, tasks, *both)
+        result |= scores | gain_of_voting(config, of_set, f"{name}/voting")
+        if config.evaluate.ttt:
+            scores, before, _ = puzzle_scores(config, f"{name}/untuned", tasks, *read[0])
+            answers.setdefault("answers-untuned", []).extend(before)
+            result |= scores | gain_of_voting(config, before, f"{name}/untuned/voting")
+            result |= gain_of_tuning(config, of_set, before, f"{name}/tuning")
+        for generated in read[1:]:
+            scores, again, _ = puzzle_scores(config, f"{name}/generated", tasks, *generated)
+            answers.setdefault("answers-generated", []).extend(again)
+            result |= scores | gain(config, again, of_set, f"{name}/generated/gain")
+        answers["answers"] += of_set
+        submissions[name] = write_submission(tasks, attempts, _left_out(config, name, tasks))
+    for file, rows in answers.items():
+        folder.write_json(f"{file}.json", rows)
+    for name, submission in submissions.items():
+        folder.write_json("submission.json" if len(submissions) == 1 else f"submission-{name}.json", submission)
+    finish(folder, result)
+    return result
+
+
+def _redone(config: Config) -> dict[str, Any]:
+    """Return what a result says of the keys in `REDONE`."""
+    return {key.rsplit(".", 1)[-1]: attrgetter(key)(config) for key in REDONE}
+
+
+def _left_out(config: Config, name: str, tasks: Sequence[Task]) -> dict[str, int]:
+    """Return the number of outputs of each task of a Kaggle file that is to be added to a submission; warn of a gap."""
+    source = config.data.sources[name]
+    if not isinstance(source, KaggleSource):
+        return {}
+    answered = {task.id for task in tasks}
+    outputs = {task_id: len(record["test"]) for task_id, record in read_json(source.challenges).items()}
+    missing = {task_id: number for task_id, number in outputs.items() if task_id not in answered}
+    if missing and not config.evaluate.fill_submission:
+        warnings.warn(
+            f"submission of {name}: it lacks {len(missing)} of the {len(outputs)} tasks of {source.challenges}, which the"
+            f" source leaves out, and a competition takes whole files only; evaluate.fill_submission=true fills them in",
+            stacklevel=2,
+        )
+    return missing if config.evaluate.fill_submission else {}
+
+
+def _counting_scores(config: Config, name: str, tasks: Sequence[Task], folder: Folder) -> dict[str, float]:
+    source = config.data.sources[name]
+    assert isinstance(source, CountingSource)
+    right: Mapping[str, bool] = folder.read_json(f"{name}.json")
+    records = [
+        Answered(question.kind, *extent_of(task, source.connectivity), right[f"{name}/{task.id}:{i}/0"])
+        for task in tasks
+        for i, question in enumerate(task.questions)
+    ]
+    return {f"{name}/{key}": value for key, value in accuracy_by_kind(records).items()}
+
+
+def _is_counting(config: Config, name: str) -> bool:
+    return isinstance(config.data.sources[name], CountingSource)
+
+
+def load_set(config: Config, name: str) -> list[Task]:
+    """Load the tasks of one of `evaluate.sets`. Raises UserError for a task with nothing to answer."""
+    source = config.data.sources[name]
+    tasks = load_source(source, Folder.at(config.storage))
+    for task in tasks:
+        if not task.test and not task.questions:
+            file = getattr(source, "path", None) or getattr(source, "challenges", None)
+            raise UserError(
+                f"evaluate.sets: {name}: {f'{file}: ' if file else ''}task {task.id} has no test pair to answer;"
+                f" leave it out, or give examples that are cut into tasks (`shown: n` of a source)"
+            )
+    return tasks
+
+
+def check_prompt(config: Config, key: str) -> None:
+    """Refuse a checkpoint of other weights or another prompt: it would answer, and be wrong for no visible reason."""
+    checkpoint = config.evaluate.checkpoint
+    if not checkpoint:
+        return
+    folder = Folder.at(resolve_reference(checkpoint, config.storage))
+    if not folder.exists():
+        raise UserError(f"evaluate.{key} {checkpoint}: there is no such folder")
+    refuse_other_base(f"evaluate.{key} {checkpoint}", folder, config.model.base, config.storage, by_name=False)
+    about = folder.read_json("arc_ray.json")
+    asked = {"format": config.prompt.format, "encoder": config.prompt.encoder}
+    if about and about["prompt"] != asked:
+        raise UserError(
+            f"evaluate.{key} {checkpoint} learned the prompt {about['prompt']}, the config says {asked};"
+            f" set prompt.format and prompt.encoder to the checkpoint's"
+        )
+
+
+def _check_frame(config: Config, key: str, frame: Frame) -> None:
+    """Refuse a checkpoint whose prompts stood between other texts than the tokenizer's chat template writes now."""
+    checkpoint = config.evaluate.checkpoint
+    if checkpoint:
+        about = Folder.at(resolve_reference(checkpoint, config.storage)).read_json("arc_ray.json") or {}
+        refuse_other_frame(about.get("frame"), frame, f"evaluate.{key} {checkpoint}")

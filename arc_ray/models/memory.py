@@ -1,0 +1,184 @@
+"""What fits: the bytes one training worker needs, found by a pass over tensors that have shapes but no memory.
+
+Activations are not guessed from a formula per architecture. The very model is run forwards and backwards on fake
+tensors (torch's FakeTensorMode), and the bytes that are alive at each moment are counted.
+"""
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from arc_ray.config.training import GRADIENT_BUCKET
+from arc_ray.models.attention import hidden_states
+from arc_ray.models.build import trainable, without_adapter
+
+RUNTIME_BYTES = int(1.2e9)
+"""What a GPU worker needs besides: CUDA's context and libraries (0.5 GB), NCCL's buffers, and memory that the allocator
+holds in pieces too small. An assumption; the rest is computed."""
+
+STAGES = (0, 1, 2, 3)
+MOMENTS_BYTES = 8
+"""Adam's two moments of a trained weight, float32."""
+MASTER_BYTES = 4
+"""ZeRO's own copy of a trained weight, or of its gradient while the optimizer steps, float32."""
+LIVE_WEIGHTS = 10**9
+"""DeepSpeed's stage3_max_live_parameters."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Bytes alive at the highest moment of a forward and backward pass; weights and their gradients apart."""
+
+    activations: int
+    """With one learned token."""
+    logits: int
+    """What computing logits and loss at all learned positions adds to that."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a model is trained, as far as memory goes."""
+
+    zero_stage: int
+    num_workers: int
+    offload: bool = False
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that one worker needs, by what for."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    """Moments, and the float32 master weights that ZeRO keeps."""
+    activations: int
+    logits: int
+    step: int
+    """What the optimizer's step needs in passing, when activations and logits are gone."""
+
+    @property
+    def total(self) -> int:
+        """The peak: during a pass, or during the optimizer's step."""
+        return self.weights + self.gradients + self.optimizer + max(self.activations + self.logits, self.step)
+
+
+def footprint(skeleton: nn.Module, found: Pass, setting: Setting) -> Footprint:
+    """Add up what one worker holds; what is sharded at which stage is from Rajbhandari et al., "ZeRO", 2020, figure 1.
+
+    At stage 3 the whole weights are there during a pass besides the shard, up to the 10^9 that DeepSpeed lets live, where
+    there is more than one worker. tests/benchmarks/bench_memory.py compares with what DeepSpeed really takes.
+    """
+    stage, workers = setting.zero_stage, setting.num_workers
+    tensors = list(skeleton.parameters())
+    trained = list(trainable(skeleton).values())
+    size = tensors[0].element_size()
+    weights, gradients = sum(p.nbytes for p in tensors), sum(p.nbytes for p in trained)
+    own = sum(p.numel() for p in trained) // (workers if stage > 0 else 1)
+    is_elsewhere = setting.offload and stage > 0
+    # ZeRO's step flattens the gradients, makes them float32 and hands them to Adam, which makes one tensor more.
+    passing = MASTER_BYTES if stage == 0 else size + MASTER_BYTES * (1 if size == MASTER_BYTES else 2)
+    if stage == 3 and workers > 1:
+        weights = min(weights, LIVE_WEIGHTS * size) + (0 if is_elsewhere else weights // workers)
+    if stage >= 2:
+        gradients = min(gradients, own * size + GRADIENT_BUCKET * size)
+    return Footprint(
+        weights=weights,
+        gradients=gradients,
+        optimizer=0 if is_elsewhere else own * (MOMENTS_BYTES + (MASTER_BYTES if stage > 0 else 0)),
+        activations=found.activations,
+        logits=found.logits,
+        step=0 if is_elsewhere else own * passing,
+    )
+
+
+def rows_that_fit(held: Footprint, rows: int, capacity: int) -> int:
+    """Return how many rows at once fit into a GPU of `capacity` bytes, where `rows` at once need what `held` says."""
+    fixed = held.weights + held.gradients + held.optimizer + RUNTIME_BYTES
+    if fixed + held.step > capacity:
+        return 0
+    return (capacity - fixed) * rows // max(held.activations + held.logits, 1)
+
+
+def simulate_pass(skeleton: nn.Module, rows: int, row_tokens: int, learned: int) -> Pass:
+    """Run a model of the meta device over fake rows; `learned` is the number of learned tokens in all rows together."""
+    without, with_all = (_peak(skeleton, rows, row_tokens, number) for number in (1, max(learned, 1)))
+    return Pass(without, with_all - without)
+
+
+def _peak(skeleton: nn.Module, rows: int, row_tokens: int, learned: int) -> int:
+    """Return the highest number of bytes alive during a pass."""
+    causal = without_adapter(skeleton)
+    with FakeTensorMode(), _fake_weights(skeleton) as weights, _LiveBytes(weights) as live:
+        for weight in trainable(skeleton).values():
+            weight.register_post_accumulate_grad_hook(_forget_gradient)
+        ids, places = (torch.zeros(rows, row_tokens, dtype=torch.long) for _ in range(2))
+        hidden = hidden_states(causal, ids, places, [[row_tokens]] * rows)
+        index = torch.zeros(learned, dtype=torch.long)
+        logits = causal.get_output_embeddings()(hidden.flatten(0, 1)[index]).float()
+        loss = nn.functional.cross_entropy(logits, index, reduction="none").sum()
+        del hidden, logits
+        loss.backward()
+    return live.peak
+
+
+def _forget_gradient(weight: torch.Tensor) -> None:
+    """Let go of a gradient that is complete: gradients are counted apart."""
+    weight.grad = None
+
+
+@contextmanager
+def _fake_weights(skeleton: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Put fake tensors in the place of a model's meta tensors and yield them; then put back what was there."""
+    tables: list[dict[str, Any]] = [
+        table for module in skeleton.modules() for table in (module._parameters, module._buffers)
+    ]
+    before = [dict(table) for table in tables]
+    made: dict[int, Any] = {}
+    for table in tables:
+        for name, old in table.items():
+            if old is not None and id(old) not in made:
+                new = torch.empty(old.shape, dtype=old.dtype)
+                made[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+            table[name] = made.get(id(old))
+    try:
+        yield list(made.values())
+    finally:
+        for table, old in zip(tables, before, strict=True):
+            table.update(old)
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that operations have made, and that something still holds; weights apart."""
+
+    def __init__(self, weights: list[torch.Tensor]) -> None:
+        super().__init__()
+        self._weights = {weight.untyped_storage()._cdata for weight in weights}
+        self.peak = self._now = 0
+        self._bytes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, torch.Tensor):
+                self._note(tensor.untyped_storage())
+        return found
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata in self._bytes or storage._cdata in self._weights:
+            return
+        self._bytes[storage._cdata] = storage.nbytes()
+        self._now += storage.nbytes()
+        self.peak = max(self.peak, self._now)
+        weakref.finalize(storage, self._forget, storage._cdata)
+
+    def _forget(self, key: int) -> None:
+        self._now -= self._bytes.pop(key)

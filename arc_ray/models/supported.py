@@ -1,0 +1,83 @@
+"""What a model must be like for rows of packed views and for a loss that computes logits at learned positions only."""
+
+from typing import Any
+
+import torch
+
+from arc_ray.errors import UserError
+from arc_ray.models.attention import flash_on_cpu, hidden_states
+
+VIEW_TOKENS = 8
+LEAK = 0.01
+"""Share of a view's own change from which a change of its neighbour is a leak; bfloat16 rounds to 0.004."""
+
+
+def longest_view(about: Any) -> int | None:
+    """Return the most tokens of a view that a model can read beside others, by its config; None if any number.
+
+    That is how many positions it has, or fewer where the rotations of all tokens in a batch change beyond a position.
+    """
+    about = about.get_text_config()
+    most = getattr(about, "max_position_embeddings", None)
+    found = getattr(about, "rope_parameters", None) or {}
+    switches = []
+    for rope in found.values() if any(isinstance(value, dict) for value in found.values()) else [found]:
+        kind, original = rope.get("rope_type"), rope.get("original_max_position_embeddings") or most
+        if kind in ("longrope", "dynamic") and original:
+            switches.append(int(original))
+        elif kind in ("linear", "yarn") and most:
+            most = max(most, int(original * rope.get("factor", 1)))
+    return min(switches, default=most)
+
+
+def check_row_tokens(about: Any, row_tokens: int) -> None:
+    """Refuse rows in which a view could be longer than a model's positions, by its config. Raises UserError."""
+    most = longest_view(about)
+    if most is not None and row_tokens > most:
+        raise UserError(
+            f"train.row_tokens is {row_tokens}, but the model has {most} positions, or reads all views of a batch otherwise"
+            f" once one is longer (RoPE of kind longrope or dynamic): set train.row_tokens to at most {most}"
+        )
+
+
+def check_supported(model: Any, row_tokens: int | None = None) -> None:
+    """Refuse models that would learn something else than their loss says, without a sign of it.
+
+    `row_tokens` bounds the length of views. Raises UserError.
+    """
+    if row_tokens is not None:
+        check_row_tokens(model.config, row_tokens)
+    scaled = [k for k in ("final_logit_softcapping", "logit_scale", "logits_scaling") if getattr(model.config, k, None)]
+    if scaled:
+        raise UserError(f"this model changes its logits after the output layer ({scaled[0]}), which is not supported")
+    try:
+        is_apart, reason = keeps_views_apart(model, row_tokens or VIEW_TOKENS), ""
+    except (ImportError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        is_apart, reason = False, f" ({' '.join(str(error).split())[:200]})"
+    if not is_apart:
+        raise UserError(
+            f"{type(model).__name__} lets a view see the views before it in a packed row{reason}, so it would train on other"
+            f" tasks' pairs: take a model whose attention goes through transformers' attention interface (Llama, Qwen3,"
+            f" Mistral, ...) and that has no recurrent layers (unlike Mamba or Qwen3.5)"
+        )
+
+
+@torch.no_grad()
+def keeps_views_apart(model: Any, longest: int = VIEW_TOKENS) -> bool:
+    """Tell whether the second view of each of two rows is the same whatever the first one is; `model` is in eval mode.
+
+    The first one may reach to position `longest` - 1. Attention that transformers does not mask (Falcon's), recurrent
+    states (Mamba's) and rotations that follow the longest view let the second differ. A model on the CPU is tried with
+    flash attention, too, if it is to train with that.
+    """
+    second = torch.arange(VIEW_TOKENS)
+    ids = torch.stack([torch.cat([first, second]) for first in (second, second.flip(0))]).to(model.device)
+    far = torch.linspace(0, longest - 1, VIEW_TOKENS).long()
+    places = [torch.cat([first, second]).repeat(2, 1).to(model.device) for first in (second, far)]
+    with flash_on_cpu(model):
+        near, reaching = (hidden_states(model, ids, positions).float() for positions in places)
+    change = near.diff(dim=0).abs()
+    leak, turned = change[:, VIEW_TOKENS:].max(), (reaching - near)[:, VIEW_TOKENS:].abs().max()
+    # Rotations differ little at so few positions, so what they give must be the same but for rounding.
+    is_turned = turned > 4 * torch.finfo(model.dtype).eps * near.abs().max()
+    return bool(leak < LEAK * change[:, :VIEW_TOKENS].max() and not is_turned)

@@ -1,0 +1,1 @@
+"""Views -> token ids: prompt formats, grid encoders, tokenizers, the look-up codec, and lengths before any token exists."""

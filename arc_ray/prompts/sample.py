@@ -1,0 +1,131 @@
+"""`make_codec`, and the views on which it compares the look-up path with the tokenizer before it trusts it.
+
+A tokenizer that cannot write the prompt at all (a vocabulary cut down to what somebody else's prompt needs) is refused:
+its model would train, and even be right about what it sees, on prompts in which colours or words are lost.
+"""
+
+import unicodedata
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from arc_ray.errors import UserError
+from arc_ray.prompts.codec import Codec
+from arc_ray.prompts.encoders import Encoder
+from arc_ray.prompts.formats import FORMATS, Format, Frame, Layout, Learn, Text
+from arc_ray.prompts.template import CellsMergeError, find_cell_ids
+from arc_ray.tasks.task import MAX_SIDE, NUM_COLORS, Grid, Pair, Question, Task, TaskTable, same_grid
+from arc_ray.views.view import Views
+
+_SIDES = (1, 2, 3, 5, 9, 10, 11, 14, 20, 29, 30)
+_MAX_SHOWN = 3
+
+
+def make_codec(tokenizer: Any, frame: Frame, encoder: Encoder, format: Format, learn: Learn) -> Codec:
+    """Make a codec, on the fast path if that gives the tokenizer's own ids on a sample of views, else on the slow one.
+
+    The slow path is correct for every tokenizer and 20 times slower; taking it is warned about once. Raises UserError
+    for a tokenizer that cannot write this encoder's grids or this format's words so that they can be read back.
+    """
+    codec = Codec(tokenizer, frame, encoder, format, learn)
+    table, views = sample_views()
+    layouts = codec.layouts_of(table, views)
+    try:
+        codec.cell_ids = find_cell_ids(tokenizer, encoder)
+        ending = [codec.text_ids("", after_grid=True), codec.text_ids(frame.end)]
+        if not np.array_equal(codec.text_ids(frame.end, after_grid=True), np.concatenate(ending)):
+            raise CellsMergeError("a grid merges with the end of an answer")
+        looked_up, tokenized = codec.look_up(table, views, layouts), codec.tokenize(table, views, layouts)
+        for fast, slow in zip(looked_up, tokenized, strict=True):
+            if not (np.array_equal(fast[0], slow[0]) and np.array_equal(fast[1], slow[1])):
+                raise CellsMergeError("looked-up ids differ from the tokenizer's own")
+    except CellsMergeError as error:
+        warnings.warn(
+            f"{type(tokenizer).__name__} with encoder {encoder.name!r}: {error}; every view goes through the tokenizer,"
+            f" which is about 20 times slower",
+            stacklevel=2,
+        )
+        codec.is_fast = False
+    refuse_unreadable_texts(codec, [layouts[i] for i in np.flatnonzero(table.num_train)])
+    _refuse_unreadable_grids(codec)
+    return codec
+
+
+def refuse_unreadable_texts(codec: Codec, layouts: Iterable[Layout]) -> None:
+    """Raise UserError for a text of these layouts that the tokenizer does not give back, but for spaces and case."""
+    for text in {segment.text: None for layout in layouts for segment in layout if isinstance(segment, Text)}:
+        read = codec.tokenizer.decode(codec.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if _bare(read) != _bare(text):
+            raise _cannot_write(codec, text, read)
+
+
+def _refuse_unreadable_grids(codec: Codec) -> None:
+    """Raise UserError where grids with all colours and row numbers are not read back from their ids as evaluation does."""
+    cells = np.arange(2 * MAX_SIDE, dtype=np.uint8) % NUM_COLORS
+    for grid in (cells.reshape(MAX_SIDE, 2), cells.reshape(2, MAX_SIDE), cells[:1].reshape(1, 1)):
+        ids = codec.answer_ids(grid).tolist()
+        read = codec.tokenizer.decode(ids[: ids.index(codec.end_id)])
+        parsed = codec.encoder.parse(read)
+        if isinstance(parsed, str) or not same_grid(parsed, grid):
+            raise _cannot_write(codec, codec.encoder.render(grid), read)
+
+
+def _cannot_write(codec: Codec, text: str, read: str) -> UserError:
+    name = next((name for name, format in FORMATS.items() if format is codec.format), "of this kind")
+    return UserError(
+        f"the model's tokenizer cannot write prompt.format {name} with prompt.encoder {codec.encoder.name}: {text[:60]!r}"
+        f" is read back from its tokens as {read[:60]!r}; choose another format or encoder, or a model with these characters"
+    )
+
+
+def _bare(text: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def sample_views() -> tuple[TaskTable, Views]:
+    """Make views of many shapes, sides of one and two digits, all symmetries, all neighbours, and of a counting task."""
+    pairs = [
+        Pair(
+            _grid(side, _SIDES[(i + 3) % len(_SIDES)], i),
+            _grid(_SIDES[(i + 3) % len(_SIDES)], side * 3 % MAX_SIDE + 1, i + 1),
+        )
+        for i, side in enumerate(_SIDES)
+    ]
+    tasks = [
+        Task(f"sample{i}", tuple(pairs[i : i + 1 + i % _MAX_SHOWN]), (pairs[-1 - i],), description=f"Move it {i} up.")
+        for i in range(8)
+    ]
+    questions = (Question("objects", "How many objects?", "12"), Question("areas", "Which areas?", "1, 2, 30"))
+    tasks.append(Task("counting", (), (Pair(_grid(4, 6, 0), None),), questions))
+    tasks += [Task(f"all{i}", of_task[1:], of_task[:1], description="Copy.") for i, of_task in enumerate(_neighbours())]
+    table = TaskTable.of(tasks)
+    num = len(tasks)
+    position = np.arange(_MAX_SHOWN)[None, :]
+    shown = np.where(position < table.num_train[:, None], table.first_pair[:-1, None] + position, -1)
+    views = Views(
+        task=np.arange(num, dtype=np.int32),
+        key=np.arange(num, dtype=np.uint64),
+        symmetry=np.array([i % 8 if i < 8 else 0 for i in range(num)], np.uint8),
+        colors=np.array([np.roll(np.arange(NUM_COLORS), i % 8) for i in range(num)], np.uint8),
+        shown=shown.astype(np.int32),
+        asked=(table.first_pair[:-1] + table.num_train).astype(np.int32),
+    )
+    return table, views
+
+
+def _neighbours() -> list[tuple[Pair, ...]]:
+    """Pairs of one task each that hold all triples of colours in a row, all pairs across the end of a row, and every
+    colour beside every text: a tokenizer may merge a single one of them."""
+    rows = np.indices((NUM_COLORS,) * 3, np.uint8).reshape(3, -1).T.reshape(4, -1, MAX_SIDE)
+    columns = np.indices((NUM_COLORS,) * 2, np.uint8).reshape(2, -1).T.reshape(NUM_COLORS, -1, 1)
+    size = _MAX_SHOWN + 1
+    cells = np.arange(NUM_COLORS, dtype=np.uint8).reshape(-1, 1, 1).repeat(2 * size, axis=0)
+    grids = [*cells, *rows, *columns]
+    pairs = [Pair(a, b) for a, b in zip(grids[::2], grids[1::2], strict=True)]
+    return [tuple(pairs[i : i + size]) for i in range(0, len(pairs), size)]
+
+
+def _grid(height: int, width: int, shift: int) -> Grid:
+    return ((np.arange(height * width).reshape(height, width) * 7 + shift) % NUM_COLORS).astype(np.uint8)

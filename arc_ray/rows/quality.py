@@ -1,0 +1,124 @@
+"""The quality of training data, in numbers that show the faults of this field: leaks, repeats, waste, merged colours.
+
+`arc-ray check` prints it, and a study keeps it as quality.json for its report.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from arc_ray.config import Config
+from arc_ray.datasets.blocks import GeneratedSource
+from arc_ray.datasets.requests import dataset_folder
+from arc_ray.rows.guard import NAMED, find_overlaps
+from arc_ray.rows.maker import first_views
+from arc_ray.rows.plan import Plan
+from arc_ray.storage import Folder
+from arc_ray.tasks.fingerprints import count_duplicates, count_met, count_views
+from arc_ray.tasks.task import NUM_COLORS, Task, TaskTable, same_grid
+
+QUANTILES = {"shortest": 0.0, "median": 0.5, "p95": 0.95, "longest": 1.0}
+"""Name -> quantile of the tokens of a source's planned views."""
+
+
+def quality_of(
+    config: Config, ancestors: Mapping[str, Config], tasks: Mapping[str, Sequence[Task]], plan: Plan | None
+) -> dict[str, Any]:
+    """Describe the data of a training run; `tasks` maps the sources of mix, validation and evaluation to their tasks.
+
+    Returns {"sources": {name: counts}, "lengths": {name: {"shortest": tokens...}}, "waste": shares of places without a
+    token, "met": {evaluated name: {"asked": pairs, "met": pairs}}, "overlap": sentences}, for JSON; lengths and waste
+    are empty without a plan.
+    """
+    return {
+        "sources": {name: _source_counts(config, name, of_source) for name, of_source in tasks.items()},
+        "lengths": dict(_lengths(plan)) if plan else {},
+        "waste": _waste(plan) if plan else {},
+        "met": dict(_met(config, tasks)),
+        "overlap": find_overlaps(config, ancestors, tasks),
+    }
+
+
+def quality_lines(quality: Mapping[str, Any]) -> Iterator[str]:
+    """Say it in lines for a terminal."""
+    for name, counts in quality["sources"].items():
+        rejected = ", ".join(f"{reason} {number}" for reason, number in counts["rejected"].items())
+        yield (
+            f"{name}: {counts['tasks']} tasks, {counts['pairs']} pairs; {counts['duplicate_pairs']} pairs and"
+            f" {counts['duplicate_tasks']} tasks equal an earlier one up to symmetry and colours,"
+            f" {counts['degenerate']} outputs equal their input, {counts['merged_colors']} views merge colours"
+            + (f"; of {counts['attempts']} attempts rejected: {rejected or 'none'}" if counts["attempts"] else "")
+        )
+        if counts["views"]:
+            yield (
+                f"{name}: symmetries x asked pair give {counts['views']} views, {counts['distinct_views']} of them"
+                f" distinct ({counts['distinct_views'] / counts['tasks']:.1f} a task)"
+            )
+    for name, lengths in quality["lengths"].items():
+        yield f"{name}: tokens a view: " + ", ".join(f"{key} {value}" for key, value in lengths.items())
+    waste = quality["waste"]
+    if waste:
+        yield (
+            f"padding: {waste['packed']:.1%} of the planned rows; one view a row would waste {waste['one_view_a_row']:.1%},"
+            f" views padded to the longest {waste['padded_to_longest']:.1%}"
+        )
+    for name, counts in quality["met"].items():
+        yield f"{name}: {counts['met']} of {counts['asked']} asked pairs equal a training pair up to symmetry and colours"
+    overlap = quality["overlap"]
+    rest = f"; and {len(overlap) - NAMED} more" if len(overlap) > NAMED else ""
+    yield f"overlap of training with validation and evaluation: {'; '.join(overlap[:NAMED]) or 'none'}{rest}"
+
+
+def _source_counts(config: Config, name: str, tasks: Sequence[Task]) -> dict[str, Any]:
+    puzzles = [task for task in tasks if not task.questions]
+    pairs = [pair for task in puzzles for pair in task.pairs]
+    source, generated = config.data.sources[name], {}
+    if isinstance(source, GeneratedSource):
+        generated = dataset_folder(Folder.at(config.storage), source.dataset).read_json("manifest.json")
+    return {
+        "tasks": len(tasks),
+        "pairs": len(pairs),
+        **count_duplicates(puzzles),
+        "degenerate": sum(same_grid(pair.input, pair.output) for pair in pairs),
+        "merged_colors": _count_merged_colors(config, name, tasks),
+        **count_views(puzzles),
+        "attempts": generated.get("attempts", 0),
+        "rejected": generated.get("rejected", {}),
+    }
+
+
+def _met(config: Config, tasks: Mapping[str, Sequence[Task]]) -> Iterator[tuple[str, dict[str, int]]]:
+    """Count, for each evaluated set that asks for grids, the asked pairs that the training mix holds."""
+    trained = [task for name, copies in config.data.mix.items() if copies > 0 for task in tasks[name]]
+    for name in dict.fromkeys([*config.data.validation, *config.evaluate.sets]):
+        counts = count_met(trained, tasks[name])
+        if counts["asked"]:
+            yield name, counts
+
+
+def _count_merged_colors(config: Config, name: str, tasks: Sequence[Task]) -> int:
+    """Count, among the first views of all tasks, those with fewer colours than their task: each is another puzzle."""
+    views = first_views(config, name, TaskTable.of(tasks))
+    merged = 0
+    for task, colors in zip(tasks, views.colors, strict=True):
+        grids = [grid for pair in task.pairs for grid in (pair.input, pair.output) if grid is not None]
+        used = np.flatnonzero(sum(np.bincount(grid.ravel(), minlength=NUM_COLORS) for grid in grids))
+        merged += len(np.unique(colors[used])) < len(used)
+    return merged
+
+
+def _lengths(plan: Plan) -> Iterator[tuple[str, dict[str, int]]]:
+    for index, name in enumerate(plan.sources):
+        tokens = plan.tokens[plan.views.source == index]
+        if len(tokens):
+            yield name, {key: int(np.quantile(tokens, share)) for key, share in QUANTILES.items()}
+
+
+def _waste(plan: Plan) -> dict[str, float]:
+    mean = float(plan.tokens.mean())
+    return {
+        "packed": round(1 - plan.fill(), 6),
+        "one_view_a_row": round(1 - mean / plan.row_tokens, 6),
+        "padded_to_longest": round(1 - mean / float(plan.tokens.max()), 6),
+    }

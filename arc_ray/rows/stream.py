@@ -1,0 +1,92 @@
+"""Ray Data, streaming: planned rows are made by data tasks on CPUs while the workers train."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+import ray.data
+
+from arc_ray.cluster.roles import data_selector
+from arc_ray.rows.maker import Batch, RowMaker
+
+BLOCK_TOKENS = 2**21
+"""Places for tokens in the rows that one data task makes: 25 MB, a tenth of a second. Smaller blocks would spend most of
+their time on Ray's scheduling, which looks for finished tasks every 0.1 s."""
+
+DATA_TASKS = 2
+"""Data tasks at a time for one training worker. Each makes millions of tokens a second, more than a GPU takes; every
+further one is a process that has to start, with 250 MB, before the first step."""
+
+
+def stream_rows(
+    maker: "ray.ObjectRef[RowMaker]",
+    rows: npt.NDArray[np.int64],
+    rows_per_batch: int,
+    row_tokens: int,
+    data_cpus: float,
+) -> Iterator[Batch]:
+    """Yield batches of these rows, in this order; each data task makes a block of rows, a few blocks ahead.
+
+    Nothing depends on how Ray cuts blocks: a row is a pure function of (plan, number), and order is preserved.
+    """
+    if not len(rows):
+        return
+    num_blocks = min(-(-len(rows) * row_tokens // BLOCK_TOKENS), len(rows))
+    # One item a block: from_numpy would run a task for each before the first row, 3 s of them for a million rows.
+    items = [{"rows": of_block} for of_block in np.array_split(rows, num_blocks)]
+    dataset = ray.data.from_items(items, override_num_blocks=num_blocks).map_batches(
+        _make_rows,  # pyright: ignore[reportArgumentType]
+        batch_size=None,
+        num_cpus=data_cpus,
+        compute=ray.data.TaskPoolStrategy(size=min(DATA_TASKS, num_blocks)),
+        fn_kwargs={"maker": maker},
+    )
+    context = dataset.context
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    context.execution_options.label_selector = data_selector()
+    # Ray's guard would kill a training that pauses for half an hour, such as one in a long validation.
+    context.execution_no_progress_timeout_s = -1
+    batches: Any = dataset.iter_batches(batch_size=rows_per_batch, prefetch_batches=4)
+    yield from batches
+
+
+def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Have the first batch made from now on, in the background: data tasks take seconds to start."""
+    pool = ThreadPoolExecutor(1)
+    first = pool.submit(next, batches, None)
+    pool.shutdown(wait=False)
+    return _first_then_rest(first, batches)
+
+
+def _first_then_rest(first: Future[Batch | None], batches: Iterator[Batch]) -> Iterator[Batch]:
+    batch = first.result()
+    if batch is not None:
+        yield batch
+        yield from batches
+
+
+def settle_data_scheduling() -> None:
+    """Let the actor that shares resources out to Ray Data live on this node, the driver's.
+
+    It stays for good where it is first asked for. That would be a training worker's node, and after that node's death
+    every stream of rows, and an elastic run's count of machines, would wait for an answer for ever.
+    """
+    from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
+
+    get_or_create_autoscaling_coordinator()
+
+
+def _make_rows(batch: dict[str, npt.NDArray[np.int64]], maker: "ray.ObjectRef[RowMaker]") -> Batch:
+    [rows] = batch["rows"]
+    return _fetched(maker).make(rows)
+
+
+@lru_cache(maxsize=2)
+def _fetched(maker: "ray.ObjectRef[RowMaker]") -> RowMaker:
+    """Keep a worker's row maker between blocks: its arrays are shared memory, but its look-up tables are not."""
+    return ray.get(maker)

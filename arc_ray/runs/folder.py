@@ -1,0 +1,272 @@
+"""The run folder: who made it, from what, is it finished; claimed before work, `result.json` last.
+
+<storage>/<name>/config.yaml  run.json  plan.parquet  metrics.jsonl  checkpoint-<step>/  result.json
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import yaml
+
+from arc_ray.config import Config, config_from, differing_keys, to_yaml, types_of, with_overrides
+from arc_ray.config.section import absolute, absolute_model
+from arc_ray.runs.cores import usable_cores
+from arc_ray.errors import NotMadeYetError, UserError
+from arc_ray.runs.fetch import is_place_of
+from arc_ray.storage import Folder
+
+PACKAGES = ("ray", "torch", "transformers", "peft", "trl", "deepspeed", "pyarrow", "numpy", "reasoning-gym")
+METRICS = "metrics.jsonl"
+WHERE_NOT_WHAT = (
+    "ray",
+    "storage",
+    "scaling",
+    "evaluate.num_actors",
+    "evaluate.lookahead",
+    "evaluate.ttt.num_workers",
+    "evaluate.ttt.gpus",
+    "evaluate.ttt.retries",
+    "tune.max_concurrent",
+    "train.engine",
+    "train.max_failures",
+    "train.micro_rows",
+    "train.zero_stage",
+    "train.offload",
+    "train.log_every",
+    "train.tracker",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "question",
+)
+"""Config keys that say where or how fast, not what is computed: a run goes on with other values of these."""
+
+JOB_FOLDER = "/runtime_resources/working_dir_files/"
+"""Part of the path of a job's own copy of the directory from which it was submitted, another one for each cluster."""
+
+
+PERMISSIONS = ("data.allow_overlap",)
+"""Config keys that let a run go on which would be refused; the folder's config.yaml then says so."""
+
+
+def run_folder(config: Config) -> Folder:
+    """Return the folder of a config's run, <storage>/<name>."""
+    return Folder.at(config.storage) / config.name
+
+
+def claim(folder: Folder, config: Config, command: str, redone: Sequence[str] = ()) -> None:
+    """Take a folder for a run of this config: write config.yaml and run.json, or go on with a run of the same config.
+
+    Keys in `redone` may differ, because the command does their part again. Raises UserError naming the differing keys
+    if another config made the folder.
+    """
+    folder.clear_leftovers()
+    if folder.exists("config.yaml"):
+        config = as_made(folder, config)
+        made_by = _with_defaults(yaml.safe_load(folder.read_bytes("config.yaml")))
+        asked = config.model_dump(mode="json")
+        differing = [k for k in differing_keys(_what(made_by), _what(asked), _is_same) if not _is_where(k)]
+        if differing and set(differing) <= {*redone, *PERMISSIONS}:
+            folder.write_bytes("config.yaml", to_yaml(config).encode())
+        elif differing:
+            shown = ", ".join(differing[:6]) + (f" and {len(differing) - 6} more" if len(differing) > 6 else "")
+            raise UserError(
+                f"{folder.uri} was made by another config (differs in: {shown});"
+                f" choose another name=..., or delete the folder"
+            )
+        return
+    folder.write_json("run.json", describe_run(config, command))
+    folder.write_bytes("config.yaml", to_yaml(config).encode())
+
+
+def as_made(folder: Folder, config: Config) -> Config:
+    """Put for what is `auto` in a config what the run in the folder was made with; without a run, nothing changes."""
+    made_by = yaml.safe_load(folder.read_bytes("config.yaml")) if folder.exists("config.yaml") else {}
+    asked = config.model_dump(mode="json")
+    found = {
+        f"{section}.{key}": made_by.get(section, {}).get(key, "auto")
+        for section, key in (("scaling", "use_gpu"), ("scaling", "num_workers"), ("model", "dtype"))
+        if asked[section][key] == "auto"
+    }
+    return with_overrides(config, {key: value for key, value in found.items() if value != "auto"})
+
+
+def describe_run(config: Config, command: str) -> dict[str, Any]:
+    """Describe where a run was made: command, time, versions, hardware, git commit."""
+    return {
+        "command": command,
+        "arguments": sys.argv[1:],
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": config.seed,
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "hardware": {"machine": platform.machine(), "system": platform.system(), "cores": usable_cores()},
+        "placement": {
+            "use_gpu": config.scaling.use_gpu,
+            "num_workers": config.scaling.num_workers,
+            "dtype": config.model.dtype,
+        },
+        "git_commit": _git_commit(),
+    }
+
+
+def is_finished(folder: Folder) -> bool:
+    """Tell whether the run wrote its result, which it does last."""
+    return folder.exists("result.json")
+
+
+def finish(folder: Folder, result: dict[str, Any]) -> None:
+    """Write result.json; from now on the run is finished and a second call of the command does nothing."""
+    folder.write_json("result.json", result)
+
+
+def read_metrics(folder: Folder) -> list[dict[str, Any]]:
+    """Read metrics.jsonl: one record a line, slashed names; empty if there is none yet."""
+    return folder.read_json_lines(METRICS)[0]
+
+
+def write_metrics(folder: Folder, records: Iterable[dict[str, Any]]) -> None:
+    """Write metrics.jsonl whole."""
+    folder.write_bytes(METRICS, _lines(records))
+
+
+class MetricsFile:
+    """metrics.jsonl for its one writer, who adds records: to the file if it is local, for a bucket it is written whole."""
+
+    def __init__(self, folder: Folder, first_step: int) -> None:
+        """Go on after the records up to a checkpoint, `kept`; the steps of later ones are going to be done again."""
+        self._folder = folder
+        self.kept = [record for record in read_metrics(folder) if record["step"] <= first_step]
+        self._content, self._is_cut = _lines(self.kept), False
+
+    def append(self, records: Sequence[dict[str, Any]]) -> None:
+        """Write further records. Those that are not kept go with the first call: until then they tell what was spent."""
+        if not records:
+            return
+        if self._is_cut and self._folder.is_local:
+            self._folder.append_bytes(METRICS, _lines(records))
+            return
+        self._content += _lines(records)
+        self._folder.write_bytes(METRICS, self._content)
+        self._is_cut = True
+
+
+class MetricsTail:
+    """Follows the metrics of a run for those who watch it: each look reads only what was written since the last one."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._begin()
+
+    def _begin(self) -> None:
+        self._end = 0
+        self.newest: dict[str, Any] = {}
+        """The newest value of every metric."""
+        self.validation: dict[str, Any] | None = None
+        """The newest record of a validation."""
+
+    def look(self) -> None:
+        """Read on; from the beginning where a run that was cut off has gone on, and its file has been cut."""
+        try:
+            records, end = self._folder.read_json_lines(METRICS, self._end)
+        except ValueError:  # this is no longer the beginning of a line
+            records, end = [], -1
+        if end < self._end:
+            self._begin()
+            records, end = self._folder.read_json_lines(METRICS)
+        self._end = end
+        for record in records:
+            self.newest |= record
+            self.validation = record if "eval/solved" in record else self.validation
+
+
+def _lines(records: Iterable[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode()
+
+
+def checkpoint_steps(folder: Folder) -> list[int]:
+    """List the steps of complete checkpoints, ascending; a checkpoint is complete once its arc_ray.json is there."""
+    names = [n for n in folder.names() if n.startswith("checkpoint-") and n.removeprefix("checkpoint-").isdigit()]
+    return sorted(int(n.removeprefix("checkpoint-")) for n in names if (folder / n).exists("arc_ray.json"))
+
+
+def checkpoint_name(step: int) -> str:
+    """Name the checkpoint folder of an optimizer step."""
+    return f"checkpoint-{step:06d}"
+
+
+def resolve_reference(value: str, storage: str) -> str:
+    """Turn "@run" into the folder of that run's newest checkpoint; other values are returned as they are.
+
+    Raises UserError if the run has no checkpoint.
+    """
+    if not value.startswith("@"):
+        return value
+    folder = Folder.at(storage) / value[1:]
+    steps = checkpoint_steps(folder)
+    if not steps:
+        raise NotMadeYetError(f"{value}: {folder.uri} has no checkpoint; name a run under `runs`, or train it first")
+    return (folder / checkpoint_name(steps[-1])).uri
+
+
+def references(values: Sequence[str | None]) -> Iterator[str]:
+    """Yield the run names that "@run" values refer to."""
+    yield from (value[1:] for value in values if value and value.startswith("@"))
+
+
+def _with_defaults(made_by: dict[str, Any]) -> dict[str, Any]:
+    """Add keys that did not exist when the config was written: their defaults change nothing of what it made."""
+    try:
+        return config_from(made_by, {}).model_dump(mode="json")
+    except UserError:  # a key or value of it no longer exists, and will be named as a difference
+        return made_by
+
+
+def _is_same(key: str, old: Any, new: Any) -> bool:
+    """Tell whether two values of a key are equal, or name the same place where a run folder was written in other words.
+
+    Before paths were made absolute, a relative one was kept; before built-in models had names, their folder was named.
+    """
+    types = types_of(key)
+    if old == new or not (isinstance(old, str) and isinstance(new, str) and {absolute, absolute_model} & set(types)):
+        return old == new
+    if is_place_of(new, old):
+        return True
+    old, new = (re.sub(f".*{JOB_FOLDER}[^/]+/", "", path) for path in (old, new))
+    is_end = absolute in types and new.endswith(f"/{os.path.normpath(old)}")  # from a directory that is not known now
+    return is_end or new in (old, Folder.at(old).uri)
+
+
+def _what(tree: dict[str, Any]) -> dict[str, Any]:
+    """Leave out of a dumped config what its runs and starts say of where and how fast."""
+
+    def of_section(section: Any) -> dict[str, Any]:
+        return {name: {k: v for k, v in own.items() if not _is_where(k)} for name, own in section.items()}
+
+    return {**tree, **{name: of_section(tree[name]) for name in ("runs", "starts") if name in tree}}
+
+
+def _is_where(key: str) -> bool:
+    return any(key == where or key.startswith(f"{where}.") for where in WHERE_NOT_WHAT)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    try:
+        done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,1 @@
+"""Votes, scoring rules, intervals, the comparison of arms, submissions: numbers in, numbers with intervals out."""

@@ -1,0 +1,269 @@
+"""Intervals: how far a share of tasks, or the difference of two arms over tasks and seeds, may be off.
+
+Why these methods, and how often they hold the truth: `tests/benchmarks/STATISTICS.md`.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import betaincinv, gammaincinv, stdtrit
+
+from arc_ray.errors import UserError
+from arc_ray.tasks.task import puzzle_of
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+FEWEST_PUZZLES = 4
+"""Fewer puzzles than this say nothing about puzzles at large; an interval is then about further tasks of these."""
+MOST_NEEDED = 10_000
+"""More seeds or tasks than this count as "no number would do"."""
+NEARLY_NONE = 1e-9
+"""Instead of no answer of a kind, for which the beta distribution is not defined."""
+QUIET_SEEDS = 0.25
+"""Quantile of the noise that is subtracted from the variation between seeds."""
+SHARED_LUCK = 0.25
+"""Puzzles whose tasks differ all together that are added before the design effect of a difference is estimated."""
+
+
+class MeanSquares(NamedTuple):
+    """Variation between seeds, between units (tasks or puzzles) and the rest, a degree of freedom; of any one shape."""
+
+    seed: FloatArray
+    unit: FloatArray
+    rest: FloatArray
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Mean difference of two arms, with its interval and what is needed to plan a larger study."""
+
+    value: float
+    low: float
+    high: float
+    confidence: float
+    num_seeds: int
+    num_tasks: int
+    num_units: int
+    """What the interval takes to be independent: tasks, or puzzles where several tasks were cut from one (`id#k`)."""
+    unit: str
+    """ "tasks" or "puzzles"."""
+    num_differing: int
+    """Units on which the arms' outcomes differ for any seed; with fewer than ten, no interval is exact."""
+    mean_squares: MeanSquares
+
+    @property
+    def shown(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.low > 0 or self.high < 0
+
+    @property
+    def covers(self) -> str:
+        """What the interval speaks for; "tasks" alone with one seed, whose luck is then not in it."""
+        return self.unit if self.num_seeds == 1 else f"seeds and {self.unit}"
+
+
+@dataclass(frozen=True)
+class Needed:
+    """How large a study would show an effect of a given size; None where no affordable number would."""
+
+    size: float
+    power: float
+    """Chance that the interval leaves out zero if the effect has that size."""
+    seeds: int | None
+    """Seeds on the same tasks. None also after a single seed, which leaves their variation unknown."""
+    units: int | None
+    """Measured tasks (or puzzles) with the same seeds."""
+
+
+def units_of(task_ids: Sequence[str]) -> tuple[IntArray, str]:
+    """Number the independent units of tasks, (num_tasks,), and say what they are: "puzzles" or "tasks".
+
+    Tasks of one puzzle are solved together, so that the puzzle is the unit, where there are at least four puzzles.
+    """
+    puzzles = [puzzle_of(task_id) for task_id in task_ids]
+    if FEWEST_PUZZLES <= len(set(puzzles)) < len(puzzles):
+        return np.unique(puzzles, return_inverse=True)[1], "puzzles"
+    return np.arange(len(task_ids)), "tasks"
+
+
+def share_interval(
+    above: FloatArray, below: FloatArray, units: IntArray, confidence: float
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return value, low and high of a share: a sum over tasks (`above`, each at most `below`) over another sum.
+
+    Both are (..., num_tasks), the results (...); `units` is what `units_of` returns. This is Agresti and Coull's
+    interval (The American Statistician 52, 1998) at an effective sample size, as Korn and Graubard (Survey Methodology
+    24, 1998) take it from the variation between units, cut where Clopper and Pearson's exact one is narrower. With one
+    yes or no a unit it is the plain interval of so many coin tosses.
+    """
+    right, of = by_unit(above, units), by_unit(below, units)
+    total, squares = of.sum(-1), (of**2).sum(-1)
+    value = right.sum(-1) / total
+    # Few informative units hardly tell how alike a unit's outcomes are: one more, all right or all wrong, is added.
+    one_more = squares / of.shape[-1]
+    spread = ((right - value[..., None] * of) ** 2).sum(-1)
+    design = (spread + one_more) / (value * (1 - value) * squares + one_more)
+    num_alike = total**2 / squares
+    degrees = np.maximum(num_alike - 1, 1), np.maximum(total - 1, 1)
+    few = np.divide(*(student_quantile(confidence, d) for d in degrees)) ** 2
+    size = num_alike / design / few
+    upper = (1 + confidence) / 2
+    z2 = NormalDist().inv_cdf(upper) ** 2
+    centre = (value * size + z2 / 2) / (size + z2)
+    reach = np.sqrt(z2 * centre * (1 - centre) / (size + z2))
+    yes, no = np.maximum(value * size, NEARLY_NONE), np.maximum((1 - value) * size, NEARLY_NONE)
+    low = np.maximum(centre - reach, betaincinv(yes, no + 1, 1 - upper))
+    high = np.minimum(centre + reach, betaincinv(yes + 1, no, upper))
+    return value, np.minimum(low, value), np.maximum(high, value)
+
+
+def share_over_seeds(outcomes: FloatArray, units: IntArray, confidence: float) -> tuple[FloatArray, FloatArray]:
+    """Return low and high of the mean of outcomes (..., num_seeds, num_tasks) between 0 and 1, over seeds and tasks.
+
+    A unit's outcomes with all seeds are taken together by `share_interval`; the seeds' part of `half_width` is added as
+    squares, end by end.
+    """
+    num_seeds, num_tasks = outcomes.shape[-2:]
+    value, low, high = share_interval(outcomes.sum(-2), np.full(num_tasks, float(num_seeds)), units, confidence)
+    seeds = _seeds_part(mean_squares(outcomes, units)[0], num_seeds, int(units.max()) + 1, confidence)
+    low, high = value - np.hypot(value - low, seeds), value + np.hypot(high - value, seeds)
+    return np.maximum(low, 0), np.minimum(high, 1)
+
+
+def paired_effect(
+    arm: FloatArray, baseline: FloatArray, task_ids: Sequence[str] | None = None, confidence: float = 0.95
+) -> Effect:
+    """Estimate the mean of arm - baseline, outcomes between 0 and 1, over seeds and tasks; with one seed, over tasks.
+
+    Both are (num_seeds, num_tasks); row by row they share the seed, column by column the task. `task_ids` tells which
+    tasks come from one puzzle; None takes each for itself. Raises UserError for fewer than two tasks.
+    """
+    assert arm.shape == baseline.shape, f"{arm.shape} against {baseline.shape}"
+    difference = np.asarray(arm, dtype=np.float64) - baseline
+    num_seeds, num_tasks = difference.shape
+    if num_tasks < 2:
+        raise UserError(f"{num_tasks} measured task gives no interval; validate on more tasks")
+    units, unit = units_of(task_ids) if task_ids is not None else (np.arange(num_tasks), "tasks")
+    squares, low, high = difference_interval(difference, units, confidence)
+    return Effect(
+        value=float(difference.mean()),
+        low=float(low),
+        high=float(high),
+        confidence=confidence,
+        num_seeds=num_seeds,
+        num_tasks=num_tasks,
+        num_units=int(units.max()) + 1,
+        unit=unit,
+        num_differing=len(set(units[(difference != 0).any(axis=0)])),
+        mean_squares=squares,
+    )
+
+
+def difference_interval(
+    difference: FloatArray, units: IntArray, confidence: float
+) -> tuple[MeanSquares, FloatArray, FloatArray]:
+    """Return mean squares, low and high of the mean of differences (..., num_seeds, num_tasks) between -1 and 1.
+
+    Seeds and units are crossed random effects; see `mean_squares` and `half_width`. Differences of -1, 0 and 1 alone
+    are those of yes and no: as Bonett and Price do (Journal of Educational and Behavioral Statistics 37, 2012), a gain
+    and a loss are added for each seed, without which arms that agree on 20 tasks would be proven to be equal.
+    """
+    num_seeds, num_units = difference.shape[-2], int(units.max()) + 1
+    squares, kept = mean_squares(difference, units)
+    mean = difference.mean(axis=(-2, -1))
+    centre, reach = mean * kept, half_width(squares, num_seeds, num_units, confidence)
+    return squares, np.clip(centre - reach, -1, mean), np.clip(centre + reach, mean, 1)
+
+
+def mean_squares(difference: FloatArray, units: IntArray) -> tuple[MeanSquares, FloatArray]:
+    """Split the variation of differences (..., num_seeds, num_tasks) by seed and unit.
+
+    Also returns the share of the mean that is kept when a gain and a loss are added (1 where none are). Units of
+    unequal size are linearised about the mean, as is usual for a ratio.
+    """
+    num_seeds, num_tasks = difference.shape[-2:]
+    sizes = np.bincount(units)
+    scale = len(sizes) / num_tasks
+    mean = difference.mean(axis=(-2, -1), keepdims=True)
+    centred = scale * by_unit(difference - mean, units)
+    of_seed, of_unit = centred.mean(axis=-1, keepdims=True), centred.mean(axis=-2, keepdims=True)
+    seed = len(sizes) * (of_seed**2).sum(axis=(-2, -1)) / max(num_seeds - 1, 1)
+    rest = ((centred - of_seed - of_unit) ** 2).sum(axis=(-2, -1)) / max((num_seeds - 1) * (len(sizes) - 1), 1)
+
+    is_yes_or_no = (difference == np.rint(difference)).all(axis=(-2, -1))
+    added = np.where(is_yes_or_no, scale**2 * (sizes**2).mean() / num_seeds, 0.0)
+    of_task = (difference - mean).mean(axis=-2)
+    together = scale**2 * (sizes[units] * of_task**2).sum(axis=-1)
+    prior = SHARED_LUCK * added
+    found = (of_unit**2).sum(axis=(-2, -1)) + prior
+    design = np.divide(found, together + prior, out=np.ones_like(found), where=together + prior > 0)
+    a_unit = design / len(sizes)
+    kept = 1 / (1 + 2 * is_yes_or_no * a_unit)
+    variance = kept**2 * (together / len(sizes) * a_unit + 2 * added * a_unit**2)
+    return MeanSquares(seed, num_seeds * len(sizes) ** 2 / (len(sizes) - 1) * variance, rest), kept
+
+
+def half_width(squares: MeanSquares, num_seeds: int, num_units: int, confidence: float) -> FloatArray:
+    """Return h, in the shape of the mean squares; with one seed, the part of the units only.
+
+    h^2 = (t(units - 1)^2 MS_unit + t(seeds - 1)^2 max(MS_seed - k MS_rest, 0)) / (seeds x units): variances are
+    recovered from each source's own interval (Zou and Donner, Statistics in Medicine 27, 2008). k is the lower quartile
+    of MS_seed / MS_rest where seeds do not matter, so that loud seeds are seldom taken for noise.
+    """
+    unit = student_quantile(confidence, num_units - 1) * np.sqrt(squares.unit / (num_seeds * num_units))
+    return np.hypot(unit, _seeds_part(squares, num_seeds, num_units, confidence))
+
+
+def _seeds_part(squares: MeanSquares, num_seeds: int, num_units: int, confidence: float) -> FloatArray:
+    """Return the part of `half_width` that seeds have in it, in the shape of the mean squares."""
+    if num_seeds == 1:
+        return np.zeros_like(squares.seed)
+    half = (num_seeds - 1) / 2
+    noise = float(gammaincinv(half, QUIET_SEEDS)) / half
+    excess = np.maximum(squares.seed - noise * squares.rest, 0.0)
+    return student_quantile(confidence, num_seeds - 1) * np.sqrt(excess / (num_seeds * num_units))
+
+
+def needed(effect: Effect, size: float, power: float = 0.8) -> Needed:
+    """Plan from a finished comparison: how many seeds, or how many units, would show an effect of this size.
+
+    The variances of seeds, units and rest are taken as estimated, so the numbers are rough: "about 9 seeds".
+    """
+    seed, unit, rest = (float(square) for square in effect.mean_squares)
+    of_seed = max(seed - rest, 0.0) / effect.num_units
+    of_unit = max(unit - rest, 0.0) / effect.num_seeds
+
+    def shows(num_seeds: int, num_units: int) -> bool:
+        expected = (rest + num_units * of_seed, rest + num_seeds * of_unit, rest)
+        squares = MeanSquares(*map(np.asarray, expected))
+        reach = float(half_width(squares, num_seeds, num_units, effect.confidence))
+        error = (of_seed / num_seeds + of_unit / num_units + rest / (num_seeds * num_units)) ** 0.5
+        return reach + NormalDist().inv_cdf(power) * error <= abs(size)
+
+    numbers = range(2, MOST_NEEDED + 1)
+    seeds = bisect_left(numbers, True, key=lambda n: shows(n, effect.num_units))
+    units = bisect_left(numbers, True, key=lambda n: shows(effect.num_seeds, n))
+    return Needed(
+        size=abs(size),
+        power=power,
+        seeds=numbers[seeds] if effect.num_seeds > 1 and seeds < len(numbers) else None,
+        units=numbers[units] if units < len(numbers) else None,
+    )
+
+
+def student_quantile(confidence: float, degrees: npt.ArrayLike) -> FloatArray:
+    """Return q such that Student's t with so many degrees of freedom lies in [-q, q] with this probability."""
+    return stdtrit(degrees, (1 + confidence) / 2)
+
+
+def by_unit(values: FloatArray, units: IntArray) -> FloatArray:
+    """Add up the tasks of each unit: (..., num_tasks) -> (..., num_units)."""
+    if len(units) == int(units.max()) + 1:
+        return values[..., np.argsort(units)]
+    return values @ (units[:, None] == np.arange(units.max() + 1)).astype(np.float64)

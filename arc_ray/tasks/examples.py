@@ -1,0 +1,164 @@
+"""One example from a generator: draw, check, try again. RE-ARC's generators and a user's own are used alike.
+
+What becomes of (seed, task, index) depends on nothing else, with one exception: the time limit. Where that strikes,
+the example is given up and its outcome says so.
+"""
+
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from arc_ray.errors import UserError
+from arc_ray.tasks.task import MAX_SIDE, NUM_COLORS, Grid, Pair, largest_side, same_grid
+
+MAX_ATTEMPTS = 100
+"""Attempts before an example is given up; RE-ARC's most rejected task fails 3 of 4, so that 1 in 10^12 is lost."""
+
+REASONS = ("generator_error", "invalid_grid", "too_large", "verifier_error", "unverified", "degenerate")
+"""Why an attempt may be rejected, in the order in which it is checked."""
+
+_COLORS = bytes(range(NUM_COLORS))
+
+Outcome = Literal["accepted", "gave_up", "timed_out"]
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """What a generator returned, before any check."""
+
+    input: Any
+    output: Any
+    rng_difficulty: float | None = None
+    """Mean of the difficulties that the generator drew for its sizes and counts, 0 to 1; None if it drew none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """What became of one (seed, task, index)."""
+
+    outcome: Outcome
+    attempts: int
+    rejects: Counter[str]
+    """Reason -> rejected attempts."""
+    pair: Pair | None = None
+    rng_difficulty: float | None = None
+    error: str | None = None
+    """The last exception of the generator or the verifier, if there was one."""
+    milliseconds: float = field(default=0.0, compare=False)
+    """Wall time of all attempts and checks; the one field that is not reproducible."""
+
+
+class _RejectedError(Exception):
+    """This attempt failed a check; the argument is the reason."""
+
+
+class _TimeLimitError(BaseException):
+    """Not an Exception, so that an `except Exception` in a generator cannot swallow it."""
+
+
+def try_until_accepted(
+    draw: Callable[[int], Draw],
+    is_right: Callable[[Draw], bool],
+    max_side: int = MAX_SIDE,
+    time_limit_seconds: float = 60.0,
+) -> Example:
+    """Try until an attempt passes every check, MAX_ATTEMPTS are used up, or the time limit strikes.
+
+    `draw(attempt)` must take all its randomness from the attempt's number. An attempt passes if both grids are valid
+    and their sides at most `max_side` cells, the verifier `is_right` agrees, and the output differs from the input.
+    The limit covers all attempts together and interrupts Python code only: one long call into C is waited for. Must be
+    called from the main thread (signals), where Ray runs its tasks. Raises UserError if `draw` does.
+    """
+    rejects: Counter[str] = Counter()
+    attempts, outcome, pair, made, error = 0, "gave_up", None, None, None
+    started = time.perf_counter()
+    try:
+        with _time_limit(time_limit_seconds):
+            while pair is None and attempts < MAX_ATTEMPTS:
+                attempts += 1
+                try:
+                    made = _call("generator_error", draw, attempts - 1)
+                    pair = _checked(made, is_right, max_side)
+                except _RejectedError as rejected:
+                    rejects[str(rejected)] += 1
+                    error = repr(rejected.__cause__)[:200] if rejected.__cause__ else error
+    except _TimeLimitError:
+        pair, outcome = None, "timed_out"
+    milliseconds = (time.perf_counter() - started) * 1000
+    if pair is None or made is None:
+        return Example(outcome, attempts, rejects, error=error, milliseconds=milliseconds)
+    return Example("accepted", attempts, rejects, pair, made.rng_difficulty, error, milliseconds)
+
+
+def as_grid(value: Any) -> Grid | None:
+    """Convert rows of colours (tuples, lists or an array) to a grid of its own; None if they are no valid grid."""
+    try:
+        if isinstance(value, tuple | list) and set(map(type, value)) <= {tuple, list}:
+            return _from_rows(value)
+        cells = np.array(value)
+    except (TypeError, ValueError):  # no colours, or rows of different lengths
+        return None
+    if cells.ndim != 2 or cells.dtype.kind not in "iu" or not 1 <= min(cells.shape) <= max(cells.shape) <= MAX_SIDE:
+        return None
+    return cells.astype(np.uint8) if cells.min() >= 0 and cells.max() < NUM_COLORS else None
+
+
+def _from_rows(rows: Sequence[Sequence[int]]) -> Grid | None:
+    """Convert nested tuples or lists four times as fast as numpy does: every drawn grid comes this way."""
+    cells = b"".join(map(bytes, rows))
+    widths = set(map(len, rows))
+    if len(widths) != 1 or not 1 <= max(widths) <= MAX_SIDE or len(rows) > MAX_SIDE or cells.translate(None, _COLORS):
+        return None
+    return np.frombuffer(cells, np.uint8).reshape(len(rows), -1)
+
+
+def _checked(made: Draw, is_right: Callable[[Draw], bool], max_side: int) -> Pair:
+    given, wanted = as_grid(made.input), as_grid(made.output)
+    if given is None or wanted is None:
+        raise _RejectedError("invalid_grid")
+    pair = Pair(given, wanted)
+    if largest_side([pair]) > max_side:
+        raise _RejectedError("too_large")
+    if not _call("verifier_error", is_right, made):
+        raise _RejectedError("unverified")
+    if same_grid(given, wanted):
+        raise _RejectedError("degenerate")
+    return pair
+
+
+def _call(reason: str, function: Callable[[Any], Any], argument: Any) -> Any:
+    """Call code that is not ours: whatever it raises rejects the attempt, is counted and kept for the report."""
+    try:
+        return function(argument)
+    except UserError:
+        raise
+    except Exception as error:
+        raise _RejectedError(reason) from error
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise _TimeLimitError in the body after `seconds`, and every second from then on, should an except swallow it.
+
+    The alarm may strike even between the body and the clean-up, hence the two levels: the outer one is reached anyway.
+    """
+
+    def interrupt(signum: int, frame: Any) -> None:
+        raise _TimeLimitError
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before or signal.SIG_DFL)

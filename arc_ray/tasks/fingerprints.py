@@ -1,0 +1,232 @@
+"""Fingerprints of pairs and tasks that see through symmetries and colour names: the guard against training on tests.
+
+Two pairs have one fingerprint if and only if one of the 8 symmetries of the square, applied to both grids, and a
+renaming of colours turn one into the other (up to collisions of a 128-bit digest).
+"""
+
+import base64
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from typing import Literal, get_args
+
+import numpy as np
+
+from arc_ray.errors import UserError
+from arc_ray.tasks.task import NUM_COLORS, Grid, Pair, Task, TaskTable, puzzle_of
+
+NUM_SYMMETRIES = 8
+
+OverlapKind = Literal["id", "task", "pair"]
+"""One puzzle by name; equal content under two names; an equal pair within different tasks. Strongest first."""
+
+KINDS: tuple[OverlapKind, ...] = get_args(OverlapKind)
+
+COINCIDENCE_CELLS = 16
+"""Pairs with fewer cells, both grids together, agree by chance: 3x3 to 1x1 in ARC-1's 27a28665 and 44f52bb0."""
+
+
+DIGEST = 4
+"""Bytes that tell a task from what it was before: one changed task in four billion goes unnoticed."""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """A puzzle of the training mix that is, or shares a pair with, a puzzle of the evaluation set."""
+
+    kind: OverlapKind
+    train_id: str
+    eval_id: str
+
+    def __str__(self) -> str:
+        verb = {"id": "is", "task": "equals", "pair": "shares a pair with"}[self.kind]
+        return f"training task {self.train_id} {verb} evaluation task {self.eval_id}"
+
+
+def canonical_pair(pair: Pair) -> bytes:
+    """Fingerprint a pair (16 bytes) modulo the 8 symmetries and colour names; a hidden output is left out."""
+    return min(_digests(pair))
+
+
+def canonical_task(task: Task) -> bytes:
+    """Fingerprint a task (16 bytes) modulo symmetries, colour names, the order of its pairs and which are tests.
+
+    A symmetry is applied to all pairs at once. Colours are named pair by pair, because names common to all pairs would
+    depend on their order: so tasks that agree pair by pair, but with another renaming in each, are taken for equal. For
+    a guard that is the safe side. Descriptions and questions do not count.
+    """
+    return _canonical_task([_digests(pair) for pair in task.pairs])
+
+
+def overlap(train_tasks: Iterable[Task], eval_tasks: Iterable[Task]) -> list[Overlap]:
+    """List every training puzzle that is also evaluated: each couple once, by its strongest kind, strongest first.
+
+    Tasks cut from one puzzle (`id#k`) count as that puzzle. A hidden output cannot be compared: such a pair is matched
+    by its input alone. Tasks with questions are compared by id only, since small counting grids repeat by chance.
+    """
+    train_tasks, eval_tasks = list(train_tasks), list(eval_tasks)
+    common = {puzzle_of(task.id) for task in train_tasks} & {puzzle_of(task.id) for task in eval_tasks}
+    by_id = (Overlap("id", puzzle, puzzle) for puzzle in common)
+    by_content = _overlap_by_content(
+        [task for task in train_tasks if not task.questions], [task for task in eval_tasks if not task.questions]
+    )
+    strongest: dict[tuple[str, str], Overlap] = {}
+    for found in sorted({*by_id, *by_content}, key=lambda o: (KINDS.index(o.kind), o.train_id, o.eval_id)):
+        strongest.setdefault((found.train_id, found.eval_id), found)
+    return list(strongest.values())
+
+
+def count_duplicates(tasks: Iterable[Task]) -> dict[str, int]:
+    """Count the tasks, and the pairs over all tasks, that an earlier one equals modulo symmetries and colour names."""
+    num_tasks = num_pairs = 0
+    distinct_tasks: set[bytes] = set()
+    distinct_pairs: set[bytes] = set()
+    for task in tasks:
+        digests = [_digests(pair) for pair in task.pairs]
+        num_tasks, num_pairs = num_tasks + 1, num_pairs + len(digests)
+        distinct_tasks.add(_canonical_task(digests))
+        distinct_pairs.update(map(min, digests))
+    return {"duplicate_tasks": num_tasks - len(distinct_tasks), "duplicate_pairs": num_pairs - len(distinct_pairs)}
+
+
+def count_met(train_tasks: Iterable[Task], eval_tasks: Iterable[Task]) -> dict[str, int]:
+    """Count the pairs that evaluation asks, and those of them that equal a training pair up to symmetry and colours.
+
+    A model may answer what it has met from memory, even where the rules of the study allow other examples of a task.
+    Counting tasks have no outputs: their pairs are not asked.
+    """
+    asked = [pair for task in eval_tasks for pair in task.test if pair.output is not None]
+    sketches = {_sketch(pair) for pair in asked}
+    trained = (pair for task in train_tasks for pair in task.pairs)
+    met = {canonical_pair(pair) for pair in trained if _sketch(pair) in sketches}
+    return {"asked": len(asked), "met": sum(canonical_pair(pair) in met for pair in asked)}
+
+
+def count_views(tasks: Iterable[Task]) -> dict[str, int]:
+    """Count the views that the 8 symmetries and the choice of the asked pair give, and the distinct ones among them.
+
+    A view shows all other pairs with a known output, in any order, and keeps colours: two are equal if they show the
+    same pairs and ask the same one, cell by cell. Puzzles that a symmetry leaves as they are give fewer than 8.
+    """
+    num_views = 0
+    distinct: set[bytes] = set()
+    for task in tasks:
+        known = [pair for pair in task.pairs if pair.output is not None]
+        num_views += NUM_SYMMETRIES * len(known)
+        for digests in zip(*(_symmetric_digests(pair) for pair in known), strict=True):
+            whole = _digest(b"".join(sorted(digests)))
+            distinct.update(whole + digest for digest in digests)
+    return {"views": num_views, "distinct_views": len(distinct)}
+
+
+def fingerprint(table: TaskTable) -> str:
+    """Digest every task as it is, by id, pairs, questions and description: 4 bytes a task, in order, as base64."""
+    digests = []
+    grids = 2 * table.first_pair
+    for task, (first, last) in enumerate(pairwise(grids.tolist())):
+        shapes = table.height[first:last].tobytes() + table.width[first:last].tobytes()
+        cells = table.cells[table.start[first] : table.start[last]].tobytes()
+        words = (
+            table.ids[task],
+            int(table.num_train[task]),
+            *(x[task : task + 1] for x in (table.questions, table.descriptions)),
+        )
+        digests.append(hashlib.blake2b(repr(words).encode() + shapes + cells, digest_size=DIGEST).digest())
+    return base64.b64encode(b"".join(digests)).decode()
+
+
+def refuse_changes(before: Mapping[str, str], tables: Mapping[str, TaskTable], folder: str) -> None:
+    """Refuse to go on with other data than a run in `folder` began with.
+
+    `before` maps names of sources to their fingerprints; what is not among them is not looked at. Raises UserError.
+    """
+    for name in before.keys() & tables.keys():
+        if (now := fingerprint(tables[name])) != before[name]:
+            then, found = _digests_in(before[name]), _digests_in(now)
+            other = [task_id for task_id, digest in zip(tables[name].ids, found, strict=True) if digest not in then]
+            shown = ", ".join(other[:10]) + (f" and {len(other) - 10} more" if len(other) > 10 else "")
+            counted = f"{len(then)} tasks then, {len(found)} now" if len(then) != len(found) else "as many tasks"
+            raise UserError(
+                f"{folder}: the data of source {name} has changed since this run began ({counted}; changed or new:"
+                f" {shown or 'none, but others are gone or their order is another'}); put it back as it was, or"
+                f" choose another name=..., or delete the folder"
+            )
+
+
+def _digests_in(fingerprints: str) -> list[bytes]:
+    content = base64.b64decode(fingerprints)
+    return [content[at : at + DIGEST] for at in range(0, len(content), DIGEST)]
+
+
+def _symmetric_digests(pair: Pair) -> list[bytes]:
+    """Digest a pair under each of the 8 symmetries, colours as they are."""
+    turned = zip(*(_symmetric(grid) for grid in _grids(pair)), strict=True)
+    return [_digest(b"".join(bytes(grid.shape) + grid.tobytes() for grid in grids)) for grids in turned]
+
+
+def _overlap_by_content(train_tasks: Sequence[Task], eval_tasks: Sequence[Task]) -> Iterator[Overlap]:
+    by_sketch: defaultdict[bytes, list[tuple[Pair, Task]]] = defaultdict(list)
+    for task in eval_tasks:
+        for pair in task.pairs:
+            by_sketch[_sketch(pair)].append((pair, task))
+
+    @cache
+    def evaluated(sketch: bytes) -> Mapping[bytes, Sequence[Task]]:
+        found: defaultdict[bytes, list[Task]] = defaultdict(list)
+        for pair, task in by_sketch[sketch]:
+            found[canonical_pair(pair)].append(task)
+        return found
+
+    for task in train_tasks:
+        for pair in task.pairs:
+            for known in (pair, Pair(pair.input, None)):
+                # Nearly every pair is cleared by its sketch, at a tenth of a fingerprint's cost.
+                if (sketch := _sketch(known)) not in by_sketch:
+                    continue
+                for other in evaluated(sketch).get(canonical_pair(known), ()):
+                    if puzzle_of(task.id) == puzzle_of(other.id):
+                        continue
+                    if len(task.pairs) == len(other.pairs) and canonical_task(task) == canonical_task(other):
+                        yield Overlap("task", puzzle_of(task.id), puzzle_of(other.id))
+                    elif sum(grid.size for grid in _grids(known)) >= COINCIDENCE_CELLS:
+                        yield Overlap("pair", puzzle_of(task.id), puzzle_of(other.id))
+
+
+def _canonical_task(digests: Sequence[tuple[bytes, ...]]) -> bytes:
+    """Digest a task from its pairs' digests: for each symmetry the sorted digests of all pairs, then the least."""
+    return min(_digest(b"".join(sorted(of_symmetry))) for of_symmetry in zip(*digests, strict=True))
+
+
+def _digests(pair: Pair) -> tuple[bytes, ...]:
+    """Digest a pair under each of the 8 symmetries, colours named 0, 1, 2... by first appearance: 8 times 16 bytes."""
+    digests = []
+    for grids in zip(*(_symmetric(grid) for grid in _grids(pair)), strict=True):
+        cells = b"".join(grid.tobytes() for grid in grids)
+        # Ten searches in C: a set or a dict of up to 1,800 cells would take ten times as long.
+        colors = bytes(color for first, color in sorted((cells.find(c), c) for c in range(NUM_COLORS)) if first >= 0)
+        renamed = cells.translate(bytes.maketrans(colors, bytes(range(len(colors)))))
+        digests.append(_digest(bytes(side for grid in grids for side in grid.shape) + renamed))
+    return tuple(digests)
+
+
+def _symmetric(grid: Grid) -> list[Grid]:
+    """Return the grid under each of the 8 symmetries, always in the same order, without copying cells."""
+    mirrored = [grid[::down, ::right] for down in (1, -1) for right in (1, -1)]
+    return mirrored + [grid.T for grid in mirrored]
+
+
+def _sketch(pair: Pair) -> bytes:
+    """Describe a pair by what no symmetry and no renaming changes: sides and colour counts of each grid, sorted."""
+    counts = (np.sort(np.bincount(grid.ravel(), minlength=NUM_COLORS)).tobytes() for grid in _grids(pair))
+    return bytes(side for grid in _grids(pair) for side in sorted(grid.shape)) + b"".join(counts)
+
+
+def _grids(pair: Pair) -> tuple[Grid, ...]:
+    return (pair.input,) if pair.output is None else (pair.input, pair.output)
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()

@@ -1,0 +1,131 @@
+"""Which tasks of a source are taken, how examples are cut into tasks, and the descriptions that tasks are given."""
+
+import difflib
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Literal, TypeVar
+
+from arc_ray.errors import UserError
+from arc_ray.tasks.task import Pair, Task, largest_side, puzzle_of
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+Ids = Sequence[str] | Literal["all"]
+
+
+def pick(known: Sequence[str], ids: Ids, exclude: Sequence[str] = ()) -> list[str]:
+    """Return the ids asked for, in the order asked for, without the excluded ones.
+
+    Raises UserError for an id that is unknown or named twice, and if none is left.
+    """
+    for key, named in (("tasks", () if ids == "all" else ids), ("exclude", exclude)):
+        for task_id in named:
+            if task_id not in known:
+                near = difflib.get_close_matches(task_id, known, n=1, cutoff=0.0)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise UserError(f"{key}: {task_id!r} is none of the {len(known)} tasks of this source{hint}")
+        refuse_twice(named, key)
+    left = [task_id for task_id in (known if ids == "all" else ids) if task_id not in exclude]
+    if exclude and not left:
+        raise UserError(f"exclude: leaves out all tasks of this source; name fewer than {len(exclude)}")
+    return left
+
+
+def select(
+    tasks: Mapping[str, Callable[[], Task]],
+    ids: Ids,
+    limit: int | None,
+    max_side: int,
+    exclude: Sequence[str] = (),
+    skip_invalid: bool = False,
+) -> list[Task]:
+    """Take the tasks asked for, leave out excluded ones and those with a side longer than `max_side` cells, keep `limit`.
+
+    `tasks` maps ids to what parses a task; only those that may be taken are parsed. Raises UserError for an unknown id,
+    for a task that cannot be parsed unless `skip_invalid`, and if nothing is left.
+    """
+    chosen = pick(list(tasks), ids, exclude)
+    parsed = (task for _, task in read_chosen(tasks, chosen, skip_invalid))
+    fitting = list(islice((task for task in parsed if largest_side(task.pairs) <= max_side), limit))
+    if not fitting:
+        raise UserError(
+            f"no task is left: {len(chosen)} asked for (tasks), none with sides up to max_side = {max_side}"
+        )
+    return fitting
+
+
+def read_chosen(
+    unread: Mapping[str, Callable[[], T]], chosen: Sequence[str], skip_invalid: bool
+) -> Iterator[tuple[str, T]]:
+    """Read and parse what is chosen, one by one, with `skip_invalid` only what can be parsed, and warn of the rest.
+
+    A file that cannot be read at all is no invalid one. Raises UserError.
+    """
+    skipped: list[str] = []
+    try:
+        for name in chosen:
+            try:
+                value = unread[name]()
+            except UserError as error:
+                if not skip_invalid or isinstance(error.__cause__, OSError):
+                    raise
+                skipped.append(str(error))
+                continue
+            yield name, value
+    finally:
+        if skipped:
+            logger.warning("skip_invalid: %d of %d skipped, the first: %s", len(skipped), len(chosen), skipped[0])
+
+
+def cut_examples(task_id: str, pairs: Sequence[Pair], first: int, count: int | None, shown: int | None) -> list[Task]:
+    """Make tasks from `count` examples of one puzzle, from index `first` on; None takes all that follow.
+
+    `shown` None gives one task that is the pool of all examples, as train pairs. Otherwise consecutive groups of
+    `shown` + 1 become tasks `id#0`, `id#1`... with `shown` train pairs and one test pair; a rest too small is left.
+    Raises UserError if there are too few examples.
+    """
+    smallest = 2 if shown is None else shown + 1
+    if count is not None and count < smallest:
+        raise UserError(
+            f"task {task_id}: a task takes {smallest} examples, {smallest - count} are missing;"
+            f" raise `examples` = {count}, or lower `shown`, of the source"
+        )
+    needed = first + (count or smallest)
+    if needed > len(pairs):
+        raise UserError(
+            f"task {task_id}: {needed - len(pairs)} examples are missing: {needed} are needed, there are {len(pairs)};"
+            f" lower `examples` or `first` = {first} of the source, or generate more"
+        )
+    taken = tuple(pairs[first : needed if count else None])
+    if shown is None:
+        return [Task(task_id, taken, ())]
+    starts = range(0, len(taken) - shown, shown + 1)
+    return [Task(f"{task_id}#{k}", taken[s : s + shown], (taken[s + shown],)) for k, s in enumerate(starts)]
+
+
+def describe(tasks: Sequence[Task], descriptions: Mapping[str, str], file: str) -> list[Task]:
+    """Give tasks their descriptions; tasks cut from one puzzle (`id#k`) share its own, others keep what they have.
+
+    `file` names where the descriptions come from. Raises UserError if none belongs to any of the tasks.
+    """
+    puzzles = [puzzle_of(task.id) for task in tasks]
+    if not descriptions.keys() & set(puzzles):
+        raise UserError(
+            f"{file} describes none of this source's tasks: it names {', '.join(sorted(descriptions)[:3]) or 'no task'},"
+            f" the source has {', '.join(puzzles[:3])}"
+        )
+    return [
+        replace(task, description=descriptions.get(puzzle, task.description))
+        for task, puzzle in zip(tasks, puzzles, strict=True)
+    ]
+
+
+def refuse_twice(names: Iterable[str], where: str) -> None:
+    """Raise UserError, naming some, if names are not unique; `where` says what holds them."""
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise UserError(f"{where}: {', '.join(sorted(twice)[:3])} is there twice; names must be unique")

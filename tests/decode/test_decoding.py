@@ -1,0 +1,390 @@
+"""Guessing ahead, sampling, search, grammar and scoring: each against the plain way of doing the same."""
+
+from collections import Counter
+from functools import cache
+from itertools import pairwise, product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from builders import (
+    codec_of,
+    grouping_tokenizer,
+    overfit,
+    phi_like_tokenizer,
+    puzzles,
+    qwen_like_tokenizer,
+    smollm_like_tokenizer,
+    tiny_model,
+    tiny_tokenizer,
+)
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from arc_ray.decode.drafts import copied_draft
+from arc_ray.decode.grammar import GridGrammar
+from arc_ray.decode.rescoring import score_answers
+from arc_ray.decode.threshold import find_answers
+from arc_ray.decode.writer import Writer, generate_greedily, generate_samples
+from arc_ray.models.attention import attends_to_all
+from arc_ray.prompts.codec import Codec
+from arc_ray.prompts.encoders import ENCODERS
+from arc_ray.rows.maker import write_rows
+from arc_ray.seeding import rng_for
+from arc_ray.views.view import plain_views
+
+END, PAD = 2, 0
+
+
+@cache
+def trained(steps: int = 60) -> tuple[Any, list[Any], list[Any]]:
+    """A model that knows some answers and is unsure of others, with prompts of different lengths."""
+    table = puzzles(8, num_train=2, most=4)
+    codec = codec_of(tiny_tokenizer())
+    encoded = codec.encode(table, plain_views(table, 2))
+    model = tiny_model(hidden_size=48)
+    overfit(model, write_rows([[view] for view in encoded[:5]], 120, PAD), steps=steps)
+    prompts = [codec.prompt_ids(table, plain_views(table, 2), i) for i in range(len(encoded))]
+    return model.eval(), prompts, [ids[learned] for ids, learned in encoded]
+
+
+@cache
+def toy(vocabulary: int = 5, seed: int = 1) -> Any:
+    """A model of so few tokens that all its completions can be listed; token 0 ends."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            initializer_range=0.5,
+            pad_token_id=1,
+        )
+        return LlamaForCausalLM(config).eval()
+
+
+def log_probability(model: Any, prompt: Any, answer: Any) -> float:
+    """The plain way: one forward pass over the whole, no cache, no batch."""
+    ids = np.concatenate([prompt, answer]).astype(np.int64)
+    with torch.no_grad():
+        logits = model(input_ids=torch.from_numpy(ids)[None]).logits[0].double().log_softmax(-1)
+    at = np.arange(len(prompt), len(ids))
+    return float(logits[at - 1, ids[at]].sum())
+
+
+def texts(answers: Any) -> list[list[int]]:
+    return [answer.ids.tolist() for answer in answers]
+
+
+# Guessing ahead
+
+
+@pytest.mark.parametrize("lookahead", [1, 3, 8, 40])
+def test_guessing_ahead_writes_the_same_in_fewer_passes(lookahead: int):
+    """Would catch a wrong guess that stays, a column of it that is still attended to, and positions that count it."""
+    model, prompts, _ = trained()
+    limits = [40, 9, 40, 23, 40, 40, 1, 40]
+    plain = generate_greedily(Writer(model, [END], PAD), prompts, limits)
+    fast = generate_greedily(Writer(model, [END], PAD), prompts, limits, lookahead)
+    assert texts(fast) == texts(plain)
+    assert [a.is_complete for a in fast] == [a.is_complete for a in plain]
+    for a, b in zip(fast, plain, strict=True):
+        assert a.log_probability == pytest.approx(b.log_probability, abs=1e-3)
+        assert a.passes <= b.passes == len(b.ids) + b.is_complete
+    assert sum(a.passes for a in fast) < 0.9 * sum(a.passes for a in plain)
+
+
+def test_guesses_that_are_all_wrong_change_nothing(monkeypatch: pytest.MonkeyPatch):
+    """Every pass rejects its guesses: the cache is squeezed again and again, and rows differ in what they keep."""
+    model, prompts, _ = trained()
+    plain = generate_greedily(Writer(model, [END], PAD), prompts, [30] * 8)
+    rng = rng_for("wrong guesses")
+    monkeypatch.setattr(
+        "arc_ray.decode.writer.copied_draft",
+        lambda context, size: rng.integers(5, 40, size=rng.integers(0, size + 1)).astype(np.int32),
+    )
+    wrong = generate_greedily(Writer(model, [END], PAD), prompts, [30] * 8, lookahead=12)
+    assert texts(wrong) == texts(plain)
+    assert [a.log_probability for a in wrong] == pytest.approx([a.log_probability for a in plain], abs=1e-3)
+
+
+def test_guesses_that_are_partly_right_change_nothing(monkeypatch: pytest.MonkeyPatch):
+    """Would catch rows that keep different numbers of tokens and are mixed up when the cache is squeezed."""
+    model, prompts, _ = trained()
+    plain = generate_greedily(Writer(model, [END], PAD), prompts, [30] * 8)
+    rng, sizes = rng_for("partly right guesses"), []
+
+    def draft(context: Any, size: int) -> Any:
+        i = next(i for i, prompt in enumerate(prompts) if np.array_equal(context[: len(prompt)], prompt))
+        right = plain[i].ids[len(context) - len(prompts[i]) :][: rng.integers(0, size + 1)]
+        sizes.append(size)
+        return np.concatenate([right, rng.integers(5, 40, size - len(right))]).astype(np.int32)
+
+    monkeypatch.setattr("arc_ray.decode.writer.copied_draft", draft)
+    mixed = generate_greedily(Writer(model, [END], PAD), prompts, [30] * 8, lookahead=12)
+    assert texts(mixed) == texts(plain)
+    assert {1, 2, 4} < set(sizes), "guesses of all sizes were to be tried"
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_wrong_guesses_make_fewer_and_right_ones_go_on(monkeypatch: pytest.MonkeyPatch, is_right: bool):
+    """Would catch a model whose answers repeat nothing and that reads nine tokens for each that it writes."""
+    model, prompts, _ = trained()
+    [plain] = generate_greedily(Writer(model, [END], PAD), prompts[:1], [30])
+    assert len(plain.ids) > 12
+    sizes = []
+
+    def draft(context: Any, size: int) -> Any:
+        sizes.append(size)
+        at = len(context) - len(prompts[0])
+        return plain.ids[at : at + size] if is_right else (plain.ids[at : at + size] + 1) % 40
+
+    monkeypatch.setattr("arc_ray.decode.writer.copied_draft", draft)
+    generate_greedily(Writer(model, [END], PAD), prompts[:1], [30], lookahead=4)
+    assert set(sizes) == {4} if is_right else sizes == [4] + [1] * (len(sizes) - 1)
+
+
+def test_a_draft_is_what_followed_the_longest_match():
+    """Would catch the first place instead of the best one, and a draft that runs over the end."""
+    context = np.array([1, 2, 3, 4, 9, 2, 3, 5, 1, 2, 3], np.int32)
+    assert copied_draft(context, 3).tolist() == [4, 9, 2]
+    assert copied_draft(context[1:], 2).tolist() == [5, 1]
+    assert copied_draft(np.array([7, 7, 7], np.int32), 8).tolist() == [7]
+    assert copied_draft(np.array([1, 2, 3], np.int32), 8).tolist() == []
+    assert copied_draft(np.array([1], np.int32), 8).tolist() == []
+
+
+def test_a_model_with_a_window_is_told_apart():
+    """Gaps in the cache would shift a window: such a model must not guess."""
+    assert attends_to_all(toy())
+    windowed = LlamaConfig(vocab_size=8, hidden_size=16, num_attention_heads=2)
+    windowed.sliding_window = 16
+    assert not attends_to_all(type("M", (), {"config": windowed})())
+
+
+# Sampling
+
+
+def draws(prompts: list[Any], number: int, limit: int, seed: int = 0) -> list[Any]:
+    return [np.stack([rng_for(seed, "sample", i, k).random(limit) for k in range(number)]) for i in range(len(prompts))]
+
+
+def test_a_sample_depends_on_its_own_numbers_only():
+    """Would catch a global generator, and a batch whose neighbours change what is drawn."""
+    model, prompts, _ = trained(20)
+    writer, numbers = Writer(model, [END], PAD), draws(prompts, 3, 20)
+    together = generate_samples(writer, prompts, [20] * 8, numbers, 1.0)
+    assert len({str(texts(of_prompt)) for of_prompt in together}) == 8
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    for i in (0, 3, 7):
+        (alone,) = generate_samples(writer, [prompts[i]], [20], [numbers[i][1:]], 1.0)
+        assert texts(alone) == texts(together[i])[1:]
+    assert torch.equal(torch.get_rng_state(), state)
+    again = generate_samples(writer, prompts[::-1], [20] * 8, numbers[::-1], 1.0, lookahead=6)[::-1]
+    assert [texts(of_prompt) for of_prompt in again] == [texts(of_prompt) for of_prompt in together]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_samples_follow_the_models_distribution(temperature: float):
+    """Chi-square of 4,000 answers of one token; the log-probability is the model's, whatever the temperature."""
+    model, prompt = toy(), np.array([3, 2, 4], np.int32)
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([prompt.tolist()])).logits[0, -1].double()
+    expected = 4000 * torch.softmax(logits / temperature, -1).numpy()
+    (samples,) = generate_samples(Writer(model, [0], 1), [prompt], [1], draws([prompt], 4000, 1), temperature)
+    counts = Counter(a.ids.tolist()[0] if len(a.ids) else 0 for a in samples)
+    chi_square = sum((counts[token] - expected[token]) ** 2 / expected[token] for token in range(5))
+    assert chi_square < 23.5, "a chance of 1 in 10,000 with 4 degrees of freedom"
+    for answer in samples[:20]:
+        token = answer.ids.tolist()[0] if len(answer.ids) else 0
+        assert answer.log_probability == pytest.approx(float(logits.log_softmax(-1)[token]), abs=1e-4)
+
+
+def test_a_low_temperature_is_greedy():
+    model, prompts, _ = trained()
+    writer = Writer(model, [END], PAD)
+    cold = generate_samples(writer, prompts, [30] * 8, draws(prompts, 1, 30), 1e-4)
+    assert [texts(of_prompt)[0] for of_prompt in cold] == texts(generate_greedily(writer, prompts, [30] * 8))
+
+
+# Search
+
+
+@cache
+def all_completions(prompt: tuple[int, ...], limit: int) -> dict[tuple[int, ...], float]:
+    """Every answer of the toy model shorter than `limit` tokens, with its log-probability."""
+    answers = [answer for n in range(limit) for answer in product(range(1, 5), repeat=n)]
+    return {answer: log_probability(toy(), np.array(prompt, np.int32), [*answer, 0]) for answer in answers}
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.03, 0.004])
+def test_search_finds_exactly_the_completions_above_the_threshold(threshold: float):
+    """Against all 4^0 + ... + 4^4 completions of a toy model: none missing, none too many, none twice."""
+    prompts = [np.array(p, np.int32) for p in ([3], [2, 4, 1], [4, 4, 2, 3])]
+    limits = [5, 5, 3]
+    found = find_answers(Writer(toy(), [0], 1), prompts, limits, threshold)
+    sizes = []
+    for prompt, limit, of_prompt in zip(prompts, limits, found, strict=True):
+        known = all_completions(tuple(prompt.tolist()), limit)
+        assert min(abs(log - np.log(threshold)) for log in known.values()) > 1e-4, "too close to tell"
+        expected = {answer for answer, log in known.items() if log > np.log(threshold)}
+        assert sorted(tuple(ids) for ids in texts(of_prompt)) == sorted(expected)
+        for answer in of_prompt:
+            assert answer.is_complete
+            assert answer.log_probability == pytest.approx(known[tuple(answer.ids.tolist())], abs=1e-4)
+        assert all(a.log_probability >= b.log_probability for a, b in pairwise(of_prompt))
+        sizes.append(len(of_prompt))
+    assert max(sizes) > 1 or threshold == 0.2
+    assert threshold != 0.004 or max(sizes) > 10
+
+
+def test_search_finds_what_greedy_writes_and_keeps_its_frontier_small(monkeypatch: pytest.MonkeyPatch):
+    """At most 1 / threshold prefixes of one length can be that probable: the bound that memory is planned by."""
+    from arc_ray.decode import threshold as search
+
+    model, prompts, _ = trained()
+    seen = []
+    inner = search._children
+    monkeypatch.setattr(
+        search,
+        "_children",
+        lambda w, alive, *rest: seen.append(Counter(p.prompt for p in alive)) or inner(w, alive, *rest),
+    )
+    writer = Writer(model, [END], PAD)
+    found = find_answers(writer, prompts, [40] * 8, 0.05)
+    assert max(max(counts.values()) for counts in seen) <= 20
+    for greedy, of_prompt in zip(generate_greedily(writer, prompts, [40] * 8), found, strict=True):
+        if greedy.is_complete and greedy.log_probability > np.log(0.05):
+            assert greedy.ids.tolist() in texts(of_prompt)
+    assert sum(map(bool, found)) >= 4
+
+
+# Grammar
+
+CASES = [
+    ("tiny", "compact"),
+    ("tiny", "shape_rows"),
+    ("tiny", "symbols"),
+    ("tiny", "repeated"),
+    ("tiny", "plain"),
+    ("smollm", "shape_rows"),
+    ("smollm", "separated"),
+    ("smollm", "compact"),
+    ("qwen", "shape_rows"),
+    ("qwen", "fenced"),
+    ("phi", "rows"),
+    ("grouping", "repeated"),
+]
+TOKENIZERS = {
+    "tiny": tiny_tokenizer,
+    "smollm": smollm_like_tokenizer,
+    "qwen": qwen_like_tokenizer,
+    "phi": phi_like_tokenizer,
+    "grouping": grouping_tokenizer,
+}
+
+
+@cache
+def grammar_of(tokenizer: str, encoder: str) -> tuple[Any, GridGrammar, int]:
+    format = "compact" if encoder == "compact" else "output_from_examples"
+    codec = codec_of(TOKENIZERS[tokenizer](), encoder, format)
+    end = int(codec.text_ids(codec.frame.end)[0])
+    return codec, GridGrammar(codec, end), end
+
+
+@pytest.mark.parametrize(("tokenizer", "encoder"), CASES)
+def test_every_grid_is_accepted_with_the_tokenizers_own_ids(tokenizer: str, encoder: str):
+    """Would catch a shape without a template, and an end that is allowed too late."""
+    codec, grammar, end = grammar_of(tokenizer, encoder)
+    rng = rng_for("grammar", tokenizer, encoder)
+    for shape in [(1, 1), (1, 30), (30, 1), (30, 30), (10, 9), *rng.integers(1, 31, (20, 2)).tolist()]:
+        text = ENCODERS[encoder].render(rng.integers(0, 10, shape).astype(np.uint8))
+        state = grammar.start
+        for token in [*_inner_ids(codec, text), end]:
+            assert token in grammar.next(state), f"{encoder} {shape}"
+            state = grammar.next(state)[token]
+        assert grammar.next(state) == {}
+
+
+@pytest.mark.parametrize(("tokenizer", "encoder"), CASES)
+def test_whatever_the_grammar_allows_is_a_grid(tokenizer: str, encoder: str):
+    """Random walks to the end: would catch ragged rows, a wrong stated shape, a 31st row, a half-written cell."""
+    codec, grammar, end = grammar_of(tokenizer, encoder)
+    rng = rng_for("walk", tokenizer, encoder)
+    shapes = set()
+    for _ in range(12):
+        state, written = grammar.start, []
+        while True:
+            tokens = sorted(grammar.next(state))
+            token = end if end in tokens and rng.random() < 0.2 else int(rng.choice(tokens))
+            state = grammar.next(state)[token]
+            if token == end:
+                break
+            written.append(token)
+        grid = ENCODERS[encoder].parse(codec.tokenizer.decode(written))
+        assert isinstance(grid, np.ndarray), f"{grid}: {codec.tokenizer.decode(written)!r}"
+        assert codec.tokenizer.decode(written) == ENCODERS[encoder].render(grid)
+        shapes.add(grid.shape)
+    assert len(shapes) > 3
+
+
+def _inner_ids(codec: Codec, text: str) -> list[int]:
+    """The tokenizer's own ids of an answer, which stands alone because only it is learned, without its end."""
+    whole, end = (
+        codec.tokenizer(t, add_special_tokens=False)["input_ids"] for t in (text + codec.frame.end, codec.frame.end)
+    )
+    return whole[: -len(end)]
+
+
+@pytest.mark.parametrize("lookahead", [0, 6])
+def test_an_untrained_model_writes_grids_if_it_is_made_to(lookahead: int):
+    """Greedy, sampled and searched answers all parse, where without the grammar none of them would."""
+    codec, grammar, end = grammar_of("tiny", "compact")
+    model, prompts = tiny_model(layers=1).eval(), trained()[1][:2]
+    free, tied = Writer(model, [end], PAD), Writer(model, [end], PAD, grammar)
+    assert not any(a.is_complete for a in generate_greedily(free, prompts, [60] * 2))
+    samples = generate_samples(tied, prompts, [250] * 2, draws(prompts, 4, 250), 1.0, lookahead)
+    written = [(prompt, a) for prompt, answers in zip(prompts, samples, strict=True) for a in answers if a.is_complete]
+    assert len(written) > 3
+    for prompt, answer in written:
+        assert isinstance(codec.encoder.parse(codec.tokenizer.decode(answer.ids)), np.ndarray)
+        assert answer.log_probability == pytest.approx(log_probability(model, prompt, [*answer.ids, end]), abs=1e-2)
+    for answer in generate_greedily(tied, prompts, [250] * 2, lookahead):
+        state = grammar.start
+        for token in answer.ids.tolist():
+            state = grammar.next(state)[token]
+
+
+def test_search_within_the_grammar_finds_the_grids_above_the_threshold_and_nothing_else():
+    """Would catch restricted probabilities that are renormalised, and so pass a threshold that they do not reach."""
+    codec, grammar, end = grammar_of("tiny", "compact")
+    model, prompts, _ = trained()
+    free = find_answers(Writer(model, [end], PAD), prompts, [40] * 8, 0.01)
+    tied = find_answers(Writer(model, [end], PAD, grammar), prompts, [40] * 8, 0.01)
+    grids = [
+        [ids for ids in texts(of_prompt) if isinstance(codec.encoder.parse(codec.tokenizer.decode(ids)), np.ndarray)]
+        for of_prompt in free
+    ]
+    assert [texts(of_prompt) for of_prompt in tied] == grids
+    assert sum(map(len, grids)) >= 5
+
+
+# Scoring
+
+
+def test_answers_are_scored_as_one_pass_over_each_would(monkeypatch: pytest.MonkeyPatch):
+    """Would catch padding that is counted, an end that is not, and memory chunks that mix up their answers."""
+    model, prompts, answers = trained()
+    writer = Writer(model, [END], PAD)
+    for chunk in (2**27, 9 * 384 * 2, 1):
+        monkeypatch.setattr("arc_ray.decode.rescoring.MOST_LOGITS", chunk)
+        scores = score_answers(writer, prompts[0], answers)
+        assert scores == pytest.approx([log_probability(model, prompts[0], a) for a in answers], abs=1e-3)
+    single = score_answers(writer, prompts[1], [np.array([END], np.int32)])
+    assert single == pytest.approx([log_probability(model, prompts[1], [END])], abs=1e-4)
+    (greedy,) = generate_greedily(writer, [prompts[2]], [40])
+    (again,) = score_answers(writer, prompts[2], [np.append(greedy.ids, END).astype(np.int32)])
+    assert again == pytest.approx(greedy.log_probability, abs=1e-3)

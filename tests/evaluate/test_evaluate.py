@@ -1,0 +1,497 @@
+"""Evaluation: prompts, strategies, selection that is redone without a model, and runs that go on where they were cut."""
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+import types
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+from builders import codec_of, merging_tokenizer, overfit, puzzle, tiny_tokenizer
+
+from arc_ray.config import Config, config_from, to_yaml, with_overrides
+from arc_ray.config.training import ModelConfig, ScratchConfig
+from arc_ray.errors import UserError
+from arc_ray.evaluate import evaluation as driver
+from arc_ray.evaluate.answering import Answerer
+from arc_ray.evaluate.decoding import draws_for
+from arc_ray.evaluate.questions import make_batches, make_prompts, rows_of
+from arc_ray.models.build import build_model
+from arc_ray.prompts.tokenizer import frame_of
+from arc_ray.report import write_report
+from arc_ray.rows.maker import write_rows
+from arc_ray.runs.folder import run_folder
+from arc_ray.storage import Folder
+from arc_ray.tasks.task import Task, TaskTable, task_to_json
+from arc_ray.views.augmentation import parse_augmentation
+from arc_ray.views.view import plain_views
+
+
+def tasks() -> list[Task]:
+    return [puzzle(f"p{i}", num_train=3, num_test=1 + (i == 2), most=4) for i in range(5)]
+
+
+@cache
+def trained() -> tuple[Any, Any]:
+    """A model that knows the answers of some of the tasks, upright."""
+    table = TaskTable.of(tasks())
+    codec = codec_of(tiny_tokenizer())
+    views = codec.encode(table, plain_views(table, 2))
+    scratch = ScratchConfig(hidden_size=48, layers=2, heads=2, intermediate_size=96)
+    model = build_model(ModelConfig(scratch=scratch), "", 0, full=True, tokenizer=tiny_tokenizer())
+    overfit(model, write_rows([[view] for view in views[:4]], 160, 0), steps=70)
+    return model.eval(), tiny_tokenizer()
+
+
+def folder_with_tasks(path: Path) -> str:
+    path.mkdir(parents=True, exist_ok=True)
+    for task in tasks():
+        (path / f"{task.id}.json").write_text(json.dumps(task_to_json(task)))
+    return str(path)
+
+
+def config_at(tmp_path: Path, **overrides: Any) -> Config:
+    if not (tmp_path / "base").exists():
+        for part in trained():
+            part.save_pretrained(tmp_path / "base")
+    tree = {
+        "name": "run",
+        "storage": str(tmp_path / "runs"),
+        "model": {"base": str(tmp_path / "base"), "dtype": "float32"},
+        "data": {"sources": {"mine": {"kind": "folder", "path": folder_with_tasks(tmp_path / "tasks")}}},
+        "prompt": {"format": "compact", "encoder": "compact"},
+        "view": {"max_shown": 2},
+        "evaluate": {"sets": ["mine"], "symmetries": 2, "batch_tokens": 1000},
+        "scaling": {"threads": 1, "use_gpu": False},
+    }
+    return config_from(tree, {key.replace("__", "."): value for key, value in overrides.items()})
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let the works be done in this process; the names of the files that were made."""
+    made: list[str] = []
+
+    def do_all(config: Config, folder: Folder, encoder: Any, works: Any, progress: Any) -> None:
+        missing = [work for work in works if work.name not in folder.names()]
+        answerer = Answerer(config, folder, encoder) if missing else None
+        for work in missing:
+            assert answerer
+            make = answerer.score if hasattr(work, "grids") else answerer.predict
+            folder.write_parquet(work.name, make(work))
+            made.append(f"{folder.name}/{work.name}")
+
+    monkeypatch.setattr(driver, "answer_all", do_all)
+    return made
+
+
+def evaluate(config: Config) -> dict[str, Any]:
+    return driver.run_evaluation(config, lambda *_: None)
+
+
+def rows(config: Config, kind: str = "predictions") -> list[dict[str, Any]]:
+    folder = run_folder(config) / kind
+    names = folder.read_json("files.json")["mine"]
+    return [row for name in names for row in folder.read_parquet(name).to_pylist()]
+
+
+def test_a_filtered_kaggle_set_says_that_its_submission_has_gaps_and_fills_them_by_key(tmp_path: Path, here: list[str]):
+    """Would catch a submission that the competition refuses without a word, and an evaluation repeated to fill it."""
+    challenges = tmp_path / "challenges.json"
+    challenges.write_text(json.dumps({task.id: task_to_json(task) for task in tasks()}))
+    source = {"kind": "kaggle", "challenges": str(challenges), "tasks": ["p3", "p1"]}
+    config = config_at(tmp_path, data__sources={"mine": source})
+    with pytest.warns(UserWarning, match="lacks 3 of the 5 tasks of .*challenges.json.*evaluate.fill_submission=true"):
+        evaluate(config)
+    assert run_folder(config).read_json("submission.json").keys() == {"p1", "p3"}
+    made = list(here)
+    filled = config_at(tmp_path, data__sources={"mine": source}, evaluate__fill_submission=True)
+    evaluate(filled)
+    evaluate(filled)
+    submission = run_folder(filled).read_json("submission.json")
+    assert here == made, "nothing is answered again"
+    assert {task_id: len(outputs) for task_id, outputs in submission.items()} == {t.id: len(t.test) for t in tasks()}
+    assert submission["p2"] == [{"attempt_1": [[0]], "attempt_2": [[0]]}] * 2
+
+
+# What is asked
+
+
+def prompts_of(**overrides: Any) -> list[Any]:
+    config = config_from({"view": {"max_shown": 2}}, {k.replace("__", "."): v for k, v in overrides.items()})
+    return make_prompts(codec_of(tiny_tokenizer()), TaskTable.of(tasks()), config)
+
+
+def test_copies_are_other_views_and_the_first_is_the_plain_one():
+    """Would catch copies that are all alike, and greedy scores of a recoloured view."""
+    plain, more = prompts_of(evaluate__symmetries=2), prompts_of(evaluate__symmetries=2, evaluate__copies=3)
+    assert (len(plain), len(more)) == (12, 36)
+    views = [p.view for p in more if (p.task, p.output) == (2, 1)]
+    assert views[0] == "same"
+    assert views[3] == "turn1"
+    assert len(set(views)) == 6
+    for prompt in plain:
+        (twin,) = [p for p in more if (p.task, p.output, p.view) == (prompt.task, prompt.output, prompt.view)]
+        assert twin.ids.tolist() == prompt.ids.tolist()
+    for prompt in more:
+        assert parse_augmentation(prompt.view.partition("#")[0]) == prompt.augmentation
+
+
+def test_a_copy_follows_from_names_not_from_the_set_it_is_in():
+    """Would catch a draw that depends on a task's position: another limit would change every prediction."""
+    config = config_from({"evaluate": {"copies": 2}}, {"seed": 3})
+    codec = codec_of(tiny_tokenizer())
+    all_of_them = make_prompts(codec, TaskTable.of(tasks()), config)
+    alone = make_prompts(codec, TaskTable.of(tasks()[2:3]), config)
+    assert [p.ids.tolist() for p in alone] == [p.ids.tolist() for p in all_of_them if p.task == 2]
+    other = make_prompts(codec, TaskTable.of(tasks()[2:3]), config_from({"evaluate": {"copies": 2}}, {"seed": 4}))
+    changed = [a.ids.tolist() != b.ids.tolist() for a, b in zip(alone, other, strict=True)]
+    assert changed == ["#" in p.view for p in alone]
+
+
+def test_batches_leave_room_for_every_answer_of_a_prompt():
+    """Would catch memory planned for one answer where 16 are written."""
+    prompts = prompts_of()
+    for rows_each in (1, 4):
+        batches = make_batches(prompts, 2000, rows_each)
+        assert sorted(i for batch in batches for i in batch) == list(range(len(prompts)))
+        for batch in batches:
+            width = max(len(prompts[i].ids) for i in batch) + max(prompts[i].limit for i in batch)
+            assert len(batch) == 1 or width * rows_each * len(batch) <= 2000
+    search = config_from({"evaluate": {"decode": "search", "min_probability": 0.3}}, {}).evaluate
+    assert rows_of(search) == 4
+
+
+def test_a_sample_has_numbers_of_its_own():
+    """Would catch two views or two samples that share their luck, and luck that depends on the number of samples."""
+    prompts = prompts_of(evaluate__copies=2)
+    few, many = (config_from({"evaluate": {"samples": n}}, {}) for n in (2, 5))
+    drawn = {(p.output, p.view): draws_for(many, "p2", p) for p in prompts if p.task == 2}
+    firsts = [float(x) for of_view in drawn.values() for x in of_view[:, 0]]
+    assert len(set(firsts)) == len(firsts) == 5 * 2 * 8 * 2
+    prompt = next(p for p in prompts if p.task == 2)
+    assert (draws_for(few, "p2", prompt) == draws_for(many, "p2", prompt)[:2]).all()
+
+
+# Runs
+
+
+def test_greedy_evaluation_solves_what_was_learned(tmp_path: Path, here: list[str]):
+    """Scores, votes, gallery, submission and files of a whole run; the second call does nothing."""
+    config = config_at(tmp_path)
+    result = evaluate(config)
+    assert result["mine/greedy/per_output/right"] == 4
+    assert result["mine/per_output/of"] == 6
+    assert result["mine/pass_at_1"] <= result["mine/pass_at_2"] == result["mine/in_samples"]
+    assert result["mine/vote_at_2"] == result["mine/per_output"]
+    submission = run_folder(config).read_json("submission.json")
+    assert [len(submission[task.id]) for task in tasks()] == [1, 1, 2, 1, 1]
+    assert len(run_folder(config).read_json("answers.json")) == 6
+    before = list(here)
+    assert evaluate(config) == result
+    assert here == before
+    for row in rows(config):
+        assert (row["grid"] is None) != (row["failure"] is None)
+        assert row["log_probability"] < 0
+
+
+def test_an_evaluation_that_may_ask_what_was_learned_says_so(tmp_path: Path, here: list[str]):
+    """Would catch scores from memory that nobody who reads the result or the report can tell from skill."""
+    leaking = {"evaluate__checkpoint": "@base", "evaluate__symmetries": 1}
+    config = config_at(tmp_path, data__mix={"mine": 1}, storage=str(tmp_path), **leaking)
+    (tmp_path / "base" / "config.yaml").write_text(to_yaml(config_from(config.model_dump(), {"evaluate": {}})))
+    checkpoint = tmp_path / "base" / "checkpoint-000001"
+    shutil.copytree(tmp_path / "base", checkpoint)
+    (checkpoint / "arc_ray.json").write_text("null")
+    with pytest.raises(UserError, match="mine of @base and mine: training task p0 is evaluation task p0"):
+        evaluate(config)
+    assert not run_folder(config).exists(), "a refusal leaves nothing that stands in the way of the mended config"
+    result = evaluate(with_overrides(config, {"data.allow_overlap": True}))
+    assert result["overlap"] == [
+        f"mine of @base and mine: training task p{i} is evaluation task p{i}" for i in range(5)
+    ]
+    written = write_report([run_folder(config).uri])
+    for page in ("report.html", "report.md"):
+        assert "mine of @base and mine: training task p4" in Path(written[page]).read_text()
+
+
+def test_a_checkpoint_that_learned_other_text_around_its_prompts_is_refused(tmp_path: Path, here: list[str]):
+    """Would catch a chat template that changed between training and evaluation; a checkpoint without a frame goes on."""
+    config = config_at(tmp_path, evaluate__checkpoint=str(tmp_path / "base"), evaluate__symmetries=1)
+    about = {"base": None, "prompt": {"format": "compact", "encoder": "compact"}}
+    frame = dataclasses.asdict(frame_of(tiny_tokenizer()))
+    for kept, name in (({}, "older"), ({"frame": frame}, "same"), ({"frame": frame | {"end": "<end>"}}, "other")):
+        (tmp_path / "base" / "arc_ray.json").write_text(json.dumps(about | kept))
+        if name == "other":
+            with pytest.raises(UserError, match=r"base learned prompts with '<end>' where .* now writes '<eos>'"):
+                evaluate(with_overrides(config, {"name": name}))
+        else:
+            evaluate(with_overrides(config, {"name": name}))
+
+
+def test_tasks_that_changed_since_an_evaluation_began_are_refused_by_name(tmp_path: Path, here: list[str]):
+    """Would catch answers to two versions of a task in one score."""
+    config = config_at(tmp_path, evaluate__symmetries=1)
+    first = evaluate(config)
+    run_folder(config).delete("result.json")
+    changed = tmp_path / "tasks" / "p1.json"
+    before = changed.read_text()
+    changed.write_text(json.dumps(task_to_json(puzzle("other"))))
+    with pytest.raises(UserError, match=r"source mine has changed .* \(as many tasks; changed or new: p1\)"):
+        evaluate(config)
+    changed.write_text(before)
+    assert evaluate(config) == first
+
+
+def test_lookahead_changes_neither_answers_nor_the_run(tmp_path: Path, here: list[str]):
+    plain, fast = config_at(tmp_path, evaluate__lookahead=0, name="a"), config_at(tmp_path, name="b")
+    assert evaluate(plain).items() - {("run", "a")} == evaluate(fast).items() - {("run", "b")}
+    assert [row["text"] for row in rows(plain)] == [row["text"] for row in rows(fast)]
+    assert sum(row["passes"] for row in rows(fast)) < sum(row["passes"] for row in rows(plain))
+    evaluate(config_at(tmp_path, name="b", evaluate__lookahead=3))  # says how fast, not what
+
+
+def test_selection_is_redone_without_a_model(tmp_path: Path, here: list[str]):
+    """Would catch a re-selection that needs the checkpoint, and one that leaves old scores behind."""
+    config = config_at(tmp_path, evaluate__copies=2)
+    first = evaluate(config)
+    (tmp_path / "base").rename(tmp_path / "gone")
+    made = list(here)
+    again = driver.run_evaluation(config_without_model(config, "vote_with_log_probability"), lambda *_: None)
+    assert again["selection"] == "vote_with_log_probability"
+    assert here == made
+    assert not driver.needs_model(config_without_model(config, "majority"))
+    back = driver.run_evaluation(config_without_model(config, "majority"), lambda *_: None)
+    assert back == first
+    with pytest.raises(UserError, match=r"differs in: evaluate\.copies"):
+        driver.run_evaluation(config_at(tmp_path, evaluate__copies=3), lambda *_: None)
+
+
+def test_intervals_have_the_level_that_is_asked_for_and_told(tmp_path: Path, here: list[str]):
+    """Would catch 95 % intervals of scores and gains under a heading of 60 %; an older result that does not tell has 95 %."""
+    config = config_at(tmp_path, evaluate__copies=2)
+    wide = evaluate(config)
+    folder = run_folder(config)
+    folder.write_json("result.json", {key: value for key, value in wide.items() if key != "confidence"})
+    assert "confidence" not in driver.run_evaluation(config, lambda *_: None), "nothing is to be done again"
+    asked = config.model_copy(update={"study": config.study.model_copy(update={"confidence": 0.6})})
+    narrow = driver.run_evaluation(asked, lambda *_: None)
+    assert (wide["confidence"], narrow["confidence"]) == (0.95, 0.6)
+    for key in (key.removesuffix("/low") for key in wide if key.endswith("/low")):
+        assert narrow[key] == wide[key], key
+        assert narrow[f"{key}/high"] - narrow[f"{key}/low"] < wide[f"{key}/high"] - wide[f"{key}/low"], key
+    written = write_report([folder.uri])
+    for name in ("report.html", "report.md"):
+        text = Path(written[name]).read_text()
+        assert "60 % interval" in text, name
+        assert "95 % interval" not in text, name
+
+
+def config_without_model(config: Config, selection: str) -> Config:
+    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"selection": selection})})
+
+
+def test_product_of_experts_scores_every_candidate_under_every_view(tmp_path: Path, here: list[str]):
+    """The candidates of all views, each rescored: a view's own greedy answer must get the probability it was written with."""
+    config = config_at(tmp_path, evaluate__copies=2)
+    voted = evaluate(config)
+    predicted, made = rows(config), list(here)
+    result = evaluate(config_without_model(config, "product_of_experts"))
+    assert all(name.startswith("scores/") for name in here[len(made) :])
+    assert len(here) > len(made)
+    scored = {(r["task"], r["output"], r["view"], r["grid"]): r["log_probability"] for r in rows(config, "scores")}
+    for task in tasks():
+        for output in range(len(task.test)):
+            grids = {r["grid"] for r in predicted if (r["task"], r["output"]) == (task.id, output)} - {None}
+            views = {r["view"] for r in predicted if (r["task"], r["output"]) == (task.id, output)}
+            of_output = {key for key in scored if key[:2] == (task.id, output)}
+            assert of_output == {(task.id, output, v, g) for v in views for g in grids}
+    checked = 0
+    for row in predicted:
+        if row["grid"] is not None:
+            own = scored[row["task"], row["output"], row["view"], row["grid"]]
+            assert own == pytest.approx(row["log_probability"], abs=1e-3)
+            checked += 1
+    assert checked > 6
+    for answer in run_folder(config).read_json("answers.json"):
+        sums: dict[str, float] = {}
+        for (task_id, output, _, grid), log in scored.items():
+            if (task_id, output) == (answer["task"], answer["output"]):
+                sums[grid] = sums.get(grid, 0.0) + log
+        assert answer["attempts"] == [json.loads(g) for g in sorted(sums, key=lambda g: -sums[g])[:2]]
+    assert result["mine/in_samples"] == voted["mine/in_samples"]
+
+
+def test_sampling_and_search_keep_all_they_find(tmp_path: Path, here: list[str]):
+    """Search has every answer above the threshold, most probable first; sampling has so many rows a view."""
+    sampled = config_at(tmp_path, name="s", evaluate__decode="sample", evaluate__samples=4, evaluate__temperature=0.7)
+    result = evaluate(sampled)
+    assert len(rows(sampled)) == 4 * 2 * 6
+    assert {key for key in result if "pass_at" in key and key.count("/") == 1} == {
+        f"mine/pass_at_{n}" for n in (1, 2, 8)
+    }
+    assert not any("greedy" in key for key in result)
+    again = config_at(
+        tmp_path, name="t", evaluate__decode="sample", evaluate__samples=4, evaluate__temperature=0.7,
+        evaluate__batch_tokens=300, evaluate__lookahead=0,
+    )  # fmt: skip
+    evaluate(again)
+    assert len((run_folder(again) / "predictions").names()) > len((run_folder(sampled) / "predictions").names())
+    key = lambda row: (row["task"], row["output"], row["view"], row["text"])  # noqa: E731
+    assert sorted(map(key, rows(again))) == sorted(map(key, rows(sampled)))
+    searched = config_at(tmp_path, name="u", evaluate__decode="search", evaluate__min_probability=0.2)
+    result = evaluate(searched)
+    assert result["mine/per_output/right"] >= 4
+    for row in rows(searched):
+        if row["text"] is None:
+            assert row["failure"] == "none_above_min_probability"
+        else:
+            assert row["log_probability"] > np.log(0.2)
+    assert any(row["text"] is None for row in rows(searched))
+
+
+def test_constrained_answers_are_grids(tmp_path: Path, here: list[str]):
+    config = config_at(tmp_path, evaluate__constrain=True)
+    evaluate(config)
+    assert {row["failure"] for row in rows(config)} <= {None, "unfinished"}
+    free = config_at(tmp_path, name="free")
+    evaluate(free)
+    kept = {(r["task"], r["output"], r["view"]): r["text"] for r in rows(config)}
+    for row in rows(free):
+        if row["grid"] is not None:
+            assert kept[row["task"], row["output"], row["view"]] == row["text"]
+
+
+def test_a_tokenizer_that_merges_cells_is_told_which_encoders_can_be_constrained(
+    tmp_path: Path, here: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Would catch advice that does not help: only encoders that this tokenizer keeps apart are named."""
+    monkeypatch.setattr(driver, "load_tokenizer", lambda *_: merging_tokenizer())
+    with pytest.warns(UserWarning, match="cells have no tokens"), pytest.raises(UserError) as raised:
+        evaluate(config_at(tmp_path, evaluate__constrain=True))
+    assert str(raised.value).endswith("an encoder whose cells it keeps apart: separated, symbols")
+
+
+def test_vllm_is_asked_for_what_the_config_says(tmp_path: Path, here: list[str], monkeypatch: pytest.MonkeyPatch):
+    """A stand-in for the engine, which needs a GPU: it shows our half of the contract, not that vLLM keeps its own."""
+    asked: list[tuple[Any, Any]] = []
+
+    class Engine:
+        def __init__(self, model: str, dtype: str) -> None:
+            assert dtype == "float32"
+            assert (Path(model) / "config.json").exists()
+
+        def generate(self, prompts: list[Any], parameters: list[Any], use_tqdm: bool) -> list[Any]:
+            asked.extend(zip(prompts, parameters, strict=True))
+            one = types.SimpleNamespace(token_ids=(7, 2), cumulative_logprob=-0.5)
+            return [types.SimpleNamespace(outputs=[one]) for _ in prompts]
+
+    stand_in = types.SimpleNamespace(LLM=Engine, SamplingParams=lambda **values: values)
+    monkeypatch.setitem(sys.modules, "vllm", stand_in)
+    config = config_at(tmp_path, evaluate__backend="vllm", evaluate__decode="sample", evaluate__samples=3)
+    evaluate(config)
+    assert len(asked) == 3 * 2 * 6
+    assert len({parameters["seed"] for _, parameters in asked}) == len(asked)
+    assert all(p["temperature"] == 1.0 and p["stop_token_ids"] == [2] and p["logprobs"] == 0 for _, p in asked)
+    assert {row["log_probability"] for row in rows(config)} == {-0.5}
+    assert len({row["text"] for row in rows(config)}) == 1
+    with pytest.raises(UserError, match="vllm neither searches"):
+        config_at(tmp_path, evaluate__backend="vllm", evaluate__decode="search")
+
+
+def test_several_sets_have_a_submission_each(tmp_path: Path, here: list[str]):
+    """Would catch one set's tasks that overwrite another's of the same name."""
+    config = config_at(tmp_path, evaluate__symmetries=1)
+    sources = {"mine": config.data.sources["mine"].model_dump(), "few": config.data.sources["mine"].model_dump()}
+    sources["few"]["limit"] = 2
+    both = config_from(
+        config.model_dump(mode="json") | {"data": {"sources": sources}}, {"evaluate.sets": ["few", "mine"]}
+    )
+    evaluate(both)
+    assert len(run_folder(both).read_json("submission-few.json")) == 2
+    assert len(run_folder(both).read_json("submission-mine.json")) == 5
+
+
+def test_a_task_without_test_pairs_is_refused_by_name_before_any_work(tmp_path: Path, here: list[str]):
+    config = config_at(tmp_path)
+    (tmp_path / "tasks" / "bad.json").write_text(json.dumps(task_to_json(puzzle("bad", num_train=3, num_test=0))))
+    with pytest.raises(UserError, match=r"mine: .*tasks: task bad has no test pair to answer"):
+        evaluate(config)
+    assert not here
+
+
+def test_an_evaluation_has_a_report_with_its_gallery(tmp_path: Path, here: list[str]):
+    """Would catch a report that knows the evaluations of studies only."""
+    from arc_ray.report import load, write_report
+
+    config = config_at(tmp_path)
+    evaluate(config)
+    page = Path(write_report([run_folder(config).uri])["report.html"]).read_text()
+    report = load(run_folder(config).uri)
+    assert len(report.answers) == 6
+    assert set(report.scores.loc[report.scores["rule"] != "gain", "method"]) == {"greedy", "voting"}
+    assert report.scores.loc[report.scores["rule"] == "gain", "question"].tolist() == ["voting", "voting/two_attempts"]
+    assert "<svg" in page
+    assert all(task.id in page for task in tasks())
+    assert re.search(r"\d × \d+, not \d|cells wrong|nothing to read as a grid", page)
+
+
+def test_answers_to_hidden_outputs_are_reported_as_answered(tmp_path: Path, here: list[str]):
+    """Would catch a competition's finished evaluation that is headed "Nothing is evaluated yet"."""
+    from arc_ray.report import write_report
+
+    config = config_at(tmp_path)
+    for file in (tmp_path / "tasks").glob("*.json"):
+        task = json.loads(file.read_text())
+        file.write_text(json.dumps({**task, "test": [{"input": pair["input"]} for pair in task["test"]]}))
+    evaluate(config)
+    written = write_report([run_folder(config).uri])
+    for name in ("report.html", "report.md"):
+        text = Path(written[name]).read_text()
+        assert "nothing is scored" in text
+        assert "Nothing is evaluated yet" not in text
+
+
+# Through Ray
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_goes_on(tmp_path: Path):
+    """kill -9 in the middle: finished files are kept to the byte, the rest is made, the result is that of one go."""
+    config = config_at(tmp_path, evaluate__batch_tokens=64, evaluate__copies=2, evaluate__symmetries=8)
+    path = tmp_path / "config.yaml"
+    tree = config.model_dump(mode="json") | {"ray": {"object_store_mib": 100, "num_cpus": 2}}
+    path.write_text(yaml.safe_dump(tree))
+    command = [sys.executable, "-c", "from arc_ray.cli import main; main()", "evaluate", str(path)]
+    folder = tmp_path / "runs" / "run" / "predictions"
+    started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 300
+        while len(list(folder.glob("mine-*.parquet"))) < 5:
+            assert time.monotonic() < deadline
+            assert started.poll() is None
+            time.sleep(0.02)
+    finally:
+        family = psutil.Process(started.pid).children(recursive=True)
+        started.kill()
+        started.wait()
+        _, alive = psutil.wait_procs(family, timeout=120)
+    assert not alive, "Ray outlived its driver"
+    kept = {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in folder.glob("mine-*.parquet")}
+    assert 5 <= len(kept) < 96
+    assert not (folder.parent / "result.json").exists()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert len(list(folder.glob("mine-*.parquet"))) == 96
+    for name, (when, content) in kept.items():
+        assert ((folder / name).stat().st_mtime_ns, (folder / name).read_bytes()) == (when, content)
+    assert json.loads((folder.parent / "result.json").read_text())["mine/greedy/per_output/right"] == 4

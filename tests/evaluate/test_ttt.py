@@ -1,0 +1,254 @@
+"""Test-time training: what it learns from, that nothing passes from task to task, and what its scheduler keeps."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from builders import codec_of, config_with, grid_of, puzzle, tiny_model, tiny_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from arc_ray.config import Config, config_from
+from arc_ray.config.training import LoraConfig, ModelConfig, TrainConfig
+from arc_ray.config.tuning import TttConfig
+from arc_ray.evaluate.adapter import Adapter, leave_one_out_batches
+from arc_ray.evaluate.evaluation import run_evaluation
+from arc_ray.evaluate.questions import make_batches, make_prompts
+from arc_ray.evaluate.ttt import Job, Work, make_jobs
+from arc_ray.models.build import load_for_tuning, trainable
+from arc_ray.prompts.encoders import encoder_named
+from arc_ray.rows.maker import IGNORED, Batch
+from arc_ray.tasks.task import Pair, Task, TaskTable, same_grid, task_to_json
+
+CONFIG = config_with(
+    prompt__format="compact", prompt__encoder="compact", train__row_tokens=512, train__lr=1e-2, train__micro_rows=2
+)
+
+
+def batches_of(task: Task, ttt: TttConfig, **changes: Any) -> list[Batch]:
+    return leave_one_out_batches(CONFIG, ttt, codec_of(tiny_tokenizer(), **changes), "set", task)
+
+
+def job_of(task: Task) -> Job:
+    table = TaskTable.of([task])
+    prompts = make_prompts(codec_of(tiny_tokenizer()), table, CONFIG)
+    works = [Work("w", table.ids, tuple(prompts[i] for i in b)) for b in make_batches(prompts, 8192)]
+    (job,) = make_jobs(CONFIG.evaluate, "set", [task], works)
+    return job
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 2**32), num_train=st.integers(2, 5), num_test=st.integers(0, 3), hidden=st.booleans())
+def test_tuning_rows_are_the_same_whatever_the_test_pairs_are(
+    seed: int, num_train: int, num_test: int, hidden: bool
+) -> None:
+    """Catches a view that asks for, shows, or takes its size, order or key from a test pair."""
+    rng = np.random.default_rng(seed)
+    train = puzzle("p", num_train=num_train).train
+    test = tuple(Pair(grid_of(rng), None if hidden else grid_of(rng)) for _ in range(num_test))
+    ttt = TttConfig(steps=3, views_per_step=2)
+    with_tests, without = batches_of(Task("p", train, test), ttt), batches_of(Task("p", train, ()), ttt)
+    assert len(with_tests) == len(without) == 3
+    for a, b in zip(with_tests, without, strict=True):
+        assert {k: (v.shape, v.tobytes()) for k, v in a.items()} == {k: (v.shape, v.tobytes()) for k, v in b.items()}
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 2**32), num_test=st.integers(1, 3))
+def test_a_job_holds_no_test_output(seed: int, num_test: int) -> None:
+    """Catches an answer that travels to the worker: the job is the same with other outputs, and with none."""
+    rng = np.random.default_rng(seed)
+    shown = puzzle("p").train
+    inputs = [grid_of(rng) for _ in range(num_test)]
+    jobs = [job_of(Task("p", shown, tuple(Pair(i, grid_of(rng)) for i in inputs))) for _ in range(2)]
+    jobs.append(job_of(Task("p", shown, tuple(Pair(i, None) for i in inputs))))
+    written = [
+        (
+            job.name,
+            task_to_json(job.task),
+            [(p.output, p.augmentation, p.limit, p.ids.tobytes()) for work in job.works for p in work.prompts],
+        )
+        for job in jobs
+    ]
+    assert written[0] == written[1] == written[2]
+    assert not jobs[0].task.test
+
+
+def test_every_view_asks_for_a_shown_pair_that_it_does_not_show() -> None:
+    """Catches an answer that stands in its own prompt, and pairs that are never asked for."""
+    task = puzzle("p", num_train=4)
+    ttt = TttConfig(steps=24, views_per_step=1, symmetries=False, colors="keep")
+    tokenizer, asked = tiny_tokenizer(), set()
+    for batch in batches_of(task, ttt, learn="asked"):
+        ids, labels = batch["input_ids"][0], batch["labels"][0]
+        answer = tokenizer.decode(labels[labels != IGNORED])
+        end = tokenizer.eos_token
+        grid = encoder_named("compact").parse(answer.removesuffix(end))
+        (pair,) = [i for i, p in enumerate(task.train) if same_grid(grid, p.output)]
+        asked.add(pair)
+        assert tokenizer.decode(ids).count("O" + answer) == 1
+    assert asked == {0, 1, 2, 3}
+
+
+def test_a_task_with_one_shown_pair_has_no_views() -> None:
+    """Catches a view that shows nothing and learns the answer by heart."""
+    assert batches_of(puzzle("p", num_train=1), TttConfig(steps=2)) == []
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny base model with its tokenizer, as a folder."""
+    path = tmp_path_factory.mktemp("ttt") / "base"
+    tiny_model(seed=3).save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return str(path)
+
+
+def adapter_of(base: str, dropout: float = 0.1) -> tuple[Any, Adapter]:
+    config = ModelConfig(base=base, lora=LoraConfig(r=4, alpha=8, dropout=dropout))
+    model = load_for_tuning(config, "", None, fresh=True, seed=0)
+    return model, Adapter(model)
+
+
+def weights_after(base: str, tasks: Sequence[Task]) -> dict[str, bytes]:
+    """Tune one model on tasks one after another; return the last one's weights."""
+    model, adapter = adapter_of(base)
+    for task in tasks:
+        adapter.tune(batches_of(task, TttConfig(steps=3)), CONFIG.train, 1e-2, seed=7)
+    return {name: p.detach().numpy().tobytes() for name, p in trainable(model).items()}
+
+
+def test_nothing_passes_from_task_to_task(base: str) -> None:
+    """Catches weights, moments or dropout's randomness that the task before has left, to the last bit."""
+    a, b = puzzle("a"), puzzle("b")
+    assert weights_after(base, [a, b]) == weights_after(base, [b]) == weights_after(base, [b, a, b])
+    assert weights_after(base, [a]) != weights_after(base, [b])
+
+
+def test_tuning_learns_the_shown_pairs_and_moves_nothing_else(base: str) -> None:
+    """Catches steps without effect and a frozen base that moves."""
+    model, adapter = adapter_of(base, dropout=0.0)
+    frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
+    batches = batches_of(puzzle("a", most=3), TttConfig(steps=40, symmetries=False, colors="keep"))
+    first, last = adapter.tune(batches, TrainConfig(micro_rows=1), 2e-2, seed=0)
+    assert last < first - 1
+    for name, value in frozen.items():
+        assert torch.equal(value, dict(model.named_parameters())[name]), name
+
+
+def test_micro_rows_change_no_gradient(base: str) -> None:
+    """Catches a mean of means: a step's loss is divided by its learned tokens, however many passes it takes."""
+    task, ttt = puzzle("a", num_train=5), TttConfig(steps=1, views_per_step=6)
+    losses = []
+    for micro in (1, 8):
+        config = CONFIG.train.model_copy(update={"micro_rows": micro, "row_tokens": 256})
+        batches = leave_one_out_batches(
+            CONFIG.model_copy(update={"train": config}), ttt, codec_of(tiny_tokenizer()), "set", task
+        )
+        assert len(batches[0]["labels"]) > 1
+        losses.append(adapter_of(base, dropout=0.0)[1].tune(batches, config, 1e-2, seed=0)[0])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, base: str, ray_session: None) -> Path:
+    """A storage folder with a link to the base, and a folder of five tasks, one of them with a single shown pair."""
+    path = tmp_path_factory.mktemp("ttt")
+    (path / "base").symlink_to(base)
+    (path / "tasks").mkdir()
+    for task in [*(puzzle(f"t{i}", most=4) for i in range(4)), puzzle("single", num_train=1, most=3)]:
+        (path / "tasks" / f"{task.id}.json").write_text(json.dumps(task_to_json(task)))
+    return path
+
+
+def evaluate(folder: Path, name: str, **ttt: Any) -> dict[str, Any]:
+    """Run an evaluation with test-time training; return its result."""
+    return run_evaluation(config_for(folder, name, **ttt), lambda *_: None)
+
+
+def config_for(folder: Path, name: str, **ttt: Any) -> Config:
+    return config_from(
+        {
+            "name": name,
+            "storage": str(folder / "runs"),
+            "data": {"sources": {"set": {"kind": "folder", "path": str(folder / "tasks")}}},
+            "prompt": {"format": "compact", "encoder": "compact"},
+            "model": {"base": str(folder / "base"), "lora": {"r": 4, "alpha": 8, "dropout": 0.1}},
+            "train": {"row_tokens": 512},
+            "evaluate": {"sets": ["set"], "symmetries": 2, "ttt": {"steps": 4, "lr": 2e-2, **ttt}},
+            "scaling": {"use_gpu": False, "threads": 1, "cpus_per_worker": 0.5},
+        },
+        {},
+    )
+
+
+def tuned(folder: Path, name: str) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted((folder / "runs" / name / "tuned").glob("*.parquet"))}
+
+
+def statuses(folder: Path, name: str) -> dict[str, str]:
+    return {r["task"]: r["status"] for r in json.loads((folder / "runs" / name / "tuning.json").read_text())}
+
+
+TUNED = dict.fromkeys(["t0", "t1", "t2", "t3"], "tuned") | {"single": "no_views"}
+
+
+@pytest.mark.slow
+def test_workers_order_and_interruption_change_no_byte(folder: Path) -> None:
+    """Catches leakage between tasks, threads shared by workers, and a resumed evaluation that tunes again or loses a task."""
+    result = evaluate(folder, "one", num_workers=1)
+    assert statuses(folder, "one") == TUNED
+    evaluate(folder, "two", num_workers=2)
+    assert tuned(folder, "two") == tuned(folder, "one")
+    assert len(tuned(folder, "one")) == 8
+    for name in (
+        "result.json",
+        "tuning.json",
+        "tuned/set-00001.json",
+        "tuned/set-00002.json",
+        "tuned/set-00002.parquet",
+    ):
+        (folder / "runs" / "two" / name).unlink()
+    kept = folder / "runs" / "two" / "tuned" / "set-00003.parquet"
+    before = kept.stat().st_mtime_ns
+    assert evaluate(folder, "two", num_workers=1) == {**result, "run": "two"}
+    assert tuned(folder, "two") == tuned(folder, "one")
+    assert kept.stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_lost_workers_are_replaced_and_their_tasks_done_again(folder: Path) -> None:
+    """Catches an evaluation that hangs, gives up or answers untuned because a node went away; here, a kill -9."""
+    lost: list[int] = []
+
+    def kill_workers(*_: Any) -> None:
+        if (folder / "runs" / "lossy" / "tuned").exists() and not lost:
+            workers = [p for p in psutil.Process().children(recursive=True) if "ray::Tuner" in " ".join(p.cmdline())]
+            lost.extend(worker.pid for worker in workers)
+            for worker in workers:
+                worker.kill()
+
+    run_evaluation(config_for(folder, "lossy", num_workers=2), kill_workers)
+    assert lost
+    assert statuses(folder, "lossy") == TUNED
+    evaluate(folder, "whole", num_workers=2)
+    assert tuned(folder, "lossy") == tuned(folder, "whole")
+
+
+@pytest.mark.slow
+def test_tasks_beyond_the_budget_keep_their_untuned_answers(folder: Path) -> None:
+    """Catches a budget that is not kept, and tasks that lose their answers or pass for tuned when it ends."""
+    begun = time.monotonic()
+    result = evaluate(folder, "short", budget_seconds=1e-3, steps=100_000)
+    assert time.monotonic() - begun < 60
+    assert set(statuses(folder, "short").values()) == {"budget"}
+    assert {k.removeprefix("set/untuned/"): v for k, v in result.items() if k.startswith("set/untuned/")} == {
+        k: result[f"set/{k}"] for k in (k.removeprefix("set/untuned/") for k in result if k.startswith("set/untuned/"))
+    }
+    assert result["set/tuning/gain"] == 0.0

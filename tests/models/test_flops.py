@@ -1,0 +1,59 @@
+"""FLOPs against torch's own counter, and GPUs found by the names that drivers give them."""
+
+import numpy as np
+import pytest
+import torch
+from builders import tiny_model
+from torch.utils.flop_counter import FlopCounterMode
+
+from arc_ray.models.flops import GPUS, hours, peak_flops
+from arc_ray.models.loss import LearnedLoss
+from arc_ray.models.skeleton import work_of
+from arc_ray.rows.maker import IGNORED
+
+
+@pytest.mark.parametrize("learned", [8, 60])
+def test_flops_of_a_step_are_what_torch_counts(learned: int) -> None:
+    """Catches a factor of two, a forgotten backward pass, and logits counted for all tokens."""
+    model = tiny_model(hidden_size=64, layers=3)
+    ids = torch.randint(3, 30, (1, 64))
+    labels = ids.masked_fill(torch.arange(64) >= learned + 1, IGNORED)
+    labels[:, 0] = IGNORED
+    model.config._attn_implementation = "eager"  # whose two products the counter sees on every device
+    with FlopCounterMode(display=False) as counter:
+        losses, _ = LearnedLoss(model)(input_ids=ids, position_ids=torch.arange(64)[None], labels=labels)
+        losses.sum().backward()
+    one = np.array([1])
+    ours = work_of(model).of_steps(64 * one, learned * one, 64 * 64 * one)
+    assert ours[0] == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("driver", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA A100-SXM4-40GB", "A100"),
+        ("NVIDIA A10G", "A10G"),
+        ("NVIDIA A10", "A10"),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+        ("Tesla T4", "T4"),
+        ("Tesla V100-SXM2-16GB", "V100"),
+    ],
+)
+def test_a_gpu_is_known_by_its_drivers_name(driver: str, name: str) -> None:
+    """Catches an L4 taken for an L40S, and an A10 for an A100."""
+    assert peak_flops(driver) == next(gpu.tflops for gpu in GPUS if gpu.name == name) * 1e12
+
+
+def test_an_unknown_device_has_no_peak() -> None:
+    """Catches an MFU made up for a device that nobody has looked up."""
+    assert peak_flops("Quantum Abacus 9000") is None
+
+
+def test_hours() -> None:
+    """Catches a unit: 312 TFLOPS at half of the peak for an hour."""
+    gpu = next(gpu for gpu in GPUS if gpu.name == "A100")
+    assert hours(312e12 * 0.5 * 3600 * 4, gpu, num_workers=4, mfu=0.5) == pytest.approx(1.0)

@@ -1,0 +1,107 @@
+"""What fits: the simulated pass against formulas that can be done by hand, and the shares of ZeRO."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from builders import tiny_tokenizer
+from torch import nn
+
+from arc_ray.config.training import LoraConfig, ModelConfig, ScratchConfig
+from arc_ray.models.build import build_model
+from arc_ray.models.memory import RUNTIME_BYTES, Pass, Setting, _LiveBytes, footprint, rows_that_fit, simulate_pass
+from arc_ray.models.skeleton import build_skeleton, count_parameters, work_of
+
+SHAPE = ScratchConfig(hidden_size=64, layers=2, heads=2, intermediate_size=96)
+
+
+def skeleton(full: bool = False, **changes: Any) -> nn.Module:
+    model = ModelConfig(scratch=SHAPE, lora=LoraConfig(r=4)).model_copy(update=changes)
+    return build_skeleton(model, "", full, tiny_tokenizer())
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_the_skeleton_is_the_model_without_its_weights(full: bool) -> None:
+    """Catches an estimate of another model than the one that is trained: other names, shapes, or trained parts."""
+    config = ModelConfig(scratch=SHAPE, lora=LoraConfig(r=4))
+    real, bare = build_model(config, "", 0, full, tiny_tokenizer()), skeleton(full)
+    about = [{name: (p.shape, p.requires_grad) for name, p in m.named_parameters()} for m in (real, bare)]
+    assert about[0] == about[1]
+    assert all(p.is_meta for p in bare.parameters())
+    assert count_parameters(bare) == count_parameters(real)
+
+
+def test_live_bytes_are_those_of_tensors_that_something_holds() -> None:
+    """Catches views counted twice, freed tensors still counted, and weights counted as activations."""
+    weight = torch.zeros(100)
+    with _LiveBytes([weight]) as live:
+        kept = torch.ones(1000)
+        assert live.peak == 4000
+        views = [kept[:10], kept.view(10, 100), weight.view(10, 10)]
+        assert live.peak == 4000
+        torch.ones(500)
+        assert live.peak == 6000
+        torch.ones(500)
+        assert live.peak == 6000, "the first of two tensors that nothing holds was counted on"
+        assert len(views) == 3
+
+
+def test_activations_grow_with_rows_and_logits_with_learned_tokens_only() -> None:
+    """Catches logits computed for all positions, and activations that depend on what is learned."""
+    few, many = (simulate_pass(skeleton(), 1, 256, learned) for learned in (192, 256))
+    two_rows = simulate_pass(skeleton(), 2, 256, 192)
+    assert few.activations == many.activations
+    assert two_rows.activations == pytest.approx(2 * few.activations, rel=0.02)
+    # Log-probabilities, their gradient and that of the logits are there at once, in float32.
+    assert many.logits - few.logits == pytest.approx(64 * len(tiny_tokenizer()) * 4 * 3, rel=0.05)
+
+
+def test_checkpointed_layers_keep_their_inputs_only() -> None:
+    """Catches an estimate that does not know of gradient checkpointing, or a model that does not do it."""
+    plain = [
+        simulate_pass(skeleton(scratch=SHAPE.model_copy(update={"layers": n})), 1, 512, 1).activations for n in (4, 8)
+    ]
+    saving = [
+        simulate_pass(skeleton(scratch=SHAPE.model_copy(update={"layers": n}), gradient_checkpointing=True), 1, 512, 1)
+        for n in (4, 8)
+    ]
+    per_layer = (saving[1].activations - saving[0].activations) / 4
+    assert per_layer == pytest.approx(512 * 64 * 4, rel=0.05)
+    assert per_layer < (plain[1] - plain[0]) / 4 / 5
+
+
+def test_zero_shards_the_optimizer_then_the_gradients_then_the_weights() -> None:
+    """Catches a stage that is reckoned as sharding too much or too little."""
+    bare, nothing = skeleton(full=True), Pass(0, 0)
+    number = count_parameters(bare)[0]
+    held = {stage: footprint(bare, nothing, Setting(stage, num_workers=4)) for stage in range(4)}
+    assert [held[stage].optimizer for stage in range(4)] == pytest.approx(
+        [8 * number] + 3 * [12 * number / 4], rel=1e-3
+    )
+    assert held[1].weights == held[2].weights == 4 * number
+    alone = [footprint(bare, nothing, Setting(stage, num_workers=1)) for stage in (1, 2)]
+    assert alone[0] == alone[1], "with one worker there is nothing to share"
+    moved = footprint(bare, nothing, replace(Setting(2, 4), offload=True))
+    assert moved.optimizer == 0
+
+
+def test_rows_that_fit_fill_a_gpu_and_no_more() -> None:
+    """Catches an answer that is one row too many, and one for a model that does not fit at all."""
+    held = footprint(skeleton(), simulate_pass(skeleton(), 2, 256, 200), Setting(2, 1))
+    per_row = (held.activations + held.logits) / 2
+    fixed = held.total - 2 * per_row + RUNTIME_BYTES
+    assert rows_that_fit(held, 2, int(fixed + 5.01 * per_row)) == 5
+    assert rows_that_fit(held, 2, int(fixed + 4.99 * per_row)) == 4
+    assert rows_that_fit(held, 2, int(RUNTIME_BYTES)) == 0
+
+
+def test_work_counts_linear_layers_once_and_the_output_layer_apart() -> None:
+    """Catches embeddings counted as multiplications, and an adapter counted as frozen."""
+    per_layer = 4 * 64 * 64 + 3 * 64 * 96
+    work = work_of(skeleton())
+    assert work.frozen == 2 * per_layer
+    assert work.trained == 2 * 4 * (4 * (64 + 64) + 3 * (64 + 96))
+    assert (work.head, work.head_is_trained) == (len(tiny_tokenizer()) * 64, False)
+    assert work.attention == 2 * 64
+    assert work_of(skeleton(full=True)).trained == 2 * per_layer

