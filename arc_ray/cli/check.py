@@ -15,7 +15,7 @@ from arc_ray.rows.quality import quality_lines
 from arc_ray.runs.fetch import obtaining
 from arc_ray.runs.folder import PACKAGES
 from arc_ray.runs.starts import lineage, needed_runs, with_start
-from arc_ray.study.stages import check_overlap, check_sources
+from arc_ray.study.needs import check_overlap, check_sources
 from arc_ray.train.run import codec_of, describe_data
 
 

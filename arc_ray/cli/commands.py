@@ -114,7 +114,7 @@ def train(
         return
     from arc_ray.runs.folder import is_finished, run_folder
     from arc_ray.runs.starts import with_start
-    from arc_ray.study.stages import check_inputs, make_data, make_starts
+    from arc_ray.study.needs import check_inputs, make_data, make_starts
 
     if not is_finished(run_folder(loaded)):
         check_inputs(loaded, [with_start(loaded)])
@@ -172,7 +172,7 @@ def evaluate(
     from arc_ray.evaluate.evaluation import needs_model, run_evaluation
     from arc_ray.runs.folder import as_made, run_folder
     from arc_ray.runs.starts import with_start
-    from arc_ray.study.stages import check_inputs, make_data, make_starts
+    from arc_ray.study.needs import check_inputs, make_data, make_starts
 
     run = with_start(loaded)
     if needs_model(run):

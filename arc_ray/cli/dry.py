@@ -7,14 +7,13 @@ from arc_ray.cli.console import Terminal
 from arc_ray.config import Config, to_yaml
 from arc_ray.datasets.requests import check_identity, dataset_folder, requests_of
 from arc_ray.errors import NotMadeYetError
-from arc_ray.models.build import model_path
 from arc_ray.models.estimate import estimate_lines
 from arc_ray.runs.fetch import obtaining
 from arc_ray.runs.folder import as_made, is_finished, resolve_reference, run_folder
 from arc_ray.runs.starts import config_of_run, needed_runs, with_start
 from arc_ray.storage import Folder
 from arc_ray.study.comparing import search_points
-from arc_ray.study.stages import bases, check_overlap, check_sources
+from arc_ray.study.needs import bases, check_inputs, check_validation
 from arc_ray.tasks.task import TaskTable
 from arc_ray.tune.space import Point, check_points, num_trials, points, trial_name
 
@@ -157,8 +156,6 @@ def as_on_gpus(config: Config, asked: Config) -> Config:
 
 
 def _describe_trials(config: Config, trials: list[Point], terminal: Terminal, in_study: bool = False) -> None:
-    from arc_ray.study.stages import check_validation
-
     variants = check_points(config, trials)
     check_validation(config, variants, in_study)
     _describe_needs(config, variants, terminal)
@@ -172,13 +169,10 @@ def _describe_trials(config: Config, trials: list[Point], terminal: Terminal, in
 
 def _describe_needs(config: Config, variants: list[Config], terminal: Terminal, trains: bool = True) -> None:
     """Say what is made first. Raises UserError for what would be refused before work."""
-    check_sources(config, variants, trains)
-    check_overlap(config, variants, trains)
+    check_inputs(config, variants, trains)
     for base in bases(config, variants):
         if note := obtaining(base, config.storage):
             terminal.note(note)
-        else:
-            model_path(base, config.storage)
     for name in needed_runs(config, variants):
         if name not in config.runs or is_finished(run_folder(run := config_of_run(config, name))):
             terminal.note(f"there already: {name}")

@@ -1,4 +1,4 @@
-"""Answering on Ray Data: an actor pool of models writes predictions batch by batch, each batch a file of its own.
+"""Answering: a pool of models writes predictions batch by batch, each batch a file of its own.
 
 A batch whose file is there is not answered again, so a killed evaluation goes on, and selection can be redone without a
 model.
@@ -14,18 +14,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
-import ray.data
 import torch
 
-from arc_ray.cluster.roles import hidden_gpus, reachable_room
+from arc_ray.cluster.roles import reachable_room
 from arc_ray.config import Config
 from arc_ray.decode.grammar import GridGrammar
 from arc_ray.decode.rescoring import score_answers
 from arc_ray.decode.vllm import VllmWriter
 from arc_ray.decode.writer import Answer, Writer
-from arc_ray.errors import TooLargeError, UserError, unwrapped
 from arc_ray.evaluate.decoding import decode
+from arc_ray.evaluate.pool import Pool
 from arc_ray.evaluate.questions import Prompt
 from arc_ray.models.build import load_for_inference, load_tokenizer, merge_checkpoint
 from arc_ray.models.loss import LearnedLoss
@@ -100,32 +98,21 @@ AnyWork = Work | ScoringWork | CountingWork
 
 
 class Answerer:
-    """A model that answers batches; Ray Data keeps one in each actor of the pool."""
+    """A model that answers works; each actor of the pool holds one."""
 
     def __init__(self, config: Config, folder: Folder, encoder: Encoder, model: Any = None) -> None:
-        """Load the checkpoint, or answer with `model`, which is on its device already."""
+        """Answer with the checkpoint, which `load` loads, or with `model`, which is on its device already."""
         self._config, self._folder, self._encoder = config, folder, encoder
         self._given = model
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Do the works of a batch: write a file for each; return how many.
+    def load(self) -> None:
+        """Load the checkpoint, as an actor of a pool does before its first work. Raises UserError."""
+        if not self._uses_vllm:
+            _ = self._model
+        _ = self._codec
 
-        A user's mistake travels as a value, because Ray Data would wrap an exception.
-        """
-        mistake = None
-        try:
-            with unwrapped():
-                for reference in batch["work"]:
-                    self._do(ray.get(reference))
-        except UserError as error:
-            mistake = error
-        return {
-            "done": np.array([len(batch["work"])]),
-            "mistake": np.array([str(mistake or "")]),
-            "exit_code": np.array([mistake.exit_code if mistake else 0]),
-        }
-
-    def _do(self, work: Any) -> None:
+    def do(self, work: AnyWork) -> None:
+        """Do a work and write its file."""
         if isinstance(work, CountingWork):
             self._folder.write_json(work.name, self.count(work))
         else:
@@ -134,8 +121,7 @@ class Answerer:
 
     def predict(self, work: Any) -> pa.Table:
         """Answer the prompts of a Work: a table of SCHEMA."""
-        is_vllm = self._config.evaluate.backend == "vllm" and self._given is None
-        writer = self._vllm_writer if is_vllm else self._writer
+        writer = self._vllm_writer if self._uses_vllm else self._writer
         answers = decode(self._config, writer, work.prompts, work.task_ids)
         rows = [
             {**_names(work, prompt), **self._read(prompt, answer)}
@@ -162,7 +148,10 @@ class Answerer:
         outcome = validate(engine, work.questions, rows_at_once=4, rank=0, num_workers=1)
         return dict(zip(outcome.names, outcome.solved.tolist(), strict=True))
 
-    # All that may fail is loaded with the first work: Ray would not say why an actor's constructor failed.
+    @property
+    def _uses_vllm(self) -> bool:
+        return self._config.evaluate.backend == "vllm" and self._given is None
+
     @cached_property
     def _tokenizer(self) -> Any:
         return load_tokenizer(self._config.model, self._config.storage)
@@ -240,25 +229,10 @@ def answer_all(
     progress(done, len(works))
     if not missing:
         return
-    dataset = ray.data.from_items(
-        [{"work": ray.put(work)} for work in missing], override_num_blocks=len(missing)
-    ).map_batches(
-        Answerer,
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(_num_actors(config), len(missing))),
-        fn_constructor_args=(config, folder, encoder),
-        num_cpus=config.scaling.cpus_per_worker,
-        num_gpus=1 if config.scaling.on_gpu else None,
-        runtime_env={"env_vars": hidden_gpus(config.scaling.on_gpu)},
-    )
-    dataset.context.enable_progress_bars = False
-    dataset.context.execution_options.preserve_order = True
-    dataset.context.execution_no_progress_timeout_s = -1
-    batches: Any = dataset.iter_batches(batch_size=1)
-    for batch in batches:
-        if mistake := batch["mistake"][0]:
-            raise (TooLargeError if batch["exit_code"][0] == TooLargeError.exit_code else UserError)(str(mistake))
-        done += int(batch["done"].sum())
+    for _, outcome in Pool(config, Answerer, (config, folder, encoder), _num_actors(config)).run(missing):
+        if isinstance(outcome, Exception):
+            raise outcome
+        done += 1
         progress(done, len(works))
 
 

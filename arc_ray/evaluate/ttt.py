@@ -7,23 +7,21 @@ goes on. Every task has been answered untuned before, so one whose turn does not
 
 import dataclasses
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import ray
 import torch
-from ray.exceptions import RayActorError, RayError
 
-from arc_ray.cluster.roles import hidden_gpus, reachable_room
+from arc_ray.cluster.roles import reachable_room
 from arc_ray.config import Config
 from arc_ray.config.searching import EvaluateConfig
 from arc_ray.config.tuning import TttConfig
-from arc_ray.errors import TooLargeError, UserError, mistake_in
+from arc_ray.errors import TooLargeError, UserError
 from arc_ray.evaluate.adapter import Adapter, leave_one_out_batches, tuning_seed
 from arc_ray.evaluate.answering import Answerer, Predictions, ScoringWork, Work, read_predictions
 from arc_ray.evaluate.choice import candidate_grids
+from arc_ray.evaluate.pool import Failure, Pool
 from arc_ray.evaluate.questions import make_batches, rows_of
 from arc_ray.models.build import load_for_tuning, load_tokenizer, without_adapter
 from arc_ray.prompts.encoders import Encoder, encoder_named
@@ -38,9 +36,6 @@ Record = dict[str, Any]
 
 TASK_FAILURES = (NonFiniteLossError, TooLargeError)
 """What only one task need have: no other is given up for it, and it is not tried again."""
-
-Failure = RayError | NonFiniteLossError | TooLargeError
-"""How tuning on a task failed."""
 
 SCORES_SUFFIX = "-scores"
 
@@ -97,7 +92,7 @@ class Tuner:
         self._config, self._ttt, self._folder, self._encoder = config, ttt, folder, encoder
 
     def load(self) -> None:
-        """Load the model; not in the constructor, because Ray would not say why that failed. Raises UserError."""
+        """Load the model. Raises UserError."""
         config, ttt = self._config, self._ttt
         # Not the machine's cores shared among the workers: sums would round differently on another number of workers.
         torch.set_num_threads(config.scaling.threads or max(1, int(config.scaling.cpus_per_worker)))
@@ -110,7 +105,7 @@ class Tuner:
         self._answerer = Answerer(config, self._folder, self._encoder, without_adapter(model))
         self._codec = codec_of(config, load_tokenizer(config.model, config.storage))
 
-    def tune(self, job: Job) -> Record:
+    def do(self, job: Job) -> Record:
         """Tune on a task and write its answers; return its record."""
         begun, record = time.monotonic(), {"set": job.set_name, "task": job.task.id}
         batches = leave_one_out_batches(self._config, self._ttt, self._codec, job.set_name, job.task)
@@ -184,18 +179,24 @@ def tune_all(
     left = sorted((job for job in jobs if job.name not in records), key=lambda job: (-job.size, job.name))
     progress(len(records), len(jobs))
     begun = time.monotonic() - spent
-    pool = Pool(config, ttt, folder, encoder, begun)
+    pool = Pool(
+        config,
+        Tuner,
+        (config, ttt, folder, encoder),
+        ttt.num_workers or _room(config, ttt),
+        gpus=ttt.gpus,
+        retries=ttt.retries,
+        deadline=begun + ttt.budget_seconds if ttt.budget_seconds else None,
+        own_failures=TASK_FAILURES,
+    )
     failures: dict[str, Failure] = {}
-    try:
-        for job, outcome in pool.run(left):
-            if isinstance(outcome, Exception):
-                failures[job.name] = outcome
-                continue
-            records[job.name] = {**outcome, "at": round(time.monotonic() - begun, 3)}
-            folder.write_json(f"{job.name}.json", records[job.name])
-            progress(len(records), len(jobs))
-    finally:
-        pool.close()
+    for job, outcome in pool.run(left):
+        if isinstance(outcome, Exception):
+            failures[job.name] = outcome
+            continue
+        records[job.name] = {**outcome, "at": round(time.monotonic() - begun, 3)}
+        folder.write_json(f"{job.name}.json", records[job.name])
+        progress(len(records), len(jobs))
     if failures and len(failures) == len(jobs):
         raise next(iter(failures.values()))
     return [records.get(job.name) or _untuned(job, failures.get(job.name)) for job in jobs]
@@ -206,85 +207,6 @@ def _untuned(job: Job, failure: Failure | None) -> Record:
     return {**record, "error": str(failure)} if failure else record
 
 
-class Pool:
-    """Actors that tune; one that is lost is replaced, and one that has not started yet holds no task back."""
-
-    def __init__(self, config: Config, ttt: TttConfig, folder: Folder, encoder: Encoder, begun: float) -> None:
-        self._arguments = (config, ttt, folder, encoder)
-        self._deadline = begun + ttt.budget_seconds if ttt.budget_seconds else None
-        self._retries = ttt.retries
-        self._num_workers = ttt.num_workers or _room(config, ttt)
-        gpus = ttt.gpus if config.scaling.on_gpu else 0
-        environment = {"env_vars": hidden_gpus(config.scaling.on_gpu)}
-        cpus = config.scaling.cpus_per_worker
-        self._actor: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, runtime_env=environment)(Tuner)
-        self._running: dict[Any, tuple[Any, Job | None]] = {}
-
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Record | Failure]]:
-        """Yield each job with its record, or with what failed at its last attempt; ends early when time is up.
-
-        Raises UserError, and what failed where no actor can be started.
-        """
-        waiting, attempts = list(reversed(jobs)), Counter[str]()
-        for _ in range(min(self._num_workers, len(waiting))):
-            self._start()
-        while self._running and (reference := self._next_done()):
-            actor, job = self._running.pop(reference)
-            outcome = _outcome(reference)
-            if isinstance(outcome, Exception):
-                attempts[job.name if job else ""] += 1
-                is_over = attempts[job.name if job else ""] > self._retries or isinstance(outcome, TASK_FAILURES)
-                if job is None and is_over:
-                    raise outcome
-                if job and is_over:
-                    yield job, outcome
-                elif job:
-                    waiting.append(job)
-                if job is None or isinstance(outcome, RayActorError):
-                    ray.kill(actor)
-                    if waiting:
-                        self._start()
-                    continue
-            elif job and outcome:
-                yield job, outcome
-            else:
-                del attempts[""]  # a start that succeeded: only failures in a row end the evaluation
-            if waiting:
-                job = waiting.pop()
-                self._running[actor.tune.remote(job)] = (actor, job)
-            else:
-                ray.kill(actor)
-
-    def close(self) -> None:
-        """End the actors, also in the middle of a task."""
-        for actor, _ in self._running.values():
-            ray.kill(actor)
-
-    def _start(self) -> None:
-        actor = self._actor.remote(*self._arguments)
-        self._running[actor.load.remote()] = (actor, None)
-
-    def _next_done(self) -> Any:
-        """Wait for a call to end; None if the budget ends first."""
-        patience = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-        done, _ = ray.wait(list(self._running), num_returns=1, timeout=patience)
-        return done[0] if done else None
-
-
 def _room(config: Config, ttt: TttConfig) -> int:
     """Count the workers that the cluster has room for."""
     return max(1, reachable_room().holds(config.scaling.cpus_per_worker, ttt.gpus if config.scaling.on_gpu else 0))
-
-
-def _outcome(reference: Any) -> Record | Failure | None:
-    """Return what a call returned, or how it failed; the user's mistakes are raised, trying again would not mend them.
-
-    Those of `TASK_FAILURES` are their task's alone.
-    """
-    try:
-        return ray.get(reference)
-    except RayError as failure:
-        mistake = mistake_in(failure)
-        if mistake and not isinstance(mistake, TASK_FAILURES):
-            raise mistake from None
-        return mistake or failure

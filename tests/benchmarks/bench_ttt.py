@@ -119,9 +119,10 @@ def plain_work(given: tuple[Config, Sequence[Job]]) -> float:
     assert config.evaluate.ttt
     torch.set_num_threads(1)
     tuner = Tuner(config, config.evaluate.ttt, Folder.at(config.storage) / "plain", encoder_named("compact"))
+    tuner.load()
     begun = time.perf_counter()
     for job in jobs:
-        tuner.tune(job)
+        tuner.do(job)
     return time.perf_counter() - begun
 
 

@@ -11,7 +11,7 @@ from arc_ray.config import Config, config_from, with_overrides
 from arc_ray.errors import UserError
 from arc_ray.rows.plan import save_plan
 from arc_ray.storage import Folder
-from arc_ray.study.stages import check_inputs, check_validation, sources_read
+from arc_ray.study.needs import check_inputs, check_validation, sources_read
 from arc_ray.train.run import prepare
 
 
