@@ -63,7 +63,8 @@ def train_on(
     import torch
 
     from arc_ray.config import config_from
-    from arc_ray.models.build import build_model, load_tokenizer
+    from arc_ray.models.build import build_model
+    from arc_ray.models.weights import load_tokenizer
     from arc_ray.train.engine import Start, gather_state, load_weights
     from arc_ray.train.loop import Hooks
     from arc_ray.train.run import prepare
@@ -131,7 +132,8 @@ def train_in_plain_pytorch(tree: Mapping[str, Any], overrides: Mapping[str, Any]
     from torch.nn.functional import cross_entropy
 
     from arc_ray.config import config_from
-    from arc_ray.models.build import build_model, load_tokenizer, trainable
+    from arc_ray.models.build import build_model, trainable
+    from arc_ray.models.weights import load_tokenizer
     from arc_ray.train.run import prepare
     from arc_ray.train.schedule import learning_rate
 

@@ -83,7 +83,8 @@ def _machine() -> Iterator[str]:
 
 
 def _model(config: Config) -> Iterator[str]:
-    from arc_ray.models.build import build_model, load_tokenizer
+    from arc_ray.models.build import build_model
+    from arc_ray.models.weights import load_tokenizer
 
     train = config.train
     tokenizer = load_tokenizer(config.model, config.storage)

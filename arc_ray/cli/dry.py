@@ -95,7 +95,7 @@ def _questions(config: Config) -> Iterator[str]:
     """Say what each set asks: outputs, views, tokens to read and at most to write."""
     from arc_ray.evaluate.evaluation import asking_codec, load_set
     from arc_ray.evaluate.questions import make_prompts
-    from arc_ray.models.build import load_tokenizer, most_tokens
+    from arc_ray.models.weights import load_tokenizer, most_tokens
 
     evaluate = config.evaluate
     for name in evaluate.sets:

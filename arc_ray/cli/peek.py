@@ -11,7 +11,7 @@ from rich.text import Text
 from arc_ray.config import Config
 from arc_ray.datasets.reading import load_source
 from arc_ray.errors import UserError
-from arc_ray.models.build import load_tokenizer
+from arc_ray.models.weights import load_tokenizer
 from arc_ray.prompts.codec import Codec
 from arc_ray.rows.maker import first_views
 from arc_ray.storage import Folder

@@ -25,8 +25,9 @@ from arc_ray.decode.writer import Answer, Writer
 from arc_ray.evaluate.decoding import decode
 from arc_ray.evaluate.pool import Pool
 from arc_ray.evaluate.questions import Prompt
-from arc_ray.models.build import load_for_inference, load_tokenizer, merge_checkpoint
+from arc_ray.models.build import load_for_inference, merge_checkpoint
 from arc_ray.models.loss import LearnedLoss
+from arc_ray.models.weights import load_tokenizer
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.encoders import Encoder
 from arc_ray.runs.cores import usable_cores

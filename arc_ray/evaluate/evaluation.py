@@ -21,7 +21,7 @@ from arc_ray.evaluate.gains import gain, gain_of_tuning, gain_of_voting
 from arc_ray.evaluate.questions import Prompt, make_batches, make_prompts, rows_of
 from arc_ray.evaluate.ttt import check_tuning, tune_sets, with_tuned
 from arc_ray.evaluate.two_players import describe_sets, first_player
-from arc_ray.models.build import load_tokenizer, most_tokens, refuse_other_base
+from arc_ray.models.weights import load_tokenizer, most_tokens, refuse_other_base
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.encoders import ENCODERS, encoder_named
 from arc_ray.prompts.formats import Frame

@@ -23,7 +23,8 @@ from arc_ray.evaluate.answering import Answerer, Predictions, ScoringWork, Work,
 from arc_ray.evaluate.choice import candidate_grids
 from arc_ray.evaluate.pool import Failure, Pool
 from arc_ray.evaluate.questions import make_batches, rows_of
-from arc_ray.models.build import load_for_tuning, load_tokenizer, without_adapter
+from arc_ray.models.build import load_for_tuning, without_adapter
+from arc_ray.models.weights import load_tokenizer
 from arc_ray.prompts.encoders import Encoder, encoder_named
 from arc_ray.prompts.formats import format_named, needs_description
 from arc_ray.storage import Folder

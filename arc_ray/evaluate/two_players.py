@@ -14,7 +14,7 @@ from arc_ray.config import Config
 from arc_ray.errors import UserError
 from arc_ray.evaluate.answering import Work, answer_all
 from arc_ray.evaluate.questions import Prompt, make_batches
-from arc_ray.models.build import most_tokens
+from arc_ray.models.weights import most_tokens
 from arc_ray.prompts.encoders import encoder_named
 from arc_ray.prompts.lengths import fit_views
 from arc_ray.storage import Folder

@@ -1,39 +1,25 @@
-"""Models: a base, its starting adapter and LoRA; and what a checkpoint folder holds."""
+"""Models put together: a base or random weights, a starting adapter, LoRA; and what a checkpoint folder holds."""
 
 import contextlib
-import importlib.util
-import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-from arc_ray.config.section import BUILT_IN
 from arc_ray.config.training import LoraConfig, ModelConfig, ScratchConfig
 from arc_ray.errors import UserError
-from arc_ray.models.supported import check_supported, longest_view
-from arc_ray.runs.fetch import find_model, fingerprint, is_place_of, nearest_model
-from arc_ray.runs.folder import resolve_reference
+from arc_ray.models.supported import check_supported
+from arc_ray.models.weights import (
+    SCRATCH_POSITIONS,
+    checkpoint_folder,
+    load_base,
+    load_tokenizer,
+    with_saved_adapter,
+    with_starting_adapter,
+)
 from arc_ray.seeding import digest64
-from arc_ray.storage import Folder
-
-DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SCRATCH_POSITIONS = 32768
-
-
-def load_tokenizer(config: ModelConfig, storage: str) -> Any:
-    """Load the tokenizer of the base, or make the tiny one for a model from scratch. Raises UserError."""
-    from transformers import AutoTokenizer
-
-    from arc_ray.prompts.tokenizer import make_tiny_tokenizer, tiny_corpus
-
-    if config.scratch:
-        return make_tiny_tokenizer(tiny_corpus())
-    path = model_path(config.base, storage)
-    with explained(path):
-        return AutoTokenizer.from_pretrained(path)
 
 
 def build_model(
@@ -83,63 +69,12 @@ def checkpoint_gradients(model: Any) -> nn.Module:
     return model
 
 
-def load_base(config: ModelConfig, storage: str, device: Literal["cpu", "meta"] = "cpu") -> nn.Module:
-    """Load the base model's weights; on "meta" only names and shapes are read, to find out whether they fit.
-
-    Raises UserError, also for weights that the model has no place for and for places without weights.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    path = model_path(config.base, storage)
-    with explained(path):
-        about = AutoConfig.from_pretrained(path)
-        if quantized := getattr(about, "quantization_config", None):
-            method = dict(quantized if isinstance(quantized, dict) else vars(quantized)).get("quant_method")
-            raise UserError(
-                f"model.base {path}: its weights are quantized ({method}), which cannot be trained here;"
-                f" take the model that it was made from"
-            )
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=DTYPES[config.dtype],
-            attn_implementation=attention_implementation(config) if device == "cpu" else "sdpa",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            device_map=None if device == "cpu" else device,
-        )
-    model, found = loaded
-    refuse_misfits(
-        f"model.base {path}",
-        missing=found["missing_keys"],
-        unexpected=found["unexpected_keys"],
-        mismatched=[f"{name} is {tuple(there)}, not {tuple(asked)}" for name, there, asked in found["mismatched_keys"]],
-    )
-    return model
-
-
-def refuse_misfits(
-    place: str, missing: Collection[str], unexpected: Collection[str] = (), mismatched: Collection[str] = ()
-) -> None:
-    """Raise UserError where weights and model do not fit: else what is missing would stay random, in silence."""
-    parts = {"missing": missing, "unknown to the model": unexpected, "of another shape": mismatched}
-    said = [
-        f"{len(names)} {what} ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"
-        for what, names in parts.items()
-        if names
-    ]
-    if said:
-        raise UserError(
-            f"{place}: the weights do not fit the model: {'; '.join(said)}; they must be named and shaped as transformers"
-            f" and peft save them (no `module.` or `_orig_mod.` before names, no ZeRO-3 shards), for this very model"
-        )
-
-
 def load_for_inference(config: ModelConfig, storage: str, checkpoint: str | None) -> Any:
     """Load what a checkpoint is, merged to a plain model: a whole model, or an adapter on the base it was trained on.
 
     Without a checkpoint, the model that training would start from. Raises UserError.
     """
-    folder = _checkpoint_folder(config, storage, checkpoint)
+    folder = checkpoint_folder(config, storage, checkpoint)
     if folder and not (Path(folder) / "adapter_config.json").exists():
         return load_base(config.model_copy(update={"base": folder}), storage).eval()
     model: Any = load_base(config, storage)
@@ -158,7 +93,7 @@ def load_for_tuning(
     A new one is made where `fresh`, and where there is no adapter to continue; its weights follow from `seed`.
     Raises UserError.
     """
-    folder = _checkpoint_folder(config, storage, checkpoint)
+    folder = checkpoint_folder(config, storage, checkpoint)
     if folder:
         has_adapter = (Path(folder) / "adapter_config.json").exists()
     else:
@@ -178,45 +113,6 @@ def load_for_tuning(
         else:
             model = with_starting_adapter(model, config, storage, trainable=True)
     return checkpoint_gradients(model) if config.gradient_checkpointing else model
-
-
-def model_path(base: str | None, storage: str) -> str:
-    """Resolve a base to a local folder or a hub name. Raises UserError where a path is meant and is no model."""
-    if not base:
-        raise UserError(
-            f"model.base is not set: give a name ({', '.join(BUILT_IN)}), a folder, a hub name,"
-            ' "@run", or model.scratch for a small new model'
-        )
-    if base in BUILT_IN:
-        return str(find_model(base, storage).on_this_node())
-    path = local_folder(resolve_reference(base, storage))
-    if Path(path).is_dir():
-        if not (Path(path) / "config.json").exists():
-            raise UserError(f"model.base {base}: {path} is no model: it has no config.json")
-    elif base.startswith(("/", ".", "~")) or base.count("/") > 1:
-        raise UserError(f"model.base {base}: there is no such folder")
-    elif "/" not in base and (hint := nearest_model(base)):
-        raise UserError(f"model.base {base}: no folder, and no built-in model{hint}")
-    return path
-
-
-def most_tokens(config: ModelConfig, storage: str) -> int | None:
-    """Return the most tokens that the model of a config reads alike, whatever is beside them; None if any number."""
-    from transformers import AutoConfig
-
-    if config.scratch:
-        return SCRATCH_POSITIONS
-    path = model_path(config.base, storage)
-    with explained(path):
-        return longest_view(AutoConfig.from_pretrained(path))
-
-
-def attention_implementation(config: ModelConfig) -> str:
-    """Choose how attention is computed: flash attention where it is installed with a GPU, else PyTorch's own."""
-    if config.attention != "auto":
-        return config.attention
-    has_flash = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
-    return "flash_attention_2" if has_flash and config.dtype != "float32" else "sdpa"
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -246,64 +142,6 @@ def merge_checkpoint(config: ModelConfig, storage: str, checkpoint: str | None, 
     model: Any = load_for_inference(config, storage, checkpoint)
     model.save_pretrained(target)
     load_tokenizer(config, storage).save_pretrained(target)
-
-
-def with_starting_adapter(model: nn.Module, config: ModelConfig, storage: str, trainable: bool) -> Any:
-    """Put the adapter that a config starts from around its base. Raises UserError."""
-    path = local_folder(resolve_reference(config.adapter or "", storage))
-    if not (Path(path) / "adapter_config.json").exists():
-        raise UserError(f"model.adapter {config.adapter}: {path} holds no adapter_config.json")
-    refuse_other_base(f"model.adapter {config.adapter}", Folder(path), config.base, storage)
-    return with_saved_adapter(model, path, trainable)
-
-
-def with_saved_adapter(model: Any, path: str, trainable: bool) -> Any:
-    """Put the LoRA adapter of a folder around a model; on "meta", only names and shapes are compared. Raises UserError."""
-    from peft import LoraConfig as PeftLoraConfig
-    from peft import PeftConfig, PeftType, get_peft_model
-
-    with explained(path, "adapter"):
-        about = PeftConfig.from_pretrained(path)
-        if not isinstance(about, PeftLoraConfig):
-            raise UserError(
-                f"adapter {path}: its kind is {PeftType(about.peft_type).value}; only LoRA can be trained and merged here"
-            )
-        about.inference_mode = not trainable
-        adapted: Any = get_peft_model(model, about)
-        # As peft's own from_pretrained does, which keeps to itself what did not fit.
-        renamed = getattr(model, "_checkpoint_conversion_mapping", {})
-        found = adapted.load_adapter(
-            path,
-            "default",
-            is_trainable=trainable,
-            torch_device="cpu",
-            key_mapping=renamed,
-            ignore_mismatched_sizes=False,
-        )
-    refuse_misfits(f"adapter {path}", found.missing_keys, found.unexpected_keys)
-    return adapted
-
-
-def _checkpoint_folder(config: ModelConfig, storage: str, checkpoint: str | None) -> str | None:
-    """Return where a checkpoint's files are on this node. Raises UserError for an adapter of other weights."""
-    if not checkpoint:
-        return None
-    folder = local_folder(resolve_reference(checkpoint, storage))
-    refuse_other_base(f"checkpoint {checkpoint}", Folder(folder), config.base, storage, by_name=False)
-    return folder
-
-
-def refuse_other_base(what: str, folder: Folder, base: str | None, storage: str, by_name: bool = True) -> None:
-    """Refuse an adapter that was trained on other weights than those of `base`, whatever both are called.
-
-    Adapters from before weights had fingerprints are refused `by_name`.
-    """
-    made_on = folder.read_json("arc_ray.json") or {}
-    name, known = made_on.get("base"), made_on.get("base_fingerprint")
-    if not base or not name or base == name or is_place_of(base, name) or not (known or by_name):
-        return
-    if known is None or known != fingerprint(model_path(base, storage)):
-        raise UserError(f"{what} was trained on the base {name}, not on {base}")
 
 
 def with_lora(model: nn.Module, config: LoraConfig) -> nn.Module:
@@ -354,50 +192,6 @@ def scratch_model(config: ScratchConfig, tokenizer: Any) -> nn.Module:
             eos_token_id=tokenizer.eos_token_id,
         )
     )
-
-
-def local_folder(path: str) -> str:
-    """Return where the files of a folder in a bucket are on this node; local paths and hub names as they are."""
-    return str(Folder.at(path).on_this_node()) if "://" in path else path
-
-
-@contextlib.contextmanager
-def explained(path: str, kind: Literal["base", "adapter"] = "base") -> Iterator[None]:
-    """Turn what transformers, peft, tokenizers and safetensors raise for a folder that cannot be loaded into a UserError."""
-    from transformers.utils import logging as reports
-
-    # They would list weights that do not fit, which `refuse_misfits` does in short, and draw a bar each time.
-    level, has_bars = reports.get_verbosity(), reports.is_progress_bar_enabled()
-    reports.set_verbosity_error()
-    reports.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            # peft and we call transformers by names that it is about to change, which is no concern of the reader's.
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    except (UserError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # tokenizers and safetensors raise their own kinds, which have nothing else in common
-        reason = " ".join(str(error).split())[:300]
-        if pointers := [file.name for file in Path(path).glob("*") if _is_pointer(file)]:
-            reason = f"{', '.join(pointers)} only names a file of Git LFS; fetch it with `git lfs pull`"
-        if isinstance(error, ImportError) and "flash" in reason.lower():
-            reason += "; model.attention=auto takes flash attention only where it is installed"
-        place = (
-            f"model.base {path}: cannot be loaded as a model" if kind == "base" else f"adapter {path}: cannot be loaded"
-        )
-        raise UserError(f"{place}: {reason}") from error
-    finally:
-        reports.set_verbosity(level)
-        if has_bars:
-            reports.enable_progress_bar()
-
-
-def _is_pointer(file: Path) -> bool:
-    """Tell whether a file is what Git leaves in the place of one that Git LFS holds."""
-    if not file.is_file() or file.stat().st_size > 1024:
-        return False
-    return file.read_bytes().startswith(b"version https://git-lfs")
 
 
 @contextlib.contextmanager

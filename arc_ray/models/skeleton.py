@@ -11,21 +11,16 @@ from torch import nn
 from arc_ray.config.training import ModelConfig
 from arc_ray.errors import UserError
 from arc_ray.models.build import (
-    DTYPES,
     check_tokens,
     checkpoint_gradients,
-    explained,
-    load_base,
-    load_tokenizer,
-    model_path,
     scratch_model,
     trainable,
     with_lora,
-    with_starting_adapter,
     without_adapter,
 )
 from arc_ray.models.flops import Work
 from arc_ray.models.supported import check_row_tokens
+from arc_ray.models.weights import DTYPES, explained, load_base, load_tokenizer, model_path, with_starting_adapter
 
 TYPICAL_LEARNED = 0.25
 """Share of learned tokens where no plan says it: answers are a fifth of ARC's tokens, a half where all outputs are learned."""

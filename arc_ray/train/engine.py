@@ -16,7 +16,8 @@ from torch import nn
 from arc_ray.config.mistakes import nearest
 from arc_ray.config.training import ModelConfig, TrainConfig
 from arc_ray.errors import UserError
-from arc_ray.models.build import refuse_misfits, trainable
+from arc_ray.models.build import trainable
+from arc_ray.models.weights import refuse_misfits
 from arc_ray.train.schedule import deepspeed_config
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

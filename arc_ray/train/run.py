@@ -16,8 +16,8 @@ from arc_ray.cluster.roles import hidden_gpus
 from arc_ray.config import Config
 from arc_ray.datasets.reading import load_source
 from arc_ray.errors import UserError, mistake_in, unwrapped
-from arc_ray.models.build import load_tokenizer
 from arc_ray.models.skeleton import check_model
+from arc_ray.models.weights import load_tokenizer
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.encoders import encoder_named
 from arc_ray.prompts.formats import format_named, needs_description

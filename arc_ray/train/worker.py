@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from arc_ray.config import Config
-from arc_ray.models.build import build_model, load_tokenizer
+from arc_ray.models.build import build_model
 from arc_ray.models.loss import LearnedLoss
+from arc_ray.models.weights import load_tokenizer
 from arc_ray.rows.maker import Batch, RowMaker
 from arc_ray.rows.plan import Plan
 from arc_ray.rows.stream import ahead, stream_rows

@@ -32,8 +32,9 @@ from arc_ray.datasets.reading import load_source
 from arc_ray.decode import drafts
 from arc_ray.decode.writer import Answer, Writer, generate_greedily
 from arc_ray.evaluate.questions import Prompt, make_batches, make_prompts
-from arc_ray.models.build import load_base, load_for_inference, load_tokenizer
+from arc_ray.models.build import load_for_inference
 from arc_ray.models.loss import LearnedLoss
+from arc_ray.models.weights import load_base, load_tokenizer
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.encoders import encoder_named
 from arc_ray.prompts.formats import format_named

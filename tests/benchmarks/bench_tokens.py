@@ -21,7 +21,7 @@ import numpy as np
 
 from arc_ray.config import config_from
 from arc_ray.config.training import ModelConfig
-from arc_ray.models.build import load_tokenizer
+from arc_ray.models.weights import load_tokenizer
 from arc_ray.prompts.encoders import encoder_named
 from arc_ray.prompts.formats import format_named
 from arc_ray.prompts.sample import make_codec

@@ -195,7 +195,8 @@ def run_arm(name: str, tree: dict[str, Any], first_row: int, num_rows: int, gpu:
     import torch
 
     from arc_ray.config import config_from
-    from arc_ray.models.build import build_model, load_tokenizer
+    from arc_ray.models.build import build_model
+    from arc_ray.models.weights import load_tokenizer
     from arc_ray.train.run import prepare
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -313,8 +314,9 @@ def train_under_torchrun(path: Path, found: Path) -> None:
     from torch.utils.data import DataLoader
 
     from arc_ray.config import load_config
-    from arc_ray.models.build import build_model, load_tokenizer
+    from arc_ray.models.build import build_model
     from arc_ray.models.loss import LearnedLoss
+    from arc_ray.models.weights import load_tokenizer
     from arc_ray.train.engine import make_engine
     from arc_ray.train.loop import Hooks, fit
     from arc_ray.train.run import prepare

@@ -20,7 +20,8 @@ import torch
 from arc_ray.config import Config, config_from
 from arc_ray.evaluate.questions import make_batches, make_prompts
 from arc_ray.evaluate.ttt import Job, Tuner, Work, make_jobs, tune_all
-from arc_ray.models.build import build_model, load_tokenizer
+from arc_ray.models.build import build_model
+from arc_ray.models.weights import load_tokenizer
 from arc_ray.prompts.encoders import encoder_named
 from arc_ray.storage import Folder
 from arc_ray.tasks import rearc

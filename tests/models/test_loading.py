@@ -20,7 +20,6 @@ from arc_ray.config.training import LoraConfig, ModelConfig
 from arc_ray.errors import UserError
 from arc_ray.models.build import (
     build_model,
-    load_base,
     load_for_inference,
     load_for_tuning,
     merge_checkpoint,
@@ -30,6 +29,7 @@ from arc_ray.models.build import (
 from arc_ray.models.loss import LearnedLoss
 from arc_ray.models.skeleton import build_skeleton, check_model
 from arc_ray.models.supported import check_row_tokens, check_supported, longest_view
+from arc_ray.models.weights import load_base
 from arc_ray.rows.maker import Encoded, write_rows
 from arc_ray.train.engine import load_weights
 

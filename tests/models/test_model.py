@@ -21,19 +21,16 @@ from arc_ray.config import Config, config_from
 from arc_ray.config.training import LoraConfig, ModelConfig, ScratchConfig
 from arc_ray.errors import UserError
 from arc_ray.models.build import (
-    attention_implementation,
     build_model,
-    load_base,
     load_for_inference,
     load_for_tuning,
-    load_tokenizer,
     merge_checkpoint,
-    model_path,
     save_weights,
     trainable,
 )
 from arc_ray.models.loss import LearnedLoss
 from arc_ray.models.skeleton import check_model
+from arc_ray.models.weights import attention_implementation, load_base, load_tokenizer, model_path
 from arc_ray.rows.maker import IGNORED, Encoded, write_rows
 from arc_ray.runs.starts import lineage
 from arc_ray.train.checkpoint import describe_checkpoint
