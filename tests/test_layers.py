@@ -157,6 +157,13 @@ def test_no_file_name_stands_twice():
     assert sorted(names) == sorted(set(names))
 
 
+def test_the_tour_names_every_file_once():
+    """Would catch a file that a newcomer is not told of, and one that is told of after it is gone."""
+    named = re.findall(r"`([\w/]+)\.py`", (PACKAGE / "README.md").read_text())
+    own = [name for name in named if not name.startswith("tests/")]
+    assert sorted(own) == sorted(path for path in sources() if not path.endswith("__init__"))
+
+
 @pytest.mark.parametrize("library", HOMES)
 def test_heavy_libraries_stay_at_home(library: str):
     """Would catch torch in a module that every data task imports, or a second place that talks to Ray Tune."""
