@@ -121,7 +121,7 @@ def config_in(folder: Path, name: str, **changes: Any) -> Config:
             "train": {"row_tokens": 512, "batch_rows": 1},
             "evaluate": {"sets": ["set"], "symmetries": 1},
             "tune": {"space": {"train.lr": {"grid": [1e-3, 1e-4]}}, "scheduler": {"kind": "fifo"}},
-            "scaling": {"threads": 1, "cpus_per_worker": 0.5, "data_cpus": 0.25},
+            "scaling": {"use_gpu": False, "num_workers": 1, "threads": 1, "cpus_per_worker": 0.5, "data_cpus": 0.25},
         },
         changes,
     )
