@@ -117,8 +117,8 @@ class Answerer:
         if isinstance(work, CountingWork):
             self._folder.write_json(work.name, self.count(work))
         else:
-            make = self.score if isinstance(work, ScoringWork) else self.predict
-            self._folder.write_parquet(work.name, make(work))
+            table = self.score(work) if isinstance(work, ScoringWork) else self.predict(work)
+            self._folder.write_parquet(work.name, table)
 
     def predict(self, work: Any) -> pa.Table:
         """Answer the prompts of a Work: a table of SCHEMA."""

@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import ray
 from ray.exceptions import RayActorError, RayError
@@ -31,7 +31,7 @@ class Worker(Protocol):
     def load(self) -> None:
         """Load the model; not in the constructor, because Ray would not say why that failed. Raises UserError."""
 
-    def do(self, work: Any) -> Any:
+    def do(self, work: Any, /) -> Any:
         """Do a work, write its files and return what is to be known of it."""
 
 
@@ -40,7 +40,7 @@ Failure = RayError | UserError
 """How a work failed: at every attempt, or by an error that would only come again."""
 
 
-class Pool:
+class Pool(Generic[W]):
     """Does works by actors; one that has not started yet holds no work back."""
 
     def __init__(
@@ -67,7 +67,7 @@ class Pool:
             num_gpus=gpus if on_gpu else 0,
             runtime_env={"env_vars": hidden_gpus(on_gpu)},
         )(worker)
-        self._running: dict[Any, tuple[Any, Named | None]] = {}
+        self._running: dict[Any, tuple[Any, W | None]] = {}
 
     def run(self, works: Sequence[W]) -> Iterator[tuple[W, Any]]:
         """Yield each work with what `do` returned, or with how it failed; ends early when time is up.

@@ -21,7 +21,7 @@ from arc_ray.errors import TooLargeError, UserError
 from arc_ray.evaluate.adapter import Adapter, leave_one_out_batches, tuning_seed
 from arc_ray.evaluate.answering import Answerer, Predictions, ScoringWork, Work, read_predictions
 from arc_ray.evaluate.choice import candidate_grids
-from arc_ray.evaluate.pool import Failure, Pool
+from arc_ray.evaluate.pool import Pool
 from arc_ray.evaluate.questions import make_batches, rows_of
 from arc_ray.models.build import load_for_tuning, without_adapter
 from arc_ray.models.weights import load_tokenizer
@@ -190,7 +190,7 @@ def tune_all(
         deadline=begun + ttt.budget_seconds if ttt.budget_seconds else None,
         own_failures=TASK_FAILURES,
     )
-    failures: dict[str, Failure] = {}
+    failures: dict[str, Exception] = {}
     for job, outcome in pool.run(left):
         if isinstance(outcome, Exception):
             failures[job.name] = outcome
@@ -203,7 +203,7 @@ def tune_all(
     return [records.get(job.name) or _untuned(job, failures.get(job.name)) for job in jobs]
 
 
-def _untuned(job: Job, failure: Failure | None) -> Record:
+def _untuned(job: Job, failure: Exception | None) -> Record:
     record = {"set": job.set_name, "task": job.task.id, "status": "failed" if failure else "budget", "seconds": 0.0}
     return {**record, "error": str(failure)} if failure else record
 

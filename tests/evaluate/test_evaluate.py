@@ -491,6 +491,7 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path):
     assert not (folder.parent / "result.json").exists()
     done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
+    assert "constructor arguments" not in done.stdout + done.stderr, "Ray warns of how its actors are started"
     assert len(list(folder.glob("mine-*.parquet"))) == 96
     for name, (when, content) in kept.items():
         assert ((folder / name).stat().st_mtime_ns, (folder / name).read_bytes()) == (when, content)
