@@ -22,9 +22,6 @@ from arc_ray.models.flops import Work
 from arc_ray.models.supported import check_row_tokens
 from arc_ray.models.weights import DTYPES, explained, load_base, load_tokenizer, model_path, with_starting_adapter
 
-TYPICAL_LEARNED = 0.25
-"""Share of learned tokens where no plan says it: answers are a fifth of ARC's tokens, a half where all outputs are learned."""
-
 
 def build_skeleton(config: ModelConfig, storage: str, full: bool, tokenizer: Any) -> nn.Module:
     """Build what `arc_ray.models.build.build_model` would, without weights: only descriptions, names and shapes are read.
