@@ -22,19 +22,3 @@ class Progress(Protocol):
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table in its newest state."""
         ...
-
-
-class Silence:
-    """Progress that nobody watches."""
-
-    def stage(self, number: int, total: int, title: str) -> None:
-        """Ignore it."""
-
-    def note(self, text: str) -> None:
-        """Ignore it."""
-
-    def advance(self, what: str, done: float, total: float, detail: str = "") -> None:
-        """Ignore it."""
-
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Ignore it."""

@@ -206,11 +206,6 @@ class Folder:
             case _:
                 pass
 
-    def rename(self, old: str, new: str) -> None:
-        """Move a file or folder inside this folder; on a bucket this copies."""
-        filesystem, path = self.filesystem()
-        filesystem.move(f"{path}/{old}", f"{path}/{new}")
-
 
 def cached(name: str, make: Callable[[Path], None]) -> Path:
     """Return the folder of this name in the user's cache on this node; `make` fills a new one, in one process only.

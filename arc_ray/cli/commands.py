@@ -8,7 +8,7 @@ import typer
 
 from arc_ray.cli.console import Terminal
 from arc_ray.cli.session import check_storage, connected, elapsed, refuse_own_folder, train_watched
-from arc_ray.config import Config, load_config, parse_assignments, save_config
+from arc_ray.config import Config, load_config, parse_assignments, to_yaml
 from arc_ray.errors import UserError
 from arc_ray.scores.submission import RULES
 
@@ -248,7 +248,7 @@ def merge(
     unfinished = to.with_name(f"{to.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     merge_checkpoint(run.model, run.storage, f"@{run.name}", unfinished)
-    save_config(run, unfinished / "config.yaml")  # what it was trained on, for the guard
+    (unfinished / "config.yaml").write_text(to_yaml(run))  # what it was trained on, for the guard
     unfinished.rename(to)
     typer.echo(str(to))
 

@@ -67,11 +67,6 @@ def to_yaml(config: Config) -> str:
     return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, width=110)
 
 
-def save_config(config: Config, path: Path) -> None:
-    """Write the resolved config to a local file."""
-    path.write_text(to_yaml(config))
-
-
 def differing_keys(
     a: Mapping[str, Any], b: Mapping[str, Any], same: Callable[[str, Any, Any], bool] = lambda key, old, new: old == new
 ) -> list[str]:

@@ -24,7 +24,7 @@ from arc_ray.runs.fetch import is_place_of
 from arc_ray.storage import Folder
 
 PACKAGES = ("ray", "torch", "transformers", "peft", "trl", "deepspeed", "pyarrow", "numpy", "reasoning-gym")
-METRICS = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 WHERE_NOT_WHAT = (
     "ray",
     "storage",
@@ -129,12 +129,7 @@ def finish(folder: Folder, result: dict[str, Any]) -> None:
 
 def read_metrics(folder: Folder) -> list[dict[str, Any]]:
     """Read metrics.jsonl: one record a line, slashed names; empty if there is none yet."""
-    return folder.read_json_lines(METRICS)[0]
-
-
-def write_metrics(folder: Folder, records: Iterable[dict[str, Any]]) -> None:
-    """Write metrics.jsonl whole."""
-    folder.write_bytes(METRICS, _lines(records))
+    return folder.read_json_lines(METRICS_FILE)[0]
 
 
 class MetricsFile:
@@ -151,10 +146,10 @@ class MetricsFile:
         if not records:
             return
         if self._is_cut and self._folder.is_local:
-            self._folder.append_bytes(METRICS, _lines(records))
+            self._folder.append_bytes(METRICS_FILE, _lines(records))
             return
         self._content += _lines(records)
-        self._folder.write_bytes(METRICS, self._content)
+        self._folder.write_bytes(METRICS_FILE, self._content)
         self._is_cut = True
 
 
@@ -175,12 +170,12 @@ class MetricsTail:
     def look(self) -> None:
         """Read on; from the beginning where a run that was cut off has gone on, and its file has been cut."""
         try:
-            records, end = self._folder.read_json_lines(METRICS, self._end)
+            records, end = self._folder.read_json_lines(METRICS_FILE, self._end)
         except ValueError:  # this is no longer the beginning of a line
             records, end = [], -1
         if end < self._end:
             self._begin()
-            records, end = self._folder.read_json_lines(METRICS)
+            records, end = self._folder.read_json_lines(METRICS_FILE)
         self._end = end
         for record in records:
             self.newest |= record

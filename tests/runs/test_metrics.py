@@ -9,7 +9,7 @@ import pytest
 from builders import config_with
 
 from arc_ray.config import Config
-from arc_ray.runs.folder import METRICS, MetricsFile, MetricsTail, read_metrics, run_folder
+from arc_ray.runs.folder import METRICS_FILE, MetricsFile, MetricsTail, read_metrics, run_folder
 from arc_ray.storage import Folder
 from arc_ray.train import worker
 from arc_ray.train.worker import MetricsLog
@@ -25,7 +25,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
 
 
 def whole(folder: Folder) -> bytes:
-    return folder.read_bytes(METRICS)
+    return folder.read_bytes(METRICS_FILE)
 
 
 def test_records_are_added_and_a_run_that_goes_on_drops_what_it_does_again(folder: Folder) -> None:
@@ -36,7 +36,7 @@ def test_records_are_added_and_a_run_that_goes_on_drops_what_it_does_again(folde
     first.append(RECORDS[2:6])
     assert read_metrics(folder) == RECORDS[:6]
     torn = whole(folder)[:-9]
-    folder.write_bytes(METRICS, torn)
+    folder.write_bytes(METRICS_FILE, torn)
     assert read_metrics(folder) == RECORDS[:5]
     again = MetricsFile(folder, 2)
     assert again.kept == RECORDS[:3]
@@ -50,9 +50,9 @@ def test_locally_only_what_is_new_is_written(tmp_path: Path) -> None:
     """Would catch a file that is written anew each second: 20,000 records are four megabytes."""
     file = MetricsFile(Folder.at(str(tmp_path)), 0)
     file.append(RECORDS[:1])
-    place = (tmp_path / METRICS).stat().st_ino
+    place = (tmp_path / METRICS_FILE).stat().st_ino
     file.append(RECORDS[1:])
-    assert (tmp_path / METRICS).stat().st_ino == place
+    assert (tmp_path / METRICS_FILE).stat().st_ino == place
 
 
 def test_a_watcher_reads_only_what_is_new(folder: Folder) -> None:
@@ -65,7 +65,7 @@ def test_a_watcher_reads_only_what_is_new(folder: Folder) -> None:
     assert (tail.newest["step"], tail.validation) == (0, RECORDS[0] | {"eval/solved": 0.5})
     length = len(whole(folder))
     file.append(RECORDS[1:4])
-    folder.write_bytes(METRICS, b"?" * length + whole(folder)[length:-4])
+    folder.write_bytes(METRICS_FILE, b"?" * length + whole(folder)[length:-4])
     tail.look()
     assert (tail.newest["step"], tail.newest["eval/solved"]) == (2, 0.5), "the last line is not whole yet"
 

@@ -12,7 +12,7 @@ from arc_ray.config import Config, config_from, load_config
 from arc_ray.errors import UserError
 from arc_ray.report import load, write_report
 from arc_ray.report.page import view_of
-from arc_ray.runs.folder import claim, read_metrics, run_folder, write_metrics
+from arc_ray.runs.folder import MetricsFile, claim, read_metrics, run_folder
 from arc_ray.scores.analysis import choosing_half
 from arc_ray.seeding import rng_for
 from arc_ray.storage import Folder
@@ -47,7 +47,7 @@ def write_trial(config: Config, point: Point, skill: float, status: Any = "done"
         }
         for i in range(epochs + 1)
     ]
-    write_metrics(folder, records)
+    MetricsFile(folder, -1).append(records)
     outcomes = {"names": TASKS, "solved": solved.tolist(), "cell_accuracy": solved.tolist(), "loss": [1.0] * len(TASKS)}
     (folder / "validation").write_json(f"step-{10 * epochs:06d}.json", outcomes)
     write_status(folder, point, status)
@@ -78,7 +78,7 @@ def write_halves(
         (folder / "validation").write_json(f"step-{step:06d}.json", outcomes)
         means = {"eval/solved": float(solved.mean()), "eval/cell_accuracy": float(cells.mean())}
         records.append({"step": step, **means, "train/learned_tokens": 10.0 * step})
-    write_metrics(folder, records)
+    MetricsFile(folder, -1).append(records)
     write_status(folder, point, status)
     return read_trial(config, point, in_study=True)
 
@@ -222,7 +222,7 @@ def test_an_arm_has_one_name_in_the_analysis_and_everywhere_on_the_page(
             folder, solved = run_folder(trial_config(config, point, "study")), [float(n % 3 <= i) for n in range(24)]
             found = {"eval/solved": sum(solved) / 24, "eval/cell_accuracy": 0.5}
             steps = [{"step": n, "eval/loss": 3.0 - n, "train/learned_tokens": 9.0 * n, **found} for n in (0, 1)]
-            write_metrics(folder, steps)
+            MetricsFile(folder, -1).append(steps)
             outcomes = {"names": ids, "solved": solved, "cell_accuracy": solved, "loss": [1.0] * 24}
             (folder / "validation").write_json("step-000001.json", outcomes)
             write_status(folder, point, "done")

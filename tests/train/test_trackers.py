@@ -13,7 +13,7 @@ from plans import planned
 
 from arc_ray.config import Config
 from arc_ray.errors import UserError
-from arc_ray.runs.folder import read_metrics, run_folder, write_metrics
+from arc_ray.runs.folder import MetricsFile, read_metrics, run_folder
 from arc_ray.train.measures import Measures
 from arc_ray.train.trackers import TENSORBOARD_FOLDER, check_tracker, make_tracker, metrics_of, tracker_environment
 from arc_ray.train.worker import finite_metrics
@@ -45,7 +45,7 @@ def test_tensorboard_shows_each_step_once_after_a_run_that_was_cut_off(tmp_path:
     for record in RECORDS[3:]:
         tracker.add(record)
     tracker.close()
-    write_metrics(run_folder(config), RECORDS)
+    MetricsFile(run_folder(config), -1).append(RECORDS)
     found = shown(tmp_path)
     assert found.keys() == {"seconds", "train/loss", "train/lr"}
     for name, points in found.items():

@@ -12,7 +12,7 @@ from scipy import stats
 from arc_ray.config import Config, config_from, load_config
 from arc_ray.errors import UserError
 from arc_ray.report import write_report
-from arc_ray.runs.folder import claim, finish, run_folder, write_metrics
+from arc_ray.runs.folder import MetricsFile, claim, finish, run_folder
 from arc_ray.runs.starts import with_start
 from arc_ray.storage import Folder
 from arc_ray.tune.space import MOST_NAME, check_points, fixed_parts, num_trials, points, trial_config, trial_name
@@ -185,7 +185,7 @@ def test_a_trial_is_what_its_folder_says(tmp_path: Path):
     folder = run_folder(trial_config(search, point, "search"))
     write_status(folder, point, "running")
     validated = {"step": 1, "eval/solved": 0.1, "eval/cell_accuracy": 0.4, "train/loss": 2.0}
-    write_metrics(folder, [validated, {"step": 2, "train/loss": 1.0}])
+    MetricsFile(folder, -1).append([validated, {"step": 2, "train/loss": 1.0}])
     found = read_trial(search, point)
     assert (found.name, found.status, found.error, found.point) == ("lr-0.1", "running", None, point)
     assert found.metrics == {**validated, "step": 2, "train/loss": 1.0}, "the newest value of each"
@@ -219,8 +219,7 @@ def test_a_report_writes_the_same_table_as_the_search(tmp_path: Path):
         folder = run_folder(run)
         claim(folder, run, "train")
         write_status(folder, point, "running" if i == 3 else "done")
-        write_metrics(
-            folder,
+        MetricsFile(folder, -1).append(
             [
                 {"step": 0, "seconds": 1.5, "eval/solved": 0.1, "eval/cell_accuracy": 0.5},
                 {"step": 4, "train/loss": 1.0 + i},
@@ -244,7 +243,7 @@ def test_the_best_config_runs_by_itself(tmp_path: Path):
     for i, point in enumerate(points(search)):
         folder = run_folder(trial_config(search, point, "search"))
         write_status(folder, point, "done")
-        write_metrics(folder, [{"step": 1, "eval/solved": 0.5 + 0.1 * (i == 3), "eval/cell_accuracy": 0.5}])
+        MetricsFile(folder, -1).append([{"step": 1, "eval/solved": 0.5 + 0.1 * (i == 3), "eval/cell_accuracy": 0.5}])
         trials.append(read_trial(search, point))
     failed = Trial("failed", {"train.lr": 9.0}, "failed", "x", {"eval/solved": 1.0})
     write_search(run_folder(search), search, [*trials, failed])
