@@ -77,6 +77,7 @@ HOMES = {
         "evaluate/answering",
         "evaluate/ttt",
         "evaluate/adapter",
+        "runs/base",
         "runs/fetch",
         "decode/",
         "models/loss",
@@ -89,6 +90,7 @@ HOMES = {
     ),
     "transformers": (
         "models/attention",
+        "runs/base",
         "runs/fetch",
         "models/build",
         "models/weights",
@@ -185,7 +187,7 @@ def test_the_command_line_loads_no_heavy_library():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", ["arc_ray.rows.maker", "arc_ray.prompts.lengths", "arc_ray.report"])
+@pytest.mark.parametrize("module", ["arc_ray.rows.prepare", "arc_ray.report"])
 def test_data_tasks_and_reports_load_no_torch(module: str):
     """Would catch a row task that needs seconds and a gigabyte to import, and a report that needs the trainer."""
     code = f"import sys, {module}; print([name for name in ('torch', 'ray', 'transformers') if name in sys.modules])"

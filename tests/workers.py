@@ -64,10 +64,10 @@ def train_on(
 
     from arc_ray.config import config_from
     from arc_ray.models.build import build_model
-    from arc_ray.models.weights import load_tokenizer
+    from arc_ray.prompts.tokenizer import load_tokenizer
+    from arc_ray.rows.prepare import prepare
     from arc_ray.train.engine import Start, gather_state, load_weights
     from arc_ray.train.loop import Hooks
-    from arc_ray.train.run import prepare
     from arc_ray.train.sft import fit_with_trl
 
     config = config_from(tree, overrides)
@@ -133,8 +133,8 @@ def train_in_plain_pytorch(tree: Mapping[str, Any], overrides: Mapping[str, Any]
 
     from arc_ray.config import config_from
     from arc_ray.models.build import build_model, trainable
-    from arc_ray.models.weights import load_tokenizer
-    from arc_ray.train.run import prepare
+    from arc_ray.prompts.tokenizer import load_tokenizer
+    from arc_ray.rows.prepare import prepare
     from arc_ray.train.schedule import learning_rate
 
     config = config_from(tree, overrides)

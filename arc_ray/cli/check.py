@@ -11,12 +11,12 @@ from arc_ray.cli.dry import plan_lines
 from arc_ray.cli.session import check_storage, connected, is_cluster
 from arc_ray.config import Config
 from arc_ray.errors import NotMadeYetError, UserError
-from arc_ray.rows.quality import quality_lines
+from arc_ray.rows.prepare import codec_of
+from arc_ray.rows.quality import describe_data, quality_lines
 from arc_ray.runs.fetch import obtaining
 from arc_ray.runs.folder import PACKAGES
 from arc_ray.runs.starts import lineage, needed_runs, with_start
 from arc_ray.study.needs import check_overlap, check_sources
-from arc_ray.train.run import codec_of, describe_data
 
 
 def check(asked: Config | None, terminal: Terminal, address: str | None = None) -> None:
@@ -84,7 +84,7 @@ def _machine() -> Iterator[str]:
 
 def _model(config: Config) -> Iterator[str]:
     from arc_ray.models.build import build_model
-    from arc_ray.models.weights import load_tokenizer
+    from arc_ray.prompts.tokenizer import load_tokenizer
 
     train = config.train
     tokenizer = load_tokenizer(config.model, config.storage)

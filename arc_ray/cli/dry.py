@@ -95,7 +95,8 @@ def _questions(config: Config) -> Iterator[str]:
     """Say what each set asks: outputs, views, tokens to read and at most to write."""
     from arc_ray.evaluate.evaluation import asking_codec, load_set
     from arc_ray.evaluate.questions import make_prompts
-    from arc_ray.models.weights import load_tokenizer, most_tokens
+    from arc_ray.models.weights import most_tokens
+    from arc_ray.prompts.tokenizer import load_tokenizer
 
     evaluate = config.evaluate
     for name in evaluate.sets:
@@ -127,7 +128,8 @@ def plan_lines(config: Config, asked: Config) -> Iterator[str]:
 
     Raises UserError.
     """
-    from arc_ray.train.run import check_training, prepare
+    from arc_ray.rows.prepare import prepare
+    from arc_ray.train.run import check_training
 
     try:
         check_training(config)

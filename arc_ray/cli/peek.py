@@ -11,12 +11,12 @@ from rich.text import Text
 from arc_ray.config import Config
 from arc_ray.datasets.reading import load_source
 from arc_ray.errors import UserError
-from arc_ray.models.weights import load_tokenizer
 from arc_ray.prompts.codec import Codec
+from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.maker import first_views
+from arc_ray.rows.prepare import codec_of
 from arc_ray.storage import Folder
 from arc_ray.tasks.task import Grid, Task, TaskTable
-from arc_ray.train.run import codec_of
 from arc_ray.views.view import Views
 
 PALETTE = ("#000000", "#1E93FF", "#F93C31", "#4FCC30", "#FFDC00", "#999999", "#E53AA3", "#FF851B", "#87D8F1", "#921231")

@@ -27,14 +27,15 @@ from arc_ray.evaluate.pool import Pool
 from arc_ray.evaluate.questions import Prompt
 from arc_ray.models.build import load_for_inference, merge_checkpoint
 from arc_ray.models.loss import LearnedLoss
-from arc_ray.models.weights import load_tokenizer
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.encoders import Encoder
+from arc_ray.prompts.tokenizer import load_tokenizer
+from arc_ray.rows.prepare import codec_of
+from arc_ray.rows.validation import ValidationSet
 from arc_ray.runs.cores import usable_cores
 from arc_ray.storage import Folder
 from arc_ray.tasks.task import Grid
-from arc_ray.train.run import codec_of
-from arc_ray.train.validation import ValidationSet, validate
+from arc_ray.train.accuracy import validate
 
 SCHEMA = pa.schema(
     [

@@ -21,12 +21,14 @@ from arc_ray.evaluate.gains import gain, gain_of_tuning, gain_of_voting
 from arc_ray.evaluate.questions import Prompt, make_batches, make_prompts, rows_of
 from arc_ray.evaluate.ttt import check_tuning, tune_sets, with_tuned
 from arc_ray.evaluate.two_players import describe_sets, first_player
-from arc_ray.models.weights import load_tokenizer, most_tokens, refuse_other_base
+from arc_ray.models.weights import most_tokens, refuse_other_base
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.encoders import ENCODERS, encoder_named
 from arc_ray.prompts.formats import Frame
-from arc_ray.prompts.tokenizer import refuse_other_frame
+from arc_ray.prompts.tokenizer import load_tokenizer, refuse_other_frame
 from arc_ray.rows.guard import refuse_overlap
+from arc_ray.rows.prepare import codec_of
+from arc_ray.rows.validation import make_validation
 from arc_ray.runs.folder import claim, finish, is_finished, resolve_reference, run_folder
 from arc_ray.runs.starts import lineage
 from arc_ray.scores.submission import write_submission
@@ -35,8 +37,6 @@ from arc_ray.tasks.arc import read_json
 from arc_ray.tasks.counting import Answered, accuracy_by_kind, extent_of
 from arc_ray.tasks.fingerprints import fingerprint, refuse_changes
 from arc_ray.tasks.task import Task, TaskTable
-from arc_ray.train.run import codec_of
-from arc_ray.train.validation import make_validation
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done, and of how many."""

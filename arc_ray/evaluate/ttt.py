@@ -24,13 +24,13 @@ from arc_ray.evaluate.choice import candidate_grids
 from arc_ray.evaluate.pool import Pool
 from arc_ray.evaluate.questions import make_batches, rows_of
 from arc_ray.models.build import load_for_tuning, without_adapter
-from arc_ray.models.weights import load_tokenizer
 from arc_ray.prompts.encoders import Encoder, encoder_named
 from arc_ray.prompts.formats import format_named, needs_description
+from arc_ray.prompts.tokenizer import load_tokenizer
+from arc_ray.rows.prepare import codec_of
 from arc_ray.storage import Folder
 from arc_ray.tasks.task import Task, without_tests
 from arc_ray.train.loop import NonFiniteLossError
-from arc_ray.train.run import codec_of
 
 Record = dict[str, Any]
 """What became of a task: set, task, status (one of STATUSES), seconds, and if tuned first_loss and last_loss."""

@@ -17,9 +17,9 @@ from arc_ray.evaluate.questions import Prompt, make_batches
 from arc_ray.models.weights import most_tokens
 from arc_ray.prompts.encoders import encoder_named
 from arc_ray.prompts.lengths import fit_views
+from arc_ray.rows.prepare import codec_of
 from arc_ray.storage import Folder
 from arc_ray.tasks.task import Task, TaskTable
-from arc_ray.train.run import codec_of
 from arc_ray.views.augmentation import Augmentation
 from arc_ray.views.view import plain_views
 

@@ -15,10 +15,10 @@ from arc_ray.models.weights import (
     SCRATCH_POSITIONS,
     checkpoint_folder,
     load_base,
-    load_tokenizer,
     with_saved_adapter,
     with_starting_adapter,
 )
+from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.seeding import digest64
 
 

@@ -15,7 +15,7 @@ PARTS = ("weights", "gradients", "optimizer", "activations", "logits")
 def estimate_lines(config: Config, plan: Plan) -> Iterator[str]:
     """Describe memory and time of a training from its plan and its model's shape; says why if that is not known yet."""
     from arc_ray.models.skeleton import build_skeleton, count_parameters, work_of
-    from arc_ray.models.weights import load_tokenizer
+    from arc_ray.prompts.tokenizer import load_tokenizer
 
     try:
         with warnings.catch_warnings():

@@ -20,7 +20,9 @@ from arc_ray.models.build import (
 )
 from arc_ray.models.flops import Work
 from arc_ray.models.supported import check_row_tokens
-from arc_ray.models.weights import DTYPES, explained, load_base, load_tokenizer, model_path, with_starting_adapter
+from arc_ray.models.weights import DTYPES, load_base, with_starting_adapter
+from arc_ray.prompts.tokenizer import load_tokenizer
+from arc_ray.runs.base import explained, model_path
 
 
 def build_skeleton(config: ModelConfig, storage: str, full: bool, tokenizer: Any) -> nn.Module:

@@ -1,38 +1,23 @@
-"""Weights and tokenizers read from folders and hubs: found by name, held against the model, or refused in one message."""
+"""Weights read from folders and hubs: found by name, held against the model, or refused in one message."""
 
-import contextlib
 import importlib.util
-import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from arc_ray.config.section import BUILT_IN
 from arc_ray.config.training import ModelConfig
 from arc_ray.errors import UserError
 from arc_ray.models.supported import longest_view
-from arc_ray.runs.fetch import find_model, fingerprint, is_place_of, nearest_model
+from arc_ray.runs.base import explained, local_folder, model_path
+from arc_ray.runs.fetch import fingerprint, is_place_of
 from arc_ray.runs.folder import resolve_reference
 from arc_ray.storage import Folder
 
 DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SCRATCH_POSITIONS = 32768
-
-
-def load_tokenizer(config: ModelConfig, storage: str) -> Any:
-    """Load the tokenizer of the base, or make the tiny one for a model from scratch. Raises UserError."""
-    from transformers import AutoTokenizer
-
-    from arc_ray.prompts.tokenizer import make_tiny_tokenizer, tiny_corpus
-
-    if config.scratch:
-        return make_tiny_tokenizer(tiny_corpus())
-    path = model_path(config.base, storage)
-    with explained(path):
-        return AutoTokenizer.from_pretrained(path)
 
 
 def load_base(config: ModelConfig, storage: str, device: Literal["cpu", "meta"] = "cpu") -> nn.Module:
@@ -84,26 +69,6 @@ def refuse_misfits(
             f"{place}: the weights do not fit the model: {'; '.join(said)}; they must be named and shaped as transformers"
             f" and peft save them (no `module.` or `_orig_mod.` before names, no ZeRO-3 shards), for this very model"
         )
-
-
-def model_path(base: str | None, storage: str) -> str:
-    """Resolve a base to a local folder or a hub name. Raises UserError where a path is meant and is no model."""
-    if not base:
-        raise UserError(
-            f"model.base is not set: give a name ({', '.join(BUILT_IN)}), a folder, a hub name,"
-            ' "@run", or model.scratch for a small new model'
-        )
-    if base in BUILT_IN:
-        return str(find_model(base, storage).on_this_node())
-    path = local_folder(resolve_reference(base, storage))
-    if Path(path).is_dir():
-        if not (Path(path) / "config.json").exists():
-            raise UserError(f"model.base {base}: {path} is no model: it has no config.json")
-    elif base.startswith(("/", ".", "~")) or base.count("/") > 1:
-        raise UserError(f"model.base {base}: there is no such folder")
-    elif "/" not in base and (hint := nearest_model(base)):
-        raise UserError(f"model.base {base}: no folder, and no built-in model{hint}")
-    return path
 
 
 def most_tokens(config: ModelConfig, storage: str) -> int | None:
@@ -181,47 +146,3 @@ def refuse_other_base(what: str, folder: Folder, base: str | None, storage: str,
         return
     if known is None or known != fingerprint(model_path(base, storage)):
         raise UserError(f"{what} was trained on the base {name}, not on {base}")
-
-
-def local_folder(path: str) -> str:
-    """Return where the files of a folder in a bucket are on this node; local paths and hub names as they are."""
-    return str(Folder.at(path).on_this_node()) if "://" in path else path
-
-
-@contextlib.contextmanager
-def explained(path: str, kind: Literal["base", "adapter"] = "base") -> Iterator[None]:
-    """Turn what transformers, peft, tokenizers and safetensors raise for a folder that cannot be loaded into a UserError."""
-    from transformers.utils import logging as reports
-
-    # They would list weights that do not fit, which `refuse_misfits` does in short, and draw a bar each time.
-    level, has_bars = reports.get_verbosity(), reports.is_progress_bar_enabled()
-    reports.set_verbosity_error()
-    reports.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            # peft and we call transformers by names that it is about to change, which is no concern of the reader's.
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    except (UserError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # tokenizers and safetensors raise their own kinds, which have nothing else in common
-        reason = " ".join(str(error).split())[:300]
-        if pointers := [file.name for file in Path(path).glob("*") if _is_pointer(file)]:
-            reason = f"{', '.join(pointers)} only names a file of Git LFS; fetch it with `git lfs pull`"
-        if isinstance(error, ImportError) and "flash" in reason.lower():
-            reason += "; model.attention=auto takes flash attention only where it is installed"
-        place = (
-            f"model.base {path}: cannot be loaded as a model" if kind == "base" else f"adapter {path}: cannot be loaded"
-        )
-        raise UserError(f"{place}: {reason}") from error
-    finally:
-        reports.set_verbosity(level)
-        if has_bars:
-            reports.enable_progress_bar()
-
-
-def _is_pointer(file: Path) -> bool:
-    """Tell whether a file is what Git leaves in the place of one that Git LFS holds."""
-    if not file.is_file() or file.stat().st_size > 1024:
-        return False
-    return file.read_bytes().startswith(b"version https://git-lfs")

@@ -1,4 +1,4 @@
-"""Tokenizers: the tiny one that is made here, and the chat frame of any other."""
+"""Tokenizers: the one of a base, the tiny one that is made here, and the chat frame of any."""
 
 import re
 from collections.abc import Mapping
@@ -7,8 +7,10 @@ from datetime import date
 from typing import Any
 
 from arc_ray.config.sources import CountingSource
+from arc_ray.config.training import ModelConfig
 from arc_ray.errors import UserError
 from arc_ray.prompts.formats import FORMATS, Frame, Text, counting_layout, needs_description
+from arc_ray.runs.base import explained, model_path
 from arc_ray.tasks.counting import counting_task
 
 SPECIAL = ("<pad>", "<bos>", "<eos>")
@@ -17,6 +19,17 @@ TODAY = date(2024, 7, 26)
 Llama's template writes where it is given none."""
 TINY_VOCABULARY = 384
 """256 bytes, the special tokens, and merges for the words of our own prompts."""
+
+
+def load_tokenizer(config: ModelConfig, storage: str) -> Any:
+    """Load the tokenizer of the base, or make the tiny one for a model from scratch. Raises UserError."""
+    from transformers import AutoTokenizer
+
+    if config.scratch:
+        return make_tiny_tokenizer(tiny_corpus())
+    path = model_path(config.base, storage)
+    with explained(path):
+        return AutoTokenizer.from_pretrained(path)
 
 
 def make_tiny_tokenizer(texts: list[str]) -> Any:

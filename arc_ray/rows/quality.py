@@ -10,16 +10,36 @@ import numpy as np
 
 from arc_ray.config import Config
 from arc_ray.datasets.blocks import GeneratedSource
+from arc_ray.datasets.reading import load_source
 from arc_ray.datasets.requests import dataset_folder
+from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.guard import NAMED, find_overlaps
-from arc_ray.rows.maker import first_views
+from arc_ray.rows.maker import first_views, plan_rows
 from arc_ray.rows.plan import Plan
+from arc_ray.rows.prepare import codec_of
 from arc_ray.storage import Folder
 from arc_ray.tasks.fingerprints import count_duplicates, count_met, count_views
 from arc_ray.tasks.task import NUM_COLORS, Task, TaskTable, same_grid
 
 QUANTILES = {"shortest": 0.0, "median": 0.5, "p95": 0.95, "longest": 1.0}
 """Name -> quantile of the tokens of a source's planned views."""
+
+
+def describe_data(config: Config, ancestors: Mapping[str, Config], has_model: bool = True) -> dict[str, Any]:
+    """Describe the quality of the data of a config's mix, validation and evaluation, whatever overlaps.
+
+    `ancestors` are the runs that its weights come from. Without a model there is no tokenizer yet, so lengths are left
+    out. Raises UserError.
+    """
+    storage = Folder.at(config.storage)
+    mixed = [name for name, copies in config.data.mix.items() if copies > 0]
+    names = dict.fromkeys([*mixed, *config.data.validation, *config.evaluate.sets])
+    tasks = {name: load_source(config.data.sources[name], storage) for name in names}
+    if not has_model:
+        return quality_of(config, ancestors, tasks, None)
+    tables = {name: TaskTable.of(tasks[name]) for name in mixed}
+    plan = plan_rows(config, tables, codec_of(config, load_tokenizer(config.model, config.storage)))
+    return quality_of(config, ancestors, tasks, plan)
 
 
 def quality_of(

@@ -6,12 +6,12 @@ from typing import Any
 from arc_ray.config import Config, value_name
 from arc_ray.progress import Progress
 from arc_ray.report import write_report
+from arc_ray.rows.quality import describe_data
 from arc_ray.runs.folder import claim, finish, is_finished, run_folder
 from arc_ray.runs.starts import lineage
 from arc_ray.study.comparing import analyse, answer, finalists, search_points, split
 from arc_ray.study.evaluating import evaluate_arms
 from arc_ray.study.needs import Train, check_inputs, check_validation, make_data, make_starts
-from arc_ray.train.run import describe_data
 from arc_ray.tune.search import run_search, search
 from arc_ray.tune.space import Point, check_points, num_trials, points
 from arc_ray.tune.trials import Trial, candidates, rank, write_search

@@ -19,12 +19,14 @@ from torch import nn
 from arc_ray.config import Config
 from arc_ray.models.build import build_model
 from arc_ray.models.loss import LearnedLoss
-from arc_ray.models.weights import load_tokenizer
+from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.maker import Batch, RowMaker
 from arc_ray.rows.plan import Plan
 from arc_ray.rows.stream import ahead, stream_rows
+from arc_ray.rows.validation import ValidationSet
 from arc_ray.runs.cores import usable_cores
 from arc_ray.runs.folder import MetricsFile, run_folder
+from arc_ray.train.accuracy import validate
 from arc_ray.train.checkpoint import CheckpointWriter, newest_checkpoint, read_state
 from arc_ray.train.engine import Start, begin, gather_state, load_weights, make_engine
 from arc_ray.train.loop import Hooks, Metrics, fit
@@ -32,7 +34,6 @@ from arc_ray.train.measures import Measures, device_peak
 from arc_ray.train.notice import EndNotice
 from arc_ray.train.schedule import accumulation_steps
 from arc_ray.train.trackers import make_tracker
-from arc_ray.train.validation import ValidationSet, validate
 
 WRITE_METRICS_SECONDS = {"local": 1.0, "bucket": 15.0}
 """Time between writes of metrics; a bucket is given the whole file each time."""

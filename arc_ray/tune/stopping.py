@@ -7,7 +7,7 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from arc_ray.config import Config
-from arc_ray.train.run import prepare
+from arc_ray.rows.prepare import prepare
 from arc_ray.tune.space import Point
 
 TIME = {"tokens": "train/learned_tokens", "epochs": "train/epoch"}

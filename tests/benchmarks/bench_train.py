@@ -196,8 +196,8 @@ def run_arm(name: str, tree: dict[str, Any], first_row: int, num_rows: int, gpu:
 
     from arc_ray.config import config_from
     from arc_ray.models.build import build_model
-    from arc_ray.models.weights import load_tokenizer
-    from arc_ray.train.run import prepare
+    from arc_ray.prompts.tokenizer import load_tokenizer
+    from arc_ray.rows.prepare import prepare
 
     torch.set_num_threads(os.cpu_count() or 1)
     config = config_from(tree, {})
@@ -316,10 +316,10 @@ def train_under_torchrun(path: Path, found: Path) -> None:
     from arc_ray.config import load_config
     from arc_ray.models.build import build_model
     from arc_ray.models.loss import LearnedLoss
-    from arc_ray.models.weights import load_tokenizer
+    from arc_ray.prompts.tokenizer import load_tokenizer
+    from arc_ray.rows.prepare import prepare
     from arc_ray.train.engine import make_engine
     from arc_ray.train.loop import Hooks, fit
-    from arc_ray.train.run import prepare
     from arc_ray.train.worker import rows_of_rank
 
     config = load_config(path, {})

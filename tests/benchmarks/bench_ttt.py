@@ -21,12 +21,12 @@ from arc_ray.config import Config, config_from
 from arc_ray.evaluate.questions import make_batches, make_prompts
 from arc_ray.evaluate.ttt import Job, Tuner, Work, make_jobs, tune_all
 from arc_ray.models.build import build_model
-from arc_ray.models.weights import load_tokenizer
 from arc_ray.prompts.encoders import encoder_named
+from arc_ray.prompts.tokenizer import load_tokenizer
+from arc_ray.rows.prepare import codec_of
 from arc_ray.storage import Folder
 from arc_ray.tasks import rearc
 from arc_ray.tasks.task import Task, TaskTable
-from arc_ray.train.run import codec_of
 
 RULES = ("05269061", "6430c8c4", "9565186b", "6773b310", "a68b268e", "cdecee7f", "d037b0a7", "137eaa0f")
 SCRATCH = {"hidden_size": 128, "layers": 4, "heads": 4, "intermediate_size": 384}

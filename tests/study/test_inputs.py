@@ -10,9 +10,9 @@ import pytest
 from arc_ray.config import Config, config_from, with_overrides
 from arc_ray.errors import UserError
 from arc_ray.rows.plan import save_plan
+from arc_ray.rows.prepare import prepare
 from arc_ray.storage import Folder
 from arc_ray.study.needs import check_inputs, check_validation, sources_read
-from arc_ray.train.run import prepare
 
 
 def config(folder: Path, **changes: Any) -> Config:

@@ -1,16 +1,10 @@
-"""Validation during training: exact greedy accuracy from one forward pass, without generating.
+"""Validation rows: the views that validation answers, packed once, with what each learned token belongs to."""
 
-Greedy decoding gives the right grid if and only if, given the right prefix, every answer token is the argmax.
-"""
-
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.distributed
 
 from arc_ray.errors import UserError
 from arc_ray.prompts.codec import Codec
@@ -38,37 +32,6 @@ class ValidationSet:
     """Where each row's learned tokens begin: (num_rows + 1,)."""
     too_long: tuple[str, ...]
     """Views that fit into no row even with one pair shown; they count as wrong."""
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What validation found, view by view; a view that is too long is wrong in every cell."""
-
-    names: tuple[str, ...]
-    solved: npt.NDArray[np.bool_]
-    cell_accuracy: npt.NDArray[np.float64]
-    loss: npt.NDArray[np.float64]
-    """Mean loss per learned token of each view; NaN where it was too long."""
-    mean_loss: float
-
-    def metrics(self) -> dict[str, float]:
-        """Return flat metrics over all views, and for each source."""
-        found = {"eval/loss": self.mean_loss, "eval/solved": float(self.solved.mean())}
-        found["eval/cell_accuracy"] = float(self.cell_accuracy.mean())
-        sources = np.array([name.split("/", 1)[0] for name in self.names])
-        for source in np.unique(sources):
-            found[f"eval/solved/{source}"] = float(self.solved[sources == source].mean())
-            found[f"eval/cell_accuracy/{source}"] = float(self.cell_accuracy[sources == source].mean())
-        return found
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the outcome of each view, for the study's analysis."""
-        return {
-            "names": list(self.names),
-            "solved": self.solved.astype(int).tolist(),
-            "cell_accuracy": [round(float(x), 6) for x in self.cell_accuracy],
-            "loss": [None if np.isnan(x) else round(float(x), 6) for x in self.loss],
-        }
 
 
 def make_validation(
@@ -129,50 +92,3 @@ def _is_cell(codec: Codec, table: TaskTable, views: Views, i: int, num_learned: 
     if not isinstance(slot, GridSlot):
         return np.ones(num_learned, bool)
     return codec.answer_cells(table.grid(2 * views.asked[i] + (slot.side == "output")))
-
-
-def validate(engine: Any, validation: ValidationSet, rows_at_once: int, rank: int, num_workers: int) -> Outcome:
-    """Answer all validation views; rows are shared among the workers and every worker returns the whole outcome."""
-    num_views, num_tokens = len(validation.names), len(validation.owner)
-    found = torch.zeros(2, max(num_tokens, 1), dtype=torch.float64)
-    engine.eval()
-    with torch.no_grad():
-        for rows, is_mine in _shares(len(validation.first_learned) - 1, rows_at_once, rank, num_workers):
-            inputs = {k: torch.from_numpy(v[rows]).long().to(engine.device) for k, v in validation.batch.items()}
-            losses, is_right = engine(**inputs)
-            if is_mine:
-                span = slice(int(validation.first_learned[rows.start]), int(validation.first_learned[rows.stop]))
-                found[0, span] = losses.double().cpu()
-                found[1, span] = is_right.double().cpu()
-    engine.train()
-    if num_workers > 1:
-        moved = found.to(engine.device)
-        torch.distributed.all_reduce(moved)
-        found = moved.cpu()
-    losses, is_right = found.numpy()[:, :num_tokens]
-    sums = _per_view(validation.owner, num_views)
-    cells = sums(validation.is_cell.astype(float))
-    missing = len(validation.too_long)
-    pad = lambda values, value: np.concatenate([values, np.full(missing, value)])  # noqa: E731
-    return Outcome(
-        names=validation.names + validation.too_long,
-        solved=pad(sums(is_right) == sums(np.ones(num_tokens)), False).astype(bool),
-        cell_accuracy=pad(sums(is_right * validation.is_cell) / np.maximum(cells, 1), 0.0),
-        loss=pad(sums(losses) / np.maximum(sums(np.ones(num_tokens)), 1), np.nan),
-        mean_loss=float(losses.sum() / max(num_tokens, 1)),
-    )
-
-
-def _shares(num_rows: int, rows_at_once: int, rank: int, num_workers: int) -> Iterator[tuple[slice, bool]]:
-    """Yield this worker's slices of rows, and whether they count.
-
-    At ZeRO 3 every worker must make as many passes: one that has run out repeats the last rows, which are another's.
-    """
-    slices = [slice(start, min(start + rows_at_once, num_rows)) for start in range(0, num_rows, rows_at_once)]
-    for first in range(0, len(slices), num_workers):
-        mine = first + rank
-        yield slices[min(mine, len(slices) - 1)], mine < len(slices)
-
-
-def _per_view(owner: npt.NDArray[np.int32], num_views: int) -> Any:
-    return lambda values: np.bincount(owner, weights=values, minlength=num_views)

@@ -28,8 +28,9 @@ from arc_ray.decode.writer import Writer, generate_greedily
 from arc_ray.errors import UserError
 from arc_ray.evaluate.questions import Prompt, make_batches, make_prompts
 from arc_ray.rows.maker import IGNORED, write_rows
+from arc_ray.rows.validation import ValidationSet, make_validation
 from arc_ray.tasks.task import Pair, Task, TaskTable
-from arc_ray.train.validation import Outcome, ValidationSet, make_validation, validate
+from arc_ray.train.accuracy import Outcome, validate
 from arc_ray.views.augmentation import Augmentation
 from arc_ray.views.view import plain_views
 
