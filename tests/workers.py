@@ -106,6 +106,7 @@ def train_on(
         assert _telemetry._TELEMETRY_THREAD is None, "it told its maker about this run"
     else:
         _fit(config, model, maker, start, rank, num_workers, make_hooks)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
     return np.array(losses), states, np.array(scores)
 
 

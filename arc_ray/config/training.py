@@ -187,8 +187,9 @@ class TrainConfig(Section):
     """Steps between checkpoints; null saves at every quarter. The end is always saved."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Checkpoints kept, the newest ones."""
-    zero_stage: Literal[0, 1, 2, 3] = 2
-    """DeepSpeed's ZeRO stage: what is sharded over workers (1 optimizer, 2 + gradients, 3 + parameters)."""
+    zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
+    """DeepSpeed's ZeRO stage: what is sharded over workers (1 optimizer, 2 + gradients, 3 + parameters). "auto" is 1 for an
+    adapter, whose gradients are small and cost more to shard, and 2 where `full`, whose gradients are as large as the model."""
     offload: bool = False
     """Keep optimizer state in CPU memory (and parameters, at ZeRO 3)."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
@@ -206,6 +207,13 @@ class TrainConfig(Section):
         if self.batch_rows % self.micro_rows:
             raise ValueError(f"batch_rows {self.batch_rows} must be a multiple of micro_rows {self.micro_rows}")
         return self
+
+    @property
+    def zero(self) -> int:
+        """The ZeRO stage, chosen."""
+        if self.zero_stage == "auto":
+            return 2 if self.full else 1
+        return self.zero_stage
 
 
 class ScalingConfig(Section):

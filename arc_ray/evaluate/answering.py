@@ -25,6 +25,7 @@ from arc_ray.decode.writer import Answer, Writer
 from arc_ray.evaluate.decoding import decode
 from arc_ray.evaluate.pool import Pool
 from arc_ray.evaluate.questions import Prompt
+from arc_ray.models.attention import place
 from arc_ray.models.build import load_for_inference, merge_checkpoint
 from arc_ray.models.loss import LearnedLoss
 from arc_ray.prompts.codec import Codec
@@ -197,7 +198,7 @@ def load_on_device(config: Config) -> Any:
     """Load the checkpoint of `evaluate` for answering, with this process's share of the machine's threads or a GPU."""
     torch.set_num_threads(config.scaling.threads or max(1, usable_cores() // (config.evaluate.num_actors or 1)))
     model = load_for_inference(config.model, config.storage, config.evaluate.checkpoint)
-    return model.to("cuda") if config.scaling.on_gpu else model
+    return place(model, config.scaling.on_gpu)
 
 
 class _Inference:

@@ -23,6 +23,7 @@ from arc_ray.evaluate.answering import Answerer, Predictions, ScoringWork, Work,
 from arc_ray.evaluate.choice import candidate_grids
 from arc_ray.evaluate.pool import Pool
 from arc_ray.evaluate.questions import make_batches, rows_of
+from arc_ray.models.attention import place
 from arc_ray.models.build import load_for_tuning, without_adapter
 from arc_ray.prompts.encoders import Encoder, encoder_named
 from arc_ray.prompts.formats import format_named, needs_description
@@ -101,7 +102,7 @@ class Tuner:
         model: Any = load_for_tuning(
             config.model, config.storage, config.evaluate.checkpoint, fresh, config.seed, config.train.row_tokens
         )
-        model = model.to("cuda") if config.scaling.on_gpu else model
+        model = place(model, config.scaling.on_gpu)
         self._adapter = Adapter(model)
         self._answerer = Answerer(config, self._folder, self._encoder, without_adapter(model))
         self._codec = codec_of(config, load_tokenizer(config.model, config.storage))

@@ -88,6 +88,21 @@ def flash_lengths(model: Any, position_ids: torch.Tensor) -> dict[str, Any]:
     return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
 
+def place(model: nn.Module, on_gpu: bool) -> Any:
+    """Move a model to this process's GPU if it has one to use, for attention by other kernels than cuDNN's."""
+    avoid_cudnn()
+    return model.to("cuda") if on_gpu else model
+
+
+def avoid_cudnn() -> None:
+    """Keep this process from attending by cuDNN, which PyTorch prefers on Hopper and newer GPUs.
+
+    cuDNN makes a plan for each new length, up to a second; in training lengths are new all the time, in decoding always.
+    Its backward pass under a mask also gives NaN at some lengths.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 @contextmanager
 def flash_on_cpu(model: Any) -> Iterator[None]:
     """Put attention that takes flash attention's arguments in the place of its kernels, which run on GPUs only.

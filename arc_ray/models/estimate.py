@@ -50,9 +50,9 @@ def _memory(config: Config, plan: Plan, skeleton: Any) -> Iterator[str]:
         total = of_stage.total + RUNTIME_BYTES
         numbers = "".join(f"{number / 1e9:12.2f}" for number in (*(getattr(of_stage, p) for p in PARTS), total))
         fits = ", ".join(f"{size}" for size in MEMORY_SIZES if total <= size * 1e9)
-        mark = "  <- train.zero_stage" if stage == config.train.zero_stage else ""
+        mark = "  <- train.zero_stage" if stage == config.train.zero else ""
         yield f"  {stage:4d}{numbers}   {fits + ' GB' if fits else 'none of these'}{mark}"
-    most = {size: rows_that_fit(held[config.train.zero_stage], rows, size * 10**9) for size in MEMORY_SIZES}
+    most = {size: rows_that_fit(held[config.train.zero], rows, size * 10**9) for size in MEMORY_SIZES}
     said = ", ".join(f"{size} GB {_rows(number) if number else 'none'}" for size, number in most.items())
     hint = "" if config.model.gradient_checkpointing else " (more with model.gradient_checkpointing=true)"
     yield f"  rows at once (train.micro_rows) that fit: {said}{hint}"

@@ -16,6 +16,7 @@ from torch import nn
 from arc_ray.config.mistakes import nearest
 from arc_ray.config.training import ModelConfig, TrainConfig
 from arc_ray.errors import UserError
+from arc_ray.models.attention import avoid_cudnn
 from arc_ray.models.build import trainable
 from arc_ray.models.weights import refuse_misfits
 from arc_ray.train.schedule import deepspeed_config
@@ -109,6 +110,7 @@ def check_deepspeed(train: TrainConfig, model: ModelConfig) -> None:
 def make_engine(model: nn.Module, train: TrainConfig, config: ModelConfig, num_workers: int) -> Any:
     """Wrap a model in DeepSpeed with AdamW over its trainable parameters; the process group must exist."""
     deepspeed = import_deepspeed()
+    avoid_cudnn()
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=list(trainable(model).values()),  # pyright: ignore[reportArgumentType]

@@ -32,10 +32,10 @@ def accumulation_steps(config: TrainConfig, num_workers: int) -> int:
 
 def deepspeed_config(config: TrainConfig, model: ModelConfig, num_workers: int) -> dict[str, Any]:
     """Derive DeepSpeed's dict from a few numbers; `train.deepspeed` is merged over it last."""
-    zero: dict[str, Any] = {"stage": config.zero_stage, "reduce_bucket_size": GRADIENT_BUCKET}
-    if config.offload and config.zero_stage > 0:
+    zero: dict[str, Any] = {"stage": config.zero, "reduce_bucket_size": GRADIENT_BUCKET}
+    if config.offload and config.zero > 0:
         zero["offload_optimizer"] = {"device": "cpu"}
-        if config.zero_stage == 3:
+        if config.zero == 3:
             zero["offload_param"] = {"device": "cpu"}
     derived: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": config.micro_rows,
@@ -48,6 +48,8 @@ def deepspeed_config(config: TrainConfig, model: ModelConfig, num_workers: int) 
         "bf16": {"enabled": model.dtype == "bfloat16"},
         "fp16": {"enabled": model.dtype == "float16"},
         "steps_per_print": 10**9,
+        # DeepSpeed's throughput timer waits for the device before and after every micro-batch.
+        "timers": {"throughput": {"enabled": False}},
     }
     return _merged(derived, config.deepspeed)
 

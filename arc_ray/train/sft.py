@@ -24,7 +24,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from arc_ray.config import Config
-from arc_ray.models.attention import flash_lengths
+from arc_ray.models.attention import avoid_cudnn, flash_lengths
 from arc_ray.models.build import without_adapter
 from arc_ray.rows.maker import IGNORED, Batch, RowMaker
 from arc_ray.train.engine import Start, begin, gradient_norm, import_deepspeed, make_optimizer
@@ -51,6 +51,7 @@ def fit_with_trl(
     if start.step == maker.plan.num_steps:
         return  # SFTTrainer refuses a dataset without rows
     import_deepspeed()
+    avoid_cudnn()
     join_process_group(config)
     rows = PlannedRows(maker, start.step)
     constants.HF_HUB_DISABLE_TELEMETRY = True  # its environment variable is read once, at an import before this

@@ -96,7 +96,7 @@ def test_an_unknown_key_is_refused_and_the_nearest_one_named(tree: dict[str, Any
         ({"train": {"lr": float("nan")}}, "train.lr: Input should be a finite number"),
         ({"train": {"lr": 0}}, "train.lr: Input should be greater than 0; got 0"),
         ({"train": {"epochs": 1.5}}, "train.epochs: Input should be a valid integer"),
-        ({"train": {"zero_stage": 4}}, "train.zero_stage: Input should be 0, 1, 2 or 3; got 4"),
+        ({"train": {"zero_stage": 4}}, "train.zero_stage: Input should be 'auto', 0, 1, 2 or 3; got 4"),
         ({"train": [1]}, "train: Input should be a valid dictionary"),
         ({"name": "../up"}, "name: String should match pattern"),
         ({"name": 7}, "name: Input should be a valid string; got 7, a number to YAML: put it in quotes"),

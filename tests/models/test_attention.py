@@ -1,6 +1,9 @@
 """Attention view by view against transformers' own block mask, on rows that hold several views."""
 
+import ast
+import re
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +26,7 @@ from transformers.masking_utils import flash_attention_mask
 
 from arc_ray.errors import UserError
 from arc_ray.models import attention
-from arc_ray.models.attention import flash_lengths, use_by_view, view_lengths
+from arc_ray.models.attention import flash_lengths, place, use_by_view, view_lengths
 from arc_ray.models.loss import LearnedLoss
 from arc_ray.models.supported import check_supported
 
@@ -212,3 +215,22 @@ def test_models_that_keep_packed_views_apart_are_taken(config: Any, implementati
     model.config._attn_implementation = implementation
     check_supported(model)
     check_supported(model.to(torch.bfloat16))
+
+
+MOVES = re.compile(r"""\.to\(["']cuda|\.cuda\(|deepspeed\.initialize\(|PlannedTrainer\(\n""")
+
+
+def test_every_process_that_moves_a_model_to_a_gpu_keeps_cudnn_off(monkeypatch: pytest.MonkeyPatch):
+    """Would catch a new place where a model gets to a GPU, and cuDNN's plans, up to a second for each new length, with it."""
+    moving = {}
+    for path in Path(attention.__file__).parents[1].rglob("*.py"):
+        text = path.read_text()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and MOVES.search(body := ast.get_source_segment(text, node) or ""):
+                moving[node.name] = "avoid_cudnn()" in body
+    assert moving.keys() >= {"place", "make_engine", "fit_with_trl"}
+    assert all(moving.values()), moving
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", (asked := []).append)
+    place(model := toy(), on_gpu=False)
+    assert asked == [False]
+    assert model.device.type == "cpu"

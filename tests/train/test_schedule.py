@@ -68,9 +68,17 @@ def test_the_deepspeed_dict_written_out():
         "bf16": {"enabled": True},
         "fp16": {"enabled": False},
         "steps_per_print": 10**9,
+        "timers": {"throughput": {"enabled": False}},
     }
     assert deepspeed_config(TrainConfig(clip=None), ModelConfig(), 1)["gradient_clipping"] == 0.0
     assert deepspeed_config(TrainConfig(), ModelConfig(dtype="float16"), 1)["fp16"] == {"enabled": True}
+
+
+@pytest.mark.parametrize(("full", "own", "expected"), [(False, {}, 1), (True, {}, 2), (True, {"zero_stage": 0}, 0)])
+def test_an_adapter_is_not_sharded_but_for_its_optimizer(full: bool, own: dict[str, Any], expected: int):
+    """Would catch ZeRO 2 for an adapter: a hook and a reduction for each of its weights, every micro-batch."""
+    zero = deepspeed_config(TrainConfig(full=full, **own), ModelConfig(), 1)["zero_optimization"]
+    assert zero["stage"] == expected
 
 
 @pytest.mark.parametrize(
