@@ -18,8 +18,8 @@ import yaml
 
 from arc_ray.config import Config, config_from, differing_keys, to_yaml, types_of, with_overrides
 from arc_ray.config.section import absolute, absolute_model
-from arc_ray.runs.cores import usable_cores
 from arc_ray.errors import NotMadeYetError, UserError
+from arc_ray.runs.cores import usable_cores
 from arc_ray.runs.fetch import is_place_of
 from arc_ray.storage import Folder
 

@@ -7,12 +7,12 @@ from test_storage_runs import s3  # noqa: F401
 from typer.testing import CliRunner
 
 from arc_ray.cli.commands import app
+from arc_ray.config.section import BUILT_IN
 from arc_ray.config.training import ModelConfig
 from arc_ray.errors import UserError
 from arc_ray.models.weights import load_base
 from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.runs.base import model_path
-from arc_ray.config.section import BUILT_IN
 from arc_ray.runs.fetch import obtain_model, obtaining
 from arc_ray.storage import Folder
 
