@@ -8,18 +8,17 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from operator import attrgetter
 from typing import Any
 
 from arc_ray.config import Config, with_overrides
-from arc_ray.config.sources import GENERATED, CountingSource, KaggleSource
+from arc_ray.config.sources import GENERATED
 from arc_ray.datasets.reading import load_source
 from arc_ray.errors import UserError
 from arc_ray.evaluate.answering import CountingWork, ScoringWork, Work, answer_all, read_predictions
-from arc_ray.evaluate.choice import candidate_grids, puzzle_scores
-from arc_ray.evaluate.gains import gain, gain_of_tuning, gain_of_voting
+from arc_ray.evaluate.choice import candidate_grids
 from arc_ray.evaluate.questions import Prompt, make_batches, make_prompts, rows_of
-from arc_ray.evaluate.ttt import check_tuning, tune_sets, with_tuned
+from arc_ray.evaluate.results import REDONE, is_counting, redone, select
+from arc_ray.evaluate.ttt import check_tuning, tune_sets
 from arc_ray.evaluate.two_players import describe_sets, first_player
 from arc_ray.models.weights import most_tokens, refuse_other_base
 from arc_ray.prompts.codec import Codec
@@ -29,21 +28,15 @@ from arc_ray.prompts.tokenizer import load_tokenizer, refuse_other_frame
 from arc_ray.rows.guard import refuse_overlap
 from arc_ray.rows.prepare import codec_of
 from arc_ray.rows.validation import make_validation
-from arc_ray.runs.folder import claim, finish, is_finished, resolve_reference, run_folder
+from arc_ray.runs.folder import claim, is_finished, resolve_reference, run_folder
 from arc_ray.runs.starts import lineage
-from arc_ray.scores.submission import write_submission
 from arc_ray.storage import Folder
-from arc_ray.tasks.arc import read_json
-from arc_ray.tasks.counting import Answered, accuracy_by_kind, extent_of
 from arc_ray.tasks.fingerprints import fingerprint, refuse_changes
 from arc_ray.tasks.task import Task, TaskTable
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done, and of how many."""
 Sets = Mapping[str, Sequence[Task]]
-
-REDONE = {"evaluate.selection": "majority", "evaluate.fill_submission": False, "study.confidence": 0.95}
-"""Keys whose part is done again in a finished folder, with what held where an older result does not tell."""
 
 
 def run_evaluation(config: Config, progress: Progress, command: str = "evaluate") -> dict[str, Any]:
@@ -59,7 +52,7 @@ def run_evaluation(config: Config, progress: Progress, command: str = "evaluate"
     if is_finished(folder):
         result = folder.read_json("result.json")
         told = {key.rsplit(".", 1)[-1]: value for key, value in REDONE.items()} | result
-        if told.items() >= _redone(config).items():
+        if told.items() >= redone(config).items():
             return result
     sets = {name: load_set(config, name) for name in config.evaluate.sets}
     _refuse_changes(folder, sets)
@@ -67,7 +60,7 @@ def run_evaluation(config: Config, progress: Progress, command: str = "evaluate"
         if learned:
             folder.write_json("overlap.json", learned)
         _answer(config, folder, sets, progress)
-    return _select(config, folder, sets)
+    return select(config, folder, sets)
 
 
 def _refuse_changes(folder: Folder, sets: Sets) -> None:
@@ -118,7 +111,7 @@ def _answer(config: Config, folder: Folder, sets: Sets, progress: Progress) -> N
     check_prompt(config, "checkpoint")
     tokenizer = load_tokenizer(config.model, config.storage)
     codec = asking_codec(config, tokenizer)
-    puzzles = {name: tasks for name, tasks in sets.items() if not _is_counting(config, name)}
+    puzzles = {name: tasks for name, tasks in sets.items() if not is_counting(config, name)}
     if config.evaluate.describer:
         check_prompt(first_player(config), "describer")
         _check_frame(first_player(config), "describer", codec.frame)
@@ -189,84 +182,6 @@ def _single_questions(task: Task) -> list[Task]:
         dataclasses.replace(task, id=f"{task.id}:{i}", questions=(question,))
         for i, question in enumerate(task.questions)
     ]
-
-
-def _select(config: Config, folder: Folder, sets: Sets) -> dict[str, Any]:
-    """Choose, score and write everything that follows from the files; return the result."""
-    predicted, scored = folder / "predictions", folder / "scores"
-    files, score_files = predicted.read_json("files.json"), scored.read_json("files.json") or {}
-    result: dict[str, Any] = {"run": folder.name, "checkpoint": config.evaluate.checkpoint, **_redone(config)}
-    if learned := folder.read_json("overlap.json"):
-        result["overlap"] = learned
-    answers: dict[str, list[dict[str, Any]]] = {"answers": []}
-    submissions: dict[str, dict[str, Any]] = {}
-    for name, tasks in sets.items():
-        if _is_counting(config, name):
-            result |= _counting_scores(config, name, tasks, predicted)
-            continue
-        read = [
-            (read_predictions(predicted, files[key]), read_predictions(scored, score_files.get(key, ())))
-            for key in (name, f"{name}{GENERATED}")
-            if key in files
-        ]
-        both = with_tuned(folder, name, *read[0]) if config.evaluate.ttt else read[0]
-        scores, of_set, attempts = puzzle_scores(config, name, tasks, *both)
-        result |= scores | gain_of_voting(config, of_set, f"{name}/voting")
-        if config.evaluate.ttt:
-            scores, before, _ = puzzle_scores(config, f"{name}/untuned", tasks, *read[0])
-            answers.setdefault("answers-untuned", []).extend(before)
-            result |= scores | gain_of_voting(config, before, f"{name}/untuned/voting")
-            result |= gain_of_tuning(config, of_set, before, f"{name}/tuning")
-        for generated in read[1:]:
-            scores, again, _ = puzzle_scores(config, f"{name}/generated", tasks, *generated)
-            answers.setdefault("answers-generated", []).extend(again)
-            result |= scores | gain(config, again, of_set, f"{name}/generated/gain")
-        answers["answers"] += of_set
-        submissions[name] = write_submission(tasks, attempts, _left_out(config, name, tasks))
-    for file, rows in answers.items():
-        folder.write_json(f"{file}.json", rows)
-    for name, submission in submissions.items():
-        folder.write_json("submission.json" if len(submissions) == 1 else f"submission-{name}.json", submission)
-    finish(folder, result)
-    return result
-
-
-def _redone(config: Config) -> dict[str, Any]:
-    """Return what a result says of the keys in `REDONE`."""
-    return {key.rsplit(".", 1)[-1]: attrgetter(key)(config) for key in REDONE}
-
-
-def _left_out(config: Config, name: str, tasks: Sequence[Task]) -> dict[str, int]:
-    """Return the number of outputs of each task of a Kaggle file that is to be added to a submission; warn of a gap."""
-    source = config.data.sources[name]
-    if not isinstance(source, KaggleSource):
-        return {}
-    answered = {task.id for task in tasks}
-    outputs = {task_id: len(record["test"]) for task_id, record in read_json(source.challenges).items()}
-    missing = {task_id: number for task_id, number in outputs.items() if task_id not in answered}
-    if missing and not config.evaluate.fill_submission:
-        warnings.warn(
-            f"submission of {name}: it lacks {len(missing)} of the {len(outputs)} tasks of {source.challenges}, which the"
-            f" source leaves out, and a competition takes whole files only; evaluate.fill_submission=true fills them in",
-            stacklevel=2,
-        )
-    return missing if config.evaluate.fill_submission else {}
-
-
-def _counting_scores(config: Config, name: str, tasks: Sequence[Task], folder: Folder) -> dict[str, float]:
-    source = config.data.sources[name]
-    assert isinstance(source, CountingSource)
-    right: Mapping[str, bool] = folder.read_json(f"{name}.json")
-    records = [
-        Answered(question.kind, *extent_of(task, source.connectivity), right[f"{name}/{task.id}:{i}/0"])
-        for task in tasks
-        for i, question in enumerate(task.questions)
-    ]
-    return {f"{name}/{key}": value for key, value in accuracy_by_kind(records).items()}
-
-
-def _is_counting(config: Config, name: str) -> bool:
-    return isinstance(config.data.sources[name], CountingSource)
 
 
 def load_set(config: Config, name: str) -> list[Task]:

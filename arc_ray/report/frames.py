@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from arc_ray.config import value_name
-from arc_ray.config.sources import VARIANTS
 from arc_ray.errors import UserError
+from arc_ray.scores.rules import read_record
 
 Row = dict[str, Any]
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ ANSWERS = ("study", "arm", "seed", "set", "task", "output", "shown", "input", "t
 ANSWERS += ("greedy_right", "cell_accuracy")
 DATA = ("study", "dataset", "kind", "tasks", "examples", "attempts", "rejected", "duplicates", "gave_up", "timed_out")
 DATA += ("reasons",)
-
-ABOUT_SCORE = ("low", "high", "right", "of")
 
 
 def frame(rows: Iterable[Row], columns: Sequence[str]) -> Frame:
@@ -126,47 +124,25 @@ def validation_rows(trial: Row, step: int, outcome: Mapping[str, Any]) -> list[R
 
 
 def score_rows(study: str, arm: str, result: Mapping[str, Any]) -> list[Row]:
-    """Unflatten an evaluation's scores: <set>[/untuned|generated][/greedy]/<rule>[/<question>][/low|high|right|of].
+    """Return one row per score of an evaluation: by its set, how it was answered (`method`), rule and question.
 
-    What one way of answering gains over another, <set>/.../gain, has the rule "gain" and the ways as its question.
-    `seeds` are those that an arm's scores are over, as text; None where that was not written. Intervals of results that
-    do not tell their `confidence` are of 95 %.
+    What one way of answering gains over another has the rule "gain" and the ways as its question. `seeds` are those that
+    an arm's scores are over, as text; None where that was not written. Intervals of results that do not tell their
+    `confidence` are of 95 %.
     """
     seeds = ", ".join(str(seed) for seed in result.get("seeds", ())) or None
-    rows: dict[tuple[str, ...], Row] = {}
-    for name, value in result.items():
-        parts = name.split("/")
-        about = parts.pop() if parts[-1] in ABOUT_SCORE else "value"
-        if len(parts) < 2 or isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        key = _gain_key(parts) if parts[-1] == "gain" else _score_key(parts)
-        who = {
-            "study": study,
-            "arm": arm,
-            "seeds": seeds,
-            "confidence": result.get("confidence", 0.95),
-            **dict(zip(("set", "method", "rule", "question"), key, strict=True)),
-        }
-        rows.setdefault(key, who)[about] = value
-    return [row for row in rows.values() if "value" in row]
+    about = {"study": study, "arm": arm, "seeds": seeds, "confidence": result.get("confidence", 0.95)}
+    return [about | _described(*path) | score for path, score in read_record(result).items()]
 
 
-def _gain_key(parts: Sequence[str]) -> tuple[str, ...]:
-    return (parts[0], "", "gain", "/".join(parts[1:-1]))
-
-
-def _score_key(parts: Sequence[str]) -> tuple[str, ...]:
-    name, *rest = parts
-    variant = rest.pop(0) if rest[0] in VARIANTS and len(rest) > 1 else ""
-    is_greedy = rest[0] == "greedy" and len(rest) > 1
-    rule, *question = rest[1:] if is_greedy else rest
-    method = "greedy" if is_greedy or rule == "accuracy" else "voting"
-    return (
-        name,
-        f"{method}, {variant}" if variant else method,
-        rule,
-        "/".join(question) or ("all" if rule == "accuracy" else ""),
-    )
+def _described(name: str, *path: str) -> Row:
+    *ways, rule = path
+    if rule == "gain":
+        return {"set": name, "method": "", "rule": "gain", "question": "/".join(ways)}
+    if path[0] == "accuracy":
+        return {"set": name, "method": "greedy", "rule": "accuracy", "question": "/".join(path[1:]) or "all"}
+    method = ", ".join(["greedy" if "greedy" in ways else "voting", *(way for way in ways if way != "greedy")])
+    return {"set": name, "method": method, "rule": rule, "question": ""}
 
 
 def answer_rows(study: str, arm: str, answers: Iterable[Row], seed: int | None = None) -> list[Row]:

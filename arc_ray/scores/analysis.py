@@ -14,11 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from arc_ray.errors import UserError
-from arc_ray.scores.intervals import Effect, needed, paired_effect
+from arc_ray.scores.intervals import Effect, FloatArray, needed, paired_effect
 from arc_ray.seeding import digest64
 from arc_ray.tasks.task import puzzle_of
-
-FloatArray = npt.NDArray[np.float64]
 
 FEW_DIFFERING = 10
 """Fewer units than this on which the arms differ, and the sentence says so: intervals are then rough."""
@@ -48,8 +46,6 @@ class Outcomes:
     """Arm -> setting -> outcomes, (num_seeds, num_tasks)."""
     ties: Mapping[str, Mapping[str, FloatArray]]
     """The same of the metric that decides ties."""
-    left_out: tuple[str, ...] = ()
-    """What could not be used, and why: a setting that failed, or was stopped, with some seed."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,7 @@ class Comparison:
 
 
 def gather(runs: Iterable[Run]) -> Outcomes:
-    """Arrange finished runs by arm, setting and seed; a setting that lacks a seed is left out, and said to be.
+    """Arrange finished runs by arm, setting and seed; a setting that lacks a seed is left out.
 
     Raises UserError if an arm has no complete setting. All runs must have answered the same tasks.
     """
@@ -77,18 +73,17 @@ def gather(runs: Iterable[Run]) -> Outcomes:
     ties: dict[str, dict[str, FloatArray]] = {arm: {} for arm in arms}
     left_out: list[str] = []
     for arm, setting in dict.fromkeys((arm, setting) for arm, setting, _ in tables):
-        missing = [str(seed) for seed in seeds if (arm, setting, seed) not in tables]
-        if missing:
+        if missing := [str(seed) for seed in seeds if (arm, setting, seed) not in tables]:
             left_out.append(f"{arm}, {setting}: no finished run with seed {', '.join(missing)}")
             continue
-        of_setting = [tables[arm, setting, seed] for seed in seeds]
-        assert all(run.outcomes.keys() == set(task_ids) for run in of_setting), f"{arm}, {setting}: other tasks"
-        arms[arm][setting] = np.array([[run.outcomes[task] for task in task_ids] for run in of_setting], dtype=float)
-        ties[arm][setting] = np.array([[run.ties[task] for task in task_ids] for run in of_setting], dtype=float)
+        found = [tables[arm, setting, seed] for seed in seeds]
+        assert all(run.outcomes.keys() == set(task_ids) for run in found), f"{arm}, {setting}: other tasks"
+        arms[arm][setting] = np.array([[run.outcomes[task] for task in task_ids] for run in found], dtype=float)
+        ties[arm][setting] = np.array([[run.ties[task] for task in task_ids] for run in found], dtype=float)
     for arm, settings in arms.items():
         if not settings:
             raise UserError(f"arm {arm}: no setting has finished with all seeds {list(seeds)}; {'; '.join(left_out)}")
-    return Outcomes(task_ids, seeds, arms, ties, tuple(left_out))
+    return Outcomes(task_ids, seeds, arms, ties)
 
 
 def choosing_half(task_ids: Sequence[str], seed: int) -> npt.NDArray[np.bool_]:
@@ -101,7 +96,7 @@ def choosing_half(task_ids: Sequence[str], seed: int) -> npt.NDArray[np.bool_]:
     by_source: dict[str, list[str]] = {}
     for task_id in task_ids:
         by_source.setdefault(task_id.partition("/")[0] if "/" in task_id else "", []).append(task_id)
-    choosing = {task_id for of_source in by_source.values() for task_id in _choosing(of_source, seed)}
+    choosing = {task_id for ids in by_source.values() for task_id in _choosing(ids, seed)}
     if not choosing:
         raise UserError(
             f"{len(task_ids)} validation task: a comparison chooses on one half and measures on the other;"
@@ -147,12 +142,11 @@ def compare(outcomes: Outcomes, baseline: str, confidence: float = 0.95, seed: i
     measured = [task_id for task_id, chooses in zip(outcomes.task_ids, choosing, strict=True) if not chooses]
     best = {arm: choose_setting(outcomes, arm, choosing) for arm in outcomes.arms}
     at_best = {arm: outcomes.arms[arm][setting][:, ~choosing] for arm, setting in best.items()}
+    others = [arm for arm in outcomes.arms if arm != baseline]
+    effects = [paired_effect(at_best[arm], at_best[baseline], measured, confidence) for arm in others]
     return [
-        Comparison(
-            arm, baseline, best[arm], best[baseline], paired_effect(values, at_best[baseline], measured, confidence)
-        )
-        for arm, values in at_best.items()
-        if arm != baseline
+        Comparison(arm, baseline, best[arm], best[baseline], effect)
+        for arm, effect in zip(others, effects, strict=True)
     ]
 
 
@@ -201,13 +195,11 @@ def steps_to_loss(steps: npt.ArrayLike, losses: npt.ArrayLike, level: float) -> 
     `steps` ascend; both are (num_points,).
     """
     steps, losses = np.asarray(steps, dtype=np.float64), np.asarray(losses, dtype=np.float64)
-    reached = np.flatnonzero(losses <= level)
+    reached = np.flatnonzero(losses <= level)[:1]
     if not len(reached):
         return None
-    i = int(reached[0])
-    if i == 0:
-        return float(steps[0])
-    return float(np.interp(-level, -losses[i - 1 : i + 1], steps[i - 1 : i + 1]))
+    around = slice(max(int(reached[0]) - 1, 0), int(reached[0]) + 1)
+    return float(np.interp(-level, -losses[around], steps[around]))
 
 
 def at_equal_tokens(
@@ -218,24 +210,20 @@ def at_equal_tokens(
     Settings with more epochs have seen more data at their end, which is no merit of theirs. `tokens` None takes the
     most that all trials have seen. A trial whose curve does not reach so far has None.
     """
-    arrays = {
-        name: (np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)) for name, (x, y) in curves.items()
-    }
     if tokens is None:
-        tokens = min((float(seen[-1]) for seen, _ in arrays.values()), default=0.0)
+        tokens = min((float(np.asarray(seen)[-1]) for seen, _ in curves.values()), default=0.0)
     return {
-        name: float(np.interp(tokens, seen, values)) if seen[0] <= tokens <= seen[-1] else None
-        for name, (seen, values) in arrays.items()
+        name: float(np.interp(tokens, seen, values)) if np.min(seen) <= tokens <= np.max(seen) else None
+        for name, (seen, values) in curves.items()
     }
 
 
 def _needed_words(effect: Effect, size: float) -> str:
-    plan = needed(effect, size)
-    points = f"an effect of {100 * plan.size:g} points"
-    if plan.units is not None and plan.units <= effect.num_units:
+    seeds, units = needed(effect, size)
+    points = f"an effect of {100 * abs(size):g} points"
+    if units is not None and units <= effect.num_units:
         return f"{points} would probably have been shown"
-    if plan.seeds is None and plan.units is None:
+    if seeds is None and units is None:
         return f"{points} takes both more seeds and more {effect.unit}"
-    ways = [f"{plan.seeds} seeds"] * (plan.seeds is not None)
-    ways += [f"{plan.units} measured {effect.unit}"] * (plan.units is not None)
+    ways = [f"{seeds} seeds"] * (seeds is not None) + [f"{units} measured {effect.unit}"] * (units is not None)
     return f"{points} takes about {' or '.join(ways)}"

@@ -40,12 +40,18 @@ class MeanSquares(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Effect:
-    """Mean difference of two arms, with its interval and what is needed to plan a larger study."""
+class Estimate:
+    """A share, or a difference of shares, with its interval."""
 
     value: float
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class Effect(Estimate):
+    """Mean difference of two arms, with what is needed to plan a larger study."""
+
     confidence: float
     num_seeds: int
     num_tasks: int
@@ -62,19 +68,10 @@ class Effect:
         """Whether the interval leaves out zero."""
         return self.low > 0 or self.high < 0
 
-    @property
-    def covers(self) -> str:
-        """What the interval speaks for; "tasks" alone with one seed, whose luck is then not in it."""
-        return self.unit if self.num_seeds == 1 else f"seeds and {self.unit}"
 
-
-@dataclass(frozen=True)
-class Needed:
+class Needed(NamedTuple):
     """How large a study would show an effect of a given size; None where no affordable number would."""
 
-    size: float
-    power: float
-    """Chance that the interval leaves out zero if the effect has that size."""
     seeds: int | None
     """Seeds on the same tasks. None also after a single seed, which leaves their variation unknown."""
     units: int | None
@@ -97,10 +94,8 @@ def share_interval(
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return value, low and high of a share: a sum over tasks (`above`, each at most `below`) over another sum.
 
-    Both are (..., num_tasks), the results (...); `units` is what `units_of` returns. This is Agresti and Coull's
-    interval (The American Statistician 52, 1998) at an effective sample size, as Korn and Graubard (Survey Methodology
-    24, 1998) take it from the variation between units, cut where Clopper and Pearson's exact one is narrower. With one
-    yes or no a unit it is the plain interval of so many coin tosses.
+    Both are (..., num_tasks), the results (...); `units` is what `units_of` returns. Agresti and Coull's interval at an
+    effective sample size, cut where Clopper and Pearson's is narrower: STATISTICS.md, "A share of tasks".
     """
     right, of = by_unit(above, units), by_unit(below, units)
     total, squares = of.sum(-1), (of**2).sum(-1)
@@ -126,8 +121,7 @@ def share_interval(
 def share_over_seeds(outcomes: FloatArray, units: IntArray, confidence: float) -> tuple[FloatArray, FloatArray]:
     """Return low and high of the mean of outcomes (..., num_seeds, num_tasks) between 0 and 1, over seeds and tasks.
 
-    A unit's outcomes with all seeds are taken together by `share_interval`; the seeds' part of `half_width` is added as
-    squares, end by end.
+    A unit's outcomes with all seeds are one to `share_interval`; the seeds' part of `half_width` is added as squares.
     """
     num_seeds, num_tasks = outcomes.shape[-2:]
     value, low, high = share_interval(outcomes.sum(-2), np.full(num_tasks, float(num_seeds)), units, confidence)
@@ -151,18 +145,9 @@ def paired_effect(
         raise UserError(f"{num_tasks} measured task gives no interval; validate on more tasks")
     units, unit = units_of(task_ids) if task_ids is not None else (np.arange(num_tasks), "tasks")
     squares, low, high = difference_interval(difference, units, confidence)
-    return Effect(
-        value=float(difference.mean()),
-        low=float(low),
-        high=float(high),
-        confidence=confidence,
-        num_seeds=num_seeds,
-        num_tasks=num_tasks,
-        num_units=int(units.max()) + 1,
-        unit=unit,
-        num_differing=len(set(units[(difference != 0).any(axis=0)])),
-        mean_squares=squares,
-    )
+    num_units, num_differing = int(units.max()) + 1, len(set(units[(difference != 0).any(axis=0)]))
+    estimate = (float(difference.mean()), float(low), float(high))
+    return Effect(*estimate, confidence, num_seeds, num_tasks, num_units, unit, num_differing, squares)
 
 
 def difference_interval(
@@ -170,14 +155,12 @@ def difference_interval(
 ) -> tuple[MeanSquares, FloatArray, FloatArray]:
     """Return mean squares, low and high of the mean of differences (..., num_seeds, num_tasks) between -1 and 1.
 
-    Seeds and units are crossed random effects; see `mean_squares` and `half_width`. Differences of -1, 0 and 1 alone
-    are those of yes and no: as Bonett and Price do (Journal of Educational and Behavioral Statistics 37, 2012), a gain
-    and a loss are added for each seed, without which arms that agree on 20 tasks would be proven to be equal.
+    Seeds and units are crossed random effects; to differences of yes and no, a gain and a loss are added for each
+    seed: STATISTICS.md, "A difference of two arms".
     """
-    num_seeds, num_units = difference.shape[-2], int(units.max()) + 1
     squares, kept = mean_squares(difference, units)
     mean = difference.mean(axis=(-2, -1))
-    centre, reach = mean * kept, half_width(squares, num_seeds, num_units, confidence)
+    centre, reach = mean * kept, half_width(squares, difference.shape[-2], int(units.max()) + 1, confidence)
     return squares, np.clip(centre - reach, -1, mean), np.clip(centre + reach, mean, 1)
 
 
@@ -189,39 +172,36 @@ def mean_squares(difference: FloatArray, units: IntArray) -> tuple[MeanSquares, 
     """
     num_seeds, num_tasks = difference.shape[-2:]
     sizes = np.bincount(units)
-    scale = len(sizes) / num_tasks
+    num_units, scale = len(sizes), len(sizes) / num_tasks
     mean = difference.mean(axis=(-2, -1), keepdims=True)
     centred = scale * by_unit(difference - mean, units)
-    of_seed, of_unit = centred.mean(axis=-1, keepdims=True), centred.mean(axis=-2, keepdims=True)
-    seed = len(sizes) * (of_seed**2).sum(axis=(-2, -1)) / max(num_seeds - 1, 1)
-    rest = ((centred - of_seed - of_unit) ** 2).sum(axis=(-2, -1)) / max((num_seeds - 1) * (len(sizes) - 1), 1)
+    seed_means, unit_means = centred.mean(axis=-1, keepdims=True), centred.mean(axis=-2, keepdims=True)
+    seed = num_units * (seed_means**2).sum(axis=(-2, -1)) / max(num_seeds - 1, 1)
+    rest = ((centred - seed_means - unit_means) ** 2).sum(axis=(-2, -1)) / max((num_seeds - 1) * (num_units - 1), 1)
 
     is_yes_or_no = (difference == np.rint(difference)).all(axis=(-2, -1))
     added = np.where(is_yes_or_no, scale**2 * (sizes**2).mean() / num_seeds, 0.0)
-    of_task = (difference - mean).mean(axis=-2)
-    together = scale**2 * (sizes[units] * of_task**2).sum(axis=-1)
+    task_means = (difference - mean).mean(axis=-2)
+    together = scale**2 * (sizes[units] * task_means**2).sum(axis=-1)
     prior = SHARED_LUCK * added
-    found = (of_unit**2).sum(axis=(-2, -1)) + prior
+    found = (unit_means**2).sum(axis=(-2, -1)) + prior
     design = np.divide(found, together + prior, out=np.ones_like(found), where=together + prior > 0)
-    a_unit = design / len(sizes)
+    a_unit = design / num_units
     kept = 1 / (1 + 2 * is_yes_or_no * a_unit)
-    variance = kept**2 * (together / len(sizes) * a_unit + 2 * added * a_unit**2)
-    return MeanSquares(seed, num_seeds * len(sizes) ** 2 / (len(sizes) - 1) * variance, rest), kept
+    variance = kept**2 * (together / num_units * a_unit + 2 * added * a_unit**2)
+    return MeanSquares(seed, num_seeds * num_units**2 / (num_units - 1) * variance, rest), kept
 
 
 def half_width(squares: MeanSquares, num_seeds: int, num_units: int, confidence: float) -> FloatArray:
-    """Return h, in the shape of the mean squares; with one seed, the part of the units only.
+    """Return half the width of an interval of a mean, in the shape of the mean squares; with one seed, the units' part.
 
-    h^2 = (t(units - 1)^2 MS_unit + t(seeds - 1)^2 max(MS_seed - k MS_rest, 0)) / (seeds x units): variances are
-    recovered from each source's own interval (Zou and Donner, Statistics in Medicine 27, 2008). k is the lower quartile
-    of MS_seed / MS_rest where seeds do not matter, so that loud seeds are seldom taken for noise.
+    The parts of seeds and units have a Student's factor each: STATISTICS.md, "A difference of two arms".
     """
     unit = student_quantile(confidence, num_units - 1) * np.sqrt(squares.unit / (num_seeds * num_units))
     return np.hypot(unit, _seeds_part(squares, num_seeds, num_units, confidence))
 
 
 def _seeds_part(squares: MeanSquares, num_seeds: int, num_units: int, confidence: float) -> FloatArray:
-    """Return the part of `half_width` that seeds have in it, in the shape of the mean squares."""
     if num_seeds == 1:
         return np.zeros_like(squares.seed)
     half = (num_seeds - 1) / 2
@@ -231,27 +211,24 @@ def _seeds_part(squares: MeanSquares, num_seeds: int, num_units: int, confidence
 
 
 def needed(effect: Effect, size: float, power: float = 0.8) -> Needed:
-    """Plan from a finished comparison: how many seeds, or how many units, would show an effect of this size.
+    """Plan from a finished comparison: how many seeds, or units, would show an effect of this size with this chance.
 
     The variances of seeds, units and rest are taken as estimated, so the numbers are rough: "about 9 seeds".
     """
     seed, unit, rest = (float(square) for square in effect.mean_squares)
-    of_seed = max(seed - rest, 0.0) / effect.num_units
-    of_unit = max(unit - rest, 0.0) / effect.num_seeds
+    a_seed, a_unit = max(seed - rest, 0.0) / effect.num_units, max(unit - rest, 0.0) / effect.num_seeds
 
     def shows(num_seeds: int, num_units: int) -> bool:
-        expected = (rest + num_units * of_seed, rest + num_seeds * of_unit, rest)
+        expected = (rest + num_units * a_seed, rest + num_seeds * a_unit, rest)
         squares = MeanSquares(*map(np.asarray, expected))
         reach = float(half_width(squares, num_seeds, num_units, effect.confidence))
-        error = (of_seed / num_seeds + of_unit / num_units + rest / (num_seeds * num_units)) ** 0.5
+        error = (a_seed / num_seeds + a_unit / num_units + rest / (num_seeds * num_units)) ** 0.5
         return reach + NormalDist().inv_cdf(power) * error <= abs(size)
 
     numbers = range(2, MOST_NEEDED + 1)
     seeds = bisect_left(numbers, True, key=lambda n: shows(n, effect.num_units))
     units = bisect_left(numbers, True, key=lambda n: shows(effect.num_seeds, n))
     return Needed(
-        size=abs(size),
-        power=power,
         seeds=numbers[seeds] if effect.num_seeds > 1 and seeds < len(numbers) else None,
         units=numbers[units] if units < len(numbers) else None,
     )

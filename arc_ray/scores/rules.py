@@ -7,37 +7,35 @@ Every score is a sum over tasks divided by another sum over tasks, which is all 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from arc_ray.errors import UserError
-from arc_ray.scores.intervals import share_interval, units_of
+from arc_ray.scores.intervals import Estimate, FloatArray, share_interval, units_of
+from arc_ray.scores.vote import NUM_ATTEMPTS
 from arc_ray.tasks.task import Grid, Task, same_grid
 
-Predictions = Mapping[str, Sequence[Sequence[Grid | None]]]
-"""Task id -> for each test output -> grids, best first; None is a prediction that could not be read."""
-
-FloatArray = npt.NDArray[np.float64]
-
-NUM_ATTEMPTS = 2
-"""Attempts that every official rule counts per test output."""
+Grids = Mapping[str, Sequence[Sequence[Grid | None]]]
+"""Task id -> for each test output -> predicted grids, best first; None is one that could not be read."""
 
 
 @dataclass(frozen=True)
-class Score:
-    """A share between 0 and 1 with its interval over tasks (see `intervals.share_interval`)."""
+class Score(Estimate):
+    """A share of outputs or tasks, with its interval over tasks (see `intervals.share_interval`)."""
 
-    value: float
-    low: float
-    high: float
     right: float
     """What was counted: right outputs, right tasks, or a sum of shares."""
     of: int
     """Out of how many outputs, or tasks."""
 
 
-def score_attempts(tasks: Sequence[Task], attempts: Predictions, confidence: float = 0.95) -> dict[str, Score]:
+Scores = Mapping[str, "Estimate | float | Scores"]
+"""Estimates by rule, set, way of answering...: as deep as wanted until `flat_record` names them."""
+FIELDS = ("low", "high", "right", "of")
+
+
+def score_attempts(tasks: Sequence[Task], attempts: Grids, confidence: float = 0.95) -> dict[str, Score]:
     """Score at most two attempts per test output by every rule; attempts after the second do not count.
 
     `per_output`: share of test outputs that an attempt gets right (Kaggle 2024 and 2025). `per_task_mean`: the same
@@ -47,9 +45,7 @@ def score_attempts(tasks: Sequence[Task], attempts: Predictions, confidence: flo
     Raises UserError for tasks whose outputs are not known.
     """
     truth = _truth(tasks)
-    right, size, cells, unanswered = _per_task(
-        truth, attempts, lambda output, grids: _judge(output, grids[:NUM_ATTEMPTS])
-    )
+    right, size, cells, unanswered = _per_task(truth, attempts, _judge)
     counts = np.array([len(outputs) for outputs in truth.values()], dtype=np.float64)
     one = np.ones(len(truth))
     sums = {
@@ -65,23 +61,23 @@ def score_attempts(tasks: Sequence[Task], attempts: Predictions, confidence: flo
 
 def score_samples(
     tasks: Sequence[Task],
-    samples: Predictions,
-    attempts: Predictions,
+    samples: Grids,
+    attempts: Grids,
     sizes: Sequence[int] = (1, 2, 8, 64),
     confidence: float = 0.95,
 ) -> dict[str, Score]:
     """Set what choosing achieves (`vote_at_2`) against what chance and a perfect choice among n samples would.
 
-    `samples` holds every prediction made for an output, unreadable ones as None; `attempts` the two chosen from them.
-    `pass_at_<n>` is the chance that n of the samples, drawn without replacement, hold the right grid, and
-    `in_samples` whether any does: no choice can be better. All are
-    averaged over outputs, so that they can be compared. Raises UserError for tasks whose outputs are not known.
+    `samples` holds every prediction made for an output; `attempts` the two chosen from them. `pass_at_<n>` is the
+    chance that n of the samples, drawn without replacement, hold the right grid, and `in_samples` whether any does: no
+    choice can be better. All are averaged over outputs, so that they can be compared. Raises UserError for tasks whose
+    outputs are not known.
     """
     truth = _truth(tasks)
     counts = np.array([len(outputs) for outputs in truth.values()], dtype=np.float64)
     chances = _per_task(truth, samples, lambda output, grids: _pass_at(sizes, output, grids))
     names = [*(f"pass_at_{n}" for n in sizes), "in_samples"]
-    sums = {name: (of_name, counts) for name, of_name in zip(names, chances, strict=True)}
+    sums = {name: (chance, counts) for name, chance in zip(names, chances, strict=True)}
     voted = score_attempts(tasks, attempts, confidence)["per_output"]
     return {**_with_intervals(sums, list(truth), confidence), "vote_at_2": voted}
 
@@ -89,8 +85,8 @@ def score_samples(
 def pass_at_n(num_samples: int, num_right: int, n: int) -> float:
     """Estimate without bias the chance that n samples hold a right one, from `num_samples` >= n of which some are.
 
-    1 - C(num_samples - num_right, n) / C(num_samples, n): equation 1 of Chen et al., "Evaluating Large Language
-    Models Trained on Code", 2021. Drawing with replacement instead would report too little.
+    Equation 1 of Chen et al., "Evaluating Large Language Models Trained on Code", 2021. Drawing with replacement
+    instead would report too little.
     """
     assert 0 <= num_right <= num_samples, f"{num_right} of {num_samples} right"
     assert 1 <= n <= num_samples, f"{n} of {num_samples} drawn"
@@ -102,14 +98,30 @@ def cell_accuracy(truth: Grid, predicted: Grid) -> float:
     return float((truth == predicted).mean()) if truth.shape == predicted.shape else 0.0
 
 
-def flat_record(scores: Mapping[str, Score], prefix: str = "") -> dict[str, float]:
-    """Flatten scores for result.json: <prefix><name> is the value; /low, /high, /right and /of hang below it."""
+def flat_record(scores: Scores, prefix: str = "") -> dict[str, float]:
+    """Name scores for result.json, <set>/<rule> and the like; what else is known of one hangs below it (`FIELDS`)."""
     record: dict[str, float] = {}
     for name, score in scores.items():
-        record[f"{prefix}{name}"] = score.value
-        for field in ("low", "high", "right", "of"):
-            record[f"{prefix}{name}/{field}"] = getattr(score, field)
+        key = f"{prefix}{name}"
+        if isinstance(score, Mapping):
+            record |= flat_record(score, f"{key}/")
+        elif isinstance(score, Estimate):
+            record[key] = score.value
+            record |= {f"{key}/{field}": getattr(score, field) for field in FIELDS if hasattr(score, field)}
+        else:
+            record[key] = score
     return record
+
+
+def read_record(result: Mapping[str, Any]) -> dict[tuple[str, ...], dict[str, float]]:
+    """Take the names of `flat_record` apart again: path -> "value" and those of `FIELDS` that there are."""
+    scores: dict[tuple[str, ...], dict[str, float]] = {}
+    for name, value in result.items():
+        *path, last = name.split("/")
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            key, field = (path, last) if last in FIELDS else ([*path, last], "value")
+            scores.setdefault(tuple(key), {})[field] = value
+    return {path: score for path, score in scores.items() if len(path) > 1 and "value" in score}
 
 
 def _truth(tasks: Sequence[Task]) -> dict[str, list[Grid]]:
@@ -132,21 +144,21 @@ def _truth(tasks: Sequence[Task]) -> dict[str, list[Grid]]:
 
 def _per_task(
     truth: Mapping[str, Sequence[Grid]],
-    predictions: Predictions,
+    predictions: Grids,
     judge: Callable[[Grid, Sequence[Grid | None]], Sequence[float]],
 ) -> FloatArray:
     """Judge the predictions of every output and add up the judgements of each task: (judgements, num_tasks)."""
     sums = []
     for task_id, outputs in truth.items():
-        of_task = predictions.get(task_id, ())
-        given = (of_task[i] if i < len(of_task) else () for i in range(len(outputs)))
+        found = predictions.get(task_id, ())
+        given = (found[i] if i < len(found) else () for i in range(len(outputs)))
         sums.append(np.sum([judge(*both) for both in zip(outputs, given, strict=True)], axis=0, dtype=np.float64))
     return np.array(sums).T
 
 
-def _judge(truth: Grid, grids: Sequence[Grid | None]) -> tuple[bool, bool, float, bool]:
+def _judge(truth: Grid, attempts: Sequence[Grid | None]) -> tuple[bool, bool, float, bool]:
     """Judge the attempts at one output: right, right size, right cells, unanswered; each the best of the attempts."""
-    readable = [grid for grid in grids if grid is not None]
+    readable = [grid for grid in attempts[:NUM_ATTEMPTS] if grid is not None]
     return (
         any(same_grid(truth, grid) for grid in readable),
         any(grid.shape == truth.shape for grid in readable),
@@ -156,10 +168,7 @@ def _judge(truth: Grid, grids: Sequence[Grid | None]) -> tuple[bool, bool, float
 
 
 def _pass_at(sizes: Sequence[int], truth: Grid, samples: Sequence[Grid | None]) -> list[float]:
-    """Apply `pass_at_n` to one output, and tell last whether any sample is right.
-
-    Samples that are missing from the n asked for count as wrong ones.
-    """
+    """Apply `pass_at_n` to one output, and tell last whether any sample is right; missing samples are wrong ones."""
     num_right = sum(same_grid(truth, grid) for grid in samples)
     return [*(pass_at_n(max(n, len(samples)), num_right, n) for n in sizes), float(num_right > 0)]
 
@@ -168,11 +177,8 @@ def _with_intervals(
     sums: Mapping[str, tuple[FloatArray, FloatArray]], task_ids: Sequence[str], confidence: float
 ) -> dict[str, Score]:
     units, _ = units_of(task_ids)
+    shares = {name: share_interval(above, below, units, confidence) for name, (above, below) in sums.items()}
     return {
-        name: Score(
-            *map(float, share_interval(above, below, units, confidence)),
-            right=float(above.sum()),
-            of=int(below.sum()),
-        )
+        name: Score(*map(float, shares[name]), right=float(above.sum()), of=int(below.sum()))
         for name, (above, below) in sums.items()
     }

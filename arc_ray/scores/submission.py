@@ -7,7 +7,7 @@ to no task changes nothing; `RULES` says what each kind of mistake does to the s
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from arc_ray.errors import UserError
@@ -82,47 +82,43 @@ def read_submission(value: object, tasks: Sequence[Task]) -> tuple[dict[str, lis
     return attempts, mistakes
 
 
-def _read_task(entries: list[Any], task_id: str, outputs: list[list[Grid]]) -> list[Mistake]:
+def _read_task(entries: list[Any], task_id: str, outputs: list[list[Grid]]) -> Iterator[Mistake]:
     """Put the grids of a task's entries into `outputs`, which has a list for each test output."""
-    mistakes: list[Mistake] = []
     answered = set()
     for position, entry in enumerate(entries):
         i = _pair_index(entry, position, len(outputs))
         where = f"{task_id}, output {i}"
         if i >= len(outputs) or i in answered:
-            mistakes.append(Mistake("surplus output", where))
+            yield Mistake("surplus output", where)
             continue
         answered.add(i)
         if not isinstance(entry, dict):
-            mistakes.append(Mistake("no object", f"{where}: {type(entry).__name__}"))
+            yield Mistake("no object", f"{where}: {type(entry).__name__}")
             continue
-        mistakes += [Mistake("surplus attempt", f"{where}, {name}") for name in entry if name not in ATTEMPTS]
+        yield from (Mistake("surplus attempt", f"{where}, {name}") for name in entry if name not in ATTEMPTS)
         for name in ATTEMPTS:
-            if name not in entry:
-                mistakes.append(Mistake("missing attempt", f"{where}, {name}"))
-                continue
-            grid, mistake = _read_attempt(_answer(entry[name]), f"{where}, {name}")
-            outputs[i] += [] if grid is None else [grid]
-            mistakes += [mistake] if mistake else []
-    missing = [i for i in range(len(outputs)) if i not in answered]
-    return mistakes + [Mistake("missing output", f"{task_id}, output {i}") for i in missing]
+            if name in entry:
+                yield from _read_attempt(_answer(entry[name]), f"{where}, {name}", outputs[i])
+            else:
+                yield Mistake("missing attempt", f"{where}, {name}")
+    missing = (i for i in range(len(outputs)) if i not in answered)
+    yield from (Mistake("missing output", f"{task_id}, output {i}") for i in missing)
 
 
-def _read_attempt(value: object, where: str) -> tuple[Grid | None, Mistake | None]:
+def _read_attempt(value: object, where: str, grids: list[Grid]) -> Iterator[Mistake]:
+    """Add the grid of an attempt to `grids`, if it is one."""
     if value is None or value == []:
-        return None, Mistake("empty attempt", where)
-    as_integers = [list(map(_as_integer, row)) if isinstance(row, list) else row for row in _rows(value)]
+        yield Mistake("empty attempt", where)
+        return
+    rows = value if isinstance(value, list) else []
+    as_integers = [list(map(_as_integer, row)) if isinstance(row, list) else row for row in rows]
     try:
-        grid = parse_grid(as_integers if isinstance(value, list) else value, where)
+        grids.append(parse_grid(as_integers or value, where))
     except UserError as error:
-        return None, Mistake("no grid", str(error))
-    if any(type(cell) is not int for row in _rows(value) for cell in row):
-        return grid, Mistake("no integer", where)
-    return grid, None
-
-
-def _rows(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
+        yield Mistake("no grid", str(error))
+        return
+    if any(type(cell) is not int for row in rows for cell in row):
+        yield Mistake("no integer", where)
 
 
 def _as_integer(cell: object) -> object:
@@ -142,8 +138,7 @@ def _answer(attempt: object) -> object:
 
 def _pair_index(entry: object, position: int, num_outputs: int) -> int:
     """Return which output an entry answers: as the first attempt's metadata says, if it does, else its position."""
-    attempts = entry.values() if isinstance(entry, dict) else ()
-    for attempt in attempts:
+    for attempt in entry.values() if isinstance(entry, dict) else ():
         metadata = attempt.get("metadata") if isinstance(attempt, dict) else None
         index = metadata.get("pair_index") if isinstance(metadata, dict) else None
         if isinstance(index, int) and 0 <= index < num_outputs:

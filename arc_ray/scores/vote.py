@@ -47,9 +47,8 @@ def vote_with_log_probability(candidates: Sequence[Candidate]) -> Attempts:
 def product_of_experts(candidates: Sequence[Candidate]) -> Attempts:
     """Take the grids with the largest sum of log-probabilities over all views, each view being an expert with a veto.
 
-    Every distinct grid must have been scored once under every view, as `scored_under_views` lays out: a grid that lacks
-    a view would win by having fewer terms. (Franzen, Disselhoff and Hartmann, "Product of Experts with LLMs: Boosting
-    Performance on ARC Is a Matter of Perspective", 2025.)
+    Every distinct grid must have been scored once under every view: a grid that lacks a view would win by having fewer
+    terms. (Franzen, Disselhoff and Hartmann, "Product of Experts with LLMs", 2025.)
     """
     grids, views = {_key(c.grid) for c in candidates}, {c.view for c in candidates}
     scored = {(_key(c.grid), c.view) for c in candidates}
@@ -59,19 +58,10 @@ def product_of_experts(candidates: Sequence[Candidate]) -> Attempts:
     return _best(candidates, lambda logs: (float(np.sum(logs)),))
 
 
-def scored_under_views(
-    grids: Sequence[Grid], views: Sequence[str], log_probabilities: npt.NDArray[np.floating]
-) -> list[Candidate]:
-    """Lay out a matrix of scores as candidates, one for each grid and view: what `product_of_experts` takes.
-
-    `log_probabilities` is (num_grids, num_views); grids may be given in any orientation as long as it is one for all.
-    """
-    assert log_probabilities.shape == (len(grids), len(views)), f"{log_probabilities.shape} scores"
-    return [
-        Candidate(grid, float(log_probabilities[i, j]), view)
-        for i, grid in enumerate(grids)
-        for j, view in enumerate(views)
-    ]
+SELECTIONS: dict[str, Callable[[Sequence[Candidate]], Attempts]] = {
+    rule.__name__: rule for rule in (majority, vote_with_log_probability, product_of_experts)
+}
+"""Values of `evaluate.selection`."""
 
 
 def distinct_grids(candidates: Iterable[Candidate]) -> list[Grid]:
@@ -80,23 +70,12 @@ def distinct_grids(candidates: Iterable[Candidate]) -> list[Grid]:
     return [grids[key] for key in sorted(grids)]
 
 
-SELECTIONS: dict[str, Callable[[Sequence[Candidate]], Attempts]] = {
-    "majority": majority,
-    "vote_with_log_probability": vote_with_log_probability,
-    "product_of_experts": product_of_experts,
-}
-"""Selection rules by name; `product_of_experts` needs candidates from `scored_under_views`."""
-
-_Key = tuple[int, int, bytes]
-
-
 def _best(candidates: Sequence[Candidate], score: Callable[[npt.NDArray[np.float64]], tuple[float, ...]]) -> Attempts:
     """Rank distinct grids by a score of their candidates' log-probabilities, highest first, and keep two."""
-    logs: dict[_Key, list[float]] = {}
-    grids: dict[_Key, Grid] = {}
+    grids: dict[tuple[int, int, bytes], Grid] = {}
+    logs: dict[tuple[int, int, bytes], list[float]] = {}
     for candidate in candidates:
-        key = _key(candidate.grid)
-        grids[key] = candidate.grid
+        grids[key := _key(candidate.grid)] = candidate.grid
         logs.setdefault(key, []).append(candidate.log_probability)
     # Sorted before summing: a sum of floats depends on the order of its terms, and workers deliver in any order.
     scores = {key: score(np.sort(np.array(values))) for key, values in logs.items()}
@@ -104,5 +83,5 @@ def _best(candidates: Sequence[Candidate], score: Callable[[npt.NDArray[np.float
     return tuple(grids[key] for key in ranked[:NUM_ATTEMPTS])
 
 
-def _key(grid: Grid) -> _Key:
+def _key(grid: Grid) -> tuple[int, int, bytes]:
     return grid.shape[0], grid.shape[1], np.asarray(grid, dtype=np.uint8).tobytes()

@@ -4,6 +4,7 @@ import csv
 import importlib
 import json
 import runpy
+from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 
@@ -13,7 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arc_ray.errors import UserError
-from arc_ray.scores.rules import Predictions, cell_accuracy, flat_record, pass_at_n, score_attempts, score_samples
+from arc_ray.scores.intervals import Estimate
+from arc_ray.scores.rules import (
+    Grids,
+    cell_accuracy,
+    flat_record,
+    pass_at_n,
+    read_record,
+    score_attempts,
+    score_samples,
+)
 from arc_ray.seeding import rng_for
 from arc_ray.tasks.task import Grid, Pair, Task
 
@@ -47,7 +57,7 @@ def random_case(key: str, num_tasks: int = 60) -> tuple[list[Task], dict[str, li
 
 def test_the_three_rules_differ_exactly_as_they_are_defined():
     """Right: 1 of 1, 1 of 2 (by the second attempt), 1 of 3. Mixing up the rules changes at least one number."""
-    attempts: Predictions = {
+    attempts: Grids = {
         "one": [[ONE]],
         "two": [[TWO, ONE], [TWO, TWO]],
         "three": [[WIDE, TWO], [ONE, TWO], [TWO, WIDE]],
@@ -68,7 +78,7 @@ def test_a_third_attempt_does_not_count():
 
 def test_missing_predictions_are_wrong_ones_and_never_dropped():
     """The best known scorer's mistake: a loop over predictions drops missing tasks and inflates the score."""
-    attempts: Predictions = {"two": [[ONE]], "three": [[None, None], [], [None, ONE]], "stranger": [[ONE]]}
+    attempts: Grids = {"two": [[ONE]], "three": [[None, None], [], [None, ONE]], "stranger": [[ONE]]}
     scores = score_attempts(TASKS, attempts)
     assert (scores["per_output"].right, scores["per_output"].of) == (2, 6)
     assert scores["unanswered"].value == pytest.approx(4 / 6)
@@ -137,7 +147,7 @@ def test_pass_at_n_is_the_share_of_subsets_that_hold_a_right_sample(data):
 
 
 def test_samples_that_are_missing_from_the_n_asked_for_are_wrong():
-    samples: Predictions = {"one": [[ONE, None, TWO, TWO]], "two": [[ONE], []]}
+    samples: Grids = {"one": [[ONE, None, TWO, TWO]], "two": [[ONE], []]}
     scores = score_samples(TASKS[:2], samples, {"one": [[ONE]]}, sizes=(1, 4))
     assert scores["pass_at_1"].value == pytest.approx((1 / 4 + 1 + 0) / 3)
     assert scores["pass_at_4"].value == pytest.approx((1 + 1 + 0) / 3)
@@ -212,6 +222,17 @@ def test_scores_are_the_same_again_and_go_into_json():
     assert record == flat_record(score_attempts(tasks, attempts), "eval/")
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     assert record["eval/per_output"] == record["eval/per_output/right"] / record["eval/per_output/of"]
+
+
+def test_names_of_scores_are_taken_apart_as_they_were_put_together():
+    """Would catch a score that result.json holds and no report shows, and a number that is no score read as one."""
+    tasks, attempts = random_case("names")
+    gain = Estimate(0.1, -0.1, 0.3)
+    scores = {"a": {**score_attempts(tasks, attempts), "tuning": {"gain": gain, "greedy": {"gain": gain}}}}
+    read = read_record({"seconds": 3.0, "checkpoint": "a/b", "is/done": True, **flat_record(scores)})
+    assert read["a", "strict"] == asdict(score_attempts(tasks, attempts)["strict"])
+    assert read["a", "tuning", "gain"] == read["a", "tuning", "greedy", "gain"] == asdict(gain)
+    assert len(read) == 8
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from arc_ray.scores.vote import (
     distinct_grids,
     majority,
     product_of_experts,
-    scored_under_views,
     vote_with_log_probability,
 )
 from arc_ray.tasks.task import Grid
@@ -26,6 +25,11 @@ A, B, C = grid("12", "34"), grid("1234"), grid("12", "35")
 
 def candidates(*votes: tuple[Grid, float]) -> list[Candidate]:
     return [Candidate(g, log_probability, f"view {i}") for i, (g, log_probability) in enumerate(votes)]
+
+
+def scored_under_views(grids: list[Grid], views: list[str], logs: np.ndarray) -> list[Candidate]:
+    """One candidate for each grid and view; `logs` is (num_grids, num_views)."""
+    return [Candidate(g, logs[i, j], view) for i, g in enumerate(grids) for j, view in enumerate(views)]
 
 
 def texts(attempts: tuple[Grid, ...]) -> list[list[list[int]]]:

@@ -15,10 +15,11 @@ from study_folder import make_study, write_evaluation
 from arc_ray.cli.predictions import show_predictions
 from arc_ray.config import Config, load_config
 from arc_ray.evaluate.choice import puzzle_scores
-from arc_ray.evaluate.gains import gain_of_voting
+from arc_ray.evaluate.results import gain_of_voting
 from arc_ray.report import load
 from arc_ray.report.page import view_of, write_report
 from arc_ray.runs.folder import run_folder
+from arc_ray.scores.rules import flat_record
 from arc_ray.seeding import rng_for
 from arc_ray.storage import Folder
 from arc_ray.study import evaluating
@@ -42,7 +43,7 @@ def evaluation(seed: int, skill: float, config: Config) -> tuple[dict[str, Any],
                 for view, is_lucky in zip(("same", "turn1"), luck < skill, strict=True)
             ]
     scores, answers, _ = puzzle_scores(config, "arc", TASKS, rows, {})
-    return scores | gain_of_voting(config, answers, "arc/voting"), answers
+    return flat_record({"arc": scores | {"voting": gain_of_voting(config, answers)}}), answers
 
 
 def test_an_arm_scores_what_its_seeds_score_on_average() -> None:
