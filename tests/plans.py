@@ -5,8 +5,8 @@ from typing import Any
 from builders import codec_of, config_with, counting, puzzle, puzzles, tiny_tokenizer
 
 from arc_ray.config import Config
-from arc_ray.rows.maker import plan_rows
 from arc_ray.rows.plan import Plan
+from arc_ray.rows.prepare import plan_rows
 from arc_ray.tasks.task import TaskTable
 
 TABLES = {

@@ -13,8 +13,7 @@ from arc_ray.datasets.reading import load_source
 from arc_ray.errors import UserError
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.tokenizer import load_tokenizer
-from arc_ray.rows.maker import first_views
-from arc_ray.rows.prepare import codec_of
+from arc_ray.rows.prepare import codec_of, first_views
 from arc_ray.storage import Folder
 from arc_ray.tasks.task import Grid, Task, TaskTable
 from arc_ray.views.view import Views

@@ -152,27 +152,3 @@ def _counting_length(codec: Codec, table: TaskTable, task: int, first: int) -> t
         tokens += length
         learned += length * segment.learn
     return tokens, learned
-
-
-def warm_up(codec: Codec, table: TaskTable, max_shown: int, one_sided: bool = False) -> None:
-    """Look up everything constant that views of this table need, so that the codec can leave its tokenizer behind.
-
-    With `one_sided` changes, grids may have any shape.
-    """
-    if not codec.is_fast:
-        return
-    _grid_lengths(codec, table)
-    if one_sided:
-        _all_shapes(codec)
-    is_counting = [bool(questions) for questions in table.questions] or [False] * len(table)
-    puzzles = [task for task in range(len(table)) if not is_counting[task]]
-    if codec.needs_description:
-        puzzles = [task for task in puzzles if table.descriptions[task] is not None]
-    for task in puzzles if codec.needs_description else puzzles[:1]:
-        for shown in range(max_shown + 1):
-            for segment in codec.puzzle_layout(table, task, shown):
-                if isinstance(segment, Text):
-                    codec.text_ids(segment.text, segment.after_grid, segment.before_grid)
-    for task in np.flatnonzero(is_counting):
-        for first in range(len(table.questions[task])):
-            _counting_length(codec, table, int(task), first)

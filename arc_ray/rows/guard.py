@@ -80,18 +80,18 @@ def find_overlaps(
     names of the config's sources to their tasks where they are loaded already; the others are read as far as they are
     there. Unless it `trains`, the config only evaluates: its own mix and validation do not count.
     """
-    mixed = _mixed(config) if trains else []
+    learned = mixed(config) if trains else []
     held = dict.fromkeys([*(config.data.validation if trains else ()), *config.evaluate.sets])
     own = {
         name: _Holding(config.data.sources[name], cache(partial(_tasks_of, config, name, tasks)))
-        for name in [*mixed, *held]
+        for name in [*learned, *held]
     }
     earlier = {
         f"{name} of {reference}": _Holding(made_by.data.sources[name], cache(partial(_tasks_of_earlier, made_by, name)))
         for reference, made_by in ancestors.items()
-        for name in _mixed(made_by)
+        for name in mixed(made_by)
     }
-    trained = {name: own[name] for name in mixed} | earlier
+    trained = {name: own[name] for name in learned} | earlier
     return [
         f"{trained_name} and {held_name}: {sentence}"
         for trained_name, learned in trained.items()
@@ -100,7 +100,8 @@ def find_overlaps(
     ]
 
 
-def _mixed(config: Config) -> list[str]:
+def mixed(config: Config) -> list[str]:
+    """Name the sources that a config trains on."""
     return [name for name, copies in config.data.mix.items() if copies > 0]
 
 

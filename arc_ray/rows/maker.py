@@ -1,9 +1,7 @@
-"""Planned rows: a config and its task tables become a plan, and (plan, row number) becomes the arrays that are trained on.
+"""(Plan, row number) becomes the arrays that are trained on. `RowMaker` is everything a worker needs to make any row, at any
+time, in any order: the same bytes each time."""
 
-`RowMaker` is everything a worker needs to make any row, at any time, in any order: the same bytes each time.
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -11,15 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from arc_ray.config import Config
 from arc_ray.config.training import ViewConfig
 from arc_ray.datasets.garbage import collector_paused
-from arc_ray.errors import UserError
 from arc_ray.prompts.codec import Codec
-from arc_ray.prompts.lengths import fit_views
-from arc_ray.rows.plan import Addresses, Plan, make_plan
+from arc_ray.rows.plan import Plan
 from arc_ray.tasks.task import TaskTable
-from arc_ray.views.view import Views, draw_views, keys_of
+from arc_ray.views.view import draw_views
 
 IGNORED = -100
 """Label of a token that is not learned (the convention of Hugging Face and PyTorch)."""
@@ -32,9 +27,6 @@ Batch = dict[str, npt.NDArray[Any]]
 
 Encoded = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]
 """One view: its token ids and which of them are learned, both (length,)."""
-
-_CHUNK = 200_000
-"""Views drawn at once while planning: bounds memory, changes nothing else."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +51,6 @@ class RowMaker:
             of_known = iter([encoded[a:b] for a, b in pairwise(bounds)])
             views = [next(of_known) if row < self.plan.num_rows else [] for row in rows]
             return write_rows(views, self.plan.row_tokens, self.pad_id)
-
-    def views_of(self, row: int) -> list[Encoded]:
-        """Return (ids, learned) of each view of a row, in order."""
-        return self._encode(np.arange(self.plan.first_view[row], self.plan.first_view[row + 1]))
 
     def _encode(self, places: npt.NDArray[np.int64]) -> list[Encoded]:
         """Draw and write the planned views at these places, source by source: numpy's calls cost more than their work."""
@@ -107,69 +95,3 @@ def write_rows(rows: Sequence[Sequence[Encoded]], width: int, pad_id: int) -> Ba
         longest = max((len(ids) for ids, _ in views), default=EMPTY_ROW_VIEW)
         batch["position_ids"][i, at:] = positions[: width - at] % longest
     return batch
-
-
-def plan_rows(config: Config, tables: Mapping[str, TaskTable], codec: Codec) -> Plan:
-    """Plan a training run: every source of `data.mix`, every task, every copy, every epoch.
-
-    Raises UserError if nothing is left to train on.
-    """
-    sources = [name for name, copies in config.data.mix.items() if copies > 0]
-    parts, shown, tokens, learned, shortened = [], [], [], [], 0
-    for index, name in enumerate(sources):
-        for addresses in _addresses(config, index, name, tables[name]):
-            views = draw_views(config.view, tables[name], addresses.task, addresses.key)
-            fitting, lengths = fit_views(
-                codec, tables[name], views, config.train.row_tokens, drop=config.train.too_long == "drop"
-            )
-            parts.append(addresses)
-            shown.append(fitting)
-            tokens.append(lengths[0])
-            learned.append(lengths[1])
-            shortened += int(((fitting >= 0) & (fitting < views.num_shown())).sum())
-    if not parts or not any((s >= 0).any() for s in shown):
-        raise UserError(
-            "nothing to train on: data.mix names no source with tasks that fit into train.row_tokens"
-            f" = {config.train.row_tokens}; give a source at least one view per task, or longer rows"
-        )
-    return make_plan(
-        Addresses.join(parts),
-        np.concatenate(shown),
-        np.concatenate(tokens),
-        np.concatenate(learned),
-        sources=sources,
-        row_tokens=config.train.row_tokens,
-        batch_rows=config.train.batch_rows,
-        max_steps=config.train.max_steps,
-        seed=config.seed,
-        shortened=shortened,
-    )
-
-
-def first_views(config: Config, name: str, table: TaskTable) -> Views:
-    """Draw the first view of every task of a source, as training begins with it: for people to look at."""
-    task = np.arange(len(table))
-    return draw_views(config.view, table, task, keys_of(config.seed, name, table, task, np.zeros_like(task), 0))
-
-
-def _addresses(config: Config, index: int, name: str, table: TaskTable) -> list[Addresses]:
-    """Address the views of one source, in chunks; copy is the slowest index within an epoch."""
-    copies = config.data.mix[name]
-    per_epoch = copies * len(table)
-    total = per_epoch * config.train.epochs
-    chunks = []
-    for begin in range(0, total, _CHUNK):
-        number = np.arange(begin, min(begin + _CHUNK, total))
-        epoch, within = number // per_epoch, number % per_epoch
-        copy, task = within // len(table), within % len(table)
-        key = keys_of(config.seed, name, table, task, copy, epoch)
-        chunks.append(
-            Addresses(
-                source=np.full(len(number), index, np.int16),
-                task=task.astype(np.int32),
-                copy=copy.astype(np.int32),
-                epoch=epoch.astype(np.int32),
-                key=key,
-            )
-        )
-    return chunks

@@ -1,7 +1,10 @@
 """`prepare`: a config becomes tasks, which the guard lets pass, a codec, a plan and validation rows, before any worker."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from arc_ray.config import Config
 from arc_ray.datasets.reading import load_source
@@ -9,22 +12,38 @@ from arc_ray.errors import UserError
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.encoders import encoder_named
 from arc_ray.prompts.formats import format_named, needs_description
-from arc_ray.prompts.lengths import warm_up
+from arc_ray.prompts.lengths import fit_views
 from arc_ray.prompts.sample import make_codec
 from arc_ray.prompts.tokenizer import frame_of, load_tokenizer, refuse_other_frame
-from arc_ray.rows.guard import refuse_overlap
-from arc_ray.rows.maker import RowMaker, plan_rows
-from arc_ray.rows.plan import Plan, load_plan, save_plan
+from arc_ray.rows.guard import mixed, refuse_overlap
+from arc_ray.rows.maker import RowMaker
+from arc_ray.rows.plan import Addresses, Plan, load_plan, make_plan, save_plan
 from arc_ray.rows.validation import ValidationSet, make_validation
 from arc_ray.storage import Folder
 from arc_ray.tasks.fingerprints import fingerprint, refuse_changes
 from arc_ray.tasks.task import TaskTable
+from arc_ray.views.view import Views, draw_views, keys_of
+
+CHUNK = 200_000
+"""Views drawn at once while planning: bounds memory, changes nothing else."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What a plan is made of; shared by the configs of one `inputs_key`."""
+
+    tables: Mapping[str, TaskTable]
+    """The sources of mix and validation, by name."""
+    codec: Codec
+    pad_id: int
+    validation: ValidationSet | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
     """What a run needs before any worker starts."""
 
+    tables: Mapping[str, TaskTable]
     maker: RowMaker
     validation: ValidationSet | None
 
@@ -34,36 +53,75 @@ class Prepared:
         return self.maker.plan
 
 
-def prepare(config: Config, folder: Folder | None = None) -> Prepared:
-    """Load tasks, plan rows, write the validation rows; a plan already in `folder` is used as it is. Raises UserError."""
-    storage = Folder.at(config.storage)
-    mixed = [name for name, copies in config.data.mix.items() if copies > 0]
-    tasks = {name: load_source(config.data.sources[name], storage) for name in {*mixed, *config.data.validation}}
+def prepare(config: Config, folder: Folder | None = None, known: dict[str, Any] | None = None) -> Prepared:
+    """Load tasks, refuse leaks, plan rows and write validation rows; with `folder`, also `keep` them. Raises UserError.
+
+    Calls that are given the same `known` share what they make, as far as their configs agree in what it depends on.
+    """
+    known = {} if known is None else known
+    if plan_key(config) not in known:
+        if inputs_key(config) not in known:
+            known[inputs_key(config)] = read_inputs(config, folder)
+        inputs: Inputs = known[inputs_key(config)]
+        plan = plan_rows(config, inputs.tables, inputs.codec)
+        plan = dataclasses.replace(plan, data={name: fingerprint(table) for name, table in inputs.tables.items()})
+        tables = tuple(inputs.tables[name] for name in plan.sources)
+        maker = RowMaker(plan, tables, config.view, inputs.codec.without_tokenizer(), inputs.pad_id)
+        known[plan_key(config)] = Prepared(inputs.tables, maker, inputs.validation)
+    prepared: Prepared = known[plan_key(config)]
+    return keep(prepared, folder) if folder else prepared
+
+
+def keep(prepared: Prepared, folder: Folder) -> Prepared:
+    """Write frame and plan into the folder of a new run; for a run that goes on, return `prepared` with its own plan.
+
+    Raises UserError where that run began with other data or another chat template.
+    """
+    frame = prepared.maker.codec.frame
+    refuse_other_frame(folder.read_json("frame.json"), frame, folder.uri)
+    folder.write_json("frame.json", dataclasses.asdict(frame))
+    if not folder.exists("plan.parquet"):
+        folder.write_bytes("plan.parquet", save_plan(prepared.plan))
+        return prepared
+    begun = load_plan(folder.read_bytes("plan.parquet"))
+    refuse_changes(begun.data, prepared.tables, folder.uri)
+    return dataclasses.replace(prepared, maker=dataclasses.replace(prepared.maker, plan=begun))
+
+
+def inputs_key(config: Config) -> str:
+    """Write down all that `read_inputs` depends on: configs of equal keys have the same inputs."""
+    data = config.data
+    sources = {name: data.sources[name] for name in sorted({*mixed(config), *data.validation, *config.evaluate.sets})}
+    held = (data.validation, config.evaluate.sets, data.allow_overlap)
+    tokenizer = (config.model.base, config.model.scratch is None)
+    return repr(
+        (config.storage, sources, mixed(config), held, tokenizer, config.prompt, config.view, config.train.row_tokens)
+    )
+
+
+def plan_key(config: Config) -> str:
+    """Write down all that `prepare` depends on: configs of equal keys have the same plan, rows and validation rows."""
+    train = config.train
+    copies = [config.data.mix[name] for name in mixed(config)]
+    return repr(
+        (inputs_key(config), copies, train.epochs, train.batch_rows, train.max_steps, train.too_long, config.seed)
+    )
+
+
+def read_inputs(config: Config, folder: Folder | None = None) -> Inputs:
+    """Load tasks and tokenizer, hold tasks against what is evaluated, write validation rows. Raises UserError."""
+    storage, validation = Folder.at(config.storage), None
+    names = dict.fromkeys([*mixed(config), *config.data.validation])
+    tasks = {name: load_source(config.data.sources[name], storage) for name in names}
     refuse_overlap(config, tasks=tasks, folder=folder)
-    tables = {name: TaskTable.of(of_source) for name, of_source in tasks.items()}
+    tables = {name: TaskTable.of(tasks[name]) for name in names}
     tokenizer = load_tokenizer(config.model, config.storage)
     codec = codec_of(config, tokenizer)
-    if folder is not None:
-        refuse_other_frame(folder.read_json("frame.json"), codec.frame, folder.uri)
-        folder.write_json("frame.json", dataclasses.asdict(codec.frame))
-    if folder is not None and folder.exists("plan.parquet"):
-        plan = load_plan(folder.read_bytes("plan.parquet"))
-        refuse_changes(plan.data, tables, folder.uri)
-        for name in mixed:  # look up what planning would have looked up
-            warm_up(codec, tables[name], int(plan.shown.max(initial=0)), config.view.one_sided > 0)
-    else:
-        plan = plan_rows(config, tables, codec)
-        if folder is not None:
-            plan = dataclasses.replace(plan, data={name: fingerprint(table) for name, table in tables.items()})
-            folder.write_bytes("plan.parquet", save_plan(plan))
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    maker = RowMaker(plan, tuple(tables[name] for name in mixed), config.view, codec.without_tokenizer(), pad_id)
-    validation = None
     if config.data.validation:
-        asked = dataclasses.replace(codec_of(config, tokenizer), learn="asked")
-        held_out = {name: tables[name] for name in config.data.validation}
-        validation = make_validation(asked, held_out, config.view.max_shown, config.train.row_tokens, pad_id)
-    return Prepared(maker, validation)
+        asked, held = dataclasses.replace(codec, learn="asked"), {name: tables[name] for name in config.data.validation}
+        validation = make_validation(asked, held, config.view.max_shown, config.train.row_tokens, pad_id)
+    return Inputs(tables, codec, pad_id, validation)
 
 
 def codec_of(config: Config, tokenizer: Any) -> Codec:
@@ -77,3 +135,69 @@ def codec_of(config: Config, tokenizer: Any) -> Codec:
         )
     encoder = encoder_named(config.prompt.encoder)
     return make_codec(tokenizer, frame_of(tokenizer), encoder, format, config.prompt.learn)
+
+
+def plan_rows(config: Config, tables: Mapping[str, TaskTable], codec: Codec) -> Plan:
+    """Plan a training run: every source of `data.mix`, every task, every copy, every epoch.
+
+    Raises UserError if nothing is left to train on.
+    """
+    sources = mixed(config)
+    parts, shown, tokens, learned, shortened = [], [], [], [], 0
+    for index, name in enumerate(sources):
+        for addresses in _addresses(config, index, name, tables[name]):
+            views = draw_views(config.view, tables[name], addresses.task, addresses.key)
+            fitting, lengths = fit_views(
+                codec, tables[name], views, config.train.row_tokens, drop=config.train.too_long == "drop"
+            )
+            parts.append(addresses)
+            shown.append(fitting)
+            tokens.append(lengths[0])
+            learned.append(lengths[1])
+            shortened += int(((fitting >= 0) & (fitting < views.num_shown())).sum())
+    if not parts or not any((s >= 0).any() for s in shown):
+        raise UserError(
+            "nothing to train on: data.mix names no source with tasks that fit into train.row_tokens"
+            f" = {config.train.row_tokens}; give a source at least one view per task, or longer rows"
+        )
+    return make_plan(
+        Addresses.join(parts),
+        np.concatenate(shown),
+        np.concatenate(tokens),
+        np.concatenate(learned),
+        sources=sources,
+        row_tokens=config.train.row_tokens,
+        batch_rows=config.train.batch_rows,
+        max_steps=config.train.max_steps,
+        seed=config.seed,
+        shortened=shortened,
+    )
+
+
+def first_views(config: Config, name: str, table: TaskTable) -> Views:
+    """Draw the first view of every task of a source, as training begins with it: for people to look at."""
+    task = np.arange(len(table))
+    return draw_views(config.view, table, task, keys_of(config.seed, name, table, task, np.zeros_like(task), 0))
+
+
+def _addresses(config: Config, index: int, name: str, table: TaskTable) -> list[Addresses]:
+    """Address the views of one source, in chunks; copy is the slowest index within an epoch."""
+    copies = config.data.mix[name]
+    per_epoch = copies * len(table)
+    total = per_epoch * config.train.epochs
+    chunks = []
+    for begin in range(0, total, CHUNK):
+        number = np.arange(begin, min(begin + CHUNK, total))
+        epoch, within = number // per_epoch, number % per_epoch
+        copy, task = within // len(table), within % len(table)
+        key = keys_of(config.seed, name, table, task, copy, epoch)
+        chunks.append(
+            Addresses(
+                source=np.full(len(number), index, np.int16),
+                task=task.astype(np.int32),
+                copy=copy.astype(np.int32),
+                epoch=epoch.astype(np.int32),
+                key=key,
+            )
+        )
+    return chunks

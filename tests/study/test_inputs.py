@@ -1,6 +1,5 @@
 """Mistakes in what a user gives are found before anything is made."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,6 @@ import pytest
 
 from arc_ray.config import Config, config_from, with_overrides
 from arc_ray.errors import UserError
-from arc_ray.rows.plan import save_plan
-from arc_ray.rows.prepare import prepare
-from arc_ray.storage import Folder
 from arc_ray.study.needs import check_inputs, check_validation, sources_read
 
 
@@ -51,45 +47,6 @@ def test_a_path_that_is_no_model_is_found_before_examples_are_generated(tmp_path
         found = config(tmp_path, **wrong)
         with pytest.raises(UserError, match=r"model\.base /nowhere: there is no such folder"):
             check_inputs(found, [found])
-
-
-def test_data_that_changed_since_a_run_was_planned_is_refused_by_name(tmp_path: Path) -> None:
-    """Catches a resumed run that goes on with other cells than its plan was made for, or fails in a worker."""
-
-    def write(name: str, color: int) -> None:
-        pair = {"input": [[1, 2]], "output": [[color]]}
-        text = json.dumps({"train": [pair, pair], "test": [pair]})
-        (tmp_path / "tasks" / f"{name}.json").write_text(text)
-
-    model = {"model": {"scratch": {}}, "train": {"full": True}, "runs": {}}
-    asked = with_overrides(config(tmp_path, **model), {"data.mix.rearc": 0})
-    for name in "bc":
-        write(name, 3)
-    run = Folder.at(str(tmp_path / "run"))
-    plan = prepare(asked, run).plan
-    assert prepare(asked, run).plan.num_rows == plan.num_rows
-    write("b", 4)
-    with pytest.raises(
-        UserError, match=r"run: the data of source mine has changed .* \(as many tasks; changed or new: b\)"
-    ):
-        prepare(asked, run)
-    write("b", 3)
-    write("d", 3)
-    with pytest.raises(UserError, match=r"\(3 tasks then, 4 now; changed or new: d\)"):
-        prepare(asked, run)
-    (tmp_path / "tasks" / "d.json").unlink()
-    (tmp_path / "tasks" / "c.json").unlink()
-    with pytest.raises(UserError, match=r"\(3 tasks then, 2 now; changed or new: none"):
-        prepare(asked, run)
-    run.write_bytes("plan.parquet", save_plan(dataclasses.replace(plan, data={})))
-    prepare(asked, run)  # an older run's plan says nothing of its data
-    frame = run.read_json("frame.json")
-    run.write_json("frame.json", frame | {"begin": "Today is 23 Nov 2026"})
-    with pytest.raises(UserError, match=r"run learned prompts with 'Today is 23 Nov 2026' where .* now writes '<bos>'"):
-        prepare(asked, run)
-    run.delete("frame.json")
-    prepare(asked, run)  # an older run goes on, and knows its frame from then on
-    assert run.read_json("frame.json") == frame
 
 
 def test_an_evaluation_does_not_wait_for_what_others_train_on(tmp_path: Path) -> None:
