@@ -30,7 +30,6 @@ OF_INPUTS = {
 OF_PLAN = {"data.mix": {"mine": 3}, "train.epochs": 3, "train.batch_rows": 4, "train.max_steps": 1, "seed": 5}
 OF_NEITHER = {
     "train.lr": 0.1,
-    "model.lora.rank": 2,
     "train.micro_rows": 1,
     "tune.metric": "eval/cell_accuracy",
     "name": "x",
