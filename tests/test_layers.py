@@ -51,7 +51,7 @@ HOMES = {
     "mlflow": ("train/trackers",),
     "pandas": ("report/",),
     "optuna": ("tune/proposals",),
-    "peft": ("models/build", "models/weights", "models/skeleton"),
+    "peft": ("models/build", "models/fused", "models/weights", "models/skeleton"),
     "ray": (
         "cli/placing",
         "cli/session",
@@ -83,6 +83,7 @@ HOMES = {
         "models/loss",
         "models/memory",
         "models/build",
+        "models/fused",
         "models/weights",
         "models/skeleton",
         "models/supported",

@@ -149,6 +149,8 @@ def with_lora(model: nn.Module, config: LoraConfig) -> nn.Module:
     from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model
 
+    from arc_ray.models.fused import fuse_lora
+
     about = PeftLoraConfig(
         task_type="CAUSAL_LM",
         r=config.r,
@@ -159,12 +161,14 @@ def with_lora(model: nn.Module, config: LoraConfig) -> nn.Module:
         use_dora=config.dora,
     )
     try:
-        return get_peft_model(model, about)  # pyright: ignore[reportArgumentType]
+        adapted = get_peft_model(model, about)  # pyright: ignore[reportArgumentType]
     except ValueError as error:
         names = {name.rsplit(".", 1)[-1] for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
         raise UserError(
             f"model.lora.targets {config.targets}: {error}; the linear layers of this model are {', '.join(sorted(names))}"
         ) from error
+    fuse_lora(adapted)
+    return adapted
 
 
 def without_adapter(model: Any) -> Any:

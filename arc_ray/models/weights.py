@@ -104,6 +104,8 @@ def with_saved_adapter(model: Any, path: str, trainable: bool) -> Any:
     from peft import LoraConfig as PeftLoraConfig
     from peft import PeftConfig, PeftType, get_peft_model
 
+    from arc_ray.models.fused import fuse_lora
+
     with explained(path, "adapter"):
         about = PeftConfig.from_pretrained(path)
         if not isinstance(about, PeftLoraConfig):
@@ -123,6 +125,7 @@ def with_saved_adapter(model: Any, path: str, trainable: bool) -> Any:
             ignore_mismatched_sizes=False,
         )
     refuse_misfits(f"adapter {path}", found.missing_keys, found.unexpected_keys)
+    fuse_lora(adapted)
     return adapted
 
 
