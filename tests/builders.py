@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from arc_ray.config import Config, config_from
 from arc_ray.config.training import ModelConfig, ScratchConfig
 from arc_ray.models.build import build_model
-from arc_ray.models.loss import LearnedLoss
+from arc_ray.models.loss import LearnedLoss, inputs_of
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.encoders import SYMBOLS, encoder_named
 from arc_ray.prompts.formats import Learn, format_named
@@ -226,7 +226,7 @@ class Engine:
 
 def overfit(model: Any, batch: Batch, steps: int, lr: float = 3e-3) -> float:
     """Train a model on one batch; return its last loss."""
-    loss_of, inputs = LearnedLoss(model), {name: torch.from_numpy(values).long() for name, values in batch.items()}
+    loss_of, inputs = LearnedLoss(model), inputs_of(batch, torch.device("cpu"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     for _ in range(steps):
         loss = loss_of(**inputs)[0].mean()

@@ -64,6 +64,7 @@ def train_on(
 
     from arc_ray.config import config_from
     from arc_ray.models.build import build_model
+    from arc_ray.models.loss import inputs_of
     from arc_ray.prompts.tokenizer import load_tokenizer
     from arc_ray.rows.prepare import prepare
     from arc_ray.train.engine import Start, gather_state, load_weights
@@ -80,7 +81,7 @@ def train_on(
     losses: list[float] = []
     states: dict[int, State] = {}
     scores: list[list[float]] = []
-    first_rows = {name: torch.from_numpy(array).long() for name, array in maker.make([0, 1]).items()}
+    first_rows = inputs_of(maker.make([0, 1]), torch.device("cpu"))
 
     def make_hooks(engine: Any, scoring: Any) -> Hooks:
         def score(_: int) -> dict[str, float]:

@@ -16,7 +16,7 @@ from arc_ray.config import Config
 from arc_ray.config.training import TrainConfig
 from arc_ray.config.tuning import TttConfig
 from arc_ray.models.build import trainable
-from arc_ray.models.loss import LearnedLoss
+from arc_ray.models.loss import LearnedLoss, inputs_of
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.lengths import fit_views
 from arc_ray.rows.maker import IGNORED, Batch, write_rows
@@ -97,7 +97,7 @@ def _fit(model: nn.Module, batches: Sequence[Batch], config: TrainConfig) -> lis
         learned, mean = int((batch["labels"] != IGNORED).sum()), 0.0
         for start in range(0, len(batch["labels"]), config.micro_rows):
             rows = slice(start, start + config.micro_rows)
-            losses, _ = loss_of(**{k: torch.from_numpy(v[rows]).long().to(device) for k, v in batch.items()})
+            losses, _ = loss_of(**inputs_of({name: array[rows] for name, array in batch.items()}, device))
             loss = losses.sum() / learned
             loss.backward()
             mean += float(loss.detach())

@@ -1,55 +1,131 @@
-"""Attention inside each view of a packed row, by PyTorch's causal kernel on one view after another.
+"""Attention inside each view of packed rows, by kernels that never compute what two views have to do with each other.
 
 transformers keeps packed views apart by a mask, under which the kernel computes every pair of a row's tokens only to throw
-most away: at rows of 4,096 tokens that is half of a small model's work. View by view, neither pairs of two views nor the upper
-triangle are computed.
+most away: at rows of 4,096 tokens that is half of a small model's work. On a GPU in half precision PyTorch's flash attention
+takes all views of all rows in one call; elsewhere its causal kernel takes one view after another.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain, pairwise
+from dataclasses import dataclass
+from inspect import signature
+from itertools import chain
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
+from torch.nn.attention.varlen import varlen_attn
 
 NAME = "sdpa_by_view"
 FLASH_ON_CPU = "flash_on_cpu"
 
+LONGEST_STEP = 512
+"""The longest view is told to kernels as a multiple of this: else torch.compile would meet a new number in most batches."""
 
-def attend_by_view(
+FEWER_KEY_HEADS = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+"""PyTorch 2.11's kernel takes fewer key heads than query heads as they are, later ones want to be told."""
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Where the views of packed rows lie, known to the host without asking a device.
+
+    position_ids [[0 1 2 0 1]    lengths [[3, 2]    ends [0 3 5 6 10]    longest 512
+                  [0 0 1 2 3]]            [1, 4]]
+    """
+
+    lengths: list[list[int]]
+    """Tokens of each view, row by row."""
+    ends: torch.Tensor
+    """Where each view ends in the rows laid end to end, after a 0: int32 (views + 1,), on the model's device."""
+    longest: int
+    """Tokens of the longest view, or a few more."""
+
+    @classmethod
+    def of(cls, lengths: list[list[int]], ends: torch.Tensor) -> "Spans":
+        """Describe views by their lengths and, what says the same on a device, their ends."""
+        return cls(lengths, ends, -(-max(chain.from_iterable(lengths)) // LONGEST_STEP) * LONGEST_STEP)
+
+    @property
+    def for_flash(self) -> dict[str, Any]:
+        """The arguments by which transformers tells flash attention where views end."""
+        ends, longest = self.ends, self.longest
+        return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+
+
+def view_lengths(position_ids: npt.NDArray[np.integer]) -> list[list[int]]:
+    """Return how many tokens each view of each row has, from position ids that start again at 0: (rows, tokens)."""
+    width = position_ids.shape[1]
+    return [np.diff(np.flatnonzero(row == 0), append=width).tolist() for row in position_ids]
+
+
+def view_ends(lengths: list[list[int]]) -> npt.NDArray[np.int32]:
+    """Return where each view ends in rows that are laid end to end, after a 0: int32 (views + 1,)."""
+    return np.cumsum([0, *chain.from_iterable(lengths)], dtype=np.int32)
+
+
+def spans_of(position_ids: torch.Tensor) -> Spans:
+    """Read where views lie from position ids that start again at 0, on any device: int64 (rows, tokens)."""
+    lengths = view_lengths(position_ids.numpy(force=True))
+    return Spans.of(lengths, torch.from_numpy(view_ends(lengths)).to(position_ids.device))
+
+
+def attend_within_views(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     view_lengths: list[list[int]] | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int = 0,
+    scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend causally within each view, whatever the mask; without `view_lengths`, do as transformers' "sdpa" does.
+    """Attend causally within each view, whatever the mask; told of no views, do as transformers' "sdpa" does.
 
-    Query, key and value are (rows, heads, tokens, head size), the result is (rows, tokens, heads, head size).
+    `cu_seq_lens_q` (what `Spans.ends` is) has all done in one call, `view_lengths` view by view. Query, key and value are
+    (rows, heads, tokens, head size), the result is (rows, tokens, heads, head size).
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    if cu_seq_lens_q is not None:
+        flat = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]
+        ends, longest = [cu_seq_lens_q] * 2, [max_length_q] * 2
+        found = varlen_attn(*flat, *ends, *longest, scale=scaling, window_size=(-1, 0), **FEWER_KEY_HEADS)
+        return found.unflatten(0, (query.shape[0], query.shape[2])), None
+    kwargs["scaling"] = scaling
     if view_lengths is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     rows = []
     for row, lengths in enumerate(view_lengths):
-        queries, keys, values = (whole[row : row + 1].split(lengths, dim=2) for whole in (query, key, value))
-        attended = [
-            sdpa_attention_forward(module, *of_view, attention_mask=None, **kwargs)[0]
-            for of_view in zip(queries, keys, values, strict=True)
-        ]
+        views = zip(*(whole[row : row + 1].split(lengths, dim=2) for whole in (query, key, value)), strict=True)
+        attended = [sdpa_attention_forward(module, *view, attention_mask=None, **kwargs)[0] for view in views]
         rows.append(torch.cat(attended, dim=1))
     return torch.cat(rows), None
 
 
-def use_by_view(model: Any) -> bool:
-    """Let a model that uses PyTorch's attention take `view_lengths` in its forward pass; tell whether it does now.
+def attends_at_once(model: Any, device: torch.device) -> bool:
+    """Tell whether PyTorch's flash attention can serve a model: half precision, an Ampere GPU or newer, plain heads."""
+    about = model.config
+    head_size = getattr(about, "head_dim", None) or about.hidden_size // about.num_attention_heads
+    is_plain = head_size % 8 == 0 and head_size <= 128 and not getattr(about, "v_head_dim", None)
+    return (
+        device.type == "cuda"
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+        and model.dtype in (torch.bfloat16, torch.float16)
+        and is_plain
+        and not getattr(about, "attention_dropout", 0)
+    )
 
-    Without them it computes what it did, so it can still generate. Other implementations stay as they are, and so do
-    models that compute attention in classes of their own, which would not see `view_lengths`, and models with windowed
+
+def use_by_view(model: Any) -> bool:
+    """Let a model that uses PyTorch's attention be told where views end in its forward pass; tell whether it can be now.
+
+    Untold it computes what it did, so it can still generate. Other implementations stay as they are, and so do models
+    that compute attention in classes of their own, which would not see what they are told, and models with windowed
     attention, whose masks say more than where a view ends.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
@@ -57,10 +133,15 @@ def use_by_view(model: Any) -> bool:
 
     config = model.config
     if config._attn_implementation == "sdpa" and model._supports_attention_backend and attends_to_all(model):
-        AttentionInterface.register(NAME, attend_by_view)
+        AttentionInterface.register(NAME, attend_within_views)
         AttentionMaskInterface.register(NAME, sdpa_mask)
         config._attn_implementation = NAME
     return config._attn_implementation == NAME
+
+
+def takes_flash_lengths(model: Any) -> bool:
+    """Tell whether a model attends by the package flash_attn, or by a stand-in for it."""
+    return "flash" in (model.config._attn_implementation or "")
 
 
 def attends_to_all(model: Any) -> bool:
@@ -69,23 +150,34 @@ def attends_to_all(model: Any) -> bool:
     return kinds == {"full_attention"} and not getattr(model.config, "sliding_window", None)
 
 
-def view_lengths(position_ids: torch.Tensor) -> list[list[int]]:
-    """Return how many tokens each view of each row has, from position ids that start again at 0: int64 (rows, tokens)."""
-    width = position_ids.shape[1]
-    starts = [torch.nonzero(row == 0).flatten().tolist() for row in position_ids.cpu()]
-    return [[end - start for start, end in pairwise([*of_row, width])] for of_row in starts]
+def hidden_states(
+    model: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, spans: Spans | None = None
+) -> torch.Tensor:
+    """Return what the last layer of a causal language model makes of rows of packed views: (rows, tokens, hidden size).
 
-
-def flash_lengths(model: Any, position_ids: torch.Tensor) -> dict[str, Any]:
-    """Return the arguments that tell flash attention where views end, for any number of rows; none for a model without it.
-
-    Left to itself, transformers looks for packed views only where there is one row, and layer by layer.
+    Views are kept apart by position ids that start again at 0 (int64, like the tokens); `spans` say where, or else they
+    are read from the device.
     """
-    if "flash" not in (model.config._attn_implementation or ""):
+    apart = kept_apart(model, spans or spans_of(position_ids))
+    decoder = model.get_decoder()
+    return decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False, **apart).last_hidden_state
+
+
+def kept_apart(model: Any, spans: Spans) -> dict[str, Any]:
+    """Return the arguments of a forward pass that keep views apart.
+
+    Flash attention is told for any number of rows: left to itself, transformers looks for packed views only where there
+    is one row, layer by layer. There are none for a model that transformers makes a block mask for, as it does where
+    there is neither a mask nor a cache.
+    """
+    if takes_flash_lengths(model):
+        return spans.for_flash
+    if not use_by_view(model):
         return {}
-    lengths = torch.tensor([0, *chain.from_iterable(view_lengths(position_ids))], dtype=torch.int32)
-    ends, longest = lengths.cumsum(0, dtype=torch.int32).to(position_ids.device), int(lengths.max())
-    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+    told = spans.for_flash if attends_at_once(model, spans.ends.device) else {"view_lengths": spans.lengths}
+    # A mask of four dimensions is taken as it is, so none of row_tokens x row_tokens is built. An empty one fits no tokens:
+    # attention that does not know of views fails with it, where a mask of ones would let all views see each other.
+    return {**told, "attention_mask": torch.ones(1, 1, 0, 0, dtype=torch.bool, device=spans.ends.device)}
 
 
 def place(model: nn.Module, on_gpu: bool) -> Any:
@@ -137,32 +229,8 @@ def attend_like_flash(
 ) -> tuple[torch.Tensor, None]:
     """Attend as flash attention does: within the cumulative lengths over all rows, or without them over whole rows."""
     if cu_seq_lens_q is None:
-        return attend_by_view(module, query, key, value, attention_mask, **kwargs)
+        return attend_within_views(module, query, key, value, attention_mask, **kwargs)
     in_one_row = (tensor.transpose(0, 1).flatten(1, 2)[None] for tensor in (query, key, value))
     lengths = [cu_seq_lens_q.diff().tolist()]
-    attended, _ = attend_by_view(module, *in_one_row, attention_mask=None, view_lengths=lengths, **kwargs)
+    attended, _ = attend_within_views(module, *in_one_row, attention_mask=None, view_lengths=lengths, **kwargs)
     return attended.view(query.shape[0], query.shape[2], *attended.shape[2:]), None
-
-
-def hidden_states(
-    model: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, lengths: list[list[int]] | None = None
-) -> torch.Tensor:
-    """Return what the last layer of a causal language model makes of rows of packed views: (rows, tokens, hidden size).
-
-    Views are kept apart by position ids that start again at 0 (int64, like the tokens): attention goes view by view where
-    `use_by_view` can have it so, flash attention is given their lengths, and elsewhere transformers makes a block mask, as
-    there is neither a mask nor a cache. `lengths` are what `view_lengths` returns, for positions without values.
-    """
-    if use_by_view(model):
-        apart = _told_apart(lengths or view_lengths(position_ids), input_ids.device)
-    else:
-        apart = flash_lengths(model, position_ids)
-    decoder = model.get_decoder()
-    return decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False, **apart).last_hidden_state
-
-
-def _told_apart(lengths: list[list[int]], device: torch.device) -> dict[str, Any]:
-    """Return the arguments of a forward pass that make it attend within views of these lengths."""
-    # A mask of four dimensions is taken as it is, so none of row_tokens x row_tokens is built. An empty one fits no tokens:
-    # attention that does not know of view_lengths fails with it, where a mask of ones would let all views see each other.
-    return {"view_lengths": lengths, "attention_mask": torch.ones(1, 1, 0, 0, dtype=torch.bool, device=device)}

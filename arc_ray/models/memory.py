@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from arc_ray.config.training import GRADIENT_BUCKET
-from arc_ray.models.attention import hidden_states
+from arc_ray.models.attention import Spans, hidden_states
 from arc_ray.models.build import trainable, without_adapter
 
 RUNTIME_BYTES = int(1.2e9)
@@ -121,7 +121,9 @@ def _peak(skeleton: nn.Module, rows: int, row_tokens: int, learned: int) -> int:
         for weight in trainable(skeleton).values():
             weight.register_post_accumulate_grad_hook(_forget_gradient)
         ids, places = (torch.zeros(rows, row_tokens, dtype=torch.long) for _ in range(2))
-        hidden = hidden_states(causal, ids, places, [[row_tokens]] * rows)
+        hidden = hidden_states(
+            causal, ids, places, Spans.of([[row_tokens]] * rows, row_tokens * torch.arange(rows + 1))
+        )
         index = torch.zeros(learned, dtype=torch.long)
         logits = causal.get_output_embeddings()(hidden.flatten(0, 1)[index]).float()
         loss = nn.functional.cross_entropy(logits, index, reduction="none").sum()

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed
 
+from arc_ray.models.loss import inputs_of
 from arc_ray.rows.validation import ValidationSet
 
 
@@ -53,7 +54,7 @@ def validate(engine: Any, validation: ValidationSet, rows_at_once: int, rank: in
     engine.eval()
     with torch.no_grad():
         for rows, is_mine in _shares(len(validation.first_learned) - 1, rows_at_once, rank, num_workers):
-            inputs = {k: torch.from_numpy(v[rows]).long().to(engine.device) for k, v in validation.batch.items()}
+            inputs = inputs_of({name: array[rows] for name, array in validation.batch.items()}, engine.device)
             losses, is_right = engine(**inputs)
             if is_mine:
                 span = slice(int(validation.first_learned[rows.start]), int(validation.first_learned[rows.stop]))

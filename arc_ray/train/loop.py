@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed
 
 from arc_ray.config.training import TrainConfig
 from arc_ray.errors import UserError
+from arc_ray.models.loss import inputs_of
 from arc_ray.rows.maker import Batch
 from arc_ray.rows.plan import Plan
 from arc_ray.seeding import digest64
@@ -61,9 +61,9 @@ def fit(
         loss_sum, stalled = torch.zeros((), dtype=torch.float64, device=engine.device), 0.0
         for _ in range(accumulation):
             asked = time.perf_counter()
-            batch = _to_device(next(batches), engine.device)
+            inputs = inputs_of(next(batches), engine.device)
             stalled += time.perf_counter() - asked
-            losses, _ = engine(**batch)
+            losses, _ = engine(**inputs)
             loss = losses.sum()
             # DeepSpeed divides by accumulation and averages over workers; we want the sum over the global batch
             # divided by the learned tokens of the global batch, which the plan knows.
@@ -135,10 +135,6 @@ class StepEnding:
             "train/epoch": self._plan.epoch_of_step(step.number + 1),
             "train/learned_tokens": int(self.learned[: step.number + 1].sum()),
         }
-
-
-def _to_device(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(np.ascontiguousarray(values)).to(device).long() for name, values in batch.items()}
 
 
 def _summed(value: torch.Tensor, num_workers: int) -> float:

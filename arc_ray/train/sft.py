@@ -24,9 +24,9 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from arc_ray.config import Config
-from arc_ray.models.attention import avoid_cudnn, flash_lengths
+from arc_ray.models.attention import Spans, avoid_cudnn, spans_of, takes_flash_lengths
 from arc_ray.models.build import without_adapter
-from arc_ray.rows.maker import IGNORED, Batch, RowMaker
+from arc_ray.rows.maker import Batch, RowMaker
 from arc_ray.train.engine import Start, begin, gradient_norm, import_deepspeed, make_optimizer
 from arc_ray.train.loop import Hooks, Step, StepEnding, seed_step
 from arc_ray.train.schedule import deepspeed_config, learning_rate
@@ -152,7 +152,8 @@ class PlannedTrainer(SFTTrainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute the loss of packed rows, flash attention knowing where their views end."""
-        inputs |= flash_lengths(without_adapter(self.model), inputs["position_ids"])
+        if takes_flash_lengths(without_adapter(self.model)):
+            inputs |= spans_of(inputs["position_ids"]).for_flash
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -223,15 +224,18 @@ class Scoring:
         self._engine, self.device, self.train, self.eval = engine, engine.device, engine.train, engine.eval
 
     def __call__(
-        self, input_ids: torch.Tensor, position_ids: torch.Tensor, labels: torch.Tensor
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        places: torch.Tensor,
+        targets: torch.Tensor,
+        spans: Spans,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what `LearnedLoss` returns; logits are those of positions that are learned in any of the rows."""
-        targets = labels[:, 1:]
-        at = (targets != IGNORED).any(0).nonzero().ravel()
-        apart = flash_lengths(without_adapter(self._engine.module), position_ids)
+        width = input_ids.shape[1]
+        columns, column = (places % width).unique(return_inverse=True)
+        apart = spans.for_flash if takes_flash_lengths(without_adapter(self._engine.module)) else {}
         logits = self._engine(
-            input_ids=input_ids, position_ids=position_ids, use_cache=False, logits_to_keep=at, **apart
-        ).logits.float()
-        is_learned = targets[:, at] != IGNORED
-        logits, targets = logits[is_learned], targets[:, at][is_learned]
+            input_ids=input_ids, position_ids=position_ids, use_cache=False, logits_to_keep=columns, **apart
+        ).logits.float()[places // width, column]
         return nn.functional.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets

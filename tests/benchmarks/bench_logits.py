@@ -53,7 +53,7 @@ def measure(arm: str, tokens: int, vocabulary: int, share: float) -> dict[str, f
     """Do one forward and backward pass; return the bytes it added to the peak of resident memory, and its loss."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from arc_ray.models.loss import LearnedLoss
+    from arc_ray.models.loss import LearnedLoss, inputs_of
     from arc_ray.rows.maker import IGNORED
 
     torch.manual_seed(0)
@@ -66,12 +66,13 @@ def measure(arm: str, tokens: int, vocabulary: int, share: float) -> dict[str, f
     is_learned[:, 0] = False  # nothing predicts the first token
     labels = torch.where(is_learned, ids, IGNORED)
     positions = torch.arange(tokens)[None]
+    batch = {"input_ids": ids.numpy(), "position_ids": positions.numpy(), "labels": labels.numpy()}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     match arm:
         case "all":
             loss = model(input_ids=ids, position_ids=positions, labels=labels, use_cache=False).loss
         case "learned":
-            loss = LearnedLoss(model)(ids, positions, labels)[0].mean()
+            loss = LearnedLoss(model)(**inputs_of(batch, torch.device("cpu")))[0].mean()
         case _:
             loss = model.get_decoder()(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state.mean()
     loss.backward()

@@ -175,7 +175,7 @@ def train_two_steps(case: Case, before_steps: Any) -> None:
     import torch
 
     from arc_ray.models.build import build_model
-    from arc_ray.models.loss import LearnedLoss
+    from arc_ray.models.loss import LearnedLoss, inputs_of
     from arc_ray.rows.maker import IGNORED
     from arc_ray.train.engine import make_engine
 
@@ -189,8 +189,10 @@ def train_two_steps(case: Case, before_steps: Any) -> None:
     ids = torch.randint(3, case.vocabulary, shape)
     places = torch.arange(case.row_tokens).remainder(case.row_tokens // 2).expand(shape).contiguous()
     labels = ids.masked_fill(torch.arange(case.row_tokens) >= case.row_tokens * case.learned_share, IGNORED)
+    batch = {"input_ids": ids.numpy(), "position_ids": places.numpy(), "labels": labels.numpy()}
+    inputs = inputs_of(batch, engine.device)
     for _ in range(2 * case.accumulation):
-        losses, _ = engine(input_ids=ids, position_ids=places, labels=labels)
+        losses, _ = engine(**inputs)
         engine.backward(losses.sum() / case.row_tokens)
         engine.step()
         del losses

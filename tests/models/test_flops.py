@@ -7,7 +7,7 @@ from builders import tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from arc_ray.models.flops import GPUS, hours, peak_flops
-from arc_ray.models.loss import LearnedLoss
+from arc_ray.models.loss import LearnedLoss, inputs_of
 from arc_ray.models.skeleton import work_of
 from arc_ray.rows.maker import IGNORED
 
@@ -16,12 +16,12 @@ from arc_ray.rows.maker import IGNORED
 def test_flops_of_a_step_are_what_torch_counts(learned: int) -> None:
     """Catches a factor of two, a forgotten backward pass, and logits counted for all tokens."""
     model = tiny_model(hidden_size=64, layers=3)
-    ids = torch.randint(3, 30, (1, 64))
-    labels = ids.masked_fill(torch.arange(64) >= learned + 1, IGNORED)
-    labels[:, 0] = IGNORED
+    ids, positions = np.random.default_rng(0).integers(3, 30, (1, 64)), np.arange(64)[None]
+    labels = np.where((positions > 0) & (positions <= learned), ids, IGNORED)
+    inputs = inputs_of({"input_ids": ids, "position_ids": positions, "labels": labels}, torch.device("cpu"))
     model.config._attn_implementation = "eager"  # whose two products the counter sees on every device
     with FlopCounterMode(display=False) as counter:
-        losses, _ = LearnedLoss(model)(input_ids=ids, position_ids=torch.arange(64)[None], labels=labels)
+        losses, _ = LearnedLoss(model)(**inputs)
         losses.sum().backward()
     one = np.array([1])
     ours = work_of(model).of_steps(64 * one, learned * one, 64 * 64 * one)

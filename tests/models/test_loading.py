@@ -26,7 +26,7 @@ from arc_ray.models.build import (
     save_weights,
     trainable,
 )
-from arc_ray.models.loss import LearnedLoss
+from arc_ray.models.loss import LearnedLoss, inputs_of
 from arc_ray.models.skeleton import build_skeleton, check_model
 from arc_ray.models.supported import check_row_tokens, check_supported, longest_view
 from arc_ray.models.weights import load_base
@@ -338,8 +338,8 @@ def test_padding_changes_no_view(config: Any, attention: str):
     rows = [views(40, 9), []]
 
     def losses(width: int) -> torch.Tensor:
-        batch = {name: torch.from_numpy(values).long() for name, values in write_rows(rows, width, 0).items()}
+        batch = write_rows(rows, width, 0)
         assert batch["position_ids"].max() < 40
-        return LearnedLoss(model)(**batch)[0]
+        return LearnedLoss(model)(**inputs_of(batch, torch.device("cpu")))[0]
 
     torch.testing.assert_close(losses(300), losses(49), atol=1e-5, rtol=0)
