@@ -15,8 +15,8 @@ from arc_ray.rows.prepare import codec_of
 from arc_ray.rows.quality import describe_data, quality_lines
 from arc_ray.runs.fetch import obtaining
 from arc_ray.runs.folder import PACKAGES
-from arc_ray.runs.starts import lineage, needed_runs, with_start
-from arc_ray.study.needs import check_overlap, check_sources
+from arc_ray.runs.starts import lineage, with_start
+from arc_ray.study.needs import Needs
 
 
 def check(asked: Config | None, terminal: Terminal, address: str | None = None) -> None:
@@ -30,23 +30,24 @@ def check(asked: Config | None, terminal: Terminal, address: str | None = None) 
         return
     check_storage(config, creates=False)
     terminal.note(f"storage {config.storage}: writable")
-    run = with_start(config)
-    check_sources(config, [run])
+    needs = Needs(config, "train")
+    [run] = needs.variants
+    needs.check_sources()
     if note := obtaining(run.model.base, config.storage):
         terminal.note(note)
     try:
         for line in _model(run):
             terminal.note(line)
     except NotMadeYetError as error:
-        missing = needed_runs(config, [run])
-        terminal.note(f"model: made by this config's runs first ({', '.join(missing)}); now: {error}")
+        missing = ", ".join(needed.name for needed in needs.runs)
+        terminal.note(f"model: made by this config's runs first ({missing}); now: {error}")
         lines = _data(config, run, has_model=False)
     else:
         # What is wrong with the data may be why there is no plan.
         lines = itertools.chain(_data(config, run, has_model=True), plan_lines(run, asked))
     for line in lines:
         terminal.note(line)
-    check_overlap(config, [run])
+    needs.check_overlap()
 
 
 def _data(config: Config, run: Config, has_model: bool) -> Iterator[str]:
@@ -62,9 +63,9 @@ def _placed(config: Config, terminal: Terminal, address: str | None) -> Config:
     from arc_ray.cluster.preflight import check_cluster
 
     if not is_cluster(address):
-        return foreseen(config, None, terminal)
+        return foreseen(config, None, terminal, "train")
     with connected(config, address) as room:
-        config = settled(config, room, terminal)
+        config = settled(config, room, terminal, "train")
         for line in check_cluster(with_start(config), room):
             terminal.note(line)
     return config

@@ -1,8 +1,10 @@
 """The commands. Each reads a config, says what it will do, does it through one function of the package, and sums up."""
 
 import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,6 +12,8 @@ from arc_ray.cli.console import Terminal
 from arc_ray.cli.session import check_storage, connected, elapsed, refuse_own_folder, train_watched
 from arc_ray.config import Config, load_config, parse_assignments, to_yaml
 from arc_ray.errors import UserError
+from arc_ray.runs.folder import as_made, claim, is_finished, run_folder
+from arc_ray.runs.starts import with_start
 from arc_ray.scores.submission import RULES
 
 STAGES = ("task", "view", "prompt", "tokens", "predictions")
@@ -36,30 +40,17 @@ def study(
     """The main job: data, starting checkpoints, search, evaluation, and a report that answers the config's question."""
     begun, terminal = time.monotonic(), Terminal()
     loaded = _load(config, assignments, writes=not dry_run)
-    from arc_ray.study.comparing import study_trials
-
     if dry_run:
         from arc_ray.cli.dry import describe_study
-        from arc_ray.cli.placing import foreseen
 
-        describe_study(foreseen(loaded, address, terminal, study_trials), terminal)
-        return
-    from arc_ray.runs.folder import is_finished, run_folder
-
-    folder = run_folder(loaded)
-    if not is_finished(folder):
-        from arc_ray.cli.placing import settled
+        return describe_study(loaded, address, terminal)
+    folder, result = run_folder(loaded), _finished(loaded, "study", terminal)
+    if result is None:
+        from arc_ray.cli.placing import placed
         from arc_ray.study.stages import run_study
 
-        with connected(loaded, address) as room:
-            chosen = settled(loaded, room, terminal, study_trials)
-            run_study(chosen, terminal, lambda run: train_watched(run, terminal))
-    else:
-        from arc_ray.runs.folder import claim
-
-        claim(folder, loaded, "study")
-        terminal.note("already done")
-    result = folder.read_json("result.json")
+        with placed(loaded, "study", address, terminal) as chosen:
+            result = run_study(chosen, terminal, partial(train_watched, progress=terminal))
     terminal.console.print(f"\n{result['answer']}", markup=False)
     terminal.console.print(f"Report: {(folder / 'report.html').uri}  ({elapsed(begun)})", markup=False)
 
@@ -105,25 +96,19 @@ def train(
     """One training run: LoRA (or full) training by DeepSpeed under Ray Train, resumed if it was cut off."""
     terminal = Terminal()
     loaded = _load(config, assignments, writes=not dry_run)
-    from arc_ray.cli.placing import foreseen, settled
-
     if dry_run:
         from arc_ray.cli.dry import describe_training
 
-        describe_training(foreseen(loaded, address, terminal), loaded, terminal)
-        return
-    from arc_ray.runs.folder import is_finished, run_folder
-    from arc_ray.runs.starts import with_start
-    from arc_ray.study.needs import check_inputs, make_data, make_starts
+        return describe_training(loaded, address, terminal)
+    run = with_start(loaded)
+    result = _finished(run, "train", terminal)
+    if result is None:
+        from arc_ray.cli.placing import placed
+        from arc_ray.study.needs import ensure
 
-    if not is_finished(run_folder(loaded)):
-        check_inputs(loaded, [with_start(loaded)])
-    with connected(loaded, address) as room:
-        chosen = settled(loaded, room, terminal)
-        run = with_start(chosen)
-        make_data(chosen, [run], terminal)
-        make_starts(chosen, [run], terminal, lambda needed: train_watched(needed, terminal))
-        result = train_watched(run, terminal)
+        with placed(loaded, "train", address, terminal) as chosen:
+            ensure(chosen, "train", terminal, partial(train_watched, progress=terminal))
+            result = train_watched(with_start(chosen), terminal)
     terminal.note((run_folder(run) / result["checkpoint"]).uri)
 
 
@@ -136,19 +121,15 @@ def tune(config: ConfigPath, assignments: Assignments = None, dry_run: DryRun = 
     """
     terminal = Terminal()
     loaded = _load(config, assignments, writes=not dry_run)
-    from arc_ray.cli.placing import foreseen, settled
-    from arc_ray.tune.space import tune_trials
-
     if dry_run:
         from arc_ray.cli.dry import describe_search
 
-        describe_search(foreseen(loaded, address, terminal, tune_trials), terminal)
-        return
-    from arc_ray.runs.folder import run_folder
+        return describe_search(loaded, address, terminal)
+    from arc_ray.cli.placing import placed
     from arc_ray.study.stages import run_tune
 
-    with connected(loaded, address) as room:
-        run_tune(settled(loaded, room, terminal, tune_trials), terminal, lambda run: train_watched(run, terminal))
+    with placed(loaded, "tune", address, terminal) as chosen:
+        run_tune(chosen, terminal, partial(train_watched, progress=terminal))
     terminal.note(f"{(run_folder(loaded) / 'trials.csv').uri} and best.yaml")
 
 
@@ -165,38 +146,32 @@ def evaluate(
     loaded = _load(config, assignments, writes=not dry_run)
     if dry_run:
         from arc_ray.cli.dry import describe_evaluation
-        from arc_ray.cli.placing import foreseen
 
-        describe_evaluation(foreseen(loaded, address, terminal, trains=False), terminal)
-        return
+        return describe_evaluation(loaded, address, terminal)
     from arc_ray.evaluate.evaluation import needs_model, run_evaluation
-    from arc_ray.runs.folder import as_made, run_folder
-    from arc_ray.runs.starts import with_start
-    from arc_ray.study.needs import check_inputs, make_data, make_starts
+    from arc_ray.report import write_report
 
     run = with_start(loaded)
     if needs_model(run):
-        from arc_ray.cli.placing import settled
+        from arc_ray.cli.placing import placed
+        from arc_ray.study.needs import ensure
 
-        check_inputs(loaded, [run], trains=False)
-        with connected(loaded, address) as room:
-            chosen = settled(loaded, room, terminal, trains=False)
-            run = with_start(chosen)
-            make_data(chosen, [run], terminal, trains=False)
-            make_starts(chosen, [run], terminal, lambda needed: train_watched(needed, terminal))
-            result = run_evaluation(run, terminal.advance)
+        with placed(loaded, "evaluate", address, terminal) as chosen:
+            ensure(chosen, "evaluate", terminal, partial(train_watched, progress=terminal))
+            result = run_evaluation(with_start(chosen), terminal.advance)
     else:
         result = run_evaluation(as_made(run_folder(run), run), terminal.advance)
-    shown = [k for k in result if k.endswith(("/per_output", "/per_task_mean", "/strict", "/accuracy"))]
-    for key in shown:
+    _show_scores(result, terminal)
+    terminal.note(write_report([run_folder(run).uri])["report.html"])
+
+
+def _show_scores(result: Mapping[str, Any], terminal: Terminal) -> None:
+    for key in (k for k in result if k.endswith(("/per_output", "/per_task_mean", "/strict", "/accuracy"))):
         terminal.note(f"{key}: {100 * result[key]:.1f} %")
     level = f"{100 * result.get('confidence', 0.95):g} %"
     for key in (k for k in result if k.endswith("/gain")):
         low, high = 100 * result[f"{key}/low"], 100 * result[f"{key}/high"]
         terminal.note(f"{key}: {100 * result[key]:+.1f} points, {level} interval {low:+.1f} to {high:+.1f}")
-    from arc_ray.report import write_report
-
-    terminal.note(write_report([run_folder(run).uri])["report.html"])
 
 
 @app.command(
@@ -240,8 +215,6 @@ def merge(
     import shutil
 
     from arc_ray.models.build import merge_checkpoint
-    from arc_ray.runs.folder import as_made, run_folder
-    from arc_ray.runs.starts import with_start
 
     run = with_start(loaded)
     run = as_made(run_folder(run), run)
@@ -311,6 +284,16 @@ def fetch(
     if unknown := given.keys() - {"storage"}:
         raise UserError(f"fetch takes storage=... and nothing else; got {', '.join(sorted(unknown))}")
     typer.echo(obtain_model(model, str(given.get("storage", storage))).uri)
+
+
+def _finished(config: Config, command: str, terminal: Terminal) -> dict[str, Any] | None:
+    """Return the result of a run that is finished; None while there is work to do. Raises UserError as `claim`."""
+    folder = run_folder(config)
+    if not is_finished(folder):
+        return None
+    claim(folder, config, command)
+    terminal.note("already done")
+    return folder.read_json("result.json")
 
 
 def _load(path: Path, assignments: list[str] | None, writes: bool) -> Config:

@@ -4,41 +4,39 @@ from collections.abc import Iterator
 from typing import Any
 
 from arc_ray.cli.console import Terminal
+from arc_ray.cli.placing import foreseen
 from arc_ray.config import Config, to_yaml
 from arc_ray.datasets.requests import check_identity, dataset_folder, requests_of
 from arc_ray.errors import NotMadeYetError
 from arc_ray.models.estimate import estimate_lines
 from arc_ray.runs.fetch import obtaining
 from arc_ray.runs.folder import as_made, is_finished, resolve_reference, run_folder
-from arc_ray.runs.starts import config_of_run, needed_runs, with_start
 from arc_ray.storage import Folder
-from arc_ray.study.comparing import search_points
-from arc_ray.study.needs import bases, check_inputs, check_validation
+from arc_ray.study.needs import Command, Needs, points_of
 from arc_ray.tasks.task import TaskTable
-from arc_ray.tune.space import Point, check_points, num_trials, points, trial_name
+from arc_ray.tune.space import num_trials, trial_name
 
 
-def describe_training(config: Config, asked: Config, terminal: Terminal) -> None:
-    """Print the resolved config and, where the data is there already, the plan's counts. Raises UserError.
-
-    `asked` is the config before what is `auto` in it was chosen.
-    """
-    run = with_start(config)
+def describe_training(asked: Config, address: str | None, terminal: Terminal) -> None:
+    """Print the resolved config and, where the data is there already, the plan's counts. Raises UserError."""
+    needs = Needs(foreseen(asked, address, terminal, "train"), "train")
+    [run] = needs.variants
     terminal.console.print(to_yaml(run), markup=False)
-    _describe_needs(config, [run], terminal)
+    _describe_needs(needs, terminal)
     for line in plan_lines(run, asked):
         terminal.note(line)
 
 
-def describe_search(config: Config, terminal: Terminal) -> None:
+def describe_search(asked: Config, address: str | None, terminal: Terminal) -> None:
     """Print the trials that a search would run. Raises UserError."""
-    _describe_trials(config, points(config), terminal)
+    _describe_trials(foreseen(asked, address, terminal, "tune"), "tune", terminal)
 
 
-def describe_study(config: Config, terminal: Terminal) -> None:
+def describe_study(asked: Config, address: str | None, terminal: Terminal) -> None:
     """Print the question, what must be made first, and the trials. Raises UserError."""
+    config = foreseen(asked, address, terminal, "study")
     terminal.note(config.question or "(no question)")
-    _describe_trials(config, search_points(config, points(config)), terminal, in_study=True)
+    _describe_trials(config, "study", terminal)
     terminal.note(f"then, with seeds {config.study.seeds}: each arm at the setting chosen for it")
 
 
@@ -63,21 +61,22 @@ def describe_generation(config: Config, terminal: Terminal) -> None:
         )
 
 
-def describe_evaluation(config: Config, terminal: Terminal) -> None:
+def describe_evaluation(asked: Config, address: str | None, terminal: Terminal) -> None:
     """Print what would be answered, by which model, and in how many tokens, as far as data and model are there.
 
     Raises UserError.
     """
     from arc_ray.evaluate.evaluation import check_prompt, needs_model
 
-    run = with_start(config)
+    needs = Needs(foreseen(asked, address, terminal, "evaluate"), "evaluate")
+    [run] = needs.variants
     run = as_made(run_folder(run), run)
     if not needs_model(run):
         terminal.note(
             f"all predictions are there: attempts would be chosen by {run.evaluate.selection}, without a model"
         )
         return
-    _describe_needs(config, [run], terminal, trains=False)
+    _describe_needs(needs, terminal)
     checkpoint = run.evaluate.checkpoint
     try:
         place = (
@@ -157,10 +156,9 @@ def as_on_gpus(config: Config, asked: Config) -> Config:
     return config.model_copy(update={"model": model})
 
 
-def _describe_trials(config: Config, trials: list[Point], terminal: Terminal, in_study: bool = False) -> None:
-    variants = check_points(config, trials)
-    check_validation(config, variants, in_study)
-    _describe_needs(config, variants, terminal)
+def _describe_trials(config: Config, command: Command, terminal: Terminal) -> None:
+    _describe_needs(Needs(config, command), terminal)
+    trials = points_of(config, command)
     if config.tune.search == "optuna":
         terminal.note(f"Optuna proposes {num_trials(config, trials)} trials between such as these:")
     else:
@@ -169,15 +167,15 @@ def _describe_trials(config: Config, trials: list[Point], terminal: Terminal, in
         terminal.note(f"  {trial_name(point)}")
 
 
-def _describe_needs(config: Config, variants: list[Config], terminal: Terminal, trains: bool = True) -> None:
+def _describe_needs(needs: Needs, terminal: Terminal) -> None:
     """Say what is made first. Raises UserError for what would be refused before work."""
-    check_inputs(config, variants, trains)
-    for base in bases(config, variants):
-        if note := obtaining(base, config.storage):
+    needs.check()
+    for model in needs.models:
+        if note := obtaining(model, needs.config.storage):
             terminal.note(note)
-    for name in needed_runs(config, variants):
-        if name not in config.runs or is_finished(run_folder(run := config_of_run(config, name))):
-            terminal.note(f"there already: {name}")
+    for run in needs.runs:
+        if is_finished(run_folder(run)):
+            terminal.note(f"there already: {run.name}")
             continue
         kind = "a model from scratch" if run.model.scratch else f"training on {', '.join(run.data.mix)}"
-        terminal.note(f"first, once: {name} ({kind})")
+        terminal.note(f"first, once: {run.name} ({kind})")

@@ -10,7 +10,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -209,11 +209,6 @@ def resolve_reference(value: str, storage: str) -> str:
     if not steps:
         raise NotMadeYetError(f"{value}: {folder.uri} has no checkpoint; name a run under `runs`, or train it first")
     return (folder / checkpoint_name(steps[-1])).uri
-
-
-def references(values: Sequence[str | None]) -> Iterator[str]:
-    """Yield the run names that "@run" values refer to."""
-    yield from (value[1:] for value in values if value and value.startswith("@"))
 
 
 def _with_defaults(made_by: dict[str, Any]) -> dict[str, Any]:

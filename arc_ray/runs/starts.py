@@ -1,20 +1,16 @@
 """What must exist before a run: runs named under `runs` that it refers to as "@name", made once, in order."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import yaml
 
 from arc_ray.config import Config, config_from, with_overrides
 from arc_ray.errors import UserError
-from arc_ray.runs.folder import checkpoint_steps, is_finished, references, run_folder
+from arc_ray.runs.folder import checkpoint_steps
 from arc_ray.storage import Folder
 
 logger = logging.getLogger(__name__)
-
-Make = Callable[[Config], Any]
-"""Trains a config's run."""
 
 
 def with_start(config: Config) -> Config:
@@ -37,12 +33,12 @@ def config_of_run(config: Config, name: str) -> Config:
     return with_overrides(run, {"data.sources": used, "data.mix": mix, "runs": {}}, f"runs.{name}")
 
 
-def needed_runs(config: Config, variants: Iterable[Config]) -> list[str]:
-    """List the runs under `runs` that these variants of a config refer to, those they refer to themselves first.
+def needed_runs(config: Config, variants: Iterable[Config]) -> list[Config]:
+    """Return the configs of runs under `runs` that variants of a config refer to, those they refer to themselves first.
 
     Raises UserError for a reference to a run that is neither defined nor there, and for runs that need each other.
     """
-    order: list[str] = []
+    found: dict[str, Config] = {}
 
     def visit(name: str, path: tuple[str, ...]) -> None:
         if path[-1:] == (name,):
@@ -52,7 +48,7 @@ def needed_runs(config: Config, variants: Iterable[Config]) -> list[str]:
             )
         if name in path:
             raise UserError(f"runs need each other: {' -> '.join((*path, name))}")
-        if name in order:
+        if name in found:
             return
         if name not in config.runs:
             if not checkpoint_steps(Folder.at(config.storage) / name):
@@ -61,14 +57,15 @@ def needed_runs(config: Config, variants: Iterable[Config]) -> list[str]:
                     f" and none with a checkpoint in {config.storage}"
                 )
             return
-        for needed in _references(config_of_run(config, name)):
+        run = config_of_run(config, name)
+        for needed in _references(run):
             visit(needed, (*path, name))
-        order.append(name)
+        found[name] = run
 
     for variant in variants:
         for name in _references(variant):
             visit(name, ())
-    return order
+    return list(found.values())
 
 
 def lineage(config: Config, variant: Config | None = None, trains: bool = True) -> dict[str, Config]:
@@ -112,14 +109,6 @@ def _to_be_made(config: Config, reference: str) -> Config | None:
     return config_of_run(config, reference[1:]) if reference[1:] in config.runs and reference[0] == "@" else None
 
 
-def make_needed_runs(config: Config, variants: Iterable[Config], make: Make) -> None:
-    """Train the needed runs that are not finished yet."""
-    for name in needed_runs(config, variants):
-        run = config_of_run(config, name)
-        if not is_finished(run_folder(run)):
-            make(run)
-
-
 def _references(config: Config) -> list[str]:
-    evaluate = config.evaluate
-    return list(references([config.model.base, config.model.adapter, evaluate.checkpoint, evaluate.describer]))
+    values = (config.model.base, config.model.adapter, config.evaluate.checkpoint, config.evaluate.describer)
+    return [value[1:] for value in values if value and value.startswith("@")]

@@ -19,7 +19,7 @@ from arc_ray.scores.analysis import (
     gather,
     steps_to_loss,
 )
-from arc_ray.tune.space import Point, check_points, points, trial_config
+from arc_ray.tune.space import Point, trial_config
 from arc_ray.tune.trials import Trial, candidates, read_outcomes
 
 TIE = "eval/cell_accuracy"
@@ -34,11 +34,6 @@ def search_points(config: Config, found: Sequence[Point]) -> list[Point]:
     if config.seed in config.study.seeds:
         raise UserError(f"study.seeds holds {config.seed}, the seed of the search; measuring needs fresh ones")
     return [{**point, config.study.compare: arm, "seed": config.seed} for point in found for arm in config.study.arms]
-
-
-def study_trials(config: Config) -> list[Config]:
-    """Return the configs of all trials of a study's search. Raises UserError."""
-    return check_points(config, search_points(config, points(config)))
 
 
 def split(config: Config, point: Point) -> tuple[str, str, int]:

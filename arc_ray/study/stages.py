@@ -1,19 +1,20 @@
 """`run_study`: the stages of a study, each re-used if it is already done."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from arc_ray.config import Config, value_name
 from arc_ray.progress import Progress
 from arc_ray.report import write_report
 from arc_ray.rows.quality import describe_data
-from arc_ray.runs.folder import claim, finish, is_finished, run_folder
+from arc_ray.runs.folder import finish, run_folder
 from arc_ray.runs.starts import lineage
-from arc_ray.study.comparing import analyse, answer, finalists, search_points, split
+from arc_ray.study.comparing import analyse, answer, finalists, split
 from arc_ray.study.evaluating import evaluate_arms
-from arc_ray.study.needs import Train, check_inputs, check_validation, make_data, make_starts
+from arc_ray.study.needs import Train, ensure, points_of
 from arc_ray.tune.search import run_search, search
-from arc_ray.tune.space import Point, check_points, num_trials, points
+from arc_ray.tune.space import Point, check_points, num_trials
 from arc_ray.tune.trials import Trial, candidates, rank, write_search
 
 NUM_STAGES = 5
@@ -24,33 +25,25 @@ def run_study(config: Config, progress: Progress, train: Train) -> dict[str, Any
 
     Raises UserError for what only the user can mend.
     """
-    folder = run_folder(config)
-    trials = search_points(config, points(config))
-    variants = check_points(config, trials)
-    if not is_finished(folder):
-        check_validation(config, variants, in_study=True)
-        check_inputs(config, variants)
-    claim(folder, config, "study")
-    if is_finished(folder):
-        return folder.read_json("result.json")
-    progress.stage(1, NUM_STAGES, "data")
-    make_data(config, variants, progress)
-    progress.stage(2, NUM_STAGES, "starting checkpoints")
-    make_starts(config, variants, progress, train)
+    folder, numbers = run_folder(config), itertools.count(1)
+
+    def stage(title: str) -> None:
+        progress.stage(next(numbers), NUM_STAGES, title)
+
+    ensure(config, "study", progress, train, stage)
+    trials = points_of(config, "study")
     if not folder.exists("quality.json"):
+        variants = check_points(config, trials)
         ancestors = {key: run for variant in variants for key, run in lineage(config, variant).items()}
         folder.write_json("quality.json", describe_data(with_all_data(variants), ancestors))
-    progress.stage(
-        3,
-        NUM_STAGES,
-        f"search: {num_trials(config, trials)} trials, then {len(config.study.seeds)} fresh seeds of each arm's best",
-    )
+    seeds = len(config.study.seeds)
+    stage(f"search: {num_trials(config, trials)} trials, then {seeds} fresh seeds of each arm's best")
     found = search_and_measure(config, trials, progress)
     analysis = analyse(config, found)
     folder.write_json("analysis.json", analysis)
-    progress.stage(4, NUM_STAGES, "evaluation")
+    stage("evaluation")
     scores = evaluate_arms(config, found, progress)
-    progress.stage(5, NUM_STAGES, "report")
+    stage("report")
     result = {"answer": answer(analysis), "question": config.question, "confidence": config.study.confidence}
     result |= {**_flat(analysis), **scores}
     write_report([folder.uri])
@@ -58,27 +51,13 @@ def run_study(config: Config, progress: Progress, train: Train) -> dict[str, Any
     return result
 
 
-def run_tune(config: Config, progress: Progress, train: Train) -> list[Trial]:
+def run_tune(config: Config, progress: Progress, train: Train) -> None:
     """Search as `tune` says, without seeds, arms or evaluation: trials.csv and best.yaml. Raises UserError."""
-    folder = run_folder(config)
-    trials = points(config)
-    variants = check_points(config, trials)
-    if not is_finished(folder):
-        check_validation(config, variants)
-        check_inputs(config, variants)
-    claim(folder, config, "tune")
-    make_data(config, variants, progress)
-    make_starts(config, variants, progress, train)
-
-    def show(found: list[Trial]) -> None:
-        write_search(folder, config, found)
-        progress.table(*trial_table(found))
-
-    found = search(config, trials, show)
+    ensure(config, "tune", progress, train)
+    found = search(config, points_of(config, "tune"), _shown(config, progress))
     best = candidates(config, found)[0]
     numbers = {f"best/{key}": value for key, value in best.metrics.items() if isinstance(value, int | float)}
-    finish(folder, {"best": best.name, "trials": len(found), **numbers})
-    return found
+    finish(run_folder(config), {"best": best.name, "trials": len(found), **numbers})
 
 
 def with_all_data(variants: Sequence[Config]) -> Config:
@@ -92,16 +71,21 @@ def with_all_data(variants: Sequence[Config]) -> Config:
 
 def search_and_measure(config: Config, trials: Sequence[Point], progress: Progress) -> list[Trial]:
     """Search with early stopping, then train each arm's chosen setting to its end with fresh seeds."""
-    folder = run_folder(config)
-
-    def show(found: Sequence[Trial]) -> None:
-        write_search(folder, config, found, in_study=True)
-        progress.table(*trial_table(found))
-
+    show = _shown(config, progress, in_study=True)
     searched = search(config, trials, show, in_study=True)
     chosen = finalists(config, searched)
     progress.note(f"chosen on one half of the validation tasks: {'; '.join(_settings(config, chosen))}")
     return [*searched, *run_search(config, chosen, False, lambda found: show([*searched, *found]), in_study=True)]
+
+
+def _shown(config: Config, progress: Progress, in_study: bool = False) -> Callable[[list[Trial]], None]:
+    """Return what a search tells of its trials: it writes and shows their table."""
+
+    def show(found: list[Trial]) -> None:
+        write_search(run_folder(config), config, found, in_study)
+        progress.table(*trial_table(found))
+
+    return show
 
 
 def _settings(config: Config, chosen: Sequence[Point]) -> list[str]:

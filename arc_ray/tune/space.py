@@ -66,11 +66,6 @@ def trial_name(point: Mapping[str, Any]) -> str:
     return name
 
 
-def tune_trials(config: Config) -> list[Config]:
-    """Return the configs of all trials of a search by `tune` alone. Raises UserError."""
-    return check_points(config, points(config))
-
-
 def check_points(config: Config, trials: Sequence[Point]) -> list[Config]:
     """Return the configs of all trials, so that an impossible point is found before the first one runs. Raises UserError."""
     names = [trial_name(point) for point in trials]

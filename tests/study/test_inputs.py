@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
+from arc_ray.cli.console import Terminal
 from arc_ray.config import Config, config_from, with_overrides
 from arc_ray.errors import UserError
-from arc_ray.study.needs import check_inputs, check_validation, sources_read
+from arc_ray.runs.folder import finish, run_folder
+from arc_ray.runs.starts import config_of_run
+from arc_ray.study.needs import Needs, ensure
 
 
 def config(folder: Path, **changes: Any) -> Config:
@@ -32,12 +35,12 @@ def config(folder: Path, **changes: Any) -> Config:
 def test_a_malformed_task_is_found_before_examples_are_generated(tmp_path: Path) -> None:
     """Catches a file that is first read when minutes of generating and training are over."""
     found = config(tmp_path)
-    check_inputs(found, [found])
+    Needs(found, "train").check()
     (tmp_path / "tasks" / "a.json").write_text(
         json.dumps({"train": [{"input": [[1, 2], [3]], "output": [[1]]}], "test": []})
     )
     with pytest.raises(UserError, match=r"a\.json: task a, train pair 0, input: rows differ in length"):
-        check_inputs(found, [found])
+        Needs(found, "train").check()
     assert not (tmp_path / "data").exists()
 
 
@@ -46,17 +49,41 @@ def test_a_path_that_is_no_model_is_found_before_examples_are_generated(tmp_path
     for wrong in ({"model": {"base": "/nowhere"}}, {"runs": {"tiny": {"model.base": "/nowhere"}}}):
         found = config(tmp_path, **wrong)
         with pytest.raises(UserError, match=r"model\.base /nowhere: there is no such folder"):
-            check_inputs(found, [found])
+            Needs(found, "train").check()
+
+
+def test_runs_are_made_once_and_in_order_after_the_commands_own_folder_is_claimed(tmp_path: Path) -> None:
+    """Catches a base that is trained again by a second call, or before it is known that its run may not go on."""
+    runs = {
+        "tiny": {"model.base": None, "model.scratch": {}, "train.full": True},
+        "second": {"model.base": "@tiny"},
+    }
+    asked = with_overrides(config(tmp_path, runs=runs, model={"base": "@second"}), {"data.mix": {"mine": 1}})
+    made: list[str] = []
+
+    def train(run: Config) -> dict[str, Any]:
+        made.append(run.name)
+        assert run == config_of_run(asked, run.name)
+        finish(run_folder(run), {})
+        return {}
+
+    for _ in range(2):
+        ensure(asked, "train", Terminal(), train)
+    assert made == ["tiny", "second"]
+    run_folder(config_of_run(asked, "second")).delete()
+    with pytest.raises(UserError, match=r"made by another config \(differs in: train\.lr\)"):
+        ensure(with_overrides(asked, {"train.lr": 1.0}), "train", Terminal(), train)
+    assert made == ["tiny", "second"]
 
 
 def test_an_evaluation_does_not_wait_for_what_others_train_on(tmp_path: Path) -> None:
     """Would catch 40,000 examples that are generated in order to answer tasks from a file with a model that is there."""
     asked = {"evaluate": {"sets": ["mine"]}, "data": config(tmp_path).model_dump()["data"] | {"mix": {"rearc": 1}}}
     found = config(tmp_path, **asked, model={"base": "some/model"}, runs={})
-    assert set(sources_read(found, [found])) == {"mine", "rearc"}
-    assert set(sources_read(found, [found], trains=False)) == {"mine"}
+    assert set(Needs(found, "train").sources) == {"mine", "rearc"}
+    assert set(Needs(found, "evaluate").sources) == {"mine"}
     found = config(tmp_path, **asked)  # the model is to be trained first
-    assert set(sources_read(found, [found], trains=False)) == {"mine", "rearc"}
+    assert set(Needs(found, "evaluate").sources) == {"mine", "rearc"}
 
 
 @pytest.mark.parametrize(
@@ -88,9 +115,10 @@ def test_a_search_without_what_it_chooses_by_is_refused_before_work(
         "tune.metric": changes.get("metric", "eval/solved"),
         **{f"data.sources.{name}": source for name, source in more.items()},
     }
-    asked = with_overrides(config(tmp_path), overrides)
+    arms = {"starts": {"base": {}, "count": {}}, "study.seeds": [1]}
+    needs = Needs(with_overrides(config(tmp_path), overrides | arms), "study" if in_study else "tune")
     if message is None:
-        check_validation(asked, [asked], in_study)
+        needs.check_validation()
     else:
         with pytest.raises(UserError, match=message):
-            check_validation(asked, [asked], in_study)
+            needs.check_validation()

@@ -8,9 +8,7 @@ import yaml
 from arc_ray.cli.console import Terminal
 from arc_ray.cli.dry import describe_study
 from arc_ray.config import Config, load_config, parse_assignments
-from arc_ray.runs.starts import config_of_run, needed_runs
-from arc_ray.study.comparing import search_points
-from arc_ray.tune.space import check_points, points
+from arc_ray.study.needs import Needs, variants_of
 
 FOLDER = Path(__file__).parents[2] / "configs" / "studies"
 STUDIES = sorted(FOLDER.glob("*.yaml"))
@@ -20,10 +18,6 @@ REAL = (
     "tune.space={train.lr: {grid: [1.0e-3, 4.0e-4]}}",
     "train.row_tokens=4096",
 )
-
-
-def variants(config: Config) -> list[Config]:
-    return check_points(config, search_points(config, points(config)))
 
 
 def test_there_is_a_study_for_every_question() -> None:
@@ -39,14 +33,14 @@ def test_a_ready_study_asks_in_its_first_line_and_can_be_planned(
     """Catches a study that a changed key has broken, one without its question, and one with arms that do not differ."""
     assert "?" in path.read_text().splitlines()[0]
     config = load_config(path, {"storage": str(tmp_path)})
-    describe_study(config, Terminal())
+    describe_study(config, None, Terminal())
     assert config.question.endswith("?")
     assert config.question.split()[0] in capsys.readouterr().out
     assert len(config.study.seeds) >= 3
     names = {"name", "start", "seed"}
     arms = {
         arm: {k: v for k, v in yaml.safe_load(yaml.safe_dump(c.model_dump(mode="json"))).items() if k not in names}
-        for arm, c in zip(config.study.arms, variants(config), strict=False)
+        for arm, c in zip(config.study.arms, variants_of(config, "study"), strict=False)
     }
     assert len({repr(tree) for tree in arms.values()}) == len(config.study.arms)
 
@@ -57,7 +51,7 @@ def test_a_ready_study_takes_a_real_model_by_keys_alone(path: Path, tmp_path: Pa
     words = [*REAL, f"storage={tmp_path}"]
     if path.stem in ("shape", "encoder"):
         words.append("starts=" + next(w for w in path.read_text().splitlines() if "starts='" in w).split("'")[1])
-    for variant in variants(load_config(path, parse_assignments(words))):
+    for variant in variants_of(load_config(path, parse_assignments(words)), "study"):
         assert variant.model.base == "some/model"
         assert (variant.scaling.use_gpu, variant.model.dtype) == ("auto", "auto")
 
@@ -67,8 +61,7 @@ def test_studies_share_the_tiny_model(tmp_path: Path) -> None:
     made: dict[str, tuple[str, Config]] = {}
     for path in STUDIES:
         config = load_config(path, {"storage": str(tmp_path)})
-        for name in needed_runs(config, variants(config)):
-            run = config_of_run(config, name)
-            other, known = made.setdefault(name, (path.stem, run))
-            assert known == run, f"{name} of {path.stem} is not that of {other}"
+        for run in Needs(config, "study").runs:
+            other, known = made.setdefault(run.name, (path.stem, run))
+            assert known == run, f"{run.name} of {path.stem} is not that of {other}"
     assert len(made["study-tiny"]) == 2
