@@ -6,9 +6,12 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from arc_ray.config import Config
 from arc_ray.errors import UserError
@@ -18,6 +21,8 @@ from arc_ray.storage import Folder
 
 if TYPE_CHECKING:
     from arc_ray.cluster.roles import Room
+
+logger = logging.getLogger(__name__)
 
 WATCH_SECONDS = 1.0
 SHORT_TEMPORARY = "/tmp"
@@ -58,21 +63,8 @@ def connected(config: Config, address: str | None) -> Iterator["Room"]:
 
 
 def _start_ray(config: Config) -> None:
-    """Start a Ray of our own on this machine.
-
-    The dashboard must run even here: Ray Train frees a stopped trial's workers through its API, which it looks for by
-    RAY_ADDRESS. Without that it looks at the machine's processes, and a second Ray on the machine would leave the
-    workers of every stopped trial reserved for ever; so the address is settled and told to all before Ray starts.
-    """
-    import ray
-
-    from arc_ray.cluster.roles import ALONE, logical_cpus
-
+    """Start a Ray of our own on this machine. Raises UserError where the machine is too busy for it."""
     shorten_temporary_folder()
-    with socket.socket() as free:
-        free.bind(("", 0))
-        os.environ["RAY_GCS_SERVER_PORT"] = str(free.getsockname()[1])
-    os.environ["RAY_ADDRESS"] = _own_address()
     # Ray ends idle processes beyond the number of CPUs after a second, and the next trial pays for new ones.
     os.environ.setdefault("RAY_num_workers_soft_limit", "16")
     # Threads that wait by spinning make two busy processes on a few cores ten times slower than one.
@@ -83,6 +75,24 @@ def _start_ray(config: Config) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # Trials keep their processes alive for a while; Ray would warn of more than three a core, as if something leaked.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
+    start_patiently(partial(_init, config))
+
+
+def _init(config: Config) -> None:
+    """Call `ray.init` with an address that is settled and told to all before Ray starts, and with the dashboard.
+
+    Ray Train frees a stopped trial's workers through the dashboard's API, which it looks for by RAY_ADDRESS. Without that
+    it looks at the machine's processes, and a second Ray on the machine would leave the workers of every stopped trial
+    reserved for ever.
+    """
+    import ray
+
+    from arc_ray.cluster.roles import ALONE, logical_cpus
+
+    with socket.socket() as free:
+        free.bind(("", 0))
+        os.environ["RAY_GCS_SERVER_PORT"] = str(free.getsockname()[1])
+    os.environ["RAY_ADDRESS"] = _own_address()
     ray.init(
         address="local",
         num_cpus=logical_cpus(config.ray.num_cpus),
@@ -92,6 +102,29 @@ def _start_ray(config: Config) -> None:
         logging_level=logging.ERROR,
         log_to_driver=False,
     )
+
+
+def start_patiently(start: Callable[[], None]) -> None:
+    """Start Ray, once more where the first try took longer than the 30 s that Ray gives itself. Raises UserError."""
+    others = set(psutil.Process().children(recursive=True))
+    for is_last in (False, True):
+        try:
+            return start()
+        except Exception as error:  # Ray raises no class of its own
+            if "timed out during startup" not in str(error):
+                raise
+            left = set(psutil.Process().children(recursive=True)) - others
+            for process in left:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(left, timeout=10)
+            if is_last:
+                load = os.getloadavg()[0]
+                raise UserError(
+                    f"Ray did not start within 30 s, twice: this machine is too busy (load {load:.0f});"
+                    f" call the command again when less runs on it"
+                ) from error
+            logger.warning("Ray did not start within 30 s, because this machine is busy; it is started once more")
 
 
 def shorten_temporary_folder() -> None:

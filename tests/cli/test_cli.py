@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,43 @@ def test_ray_gets_a_folder_whose_sockets_have_paths_that_the_system_allows(monke
     monkeypatch.setattr(session, "SHORT_TEMPORARY", "/nowhere")
     with pytest.raises(UserError, match=r"TMPDIR /ttt.*set it to a folder whose path has at most 32 characters"):
         session.shorten_temporary_folder()
+
+
+@pytest.mark.parametrize("failures", [0, 1, 2])
+def test_a_busy_machine_gets_a_second_try(failures: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Catches a traceback where Ray gave up, and processes of the first try that stay beside those of the second."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> None:
+        started.append(subprocess.Popen(["sleep", "60"]))
+        if len(started) <= failures:
+            raise Exception("The current node timed out during startup. This could happen because ...")
+
+    with (
+        pytest.raises(UserError, match=r"twice: this machine is too busy \(load \d+\); call the command again")
+        if failures == 2
+        else nullcontext()
+    ):
+        session.start_patiently(start)
+    assert len(started) == min(failures + 1, 2)
+    assert [process.poll() is None for process in started] == [False] * failures + [True] * (len(started) - failures)
+    assert ("it is started once more" in caplog.text) == (failures > 0)
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_other_errors_of_ray_are_told_at_once() -> None:
+    """Catches a mistake of ours that is tried twice and called a busy machine."""
+    tries: list[int] = []
+
+    def start() -> None:
+        tries.append(1)
+        raise ValueError("no such label")
+
+    with pytest.raises(ValueError, match="no such label"):
+        session.start_patiently(start)
+    assert len(tries) == 1
 
 
 def tree(storage: Path) -> dict[str, Any]:
