@@ -1,8 +1,12 @@
-"""`write_report`: report.html, report.md and trials.csv from folders; the page is one file that needs no network."""
+"""`write_report`: report.html, report.md and trials.csv from folders; the page is one file that needs no network.
+
+Both are templates of the same views; `templates/report.html.j2` and `report.md.j2` begin them.
+"""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 import jinja2
@@ -10,22 +14,17 @@ import pandas as pd
 import yaml
 from markupsafe import Markup
 
-from arc_ray.report import charts, gallery, score_tables, tables, trial_table, words
+from arc_ray.report import charts, gallery, score_tables, sentences, tables, trial_table, words
 from arc_ray.report.frames import config_value, trials_csv
 from arc_ray.report.load import Report, load_many
-from arc_ray.report.summary import markdown, no_scores, progress, sentences, warnings_of
 
-SECTIONS = {
-    "answer": "answer",
-    "search": "search",
-    "curves": "curves",
-    "scores": "scores",
-    "gallery": "gallery",
-    "data": "data",
-    "cost": "cost",
-    "again": "do it again",
-}
+SECTIONS = ("answer", "search", "curves", "scores", "gallery", "data", "cost", "again")
 KIND_NAMES = {"study": "study", "tune": "search", "run": "run", "runs": "runs"}
+SPOKEN = (
+    *(words.word, words.show, words.number, words.percent, words.level, words.points, words.duration),
+    *(words.setting, words.short_key, words.is_number),
+)
+"""Functions that templates call by their names."""
 
 
 def write_report(folders: Sequence[str], now: datetime | None = None) -> dict[str, str]:
@@ -36,10 +35,14 @@ def write_report(folders: Sequence[str], now: datetime | None = None) -> dict[st
     """
     reports = load_many(folders)
     place = reports[0].folder
-    written = (now or datetime.now(UTC)).strftime("%Y-%m-%d %H:%M UTC")
+    about = {
+        "title": ", ".join(report.name for report in reports),
+        "views": [view_of(report) for report in reports],
+        "written": (now or datetime.now(UTC)).strftime("%Y-%m-%d %H:%M UTC"),
+    }
     contents = {
-        "report.html": to_html(reports, written),
-        "report.md": markdown(reports, written),
+        "report.html": _environment(is_markdown=False).get_template("report.html.j2").render(about),
+        "report.md": _environment(is_markdown=True).get_template("report.md.j2").render(about),
         "trials.csv": trials_csv(pd.concat([report.trials for report in reports])),
     }
     for name, content in contents.items():
@@ -47,131 +50,117 @@ def write_report(folders: Sequence[str], now: datetime | None = None) -> dict[st
     return {name: (place / name).uri for name in contents}
 
 
-def to_html(reports: Sequence[Report], written: str) -> str:
-    """Write the whole page: style and script are in it, everything that comes from files is escaped."""
+@cache
+def _environment(is_markdown: bool) -> jinja2.Environment:
+    """Return where templates come from; what they write of files is escaped, for HTML or for Markdown."""
     loader = jinja2.PackageLoader("arc_ray.report", "templates")
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=loader,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_markdown if is_markdown else None,
     )
-    css, js = (Markup(loader.get_source(environment, name)[0]) for name in ("report.css", "report.js"))
-    environment.globals.update(
-        word=words.word,
-        words=words.WORDS,
-        show=words.show,
-        number=words.number,
-        percent=words.percent,
-        level=words.level,
-        points=words.points,
-        duration=words.duration,
-        setting=words.setting,
-        short_key=words.short_key,
-        is_number=words.is_number,
-        rules=words.RULES,
-        more_rules=words.MORE_RULES,
-        groups=gallery.GROUPS,
-        nearly=gallery.NEARLY,
-        per_group=gallery.PER_GROUP,
-        most_puzzles=tables.MOST_PUZZLES,
-    )
-    title = ", ".join(report.name for report in reports)
-    sections = SECTIONS.items()
-    return environment.get_template("report.html.j2").render(
-        title=title, views=[view_of(r) for r in reports], sections=sections, written=written, css=css, js=js
-    )
+    environment.globals.update({function.__name__: function for function in SPOKEN})
+    environment.globals.update(words=words.WORDS, rules=words.RULES, more_rules=words.MORE_RULES, sections=SECTIONS)
+    environment.globals.update(gallery=gallery, most_puzzles=tables.MOST_PUZZLES)
+    environment.filters["source"] = lambda name: Markup(loader.get_source(environment, name)[0])
+    return environment
+
+
+def _markdown(value: object) -> object:
+    """Keep what comes from files from being read as Markdown or HTML."""
+    if isinstance(value, Markup):
+        return value
+    text = str(value).replace("|", "\\|").replace("<", "&lt;").replace("`", "'").replace("*", "\\*")
+    return Markup(" ".join(text.split()))
 
 
 def view_of(report: Report) -> dict[str, Any]:
-    """Compute everything that the template writes about one study, search or run."""
-    chosen = tables.chosen_settings(report)
+    """Compute everything that the templates write about one study, search or run."""
+    chosen, kind = tables.chosen_settings(report), KIND_NAMES[report.kind]
+    costs, config = tables.cost_rows(report), dict(report.config)
     return {
         "report": report,
-        "kind_name": KIND_NAMES[report.kind],
-        "untitled": f"{KIND_NAMES[report.kind].capitalize()} {report.name}",
+        "kind_name": kind,
+        "untitled": f"{kind.capitalize()} {report.name}",
         "is_search": report.kind in ("study", "tune"),
-        "progress": progress(report),
+        "progress": sentences.progress(report),
         "begun": str(report.run.get("started", ""))[:16].replace("T", " "),
-        "sentences": sentences(report),
-        "warnings": warnings_of(report),
+        "sentences": sentences.sentences(report),
+        "warnings": sentences.warnings_of(report),
         "number_of": {arm: i for i, arm in enumerate(report.arms)},
         "chosen": chosen,
         "pairing": tables.pairing(report, chosen),
         **_answer_view(report),
         **trial_table.view(report, chosen),
-        **_chart_view(report, chosen),
+        **charts.view(report, chosen),
+        "puzzles": tables.puzzle_table(report, chosen),
         **_evaluation_view(report),
         "plans": tables.plan_rows(report),
-        "costs": (costs := tables.cost_rows(report)),
+        "costs": costs,
         "on_gpu": any(row["gpu_hours"] for row in costs),
-        "commands": commands_of(report),
+        "commands": _commands(report),
         "seeds": ", ".join(str(seed) for seed in sorted(set(report.trials["seed"]))) or words.NOTHING,
-        "environment": environment_of(report),
-        "config_text": yaml.safe_dump(dict(report.config), sort_keys=False, default_flow_style=None, width=100)
-        if report.config
+        "environment": _made_where(report),
+        "config_text": yaml.dump(config, Dumper=yaml.CSafeDumper, sort_keys=False, default_flow_style=None, width=100)
+        if config
         else "",
     }
 
 
-def commands_of(report: Report) -> list[str]:
+def _commands(report: Report) -> list[str]:
     """List the shell commands that make this again, where it was made; each line can be pasted."""
     arguments = report.run.get("arguments") or [report.run.get("command", "train"), "config.yaml"]
     storage, names = report.config.get("storage", "."), report.arms if report.kind == "runs" else [report.name]
     made_in = shlex.join(f"{storage}/{name}" for name in names)
-    if report.kind == "runs":
-        return [f"arc-ray report {made_in}    # this page, from the files"]
-    lines = [f"arc-ray {shlex.join(str(argument) for argument in arguments)}"]
-    lines += [f"arc-ray train {made_in}/best.yaml    # the best trial alone"] if report.best else []
+    lines = [f"arc-ray {shlex.join(str(argument) for argument in arguments)}"] if report.kind != "runs" else []
+    lines += [f"arc-ray train {made_in}/best.yaml    # the best trial alone"] if lines and report.best else []
     return [*lines, f"arc-ray report {made_in}    # this page, from the files"]
 
 
-def environment_of(report: Report) -> dict[str, str]:
+def _made_where(report: Report) -> dict[str, str]:
     """Describe where it ran, from run.json; empty if that is missing."""
     run = report.run
     if not run:
         return {}
-    hardware: Mapping[str, Any] = run.get("hardware") or {}
     versions = {"python": run.get("python"), **(run.get("versions") or {})}
-    found = {
+    return {
         "git commit": run.get("git_commit") or "unknown",
-        "machine": ", ".join(f"{name} {value}" for name, value in hardware.items()),
+        "machine": ", ".join(f"{name} {value}" for name, value in (run.get("hardware") or {}).items()),
         "workers": f"{config_value(report.config, 'scaling.num_workers', 1)} per trial",
         "versions": ", ".join(f"{name} {value}" for name, value in versions.items() if value),
     }
-    return found
 
 
 def _answer_view(report: Report) -> dict[str, Any]:
     effects = (report.analysis or {}).get("effects", [])
-    effects = sorted(effects, key=lambda effect: effect["metric"] != report.metric)
     findings, rows = tables.arm_rows(report)
-    axis = tables.effect_axis(effects) if effects else None
-    return {"effects": effects, "axis": axis, "findings": findings, "arm_rows": rows}
-
-
-def _chart_view(report: Report, chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    is_search = report.kind in ("study", "tune")
     return {
-        "effect_charts": charts.effect_charts(report) if is_search else [],
-        "equal_tokens": charts.equal_tokens_chart(report) if is_search else None,
-        "parallel": charts.parallel_chart(report) if is_search else None,
-        "curves": charts.curve_charts(report, chosen),
-        "puzzles": tables.puzzle_table(report, chosen),
+        "effects": sorted(effects, key=lambda effect: effect["metric"] != report.metric),
+        "axis": tables.effect_axis(effects) if effects else None,
+        "findings": findings,
+        "arm_rows": rows,
     }
 
 
 def _evaluation_view(report: Report) -> dict[str, Any]:
     counting, cards = score_tables.counting_table(report), gallery.make_cards(report.answers)
-    groups = {card.group for card in cards}
+    gains, groups = score_tables.gain_table(report), {card.group for card in cards}
     return {
         "scores": score_tables.score_table(report),
         "score_axis": score_tables.score_axis(report),
-        "no_scores": no_scores(report),
+        "no_scores": sentences.no_scores(report),
         "seeds_note": score_tables.seeds_note(report),
-        "gains": (gains := score_tables.gain_table(report)),
+        "gains": gains,
         "gain_axis": tables.effect_axis(gains) if gains else None,
         "confidence": score_tables.confidence(report),
         "counting": counting,
         "counters": {
-            n: list(dict.fromkeys(a for kind in kinds.values() for a in kind)) for n, kinds in counting.items()
+            name: list(dict.fromkeys(arm for scores in kinds.values() for arm in scores))
+            for name, kinds in counting.items()
         },
         "cards": cards,
         "card_groups": [group for group in gallery.GROUPS if group in groups],

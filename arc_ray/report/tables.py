@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from arc_ray.report.charts import trials_at
-from arc_ray.report.frames import Column, Frame, config_value
+from arc_ray.report.drawing import round_step
+from arc_ray.report.frames import Column, Frame, Row, config_value, scalar
 from arc_ray.report.load import Report
-from arc_ray.report.words import is_number, number, setting_value, show, word
+from arc_ray.report.words import is_number, number, setting, setting_value, show, word
 from arc_ray.tasks.task import puzzle_of
 
 MOST_PUZZLES = 40
@@ -29,32 +29,27 @@ class Axis:
         return round(100 * (min(max(value, self.low), self.high) - self.low) / (self.high - self.low), 2)
 
 
-@dataclass(frozen=True)
-class Arm:
-    """An arm at its chosen setting."""
-
-    name: str
-    setting: Mapping[str, Any]
-    values: Mapping[str, str]
-    """Heading -> what the arm reached on the measuring and the choosing half, then further findings, as written."""
-    num_seeds: int
+def trials_at(trials: Frame, arm: str, values: Mapping[str, Any]) -> Frame:
+    """Select an arm's trials of one setting (config key -> value), all seeds."""
+    here = trials[trials["arm"] == arm]
+    for key, value in values.items():
+        if key in here:
+            here = here[here[key].isna() if value != value else here[key] == scalar(value)]
+    return here
 
 
-def chosen_settings(report: Report) -> dict[str, dict[str, Any]]:
+def chosen_settings(report: Report) -> dict[str, Row]:
     """Return each arm's setting: the analysis's choice, or so far the best mean of the metric over seeds."""
     if report.analysis:
         return {arm["arm"]: dict(arm.get("setting") or {}) for arm in report.analysis.get("arms", [])}
     if report.kind in ("run", "runs"):
         return {arm: {} for arm in report.arms}
-    keys = report.varied
-    chosen = {}
-    for arm, of_arm in report.measured.groupby("arm", sort=False):
-        if keys:
-            best = of_arm.groupby(keys, dropna=False)[report.metric].mean().idxmax()
-            values = best if isinstance(best, tuple) else (best,)
-            chosen[str(arm)] = dict(zip(keys, values, strict=True))
-        else:
-            chosen[str(arm)] = {}
+    chosen: dict[str, Row] = {}
+    for arm, trials in report.measured.groupby("arm", sort=False):
+        means = trials.groupby(report.varied, dropna=False)[report.metric].mean() if report.varied else None
+        best = means.idxmax() if means is not None else ()
+        values = best if isinstance(best, tuple) else (best,)
+        chosen[str(arm)] = dict(zip(report.varied, values, strict=True))
     return chosen
 
 
@@ -79,30 +74,34 @@ def effect_axis(effects: Sequence[Mapping[str, Any]]) -> Axis:
     ends = [0.0, *(effect[end] for effect in effects for end in ("low", "high"))]
     room = 0.08 * (max(ends) - min(ends)) or 0.01
     low, high = max(min(ends) - room, -1.05), min(max(ends) + room, 1.05)
-    step = next(s for s in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if (high - low) / s <= 7)
+    step = max(round_step((high - low) / 7), 0.01)
     ticks = tuple(round(i * step, 6) for i in range(math.ceil(low / step), math.floor(high / step) + 1))
     return Axis(low, high, ticks)
 
 
-def arm_rows(report: Report) -> tuple[list[str], list[Arm]]:
-    """Return the headings of further findings and one row per arm of the analysis."""
-    analysis = report.analysis or {}
-    names = [arm["arm"] for arm in analysis.get("arms", [])]
+def arm_rows(report: Report) -> tuple[list[str], list[Row]]:
+    """Return the headings of further findings and one row per arm of the analysis, all as written."""
+    analysis, metric = report.analysis or {}, report.metric
+    arms = analysis.get("arms", [])
     level, tokens = analysis.get("steps_to_loss_level"), analysis.get("equal_tokens_at")
-    findings = {"loss_at_step_0": "validation loss before step 1"}
-    findings["steps_to_loss"] = f"steps to loss {number(level)}" if is_number(level) else "steps to the same loss"
-    findings["equal_tokens"] = (
-        f"{word(report.metric).label} at {number(tokens) if is_number(tokens) else 'equal'} learned tokens"
-    )
-    present = {key: title for key, title in findings.items() if set(names) & set(analysis.get(key) or {})}
-    rows = []
-    for arm in analysis.get("arms", []):
-        values = {key: show(arm.get(key), report.metric) for key in ("value", "value_choosing")}
-        for key, title in present.items():
-            found = analysis[key].get(arm["arm"])
-            values[title] = show(found, report.metric) if key == "equal_tokens" else number(found)
-        rows.append(Arm(arm["arm"], arm.get("setting") or {}, values, len(arm.get("seeds") or ())))
-    return list(present.values()), rows
+    titles = {
+        "loss_at_step_0": "validation loss before step 1",
+        "steps_to_loss": f"steps to loss {number(level)}" if is_number(level) else "steps to the same loss",
+        "equal_tokens": f"{word(metric).label} at {number(tokens) if is_number(tokens) else 'equal'} learned tokens",
+    }
+    titles = {key: title for key, title in titles.items() if {a["arm"] for a in arms} & set(analysis.get(key) or {})}
+    rows = [
+        {
+            "name": arm["arm"],
+            "setting": setting(arm.get("setting") or {}) or "the only one",
+            "value": show(arm.get("value"), metric),
+            "value_choosing": show(arm.get("value_choosing"), metric),
+            "findings": [show(analysis[k].get(arm["arm"]), metric if k == "equal_tokens" else "") for k in titles],
+            "num_seeds": len(arm.get("seeds") or ()),
+        }
+        for arm in arms
+    ]
+    return list(titles.values()), rows
 
 
 def pairing(report: Report, chosen: Mapping[str, Mapping[str, Any]]) -> str | None:
@@ -112,15 +111,12 @@ def pairing(report: Report, chosen: Mapping[str, Mapping[str, Any]]) -> str | No
     """
     if not report.analysis:
         return None
-    measured = {
-        arm: trials_at(report.trials, arm, values).set_index("seed")["plan_digest"] for arm, values in chosen.items()
-    }
-    seeds = sorted({seed for arm in report.analysis["arms"] for seed in arm.get("seeds") or ()})
+    digests = {arm: trials_at(report.trials, arm, values).set_index("seed") for arm, values in chosen.items()}
     found: set[frozenset[tuple[str, ...]]] = set()
-    for seed in seeds:
+    for seed in {seed for arm in report.analysis["arms"] for seed in arm.get("seeds") or ()}:
         by_plan: dict[str, list[str]] = {}
-        for arm, digests in measured.items():
-            digest = digests.get(seed)
+        for arm, trials in digests.items():
+            digest = trials["plan_digest"].get(seed)
             if not isinstance(digest, str):
                 return None
             by_plan.setdefault(digest, []).append(arm)
@@ -129,16 +125,16 @@ def pairing(report: Report, chosen: Mapping[str, Mapping[str, Any]]) -> str | No
         return None
     if len(found) > 1:
         return "Which arms trained on the same rows differs from seed to seed."
-    together = [" and ".join(arms) for arms in sorted(next(iter(found))) if len(arms) > 1]
-    alone = [arms[0] for arms in sorted(next(iter(found))) if len(arms) == 1]
+    groups = sorted(found.pop())
+    together, alone = [arms for arms in groups if len(arms) > 1], [arms[0] for arms in groups if len(arms) == 1]
     if not together:
         return "The arms were trained on different rows: their data or their epochs differ."
-    parts = [f"{names} were trained on the same rows in the same order" for names in together]
-    parts += [f"{', '.join(alone)} on {'rows of its' if len(alone) == 1 else 'rows of their'} own"] if alone else []
+    parts = [f"{' and '.join(arms)} were trained on the same rows in the same order" for arms in together]
+    parts += [f"{', '.join(alone)} on rows of {'its' if len(alone) == 1 else 'their'} own"] if alone else []
     return f"With each seed, {'; '.join(parts)}."
 
 
-def puzzle_table(report: Report, chosen: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def puzzle_table(report: Report, chosen: Mapping[str, Mapping[str, Any]]) -> list[Row]:
     """Compare arms puzzle by puzzle: share solved at the end of each arm's chosen setting, over seeds and outputs.
 
     The puzzles on which the arms differ most come first; empty with fewer than two arms.
@@ -161,13 +157,13 @@ def puzzle_table(report: Report, chosen: Mapping[str, Mapping[str, Any]]) -> lis
     ]
 
 
-def plan_rows(report: Report) -> list[dict[str, Any]]:
+def plan_rows(report: Report) -> list[Row]:
     """Say what one trial of each arm and number of epochs trains on, from the trials that ran to their end."""
     if "plan/views" not in report.trials:
         return []
     planned = report.trials[report.trials["plan/views"].notna()]
     sources = [name for name in planned.columns if name.startswith("plan/views/")]
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    rows: dict[tuple[str, str], Row] = {}
     for trial in planned.to_dict("records"):
         epochs = setting_value(trial.get("train.epochs", config_value(report.config, "train.epochs", 1)))
         row = {name: trial.get(f"plan/{name}") for name in ("views", "dropped", "rows", "fill")}
@@ -177,22 +173,20 @@ def plan_rows(report: Report) -> list[dict[str, Any]]:
     return sorted(rows.values(), key=lambda row: (report.arms.index(row["arm"]), row["epochs"]))
 
 
-def cost_rows(report: Report) -> list[dict[str, Any]]:
+def cost_rows(report: Report) -> list[Row]:
     """Sum what was spent: by arm, for the runs made first, and in total."""
-    groups = [(arm, "trials", of_arm) for arm, of_arm in report.trials.groupby("arm", sort=False)]
-    if report.kind == "runs":
-        groups = []
-    groups += [(name, "made first", of_run) for name, of_run in report.runs.groupby("arm", sort=False)]
-    everything = pd.concat([report.trials, report.runs]) if len(report.runs) else report.trials
-    groups.append(("all", "total", everything))
+    by_arm = [] if report.kind == "runs" else report.trials.groupby("arm", sort=False)
+    groups = [(arm, "trials", trials) for arm, trials in by_arm]
+    groups += [(name, "made first", run) for name, run in report.runs.groupby("arm", sort=False)]
+    groups.append(("all", "total", pd.concat([report.trials, report.runs]) if len(report.runs) else report.trials))
     return [_cost(report.metrics, str(name), kind, trials) for name, kind, trials in groups if len(trials)]
 
 
 def _cost(metrics: Frame, name: str, kind: str, trials: Frame) -> dict[str, Any]:
     steps = metrics[metrics["trial"].isin(trials["trial"]) & (metrics["step"] > 0)]
     seconds, stall = _column(steps, "train/step_seconds"), _column(steps, "data/stall_share")
-    of_gpus = trials[trials["on_gpu"].astype(bool)]
-    gpu_hours = float((of_gpus["seconds"] * of_gpus["workers"]).sum()) / 3600
+    on_gpus = trials[trials["on_gpu"].astype(bool)]
+    gpu_hours = float((on_gpus["seconds"] * on_gpus["workers"]).sum()) / 3600
     return {
         "name": name,
         "kind": kind,

@@ -1,116 +1,26 @@
 """What the page says: the meaning of every metric, with what it does not mean, and how numbers are written."""
 
 import math
+import tomllib
 from collections.abc import Mapping
+from importlib.resources import files
 from typing import Any, NamedTuple
 
 from arc_ray.config import value_name
 
 
 class Word(NamedTuple):
-    """A metric as people read it."""
+    """A metric as people read it; see `templates/words.toml`."""
 
     label: str
-    unit: str
-    """ "%" for shares, else the unit after the number."""
-    meaning: str
-    caution: str
-    """What it does not mean."""
+    unit: str = ""
+    meaning: str = ""
+    caution: str = ""
 
 
 WORDS: Mapping[str, Word] = {
-    "eval/solved": Word(
-        "solved, greedy",
-        "%",
-        "Share of validation outputs for which every answer token is the model's first choice: greedy decoding would"
-        " write the right grid.",
-        "No voting and no second attempt; and no unseen puzzle where validation holds other pairs of trained tasks.",
-    ),
-    "eval/cell_accuracy": Word(
-        "cell accuracy",
-        "%",
-        "Share of an answer's cells that are right, each given the right cells before it, averaged over outputs.",
-        "Not how good written grids are: when writing, a wrong cell misleads the next ones. Copying the background"
-        " scores high.",
-    ),
-    "eval/loss": Word(
-        "validation loss",
-        "nats/token",
-        "Mean negative log-probability of the answer tokens of the validation outputs.",
-        "Not accuracy: it often rises again while more grids get solved.",
-    ),
-    "train/loss": Word(
-        "training loss",
-        "nats/token",
-        "Mean negative log-probability of the learned tokens of a step's batch, before the step.",
-        "Not comparable between arms that learn different rows, and not a sign of solving new grids.",
-    ),
-    "train/learned_tokens": Word(
-        "learned tokens",
-        "tokens",
-        "Answer tokens that the loss was taken on, added up over the steps.",
-        "Not all tokens read: prompts are read, but not learned.",
-    ),
-    "train/tokens_per_second": Word(
-        "tokens/s",
-        "tokens/s",
-        "Tokens without padding, prompts included, per second of a step; the median over steps.",
-        "Not the speed of a whole trial: start, validation and saving come on top.",
-    ),
-    "train/fill": Word(
-        "fill",
-        "%",
-        "Share of the places in a batch that hold a token rather than padding, averaged over steps.",
-        "Not how busy the processor is.",
-    ),
-    "data/stall_share": Word(
-        "stall",
-        "%",
-        "Share of step time that training waited for rows.",
-        "A low share does not mean that the processor is used well, only that data is not what slows it.",
-    ),
-    "per_output": Word(
-        "per output",
-        "%",
-        "Share of test outputs that an attempt gets right; Kaggle's rule.",
-        "A task with two outputs counts twice.",
-    ),
-    "per_task_mean": Word(
-        "per task, mean",
-        "%",
-        "Share of right outputs within each task, averaged over tasks.",
-        "Half a task counts half, which no leaderboard of whole tasks grants.",
-    ),
-    "strict": Word(
-        "strict",
-        "%",
-        "Share of tasks with all outputs right.",
-        "The strictest of the three rules; other reports' numbers are often by a laxer one.",
-    ),
-    "correct_size": Word(
-        "right size",
-        "%",
-        "Share of test outputs with an attempt of the right height and width.",
-        "Says nothing about cells.",
-    ),
-    "cell_accuracy": Word(
-        "cells",
-        "%",
-        "Share of right cells of the better attempt, 0 where its size is wrong, averaged over outputs.",
-        "Unlike eval/cell_accuracy it is about grids as written; copying the background still scores high.",
-    ),
-    "unanswered": Word(
-        "unanswered",
-        "%",
-        "Share of test outputs for which no prediction could be read as a grid, or the prompt was too long.",
-        "They count as wrong everywhere else; they are not left out.",
-    ),
-    "accuracy": Word(
-        "counting accuracy",
-        "%",
-        "Share of counting questions answered exactly right.",
-        "Some kinds have few possible answers, so that guessing is right now and then.",
-    ),
+    metric: Word(**about)
+    for metric, about in tomllib.loads((files("arc_ray.report") / "templates" / "words.toml").read_text()).items()
 }
 RULES = ("per_output", "per_task_mean", "strict")
 MORE_RULES = ("correct_size", "cell_accuracy", "unanswered")
@@ -124,8 +34,7 @@ def word(metric: str) -> Word:
     for name in ("eval/solved", "eval/cell_accuracy"):
         if metric.startswith(f"{name}/"):
             return WORDS[name]._replace(label=f"{WORDS[name].label}: {metric.removeprefix(f'{name}/')}")
-    share = metric.startswith(("pass_at_", "vote_at_"))
-    return WORDS.get(metric, Word(metric, "%" if share else "", "", ""))
+    return WORDS.get(metric, Word(metric))
 
 
 def show(value: Any, metric: str) -> str:

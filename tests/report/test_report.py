@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,12 +18,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from study_folder import EPOCHS, KINDS, LRS, PAIRS_PER_TASK, QUESTION, SETS, TASKS, make_study
 
+import arc_ray.report
 from arc_ray.errors import UserError
 from arc_ray.report import gallery, load, load_many, tables, write_report
 from arc_ray.report.charts import effect_charts, equal_tokens_chart
 from arc_ray.report.drawing import Scale
 from arc_ray.report.frames import ANSWERS, DATA, METRICS, SCORES, TRIALS, VALIDATION, score_rows
-from arc_ray.report.summary import progress, sentences
+from arc_ray.report.sentences import progress, sentences
 from arc_ray.report.words import duration, number, percent, points
 from arc_ray.tasks.counting import Answered, accuracy_by_kind
 
@@ -71,6 +73,23 @@ class Page(HTMLParser):
 
 def rewrite(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_the_summary_of_a_study_says_what_it_always_said(study: Path) -> None:
+    """Would catch a table, a row, a sentence or a number that is lost on the way to report.md."""
+    write_report([str(study)], datetime(2026, 1, 1, tzinfo=UTC))
+    golden = Path(__file__).parent / "golden" / "report.md"
+    assert (study / "report.md").read_text() == golden.read_text()
+
+
+def test_every_template_is_a_section_that_can_be_read() -> None:
+    """Would catch a page that grows into lines and files that nobody can review."""
+    templates = sorted((Path(arc_ray.report.__file__).parent / "templates").iterdir())
+    assert len(templates) > 10
+    for template in templates:
+        lines = template.read_text().splitlines()
+        assert max(map(len, lines)) <= 140, template.name
+        assert template.suffix != ".j2" or len(lines) <= 40, template.name
 
 
 def test_the_page_tells_leaks_and_repeats(study: Path, page: str) -> None:
