@@ -21,6 +21,7 @@ from arc_ray.prompts.tokenizer import frame_of, make_tiny_tokenizer, tiny_corpus
 from arc_ray.rows.maker import Batch
 from arc_ray.tasks.counting import CountingSource, counting_task
 from arc_ray.tasks.task import Grid, Pair, Task, TaskTable
+from arc_ray.views.augmentation import Augmentation
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and message.role != 'system' %}"
@@ -183,6 +184,15 @@ def puzzle(task_id: str, num_train: int = 4, num_test: int = 1, most: int = 6, h
     pairs = [Pair(grid_of(rng, most), grid_of(rng, most)) for _ in range(num_train + num_test)]
     test = [Pair(pair.input, None) if hidden else pair for pair in pairs[num_train:]]
     return Task(task_id, tuple(pairs[:num_train]), tuple(test), description=f"Rule {task_id}: fill it, then turn it.")
+
+
+def augmented(task: Task, augmentation: Augmentation) -> Task:
+    """Every grid of a task transformed; questions and description are dropped, because they may no longer be true."""
+
+    def both(pair: Pair) -> Pair:
+        return Pair(augmentation.apply(pair.input), None if pair.output is None else augmentation.apply(pair.output))
+
+    return Task(task.id, tuple(map(both, task.train)), tuple(map(both, task.test)))
 
 
 def counting(index: int = 0) -> Task:

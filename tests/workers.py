@@ -149,7 +149,7 @@ def train_in_plain_pytorch(tree: Mapping[str, Any], overrides: Mapping[str, Any]
     losses, gradient = [], {}
     for step in range(maker.plan.num_steps):
         rows = [row for row in maker.plan.rows_of_step(step) if row < maker.plan.num_rows]
-        views = [view for row in rows for view in maker.views_of(row)]
+        views = maker.encode(np.concatenate([np.arange(*maker.plan.first_view[row : row + 2]) for row in rows]))
         num_learned, total = sum(int(learned.sum()) for _, learned in views), 0.0
         for numbers, learned in views:
             ids = torch.from_numpy(numbers).long()

@@ -13,7 +13,6 @@ from arc_ray.config.searching import EvaluateConfig
 from arc_ray.errors import UserError
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.lengths import fit_views
-from arc_ray.seeding import digest64
 from arc_ray.tasks.task import MAX_SIDE, TaskTable
 from arc_ray.views.augmentation import Augmentation
 from arc_ray.views.view import Views, plain_views, redrawn
@@ -50,7 +49,7 @@ def make_prompts(codec: Codec, table: TaskTable, config: Config, most_tokens: in
     for symmetry in range(config.evaluate.symmetries):
         for copy in range(config.evaluate.copies):
             views = _views(config, table, symmetry, copy)
-            nth = np.arange(len(views)) - np.searchsorted(views.task, views.task)
+            nth = views.nth()
             fitting, _ = fit_views(codec, table, views, room, drop=False)
             views = views.showing(np.maximum(fitting, 0))
             for i in np.flatnonzero(fitting >= 0).tolist():
@@ -95,8 +94,7 @@ def _views(config: Config, table: TaskTable, symmetry: int, copy: int) -> Views:
     if copy == 0:
         return plain_views(table, config.view.max_shown, symmetry)
     views = plain_views(table, int(table.num_train.max(initial=1)), symmetry)
-    names = np.array([digest64(task_id) for task_id in table.ids], np.uint64)[views.task]
-    return redrawn(config.view, views, config.view.max_shown, copy, config.seed, names)
+    return redrawn(config.view, table, views, config.view.max_shown, copy, config.seed)
 
 
 def _without_answers(table: TaskTable) -> TaskTable:

@@ -26,9 +26,9 @@ from arc_ray.prompts.formats import (
     needs_description,
 )
 from arc_ray.prompts.template import Ids, Template, find_seam, make_template
+from arc_ray.tasks.symmetries import swaps_sides
 from arc_ray.tasks.task import NUM_COLORS, Grid, TaskTable
 from arc_ray.views.one_sided import OneSided
-from arc_ray.views.symmetries import swaps_sides
 from arc_ray.views.view import Views, question_order
 
 Mask = npt.NDArray[np.bool_]
@@ -151,7 +151,7 @@ class Codec:
         columns = zip(views.task.tolist(), views.num_shown().tolist(), views.key, strict=True)
         return [
             self.counting_layout(table, task, question_order(key, len(table.questions[task])).tolist())
-            if table.is_counting(task)
+            if table.is_counting[task]
             else self.puzzle_layout(table, task, shown)
             for task, shown, key in columns
         ]
@@ -166,7 +166,7 @@ class Codec:
         columns = zip(views.task.tolist(), views.shown.tolist(), views.asked.tolist(), strict=True)
         return [
             list(range(table.first_pair[task], table.first_pair[task + 1]))
-            if table.is_counting(task)
+            if table.is_counting[task]
             else [*(pair for pair in shown if pair >= 0), asked]
             for task, shown, asked in columns
         ]

@@ -6,9 +6,9 @@ import numpy.typing as npt
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.formats import GridSlot, Text
 from arc_ray.prompts.sample import refuse_unreadable_texts
+from arc_ray.tasks.symmetries import swaps_sides
 from arc_ray.tasks.task import MAX_SIDE, TaskTable
 from arc_ray.views.one_sided import changed_shapes
-from arc_ray.views.symmetries import swaps_sides
 from arc_ray.views.view import Views, question_order
 
 Lengths = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
@@ -28,11 +28,7 @@ def view_lengths(codec: Codec, table: TaskTable, views: Views) -> Lengths:
             tokens[here] = [len(ids) for ids, _ in encoded]
             learned[here] = [mask.sum() for _, mask in encoded]
         return tokens, learned
-    is_counting = (
-        np.array([bool(q) for q in table.questions], bool)[views.task]
-        if table.questions
-        else np.zeros(len(views), bool)
-    )
+    is_counting = table.is_counting[views.task]
     counting: dict[tuple[int, int], tuple[int, int]] = {}
     for i in np.flatnonzero(is_counting):
         task, num = int(views.task[i]), len(table.questions[views.task[i]])
@@ -62,7 +58,7 @@ def fit_views(
         fitting, tokens, learned = (np.full(len(views), value, np.int64) for value in (-1, 0, 0))
         fitting[asks], (tokens[asks], learned[asks]) = fit_views(codec, table, views.take(asks), row_tokens, drop)
         return fitting, (tokens, learned)
-    if len(views) and table.is_counting(int(views.task[0])):
+    if len(views) and table.is_counting[views.task[0]]:
         refuse_unreadable_texts(codec, codec.layouts_of(table, views.take(slice(1))))
     fitting = views.num_shown()
     tokens, learned = view_lengths(codec, table, views)

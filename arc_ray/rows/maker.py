@@ -47,12 +47,12 @@ class RowMaker:
         begin, end = self.plan.first_view[known], self.plan.first_view[known + 1]
         bounds = np.cumsum([0, *(end - begin)]).tolist()
         with collector_paused():
-            encoded = self._encode(np.concatenate([np.zeros(0, np.int64), *map(np.arange, begin, end)]))
+            encoded = self.encode(np.concatenate([np.zeros(0, np.int64), *map(np.arange, begin, end)]))
             of_known = iter([encoded[a:b] for a, b in pairwise(bounds)])
             views = [next(of_known) if row < self.plan.num_rows else [] for row in rows]
             return write_rows(views, self.plan.row_tokens, self.pad_id)
 
-    def _encode(self, places: npt.NDArray[np.int64]) -> list[Encoded]:
+    def encode(self, places: npt.NDArray[np.int64]) -> list[Encoded]:
         """Draw and write the planned views at these places, source by source: numpy's calls cost more than their work."""
         addresses, shown = self.plan.views.take(places), self.plan.shown[places]
         encoded: list[Any] = [None] * len(shown)

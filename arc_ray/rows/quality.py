@@ -89,7 +89,7 @@ def quality_lines(quality: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _source_counts(config: Config, name: str, tasks: Sequence[Task]) -> dict[str, Any]:
-    puzzles = [task for task in tasks if not task.questions]
+    puzzles = [task for task in tasks if not task.is_counting]
     pairs = [pair for task in puzzles for pair in task.pairs]
     source, generated = config.data.sources[name], {}
     if isinstance(source, GeneratedSource):

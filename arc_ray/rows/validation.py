@@ -46,8 +46,7 @@ def make_validation(
     is_cell: list[npt.NDArray[np.bool_]] = []
     for source, table in tables.items():
         views = plain_views(table, max_shown)
-        nth = np.arange(len(views)) - np.searchsorted(views.task, views.task)
-        named = [f"{source}/{table.ids[task]}/{n}" for task, n in zip(views.task, nth, strict=True)]
+        named = [f"{source}/{table.ids[task]}/{n}" for task, n in zip(views.task, views.nth(), strict=True)]
         _check_answers_are_known(codec, table, views, named)
         shown, _ = fit_views(codec, table, views, row_tokens, drop=False)
         fits = np.flatnonzero(shown >= 0)

@@ -16,9 +16,8 @@ from typing import Literal, get_args
 import numpy as np
 
 from arc_ray.errors import UserError
+from arc_ray.tasks.symmetries import NUM_SYMMETRIES, turn
 from arc_ray.tasks.task import NUM_COLORS, Grid, Pair, Task, TaskTable, puzzle_of
-
-NUM_SYMMETRIES = 8
 
 OverlapKind = Literal["id", "task", "pair"]
 """One puzzle by name; equal content under two names; an equal pair within different tasks. Strongest first."""
@@ -71,7 +70,7 @@ def overlap(train_tasks: Iterable[Task], eval_tasks: Iterable[Task]) -> list[Ove
     common = {puzzle_of(task.id) for task in train_tasks} & {puzzle_of(task.id) for task in eval_tasks}
     by_id = (Overlap("id", puzzle, puzzle) for puzzle in common)
     by_content = _overlap_by_content(
-        [task for task in train_tasks if not task.questions], [task for task in eval_tasks if not task.questions]
+        [task for task in train_tasks if not task.is_counting], [task for task in eval_tasks if not task.is_counting]
     )
     strongest: dict[tuple[str, str], Overlap] = {}
     for found in sorted({*by_id, *by_content}, key=lambda o: (KINDS.index(o.kind), o.train_id, o.eval_id)):
@@ -213,9 +212,7 @@ def _digests(pair: Pair) -> tuple[bytes, ...]:
 
 
 def _symmetric(grid: Grid) -> list[Grid]:
-    """Return the grid under each of the 8 symmetries, always in the same order, without copying cells."""
-    mirrored = [grid[::down, ::right] for down in (1, -1) for right in (1, -1)]
-    return mirrored + [grid.T for grid in mirrored]
+    return [turn(grid, symmetry) for symmetry in range(NUM_SYMMETRIES)]
 
 
 def _sketch(pair: Pair) -> bytes:

@@ -5,13 +5,15 @@ with file, task, pair and reason, and never met again further down.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from arc_ray.errors import UserError
+from arc_ray.seeding import digest64
 
 Grid = npt.NDArray[np.uint8]
 """A puzzle grid: uint8 (height, width), 1 to 30 a side, colours 0 to 9."""
@@ -41,7 +43,7 @@ class Question:
 class Task:
     """A puzzle: shown pairs, pairs to answer, and optionally questions about its grids or a description of its rule.
 
-    A counting task has no shown pairs: its grids are the inputs of `test` and `questions` ask about them.
+    A counting task has no shown pairs: its grids are the inputs of `test` and its questions are about them.
     """
 
     id: str
@@ -49,6 +51,11 @@ class Task:
     test: tuple[Pair, ...]
     questions: tuple[Question, ...] = ()
     description: str | None = None
+
+    @property
+    def is_counting(self) -> bool:
+        """Whether the task asks questions about its grids."""
+        return bool(self.questions)
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
@@ -87,11 +94,7 @@ def parse_task(task_id: str, value: object, file: str) -> Task:
     Raises UserError naming file, task and pair.
     """
     where = f"{file}: task {task_id}"
-    if (
-        not isinstance(value, dict)
-        or not isinstance(value.get("train"), list)
-        or not isinstance(value.get("test"), list)
-    ):
+    if not isinstance(value, dict) or not all(isinstance(value.get(side), list) for side in ("train", "test")):
         raise UserError(f'{where}: a task is an object with lists "train" and "test"; got {_short(value)}')
     train = tuple(parse_pair(pair, f"{where}, train pair {i}", hidden=False) for i, pair in enumerate(value["train"]))
     test = tuple(parse_pair(pair, f"{where}, test pair {i}", hidden=True) for i, pair in enumerate(value["test"]))
@@ -120,7 +123,7 @@ def parse_pair(value: object, where: str, hidden: bool) -> Pair:
 
 def task_to_json(task: Task) -> dict[str, Any]:
     """Convert a task to ARC JSON; a hidden output is left out, questions and description are kept under their names."""
-    record: dict[str, Any] = {side: [_pair_to_json(p) for p in getattr(task, side)] for side in ("train", "test")}
+    record: dict[str, Any] = {side: [pair_to_json(p) for p in getattr(task, side)] for side in ("train", "test")}
     if task.questions:
         record["questions"] = [{"kind": q.kind, "question": q.text, "answer": q.answer} for q in task.questions]
     if task.description is not None:
@@ -132,8 +135,15 @@ def task_to_json(task: Task) -> dict[str, Any]:
 class TaskTable:
     """Tasks as flat arrays, so that a worker maps them from shared memory and draws views without Python objects.
 
-    Pair p has its input at grid 2p and its output at grid 2p+1 (height 0 where hidden). Task t owns pairs
-    `first_pair[t]` to `first_pair[t+1]`, the first `num_train[t]` of them shown ones.
+    Task t owns pairs `first_pair[t]` to `first_pair[t+1]`, the first `num_train[t]` of them shown ones. Pair p has its
+    input at grid 2p and its output at grid 2p+1, of height 0 where hidden. Two tasks, `a` with a train pair [[1, 2]] ->
+    [[3], [4]] and a test pair [[5]] -> hidden, and `b` with questions about the grid [[6, 7]], are
+
+        first_pair = [0, 2, 3]       num_train = [1, 0]
+        grid         0  1  2  3  4  5
+        height    = [1, 2, 1, 0, 1, 0]
+        width     = [2, 1, 1, 0, 2, 0]
+        start     = [0, 2, 4, 5, 5, 7, 7]       cells = [1, 2, 3, 4, 5, 6, 7]
     """
 
     ids: tuple[str, ...]
@@ -145,28 +155,25 @@ class TaskTable:
     width: npt.NDArray[np.uint8]
     first_pair: npt.NDArray[np.int32]
     num_train: npt.NDArray[np.int32]
-    questions: tuple[tuple[Question, ...], ...] = ()
-    descriptions: tuple[str | None, ...] = field(default=())
+    questions: tuple[tuple[Question, ...], ...]
+    descriptions: tuple[str | None, ...]
 
     @classmethod
     def of(cls, tasks: Iterable[Task]) -> "TaskTable":
         """Flatten tasks in the order given."""
         tasks = list(tasks)
         grids = [grid for task in tasks for pair in task.pairs for grid in (pair.input, pair.output)]
-        heights = np.array([0 if g is None else g.shape[0] for g in grids], dtype=np.uint8)
-        widths = np.array([0 if g is None else g.shape[1] for g in grids], dtype=np.uint8)
-        sizes = heights.astype(np.int64) * widths
-        flat = [g.ravel() for g in grids if g is not None]
+        shapes = np.array([(0, 0) if grid is None else grid.shape for grid in grids], np.uint8).reshape(-1, 2)
         return cls(
             ids=tuple(task.id for task in tasks),
-            cells=np.concatenate(flat) if flat else np.zeros(0, np.uint8),
-            start=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
-            height=heights,
-            width=widths,
-            first_pair=np.cumsum([0] + [len(t.pairs) for t in tasks]).astype(np.int32),
-            num_train=np.array([len(t.train) for t in tasks], dtype=np.int32),
-            questions=tuple(t.questions for t in tasks),
-            descriptions=tuple(t.description for t in tasks),
+            cells=np.concatenate([np.zeros(0, np.uint8), *(grid.ravel() for grid in grids if grid is not None)]),
+            start=np.cumsum([0, *shapes.prod(axis=1, dtype=np.int64)], dtype=np.int64),
+            height=shapes[:, 0].copy(),
+            width=shapes[:, 1].copy(),
+            first_pair=np.cumsum([0] + [len(task.pairs) for task in tasks]).astype(np.int32),
+            num_train=np.array([len(task.train) for task in tasks], np.int32),
+            questions=tuple(task.questions for task in tasks),
+            descriptions=tuple(task.description for task in tasks),
         )
 
     def __len__(self) -> int:
@@ -177,12 +184,19 @@ class TaskTable:
         height, width = int(self.height[index]), int(self.width[index])
         return self.cells[self.start[index] : self.start[index] + height * width].reshape(height, width)
 
-    def is_counting(self, task: int) -> bool:
-        """Tell whether a task asks questions about its grids."""
-        return bool(self.questions and self.questions[task])
+    @cached_property
+    def is_counting(self) -> npt.NDArray[np.bool_]:
+        """Which tasks ask questions about their grids: (num_tasks,)."""
+        return np.array([bool(questions) for questions in self.questions], bool)
 
+    @cached_property
+    def digests(self) -> npt.NDArray[np.uint64]:
+        """Each task's id as a number, from which random draws follow: (num_tasks,)."""
+        return np.array([digest64(task_id) for task_id in self.ids], np.uint64)
+
+    @property
     def num_pairs(self) -> npt.NDArray[np.int32]:
-        """Return how many pairs each task owns: (num_tasks,)."""
+        """How many pairs each task owns: (num_tasks,)."""
         return np.diff(self.first_pair)
 
 
@@ -196,7 +210,8 @@ def _parse_questions(value: object, where: str) -> tuple[Question, ...]:
     return tuple(Question(*(record[key] for key in keys)) for record in value)
 
 
-def _pair_to_json(pair: Pair) -> dict[str, Any]:
+def pair_to_json(pair: Pair) -> dict[str, Any]:
+    """Convert a pair to ARC JSON; a hidden output is left out."""
     record = {"input": pair.input.tolist()}
     return record if pair.output is None else {**record, "output": pair.output.tolist()}
 

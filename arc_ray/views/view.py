@@ -4,19 +4,21 @@ A view is a value: everything random about it follows from its key (seed, source
 computes it, when, and after which crash, gets the same bytes. `Views` holds many of them as columns.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from arc_ray.config.training import ViewConfig
 from arc_ray.seeding import below, counter_bits, digest64, unit_floats, view_keys
+from arc_ray.tasks.symmetries import NUM_SYMMETRIES
 from arc_ray.tasks.task import NUM_COLORS, TaskTable
-from arc_ray.views.augmentation import Augmentation
-from arc_ray.views.draws import NUM_DRAWS, draw_one_sided
-from arc_ray.views.one_sided import Codes, OneSided
+from arc_ray.views.augmentation import SAME_COLORS, Augmentation
+from arc_ray.views.one_sided import NUM_DRAWS, Codes, OneSided, draw_one_sided
 
 _SYMMETRY, _COLORS, _BACKGROUND, _PAIRS, _ORDER, _QUESTIONS, _ONE_SIDED, _NUM_SHOWN = range(8)
+_LAST = np.iinfo(np.uint64).max
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,17 +47,14 @@ class Views:
         """Return how many pairs each view shows: (n,)."""
         return (self.shown >= 0).sum(axis=1)
 
+    def nth(self) -> npt.NDArray[np.int64]:
+        """Return the number of each view among those of its task, which must stand together: (n,)."""
+        return np.arange(len(self)) - np.searchsorted(self.task, self.task)
+
     def take(self, index: npt.NDArray[np.integer] | slice) -> "Views":
         """Return the views at these positions."""
-        return Views(
-            task=self.task[index],
-            key=self.key[index],
-            symmetry=self.symmetry[index],
-            colors=self.colors[index],
-            shown=self.shown[index],
-            asked=self.asked[index],
-            one_sided=None if self.one_sided is None else self.one_sided[index],
-        )
+        columns = (getattr(self, field.name) for field in fields(self))
+        return Views(*(None if column is None else column[index] for column in columns))  # pyright: ignore
 
     def augmentation(self, i: int) -> Augmentation:
         """Return the augmentation of view `i`."""
@@ -64,7 +63,7 @@ class Views:
 
     def showing(self, most: npt.NDArray[np.integer]) -> "Views":
         """Return the same views with at most so many shown pairs each, the first ones: `most` is (n,)."""
-        kept = np.arange(self.shown.shape[1])[None, :] < np.asarray(most)[:, None]
+        kept = np.arange(self.shown.shape[1]) < np.asarray(most)[:, None]
         return replace(self, shown=np.where(kept, self.shown, -1))
 
 
@@ -80,8 +79,7 @@ def keys_of(
 
     `task`, `copy` and `epoch` are (n,) or broadcast to it; the result is uint64 (n,).
     """
-    names = np.array([digest64(task_id) for task_id in table.ids], dtype=np.uint64)
-    return view_keys(seed, "view", (np.asarray(digest64(source), np.uint64), names[task], copy, epoch))
+    return view_keys(seed, "view", (np.asarray(digest64(source), np.uint64), table.digests[task], copy, epoch))
 
 
 def draw_views(
@@ -89,19 +87,22 @@ def draw_views(
 ) -> Views:
     """Draw the views that belong to keys, all at once: `task` is (n,) int, `key` (n,) uint64."""
     task = np.asarray(task, np.int32)
-    is_counting = (
-        np.array([bool(q) for q in table.questions], bool)[task] if table.questions else np.zeros(len(task), bool)
+    symmetry = (
+        below(counter_bits(key, _SYMMETRY, 1)[:, 0], NUM_SYMMETRIES) if config.symmetries else np.zeros(len(task))
     )
-    symmetry = below(counter_bits(key, _SYMMETRY, 1)[:, 0], 8) if config.symmetries else np.zeros(len(task))
     colors = _draw_colors(config, key)
-    # Fresh counting grids cost less than augmented ones, and their questions name colours and directions.
-    symmetry = np.where(is_counting, 0, symmetry).astype(np.uint8)
-    colors = np.where(is_counting[:, None], np.arange(NUM_COLORS), colors).astype(np.uint8)
     shown, asked = _choose_pairs(config, table, task, key)
-    shown = np.where(is_counting[:, None], -1, shown).astype(np.int32)
-    asked = np.where(is_counting, table.first_pair[task], asked).astype(np.int32)
-    views = Views(task, key, symmetry, colors, shown, asked)
-    return replace(views, one_sided=_draw_one_sided(config, table, views, is_counting)) if config.one_sided else views
+    # Fresh counting grids cost less than augmented ones, and their questions name colours and directions.
+    is_counting = table.is_counting[task]
+    views = Views(
+        task,
+        key,
+        symmetry=np.where(is_counting, 0, symmetry).astype(np.uint8),
+        colors=np.where(is_counting[:, None], SAME_COLORS, colors).astype(np.uint8),
+        shown=np.where(is_counting[:, None], -1, shown).astype(np.int32),
+        asked=np.where(is_counting, table.first_pair[task], asked).astype(np.int32),
+    )
+    return replace(views, one_sided=_draw_one_sided(config, table, views)) if config.one_sided else views
 
 
 def plain_views(table: TaskTable, max_shown: int, symmetry: int = 0) -> Views:
@@ -109,35 +110,29 @@ def plain_views(table: TaskTable, max_shown: int, symmetry: int = 0) -> Views:
 
     Nothing is random but the question order of counting tasks, whose key is that of their id.
     """
-    counts = table.num_pairs() - table.num_train
-    is_counting = np.array([bool(q) for q in table.questions], bool) if table.questions else np.zeros(len(table), bool)
-    counts = np.where(is_counting, 1, counts)
+    counts = np.where(table.is_counting, 1, table.num_pairs - table.num_train)
     task = np.repeat(np.arange(len(table), dtype=np.int32), counts)
     nth = np.arange(len(task)) - np.repeat(np.cumsum(counts) - counts, counts)
-    num_train = table.num_train[task]
-    asked = (table.first_pair[task] + num_train + nth).astype(np.int32)
-    position = np.arange(max_shown)[None, :]
-    shown = np.where(position < num_train[:, None], table.first_pair[task][:, None] + position, -1).astype(np.int32)
-    names = np.array([digest64(task_id) for task_id in table.ids], dtype=np.uint64)
-    key = view_keys(0, "plain", (names[task],)) if len(task) else np.zeros(0, np.uint64)
-    colors = np.tile(np.arange(NUM_COLORS, dtype=np.uint8), (len(task), 1))
-    return Views(task, key, np.where(is_counting[task], 0, symmetry).astype(np.uint8), colors, shown, asked)
+    first, num_train, position = table.first_pair[task], table.num_train[task], np.arange(max_shown)
+    return Views(
+        task,
+        key=view_keys(0, "plain", (table.digests[task],)) if len(task) else np.zeros(0, np.uint64),
+        symmetry=np.where(table.is_counting[task], 0, symmetry).astype(np.uint8),
+        colors=np.tile(np.array(SAME_COLORS, np.uint8), (len(task), 1)),
+        shown=np.where(position < num_train[:, None], first[:, None] + position, -1).astype(np.int32),
+        asked=(first + num_train + nth).astype(np.int32),
+    )
 
 
-def redrawn(
-    config: ViewConfig, views: Views, max_shown: int, copy: int, seed: int, names: npt.NDArray[np.uint64]
-) -> Views:
+def redrawn(config: ViewConfig, table: TaskTable, views: Views, max_shown: int, copy: int, seed: int) -> Views:
     """Return puzzle views with other colours and other shown pairs, in another order: copy 1, 2... of evaluation's views.
 
-    `views` show every train pair; `names` digests each view's task id, (n,). The draw follows from (seed, task, asked
-    pair, symmetry, copy), and colours stay where `config` keeps them.
+    `views` show every train pair. The draw follows from (seed, task, asked pair, symmetry, copy), and colours stay
+    where `config` keeps them.
     """
-    nth = np.arange(len(views)) - np.searchsorted(views.task, views.task)
-    key = view_keys(seed, "evaluate", (names, nth, views.symmetry, copy))
-    ranks = counter_bits(key, _ORDER, views.shown.shape[1]) >> np.uint64(1)
-    ranks[views.shown < 0] = np.iinfo(np.uint64).max
-    order = np.argsort(ranks, axis=1, kind="stable")[:, :max_shown]
-    shown = np.take_along_axis(views.shown, order, axis=1)
+    key = view_keys(seed, "evaluate", (table.digests[views.task], views.nth(), views.symmetry, copy))
+    bits = counter_bits(key, _ORDER, views.shown.shape[1])
+    shown = _shuffled(views.shown, bits, views.num_shown())[:, :max_shown]
     return Views(views.task, key, views.symmetry, _draw_colors(config, key), shown, views.asked)
 
 
@@ -148,18 +143,18 @@ def question_order(key: np.uint64, num_questions: int) -> npt.NDArray[np.int64]:
 
 def _draw_colors(config: ViewConfig, key: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
     if config.colors == "keep":
-        return np.tile(np.arange(NUM_COLORS, dtype=np.uint8), (len(key), 1))
+        return np.tile(np.array(SAME_COLORS, np.uint8), (len(key), 1))
     ranks = counter_bits(key, _COLORS, NUM_COLORS)
     moves_background = unit_floats(counter_bits(key, _BACKGROUND, 1)[:, 0]) < config.background_probability
     ranks[:, 0] = np.where(moves_background, ranks[:, 0], 0)
     return np.argsort(ranks, axis=1, kind="stable").astype(np.uint8)
 
 
-def _draw_one_sided(config: ViewConfig, table: TaskTable, views: Views, is_counting: npt.NDArray[np.bool_]) -> Codes:
+def _draw_one_sided(config: ViewConfig, table: TaskTable, views: Views) -> Codes:
     """Draw what is changed in inputs or outputs alone; the limit is the longest grid of the view's own pairs."""
     pairs = np.concatenate([views.shown, views.asked[:, None]], axis=1)
     grids = np.where(pairs >= 0, 2 * pairs, 0)[:, :, None] + np.arange(2)
-    is_there = (pairs >= 0)[:, :, None] & ~is_counting[:, None, None]
+    is_there = (pairs >= 0)[:, :, None] & ~table.is_counting[views.task][:, None, None]
     height, width = (
         np.where(is_there, sides[grids], 0).max(axis=1).astype(np.int64) for sides in (table.height, table.width)
     )
@@ -170,32 +165,27 @@ def _draw_one_sided(config: ViewConfig, table: TaskTable, views: Views, is_count
 def _choose_pairs(
     config: ViewConfig, table: TaskTable, task: npt.NDArray[np.int32], key: npt.NDArray[np.uint64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Choose the asked pair and the shown ones: (n, max_shown) with -1 for none, and (n,)."""
-    known, first_known = _known_pairs(table)
-    pool = np.diff(first_known)[task]
-    offset = first_known[:-1][task]
+    """Choose the shown pairs and the asked one among those with a known output: (n, max_shown), -1 for none, and (n,)."""
+    is_known = table.height[1::2] > 0
+    known = np.flatnonzero(is_known)
+    first_known = np.concatenate([[0], np.cumsum(is_known)])[table.first_pair]
+    pool, offset = np.diff(first_known)[task], first_known[:-1][task]
     num_shown = np.clip(pool - 1, 0, config.max_shown)
     if config.min_shown:
         fewest = np.minimum(config.min_shown, num_shown)
         num_shown = fewest + below(counter_bits(key, _NUM_SHOWN, 1)[:, 0], num_shown - fewest + 1)
-    position = np.arange(config.max_shown)[None, :]
+    position = np.arange(config.max_shown)
     if config.shuffle_pairs:
         chosen = _distinct(counter_bits(key, _PAIRS, config.max_shown + 1), pool, num_shown + 1)
+        # Floyd's set is uniform, but its order is not.
         chosen = _shuffled(chosen, counter_bits(key, _ORDER, config.max_shown + 1), num_shown + 1)
         asked, shown = chosen[:, 0], chosen[:, 1:]
     else:
-        asked, shown = pool - 1, np.broadcast_to(position, (len(task), config.max_shown))
-    shown = np.where(position < num_shown[:, None], shown, -1)
+        asked, shown = pool - 1, position
+    is_shown = position < num_shown[:, None]
     padded = np.append(known, -1)
-    asked_pair = np.where(pool > 0, padded[np.minimum(offset + asked, len(known))], -1)
-    return np.where(shown >= 0, padded[np.minimum(offset[:, None] + shown, len(known))], -1), asked_pair
-
-
-def _known_pairs(table: TaskTable) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """List the pairs whose output is known, and where each task's begin in that list."""
-    is_known = table.height[1::2] > 0
-    counted = np.concatenate([[0], np.cumsum(is_known)])
-    return np.flatnonzero(is_known), counted[table.first_pair]
+    asked = np.where(pool > 0, padded[np.minimum(offset + asked, len(known))], -1)
+    return np.where(is_shown, padded[np.minimum(offset[:, None] + np.where(is_shown, shown, 0), len(known))], -1), asked
 
 
 def _distinct(
@@ -215,9 +205,8 @@ def _distinct(
 
 
 def _shuffled(
-    chosen: npt.NDArray[np.int64], bits: npt.NDArray[np.uint64], count: npt.NDArray[np.integer]
-) -> npt.NDArray[np.int64]:
-    """Shuffle the first `count[i]` columns of each row; Floyd's set is uniform, but its order is not."""
-    ranks = bits >> np.uint64(1)
-    ranks[np.arange(bits.shape[1])[None, :] >= count[:, None]] = np.iinfo(np.uint64).max
-    return np.take_along_axis(chosen, np.argsort(ranks, axis=1, kind="stable"), axis=1)
+    values: npt.NDArray[Any], bits: npt.NDArray[np.uint64], count: npt.NDArray[np.integer]
+) -> npt.NDArray[Any]:
+    """Shuffle the first `count[i]` columns of each row; the others stay behind them."""
+    ranks = np.where(np.arange(bits.shape[1]) < count[:, None], bits >> np.uint64(1), _LAST)
+    return np.take_along_axis(values, np.argsort(ranks, axis=1, kind="stable"), axis=1)

@@ -250,7 +250,7 @@ def by_trl(config: Any, model: Any, tokenizer: Any, maker: Any, rows: range, gpu
 
     from arc_ray.rows.maker import IGNORED
 
-    views = [view for row in rows for view in maker.views_of(row)]
+    views = maker.encode(range(*maker.plan.first_view[[rows.start, rows.stop]]))
     dataset = Dataset.from_dict(
         {
             "input_ids": [ids.tolist() for ids, _ in views],

