@@ -90,6 +90,7 @@ HOMES = {
         "train/",
     ),
     "transformers": (
+        "decode/cache",
         "models/attention",
         "runs/base",
         "runs/fetch",

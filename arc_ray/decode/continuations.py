@@ -1,75 +1,161 @@
 """`Continuations`: a batch of token rows that a model continues, with the cache of all it has read.
 
-Rows are of different lengths and grow by different numbers of tokens, so each column of the cache counts for some rows
-only: attention is masked where it does not, and positions count a row's own tokens. What a row gets is therefore what
-it would get alone.
+Rows are of different lengths and grow by different numbers of tokens; what a row gets is what it would get alone.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from arc_ray.decode.cache import RowCache, attending_to_cache
+from arc_ray.models.attention import Spans, kept_apart, use_by_view
+
 Ids = npt.NDArray[np.int32]
 
-MOST_GAPS = 0.25
-"""Share of the cache's columns that may be in nobody's use before they are squeezed out, which copies the cache."""
+BLOCK = 128
+"""Columns are attended to and taken from memory in multiples of this, so that kernels and allocator meet few sizes."""
+
+MOST_AT_ONCE = {"cpu": 2048, "cuda": 32768}
+"""Tokens of prompts that are read in one pass, whose activations then fit into a CPU's cache, a GPU's memory."""
 
 
-class Continuations:
-    """Rows, the cache of their keys and values, and which of its columns each row may see."""
+class Continuations(Protocol):
+    """Rows of tokens, and the logits after each: (rows, vocabulary) once the prompts are read."""
 
-    def __init__(self, model: Any, prompts: Sequence[Ids], pad_id: int) -> None:
-        """Read the prompts in one forward pass; `logits` are those of the token after each, (rows, vocabulary)."""
-        self._model, self._cache = model, None
+    device: torch.device
+    logits: torch.Tensor
+
+    def __len__(self) -> int: ...
+
+    def step(self, tokens: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Read n more tokens a row, (rows, n); return the logits after each, (rows, n, vocabulary).
+
+        They count from then on, until `keep` says how many of them do.
+        """
+        ...
+
+    def keep(self, counts: Sequence[int]) -> None:
+        """Forget all but the first `counts[i]` of the tokens that the last step read."""
+        ...
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Go on with these rows, in this order; one that is named twice is doubled."""
+        ...
+
+
+def read_prompts(model: Any, prompts: Sequence[Ids], pad_id: int, room: int) -> Continuations:
+    """Read prompts, each of which may grow by `room` tokens; a model that attends otherwise has transformers' own cache."""
+    if use_by_view(model):
+        return CachedRows(model, prompts, room)
+    return PaddedRows(model, prompts, pad_id)
+
+
+class CachedRows:
+    """Rows in memory that is taken once: prompts are read without padding, and a guess that was wrong is written over."""
+
+    def __init__(self, model: Any, prompts: Sequence[Ids], room: int) -> None:
+        self._model = model
         self.device = next(model.parameters()).device
-        width = max(map(len, prompts))
-        ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
-        is_used = torch.zeros((len(prompts), width), dtype=torch.bool)
-        for i, prompt in enumerate(prompts):
-            ids[i, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
-            is_used[i, width - len(prompt) :] = True
-        self._is_used = is_used.to(self.device)
-        self._length = self._is_used.sum(1)
-        positions = (self._is_used.long().cumsum(1) - 1).clamp(min=0)
-        self.logits: torch.Tensor = self._forward(ids.to(self.device), positions, self._is_used, 1)[:, -1]
+        self._length = np.array([len(prompt) for prompt in prompts])
+        columns = _whole_blocks(int(self._length.max()) + room)
+        self._cache = RowCache(len(prompts), columns)
+        most = MOST_AT_ONCE.get(self.device.type, MOST_AT_ONCE["cpu"])
+        self.logits = torch.cat([self._read(prompts, part) for part in _parts(self._length, most)])
 
     def __len__(self) -> int:
         return len(self._length)
 
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Read n more tokens a row, int64 (rows, n); return the logits after each, (rows, n, vocabulary).
+    def step(self, tokens: npt.NDArray[np.int64]) -> torch.Tensor:
+        self._read_last = tokens.shape[1]
+        positions = self._length[:, None] + np.arange(self._read_last)
+        self._length = self._length + self._read_last
+        width = _whole_blocks(int(positions.max()) + 1)
+        ids, at = torch.from_numpy(np.stack([tokens, positions])).to(self.device)
+        rows = torch.arange(len(self), device=self.device)[:, None]
+        self._cache.write_to((rows * self._cache.num_columns + at).flatten(), width)
+        is_seen = torch.arange(width, device=self.device) <= at[..., None]
+        mask = torch.zeros((), device=self.device).where(is_seen, -torch.inf)[:, None].to(self.logits.dtype)
+        with attending_to_cache(self._model):
+            return self._forward(ids, at, 0, attention_mask=mask)
 
-        They count from then on, until `keep` says how many of them do.
-        """
-        tokens = tokens.to(self.device)
-        size = tokens.shape[1]
-        positions = self._length[:, None] + torch.arange(size, device=self.device)
-        self._is_used = torch.cat([self._is_used, self._is_used.new_ones(len(self), size)], 1)
-        self._length = self._length + size
-        return self._forward(tokens, positions, self._is_used, size)
-
-    def keep(self, counts: Sequence[int], size: int) -> None:
-        """Forget all but the first `counts[i]` of the `size` tokens that the last step read."""
-        kept = torch.tensor(counts, device=self.device)
-        self._is_used[:, -size:] = torch.arange(size, device=self.device) < kept[:, None]
-        self._length = self._length - size + kept
-        width = self._is_used.shape[1]
-        if width - int(self._length.max()) > MOST_GAPS * width:
-            self._squeeze()
+    def keep(self, counts: Sequence[int]) -> None:
+        self._length = self._length - self._read_last + counts
 
     def select(self, rows: Sequence[int]) -> None:
-        """Go on with these rows, in this order; one that is named twice is doubled."""
-        index = torch.tensor(rows, dtype=torch.long, device=self.device)
+        if list(rows) != list(range(len(self))):
+            self._cache.select(torch.tensor(rows, device=self.device))
+            self._length = self._length[rows]
+
+    def _read(self, prompts: Sequence[Ids], part: slice) -> torch.Tensor:
+        """Read some of the prompts, packed into one row; return the logits after each: (prompts, vocabulary)."""
+        lengths = self._length[part]
+        positions = np.concatenate([np.arange(length) for length in lengths])
+        places = np.repeat(np.arange(len(self))[part], lengths) * self._cache.num_columns + positions
+        packed = torch.from_numpy(np.stack([np.concatenate(prompts[part]), positions, places]))
+        ids, at, written_to = packed.to(self.device)
+        ends = torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)).to(self.device)
+        self._cache.write_to(written_to, None)
+        apart = kept_apart(self._model, Spans.of([lengths.tolist()], ends))
+        return self._forward(ids[None], at[None], ends[1:] - 1, **apart)[0]
+
+    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, keep: Any, **attention: Any) -> torch.Tensor:
+        return self._model(
+            input_ids=ids,
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=keep,
+            **attention,
+        ).logits
+
+
+class PaddedRows:
+    """Rows padded on the left in transformers' own cache, which knows of windows and recurrent states.
+
+    Each column counts for some rows only: attention is masked where it does not, and positions count a row's own tokens.
+    """
+
+    def __init__(self, model: Any, prompts: Sequence[Ids], pad_id: int) -> None:
+        self._model, self._cache = model, None
+        self.device = next(model.parameters()).device
+        width = max(map(len, prompts))
+        ids = np.full((len(prompts), width), pad_id, np.int64)
+        is_used = np.zeros(ids.shape, bool)
+        for i, prompt in enumerate(prompts):
+            ids[i, width - len(prompt) :] = prompt
+            is_used[i, width - len(prompt) :] = True
+        self._is_used = torch.from_numpy(is_used).to(self.device)
+        self._length = self._is_used.sum(1)
+        positions = (self._is_used.long().cumsum(1) - 1).clamp(min=0)
+        self.logits = self._forward(torch.from_numpy(ids), positions, 1)[:, -1]
+
+    def __len__(self) -> int:
+        return len(self._length)
+
+    def step(self, tokens: npt.NDArray[np.int64]) -> torch.Tensor:
+        self._read_last = tokens.shape[1]
+        positions = self._length[:, None] + torch.arange(self._read_last, device=self.device)
+        self._is_used = torch.cat([self._is_used, self._is_used.new_ones(tokens.shape)], 1)
+        self._length = self._length + self._read_last
+        return self._forward(torch.from_numpy(tokens), positions, self._read_last)
+
+    def keep(self, counts: Sequence[int]) -> None:
+        kept = torch.tensor(counts, device=self.device)
+        self._is_used[:, -self._read_last :] = torch.arange(self._read_last, device=self.device) < kept[:, None]
+        self._length = self._length - self._read_last + kept
+
+    def select(self, rows: Sequence[int]) -> None:
+        index = torch.tensor(rows, device=self.device)
         self._cache.batch_select_indices(index)
         self._is_used, self._length = self._is_used[index], self._length[index]
 
-    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, keep: int) -> torch.Tensor:
+    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, keep: int) -> torch.Tensor:
         out = self._model(
-            input_ids=ids,
-            attention_mask=mask.long(),
+            input_ids=ids.to(self.device),
+            attention_mask=self._is_used.long(),
             position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,
@@ -78,13 +164,15 @@ class Continuations:
         self._cache: Any = out.past_key_values
         return out.logits
 
-    def _squeeze(self) -> None:
-        """Move every row's columns to the right end, in their order, and drop the columns that no row then needs."""
-        width = int(self._length.max())
-        order = torch.argsort(self._is_used.int(), dim=1, stable=True)[:, -width:]
-        for layer in self._cache.layers:
-            layer.keys, layer.values = (
-                x.gather(2, order[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
-                for x in (layer.keys, layer.values)
-            )
-        self._is_used = self._is_used.gather(1, order)
+
+def _whole_blocks(columns: int) -> int:
+    return -(-columns // BLOCK) * BLOCK
+
+
+def _parts(lengths: npt.NDArray[np.int64], most: int) -> Iterator[slice]:
+    """Cut rows into runs of at most `most` tokens, or of one row."""
+    first = 0
+    for i in range(1, len(lengths) + 1):
+        if i == len(lengths) or lengths[first : i + 1].sum() > most:
+            yield slice(first, i)
+            first = i

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from arc_ray.decode.continuations import Continuations, Ids
+from arc_ray.decode.continuations import Continuations, Ids, read_prompts
 from arc_ray.decode.writer import Writer
 
 MOST_LOGITS = 2**27
@@ -24,7 +24,7 @@ def score_answers(writer: Writer, prompt: Ids, answers: Sequence[Ids]) -> npt.ND
     order = sorted(range(len(answers)), key=lambda i: len(answers[i]))
     done = 0
     while done < len(order):
-        rows = Continuations(writer.model, [prompt], writer.pad_id)
+        rows = read_prompts(writer.model, [prompt], writer.pad_id, max(map(len, answers)))
         size = _how_many([len(answers[i]) for i in order[done:]], rows.logits.shape[-1])
         chunk = order[done : done + size]
         scores[chunk] = _score(rows, [answers[i] for i in chunk], writer.pad_id)
@@ -40,16 +40,13 @@ def _how_many(lengths: Sequence[int], vocabulary: int) -> int:
 
 def _score(rows: Continuations, answers: Sequence[Ids], pad_id: int) -> npt.NDArray[np.float64]:
     longest = max(map(len, answers))
-    ids = torch.full((len(answers), longest), pad_id, dtype=torch.long)
-    is_answer = torch.zeros((len(answers), longest), dtype=torch.bool)
+    padded, is_answer = np.full((len(answers), longest), pad_id, np.int64), np.zeros((len(answers), longest), bool)
     for i, answer in enumerate(answers):
-        ids[i, : len(answer)] = torch.from_numpy(answer.astype(np.int64))
-        is_answer[i, : len(answer)] = True
-    ids, is_answer = ids.to(rows.device), is_answer.to(rows.device)
-    first = rows.logits.expand(len(answers), -1)[:, None]
-    logits = first
+        padded[i, : len(answer)], is_answer[i, : len(answer)] = answer, True
+    logits = rows.logits.expand(len(answers), -1)[:, None]
     if longest > 1:
         rows.select([0] * len(answers))
-        logits = torch.cat([first, rows.step(ids[:, :-1])], 1)
-    log = logits.float().gather(-1, ids[..., None])[..., 0] - logits.float().logsumexp(-1)
-    return (log.double() * is_answer).sum(1).cpu().numpy()
+        logits = torch.cat([logits, rows.step(padded[:, :-1])], 1)
+    ids = torch.from_numpy(padded).to(rows.device)
+    logs = logits.gather(-1, ids[..., None])[..., 0].float() - logits.float().logsumexp(-1)
+    return (logs.double().cpu().numpy() * is_answer).sum(1)

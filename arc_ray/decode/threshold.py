@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from arc_ray.decode.continuations import Continuations, Ids
+from arc_ray.decode.continuations import Ids, read_prompts
 from arc_ray.decode.grammar import State
 from arc_ray.decode.writer import Answer, Writer
 
@@ -39,7 +39,7 @@ def find_answers(
     """
     found: list[list[Answer]] = [[] for _ in prompts]
     threshold = math.log(min_probability)
-    rows = Continuations(writer.model, prompts, writer.pad_id)
+    rows = read_prompts(writer.model, prompts, writer.pad_id, max(limits))
     start = writer.grammar.start if writer.grammar else None
     alive = [_Prefix(i, (), 0.0, start) for i in range(len(prompts))]
     logits = rows.logits
@@ -58,24 +58,24 @@ def find_answers(
             break
         alive = grown
         rows.select(parents)
-        logits = rows.step(torch.tensor([[prefix.ids[-1]] for prefix in alive]))[:, -1]
-    return [sorted(of_prompt, key=lambda answer: (-answer.log_probability, answer.ids.tolist())) for of_prompt in found]
+        logits = rows.step(np.array([[prefix.ids[-1]] for prefix in alive]))[:, -1]
+    return [sorted(own, key=lambda answer: (-answer.log_probability, answer.ids.tolist())) for own in found]
 
 
 def _children(
     writer: Writer, alive: Sequence[_Prefix], logits: torch.Tensor, threshold: float
 ) -> list[tuple[int, _Prefix, bool]]:
     """Return (row of the parent, child, whether it has ended) for every child above the threshold."""
-    log = torch.log_softmax(logits.float(), -1)
-    totals = log.double() + torch.tensor([[p.log_probability] for p in alive], dtype=torch.float64, device=log.device)
-    if writer.grammar:
-        states = [[prefix.state] for prefix in alive if prefix.state]
-        totals = totals.masked_fill(~writer.allowed(states, log[:, None])[:, 0], -torch.inf)
+    logs = torch.log_softmax(logits.float(), -1).double()
+    totals = logs + torch.tensor([[p.log_probability] for p in alive], dtype=torch.float64, device=logs.device)
     hits = (totals > threshold).nonzero()
     children = []
     for (row, token), total in zip(hits.tolist(), totals[hits[:, 0], hits[:, 1]].tolist(), strict=True):
-        parent = alive[row]
-        state = writer.grammar.next(parent.state)[token] if writer.grammar and parent.state else None
+        parent, state = alive[row], None
+        if writer.grammar and parent.state:
+            state = writer.grammar.next(parent.state).get(token)
+            if state is None:
+                continue
         child = _Prefix(parent.prompt, (*parent.ids, token), total, state)
         children.append((row, child, token in writer.end_ids))
     return children

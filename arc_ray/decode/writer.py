@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from arc_ray.decode.continuations import Continuations, Ids
+from arc_ray.decode.continuations import Ids, read_prompts
 from arc_ray.decode.drafts import copied_draft
 from arc_ray.decode.grammar import GridGrammar, State
 
 Choose = Callable[[torch.Tensor, npt.NDArray[np.float64]], torch.Tensor]
-"""(log-probabilities (rows, n, vocabulary), numbers in [0, 1) of (rows, n)) -> tokens (rows, n)."""
+"""(logits (rows, n, choices), numbers in [0, 1) of (rows, n)) -> which of the choices, int64 (rows, n)."""
 
 
 MOST_READ = {"cpu": 64, "cuda": 512}
@@ -37,27 +37,26 @@ class Writer:
     pad_id: int
     grammar: GridGrammar | None = None
     """Restricts answers to grids; log-probabilities stay those of the unrestricted model."""
-    _masks: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
+    _allowed: dict[State, list[int]] = field(default_factory=dict)
 
-    def allowed(self, states: Sequence[Sequence[State]], like: torch.Tensor) -> torch.Tensor:
-        """Return which tokens may follow each state: bool of the shape of `like`, (rows, n, vocabulary).
+    def allowed(self, states: Sequence[Sequence[State]], width: int) -> torch.Tensor:
+        """Return the tokens that may follow each state, in ascending order, -1 behind them: int64 (rows, width, most).
 
-        A row with fewer than n states may be followed by anything there: nobody looks.
+        There is none for the places of a row that has fewer than `width` states.
         """
-        assert self.grammar is not None
-        every = torch.ones(like.shape[-1], dtype=torch.bool, device=like.device)
-        rows = []
-        for of_row in states:
-            masks = [self._mask(tuple(sorted(self.grammar.next(state))), every) for state in of_row]
-            rows.append(torch.stack([*masks, *[every] * (like.shape[1] - len(masks))]))
-        return torch.stack(rows)
+        lists = [[self._tokens_after(state) for state in row] for row in states]
+        most = max(len(tokens) for row in lists for tokens in row)
+        found = np.full((len(states), width, most), -1, np.int64)
+        for i, row in enumerate(lists):
+            for j, tokens in enumerate(row):
+                found[i, j, : len(tokens)] = tokens
+        return torch.from_numpy(found)
 
-    def _mask(self, tokens: tuple[int, ...], every: torch.Tensor) -> torch.Tensor:
-        if tokens not in self._masks:
-            self._masks[tokens] = torch.zeros_like(every).index_fill_(
-                0, torch.tensor(tokens, dtype=torch.long, device=every.device), True
-            )
-        return self._masks[tokens]
+    def _tokens_after(self, state: State) -> list[int]:
+        assert self.grammar is not None
+        if state not in self._allowed:
+            self._allowed[state] = sorted(self.grammar.next(state))
+        return self._allowed[state]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +83,7 @@ def generate_greedily(
     (`attention.attends_to_all`).
     """
     texts = [_Text(prompt, limit, writer) for prompt, limit in zip(prompts, limits, strict=True)]
-    return _write(writer, texts, lambda log, _: log.argmax(-1), lookahead, copies=1)
+    return _write(writer, texts, lambda logits, _: logits.argmax(-1), lookahead, copies=1)
 
 
 def generate_samples(
@@ -102,14 +101,14 @@ def generate_samples(
     copies = len(draws[0])
     texts = [
         _Text(prompt, limit, writer, row)
-        for prompt, limit, of_prompt in zip(prompts, limits, draws, strict=True)
-        for row in of_prompt
+        for prompt, limit, own in zip(prompts, limits, draws, strict=True)
+        for row in own
     ]
 
-    def choose(log: torch.Tensor, numbers: npt.NDArray[np.float64]) -> torch.Tensor:
-        sums = torch.softmax(log.double() / temperature, -1).cumsum(-1)
-        drawn = torch.from_numpy(numbers).to(log.device)[..., None] * sums[..., -1:]
-        return torch.searchsorted(sums, drawn, right=True)[..., 0].clamp(max=log.shape[-1] - 1)
+    def choose(logits: torch.Tensor, numbers: npt.NDArray[np.float64]) -> torch.Tensor:
+        sums = torch.softmax(logits.double() / temperature, -1).cumsum(-1)
+        drawn = torch.from_numpy(numbers).to(logits.device)[..., None] * sums[..., -1:]
+        return torch.searchsorted(sums, drawn, right=True)[..., 0].clamp(max=logits.shape[-1] - 1)
 
     answers = _write(writer, texts, choose, lookahead, copies)
     return [answers[i : i + copies] for i in range(0, len(answers), copies)]
@@ -152,16 +151,18 @@ class _Text:
         drawn = self.draws[self.length : self.length + size]
         return np.concatenate([drawn, np.zeros(size - len(drawn))])
 
-    def take(self, tokens: Sequence[int], logs: Sequence[float]) -> int:
-        """Write tokens up to the first that was not guessed right, the end or the limit; return how many."""
-        written = self._append(tokens, logs)
+    def take(self, tokens: Sequence[tuple[float, float]]) -> int:
+        """Write tokens, each with its log-probability, up to the first that was not guessed right, the end or the limit;
+        return how many."""
+        written = self._append(tokens)
         self.passes += 1
         if self.draft:
             self.most = max(1, 2 * (written - 1))
         return written
 
-    def _append(self, tokens: Sequence[int], logs: Sequence[float]) -> int:
-        for i, (token, log) in enumerate(zip(tokens, logs, strict=True)):
+    def _append(self, tokens: Sequence[tuple[float, float]]) -> int:
+        for i, (number, log) in enumerate(tokens):
+            token = int(number)
             self.log_probability += log
             if token in self.writer.end_ids:
                 self.is_open, self.is_complete = False, True
@@ -185,53 +186,48 @@ class _Text:
 @torch.no_grad()
 def _write(writer: Writer, texts: list[_Text], choose: Choose, lookahead: int, copies: int) -> list[Answer]:
     """Write all texts; each prompt stands `copies` times in a row and is read once."""
-    rows = Continuations(writer.model, [text.prompt for text in texts[::copies]], writer.pad_id)
-    logits = rows.logits[:, None]
+    prompts, room = [text.prompt for text in texts[::copies]], max(text.limit for text in texts) + lookahead
+    rows = read_prompts(writer.model, prompts, writer.pad_id, room)
+    logits, active = rows.logits.repeat_interleave(copies, 0)[:, None], texts
     if copies > 1:
-        every = [i for i in range(len(texts) // copies) for _ in range(copies)]
-        rows.select(every)
-        logits = logits[every]
-    active = texts
-    while True:
-        tokens, logs = _chosen(writer, active, logits, choose)
-        counts = [text.take(tokens[i], logs[i]) if text.is_open else 1 for i, text in enumerate(active)]
-        if logits.shape[1] > 1:
-            rows.keep(counts, logits.shape[1])
-        is_open = [i for i, text in enumerate(active) if text.is_open]
-        if not is_open:
-            return [text.answer() for text in texts]
+        rows.select([i for i in range(len(prompts)) for _ in range(copies)])
+    for text, tokens in zip(texts, _chosen(writer, texts, logits, choose), strict=True):
+        text.take(tokens)
+    while is_open := [i for i, text in enumerate(active) if text.is_open]:
         if len(is_open) <= len(active) / 2:
             rows.select(is_open)
             active = [active[i] for i in is_open]
-        room = MOST_READ.get(rows.device.type, MOST_READ["cpu"]) // len(active) - 1
-        logits = rows.step(_inputs(active, max(0, min(lookahead, room)), writer.pad_id))
+        most = MOST_READ.get(rows.device.type, MOST_READ["cpu"]) // len(active) - 1
+        logits = rows.step(_inputs(active, max(0, min(lookahead, most)), writer.pad_id))
+        written = zip(active, _chosen(writer, active, logits, choose), strict=True)
+        rows.keep([text.take(tokens) if text.is_open else 0 for text, tokens in written])
+    return [text.answer() for text in texts]
 
 
 def _chosen(
     writer: Writer, active: Sequence[_Text], logits: torch.Tensor, choose: Choose
-) -> tuple[list[list[int]], list[list[float]]]:
-    """Choose a token after every token read, with its log-probability under the unrestricted model."""
-    log = torch.log_softmax(logits.float(), -1)
-    size = log.shape[1]
-    numbers = np.stack([text.numbers(size) for text in active])
-    allowed = log
+) -> list[list[tuple[float, float]]]:
+    """Choose a token after every token read: (token, its log-probability under the unrestricted model) of each place."""
+    width, choices, allowed = logits.shape[1], logits, None
     if writer.grammar:
         states = [text.states if text.is_open else [] for text in active]
-        allowed = log.masked_fill(~writer.allowed(states, log), -torch.inf)
-    tokens = choose(allowed, numbers)
-    logs = log.gather(-1, tokens[..., None])[..., 0]
-    return tokens.tolist(), logs.double().tolist()
+        allowed = writer.allowed(states, width).to(logits.device)
+        choices = logits.gather(-1, allowed.clamp(min=0)).masked_fill(allowed < 0, -torch.inf)
+    tokens = choose(choices, np.stack([text.numbers(width) for text in active]))[..., None]
+    if allowed is not None:
+        tokens = allowed.gather(-1, tokens).clamp(min=0)
+    logs = logits.gather(-1, tokens).float() - logits.float().logsumexp(-1, keepdim=True)
+    return torch.cat([tokens.double(), logs.double()], -1).tolist()  # the one wait for the device in a pass
 
 
-def _inputs(active: Sequence[_Text], lookahead: int, pad_id: int) -> torch.Tensor:
-    """Return what each text reads next: its last token and its guesses, padded: int64 (rows, 1 + longest guess)."""
+def _inputs(active: Sequence[_Text], lookahead: int, pad_id: int) -> npt.NDArray[np.int64]:
+    """Return what each text reads next: its last token and its guesses, padded: (rows, 1 + longest guess)."""
     for text in active:
         if text.is_open:
             text.guess(lookahead)
         else:
             text.draft = []
-    size = 1 + max(len(text.draft) for text in active)
-    ids = torch.full((len(active), size), pad_id, dtype=torch.long)
+    ids = np.full((len(active), 1 + max(len(text.draft) for text in active)), pad_id, np.int64)
     for i, text in enumerate(active):
-        ids[i, : 1 + len(text.draft)] = torch.tensor([text.last if text.is_open else pad_id, *text.draft])
+        ids[i, : 1 + len(text.draft)] = [text.last, *text.draft]
     return ids
