@@ -1,0 +1,61 @@
+"""Layers that torch.compile has fused compute what they did."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from builders import tiny_model
+from torch import nn
+
+from arc_ray.config.training import LoraConfig
+from arc_ray.errors import UserError
+from arc_ray.models import fused
+from arc_ray.models.build import compile_layers, trainable, with_lora
+from arc_ray.models.loss import LearnedLoss, inputs_of
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def fresh() -> Any:
+    """Nothing that was compiled before, and nothing left of it."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("fresh")
+def test_compiled_layers_have_the_same_losses_and_gradients(monkeypatch: pytest.MonkeyPatch):
+    """Would catch a layer that is cut into pieces by what cannot be traced, and fused arithmetic that is another one."""
+    monkeypatch.setattr(fused, "DEVICES", {"cpu"})
+    model: Any = with_lora(tiny_model(layers=2), LoraConfig(r=4, alpha=8))
+    for name, weight in trainable(model).items():
+        if "lora_B" in name:
+            nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    ids = np.random.default_rng(0).integers(3, 300, (2, 40), dtype=np.int32)
+    places = np.tile(np.arange(40, dtype=np.int32) % 25, (2, 1))
+    batch: Any = {"input_ids": ids, "position_ids": places, "labels": ids}
+    inputs, loss_of, found = inputs_of(batch, torch.device("cpu")), LearnedLoss(model).train(), []
+    for _ in range(2):
+        losses, _ = loss_of(**inputs)
+        found.append((losses.detach(), torch.autograd.grad(losses.sum(), list(trainable(model).values()))))
+        compile_layers(model)
+    (losses, gradients), (compiled_losses, compiled_gradients) = found
+    torch.testing.assert_close(compiled_losses, losses, rtol=1e-5, atol=1e-5)
+    for ours, wanted in zip(compiled_gradients, gradients, strict=True):
+        assert (ours - wanted).norm() <= 1e-5 * wanted.norm()
+    counted = torch._dynamo.utils.counters
+    assert counted["stats"]["unique_graphs"] == 3, "the probe, the first layer, and one for all others"
+    assert not counted["graph_break"]
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_machine_without_a_compiler_is_told_so(monkeypatch: pytest.MonkeyPatch):
+    """Would catch a traceback of inductor's from every worker, after the model was loaded and wrapped."""
+    import torch._inductor.config as inductor
+
+    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setattr(inductor, "force_disable_caches", True)
+    with pytest.raises(UserError, match=r"train\.compile: nothing can be compiled on this machine"):
+        compile_layers(tiny_model())
