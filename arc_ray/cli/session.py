@@ -202,8 +202,11 @@ def refuse_own_folder(config: Config) -> None:
 
 def train_watched(config: Config, progress: Progress) -> dict[str, Any]:
     """Train a run and show its metrics as they appear in its folder."""
-    from arc_ray.train.run import run_training
+    from arc_ray.train.run import run_training, with_rows
 
+    asked, config = config, with_rows(config)
+    if asked.train.micro_rows == "auto" and config.scaling.on_gpu:
+        progress.note(f"{config.name}: rows at once (train.micro_rows) {config.train.rows_at_once}")
     folder, over = run_folder(config), threading.Event()
     watcher = threading.Thread(target=_watch, args=(folder, progress, over), daemon=True)
     watcher.start()

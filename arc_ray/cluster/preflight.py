@@ -164,7 +164,7 @@ def _workers_that_fit(config: Config, room: Room) -> int:
     train, cpus = config.train, config.scaling.cpus_per_worker
     by_kind = [number * kind.holds(cpus, 1) for kind, number in room.gpu_kinds().items()]
     most = min(max(by_kind, default=1), room.holds(cpus, 1, _cpus_for_data(config)))
-    return max((n for n in range(1, most + 1) if train.batch_rows % (n * train.micro_rows) == 0), default=1)
+    return max((n for n in range(1, most + 1) if train.batch_rows % (n * train.rows_at_once) == 0), default=1)
 
 
 def size_faults(config: Config, room: Room, trains: bool = True, trials: int = 0, is_now: bool = False) -> list[str]:

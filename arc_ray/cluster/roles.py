@@ -186,6 +186,21 @@ def has_bfloat16() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+def least_gpu_memory() -> int:
+    """Return the bytes of the smallest GPU of all nodes; where none is there yet, of the first one that comes."""
+    names = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+    if not names:
+        return ray.get(ray.remote(num_gpus=1, num_cpus=0, max_calls=1)(gpu_memory).remote())
+    return min(ray.get([run_on(name, gpu_memory, max_calls=1) for name in names]))
+
+
+def gpu_memory() -> int:
+    """Return the bytes of the smallest GPU that this process sees."""
+    import torch
+
+    return min(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
+
+
 def hidden_gpus(on_gpu: bool) -> dict[str, str]:
     """Return the environment of workers that are to leave GPUs alone; nothing where they may use them, or there are none.
 

@@ -167,8 +167,9 @@ class TrainConfig(Section):
     """A view longer than a row loses shown pairs until it fits, or is dropped; both are counted."""
     batch_rows: int = Field(default=16, ge=1)
     """Rows per optimizer step over all workers: the global batch."""
-    micro_rows: int = Field(default=1, ge=1)
-    """Rows per forward pass on one worker."""
+    micro_rows: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Rows per forward pass on one worker; "auto" is 1 on CPUs, and on GPUs as many as are sure to fit and divide
+    `batch_rows`. A run keeps what it began with."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: Unit = 0.05
     """Share of the steps in which the learning rate rises from 0."""
@@ -192,6 +193,8 @@ class TrainConfig(Section):
     adapter, whose gradients are small and cost more to shard, and 2 where `full`, whose gradients are as large as the model."""
     offload: bool = False
     """Keep optimizer state in CPU memory (and parameters, at ZeRO 3)."""
+    compile: bool = False
+    """Let torch.compile fuse each layer's small operations: a minute at the start, for long runs on GPUs."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Merged last into the DeepSpeed config: for what has no key here, such as zero_optimization.overlap_comm."""
     max_failures: int = Field(default=3, ge=-1)
@@ -201,12 +204,21 @@ class TrainConfig(Section):
     def _fits_together(self) -> "TrainConfig":
         if self.offload and self.zero_stage == 0:
             raise ValueError("offload needs something to move: set zero_stage to 1, 2 or 3, or offload to false")
+        if self.compile and self.zero == 3:
+            raise ValueError(
+                "compile cannot see through the hooks of ZeRO 3: set zero_stage to 0, 1 or 2, or compile to false"
+            )
         if taken := DERIVED.keys() & self.deepspeed.keys():
             name = min(taken)
             raise ValueError(f"deepspeed sets {name}, which would be overruled: set train.{DERIVED[name]} instead")
-        if self.batch_rows % self.micro_rows:
-            raise ValueError(f"batch_rows {self.batch_rows} must be a multiple of micro_rows {self.micro_rows}")
+        if self.batch_rows % self.rows_at_once:
+            raise ValueError(f"batch_rows {self.batch_rows} must be a multiple of micro_rows {self.rows_at_once}")
         return self
+
+    @property
+    def rows_at_once(self) -> int:
+        """`micro_rows` as a number: 1 where nobody has chosen."""
+        return 1 if self.micro_rows == "auto" else self.micro_rows
 
     @property
     def zero(self) -> int:

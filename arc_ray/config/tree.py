@@ -60,17 +60,17 @@ class Config(Section):
                 " or set train.engine to deepspeed"
             )
         # An elastic run takes what the cluster has, and fills a share that does not divide with empty rows.
-        if self.train.batch_rows % self.train.micro_rows or (
-            not isinstance(workers, tuple) and self.train.batch_rows % (high * self.train.micro_rows)
+        if self.train.batch_rows % self.train.rows_at_once or (
+            not isinstance(workers, tuple) and self.train.batch_rows % (high * self.train.rows_at_once)
         ):
             raise ValueError(
                 f"train.batch_rows {self.train.batch_rows} must be a multiple of scaling.num_workers x train.micro_rows"
-                f" = {high} x {self.train.micro_rows}: the global batch is shared equally"
+                f" = {high} x {self.train.rows_at_once}: the global batch is shared equally"
             )
-        if self.train.batch_rows < high * self.train.micro_rows:
+        if self.train.batch_rows < high * self.train.rows_at_once:
             raise ValueError(
                 f"train.batch_rows {self.train.batch_rows} is less than scaling.num_workers x train.micro_rows"
-                f" = {high} x {self.train.micro_rows}: some workers would have nothing to do"
+                f" = {high} x {self.train.rows_at_once}: some workers would have nothing to do"
             )
         if self.model.scratch and not self.train.full:
             raise ValueError(

@@ -95,8 +95,8 @@ def _fit(model: nn.Module, batches: Sequence[Batch], config: TrainConfig) -> lis
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step, len(batches))
         learned, mean = int((batch["labels"] != IGNORED).sum()), 0.0
-        for start in range(0, len(batch["labels"]), config.micro_rows):
-            rows = slice(start, start + config.micro_rows)
+        for start in range(0, len(batch["labels"]), config.rows_at_once):
+            rows = slice(start, start + config.rows_at_once)
             losses, _ = loss_of(**inputs_of({name: array[rows] for name, array in batch.items()}, device))
             loss = losses.sum() / learned
             loss.backward()

@@ -9,20 +9,21 @@ from arc_ray.errors import NotMadeYetError
 from arc_ray.models.flops import ASSUMED_MFU, GPUS, MEMORY_SIZES, SHOWN_GPUS, hours
 from arc_ray.rows.plan import Plan
 
+LEARNED_SHARE = {"asked": 0.25, "all": 0.5}
+"""Share of a row's tokens that is learned at most, by `prompt.learn`: before there is a plan, which would tell."""
+
+USABLE = 0.85
+"""Share of a GPU's memory that rows are chosen for: what tensors take is known to 15 %."""
+
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits")
 
 
 def estimate_lines(config: Config, plan: Plan) -> Iterator[str]:
     """Describe memory and time of a training from its plan and its model's shape; says why if that is not known yet."""
-    from arc_ray.models.skeleton import build_skeleton, count_parameters, work_of
-    from arc_ray.prompts.tokenizer import load_tokenizer
+    from arc_ray.models.skeleton import count_parameters, work_of
 
     try:
-        with warnings.catch_warnings():
-            # peft and we call transformers by names that it is about to change, which is no concern of the reader's.
-            warnings.simplefilter("ignore", FutureWarning)
-            tokenizer = load_tokenizer(config.model, config.storage)
-            skeleton = build_skeleton(config.model, config.storage, config.train.full, tokenizer)
+        skeleton = _skeleton(config)
     except NotMadeYetError as error:
         yield f"memory and time: not known yet ({error})"
         return
@@ -33,11 +34,39 @@ def estimate_lines(config: Config, plan: Plan) -> Iterator[str]:
     yield from _time(work_of(skeleton).of_steps(*sizes).sum(), config.scaling.workers[0])
 
 
+def rows_for(config: Config, capacity: int) -> int:
+    """Return how many rows at once a GPU of `capacity` bytes is given: as many as are sure to fit and divide the batch.
+
+    Rows are shared out equally among the workers, or in an elastic run none of them is left without. Raises UserError.
+    """
+    from arc_ray.models.memory import Setting, footprint, rows_that_fit, simulate_pass
+
+    train, (low, high) = config.train, config.scaling.workers
+    skeleton, learned = _skeleton(config), int(train.row_tokens * LEARNED_SHARE[config.prompt.learn])
+    held = footprint(
+        skeleton, simulate_pass(skeleton, 1, train.row_tokens, learned), Setting(train.zero, low, train.offload)
+    )
+    most, shared = rows_that_fit(held, 1, int(USABLE * capacity)), low if low == high else 1
+    fitting = range(2, min(most, train.batch_rows // high) + 1)
+    return max((rows for rows in fitting if train.batch_rows % (rows * shared) == 0), default=1)
+
+
+def _skeleton(config: Config) -> Any:
+    from arc_ray.models.skeleton import build_skeleton
+    from arc_ray.prompts.tokenizer import load_tokenizer
+
+    with warnings.catch_warnings():
+        # peft and we call transformers by names that it is about to change, which is no concern of the reader's.
+        warnings.simplefilter("ignore", FutureWarning)
+        tokenizer = load_tokenizer(config.model, config.storage)
+        return build_skeleton(config.model, config.storage, config.train.full, tokenizer)
+
+
 def _memory(config: Config, plan: Plan, skeleton: Any) -> Iterator[str]:
     """Say what one GPU holds at each ZeRO stage, and how many rows at once would fit."""
     from arc_ray.models.memory import RUNTIME_BYTES, STAGES, Setting, footprint, rows_that_fit, simulate_pass
 
-    rows, workers = config.train.micro_rows, config.scaling.workers[0]
+    rows, workers = config.train.rows_at_once, config.scaling.workers[0]
     learned = most_learned(plan, rows)
     found = simulate_pass(skeleton, rows, plan.row_tokens, learned)
     yield (

@@ -40,6 +40,7 @@ WHERE_NOT_WHAT = (
     "train.micro_rows",
     "train.zero_stage",
     "train.offload",
+    "train.compile",
     "train.log_every",
     "train.tracker",
     "train.checkpoint_every",
@@ -47,6 +48,9 @@ WHERE_NOT_WHAT = (
     "question",
 )
 """Config keys that say where or how fast, not what is computed: a run goes on with other values of these."""
+
+AUTO = (("scaling", "use_gpu"), ("scaling", "num_workers"), ("model", "dtype"), ("train", "micro_rows"))
+"""Config keys, by section, for which something is chosen before a run begins, and kept."""
 
 JOB_FOLDER = "/runtime_resources/working_dir_files/"
 """Part of the path of a job's own copy of the directory from which it was submitted, another one for each cluster."""
@@ -92,7 +96,7 @@ def as_made(folder: Folder, config: Config) -> Config:
     asked = config.model_dump(mode="json")
     found = {
         f"{section}.{key}": made_by.get(section, {}).get(key, "auto")
-        for section, key in (("scaling", "use_gpu"), ("scaling", "num_workers"), ("model", "dtype"))
+        for section, key in AUTO
         if asked[section][key] == "auto"
     }
     return with_overrides(config, {key: value for key, value in found.items() if value != "auto"})
@@ -112,6 +116,7 @@ def describe_run(config: Config, command: str) -> dict[str, Any]:
             "use_gpu": config.scaling.use_gpu,
             "num_workers": config.scaling.num_workers,
             "dtype": config.model.dtype,
+            "micro_rows": config.train.micro_rows,
         },
         "git_commit": _git_commit(),
     }

@@ -11,14 +11,15 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
-from arc_ray.cluster.roles import hidden_gpus
-from arc_ray.config import Config
+from arc_ray.cluster.roles import hidden_gpus, least_gpu_memory
+from arc_ray.config import Config, with_overrides
 from arc_ray.errors import UserError, mistake_in, unwrapped
+from arc_ray.models.estimate import rows_for
 from arc_ray.models.skeleton import check_model
 from arc_ray.rows.plan import Plan
 from arc_ray.rows.prepare import prepare
 from arc_ray.rows.stream import settle_data_scheduling
-from arc_ray.runs.folder import checkpoint_steps, claim, finish, is_finished, read_metrics, run_folder
+from arc_ray.runs.folder import as_made, checkpoint_steps, claim, finish, is_finished, read_metrics, run_folder
 from arc_ray.storage import Folder
 from arc_ray.train.engine import check_deepspeed
 from arc_ray.train.trackers import check_tracker, tracker_environment
@@ -32,6 +33,15 @@ def check_training(config: Config, trains: bool = True) -> None:
     check_deepspeed(config.train, config.model)
 
 
+def with_rows(config: Config) -> Config:
+    """Choose `train.micro_rows` where it is `auto`: as the run was begun, or what fits the GPUs. Raises UserError."""
+    config = as_made(run_folder(config), config)
+    if config.train.micro_rows != "auto":
+        return config
+    rows = rows_for(config, least_gpu_memory()) if config.scaling.on_gpu else 1
+    return with_overrides(config, {"train.micro_rows": rows})
+
+
 def run_training(
     config: Config, callbacks: Sequence[ray.train.UserCallback] = (), command: str = "train"
 ) -> dict[str, Any]:
@@ -39,7 +49,7 @@ def run_training(
 
     Raises UserError for what only the user can mend and Ray's TrainingFailedError where the workers failed too often.
     """
-    folder = run_folder(config)
+    folder, config = run_folder(config), with_rows(config)
     check_tracker(config)
     claim(folder, config, command)
     if is_finished(folder):

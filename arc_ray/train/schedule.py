@@ -27,7 +27,7 @@ def _decay(schedule: Literal["linear", "cosine", "constant"], done: float) -> fl
 
 def accumulation_steps(config: TrainConfig, num_workers: int) -> int:
     """Return the forward passes per optimizer step on each worker; the last is short of rows where they do not divide."""
-    return math.ceil(config.batch_rows / (num_workers * config.micro_rows))
+    return math.ceil(config.batch_rows / (num_workers * config.rows_at_once))
 
 
 def deepspeed_config(config: TrainConfig, model: ModelConfig, num_workers: int) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def deepspeed_config(config: TrainConfig, model: ModelConfig, num_workers: int) 
         if config.zero == 3:
             zero["offload_param"] = {"device": "cpu"}
     derived: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": config.micro_rows,
+        "train_micro_batch_size_per_gpu": config.rows_at_once,
         "gradient_accumulation_steps": accumulation_steps(config, num_workers),
         "gradient_clipping": config.clip or 0.0,
         "zero_optimization": zero,

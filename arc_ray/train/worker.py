@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from arc_ray.config import Config
-from arc_ray.models.build import build_model
+from arc_ray.models.build import build_model, compile_layers
 from arc_ray.models.loss import LearnedLoss
 from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.maker import Batch, RowMaker
@@ -105,6 +105,8 @@ def make_worker(job: Job) -> Worker:
     start = Start(step, read_state(folder, step)) if step else Start()
     if start.state is not None:
         load_weights(model, start.state)
+    if train.compile:
+        compile_layers(model)
     return Worker(config, rank, num_workers, maker, validation, tokenizer, model, start, batches, ready)
 
 
@@ -112,7 +114,7 @@ def stream_share(job: Job, plan: Plan, rank: int, num_workers: int, step: int) -
     """Stream the rows of one worker from a step on, made by Ray Data meanwhile."""
     config = job.config
     rows = rows_of_rank(plan, config, rank, num_workers, step)
-    return stream_rows(job.maker, rows, config.train.micro_rows, plan.row_tokens, config.scaling.data_cpus)
+    return stream_rows(job.maker, rows, config.train.rows_at_once, plan.row_tokens, config.scaling.data_cpus)
 
 
 def train_with_deepspeed(worker: Worker, make_hooks: Callable[[Any, Any], Hooks]) -> None:
@@ -140,7 +142,7 @@ def _hooks(worker: Worker, log: "MetricsLog", writer: CheckpointWriter, engine: 
     def run_validation(step: int) -> Metrics:
         if worker.validation is None:
             return {}
-        outcome = validate(scoring, worker.validation, config.train.micro_rows, worker.rank, worker.num_workers)
+        outcome = validate(scoring, worker.validation, config.train.rows_at_once, worker.rank, worker.num_workers)
         if worker.rank == 0:
             (folder / "validation").write_json(f"step-{step:06d}.json", outcome.to_json())
         return outcome.metrics()
@@ -162,7 +164,7 @@ def rows_of_rank(plan: Plan, config: Config, rank: int, num_workers: int, first_
     A worker's share of a step is interleaved by micro-batch, so each pass over all workers covers rows that stand together.
     Every worker gets equally many: where an elastic run's workers do not divide the batch, the rest are empty rows.
     """
-    micro, batch = config.train.micro_rows, config.train.batch_rows
+    micro, batch = config.train.rows_at_once, config.train.batch_rows
     passes = np.arange(accumulation_steps(config.train, num_workers))[:, None] * num_workers * micro
     within = (passes + rank * micro + np.arange(micro)).ravel()
     rows = np.arange(first_step, plan.num_steps)[:, None] * batch + within

@@ -70,7 +70,7 @@ def test_a_run_keeps_its_dtype_on_another_device(tmp_path: Path) -> None:
     on_gpu = with_start(settled(asked(tmp_path), GPUS, Terminal(), "train"))
     claim(run_folder(on_gpu), on_gpu, "train")
     made = run_folder(on_gpu).read_json("run.json")
-    assert made["placement"] == {"use_gpu": True, "num_workers": 8, "dtype": "bfloat16"}
+    assert made["placement"] == {"use_gpu": True, "num_workers": 8, "dtype": "bfloat16", "micro_rows": "auto"}
     again = with_start(settled(asked(tmp_path), CPUS, Terminal(), "train"))
     assert place_of(again) == (False, 1, "bfloat16")
     claim(run_folder(again), again, "train")

@@ -398,6 +398,7 @@ ELSEWHERE = {
     "train.micro_rows": 4,
     "train.zero_stage": 1,
     "train.offload": True,
+    "train.compile": True,
     "train.log_every": 7,
     "train.tracker": "none",
     "train.checkpoint_every": 3,
