@@ -17,6 +17,7 @@ import sys
 import tarfile
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -214,9 +215,9 @@ def search(machine: Machine, log: Log) -> int:
     tree = TINY | {"tune": {"space": {"train.lr": {"grid": [1e-3, 2e-3, 3e-3, 4e-3]}}, "max_concurrent": 1}}
     begun = time.monotonic()
     code = log.run([*ARC_RAY, "tune", str(machine.config("search", tree, max_steps=20))])
-    paths = sorted((machine.out / "runs" / "search").glob("**/result.json"))
-    results = [json.loads(path.read_text()) for path in paths]
-    memory = [round(r["train/memory_gb"], 3) for r in results if "train/memory_gb" in r]
+    trials = (machine.out / "runs" / "search" / "trials").glob("*")
+    last = [steps[-1] for trial in sorted(trials) if (steps := machine.records(f"search/trials/{trial.name}"))]
+    memory = [round(step["train/memory_gb"], 3) for step in last]
     machine.note(kind="search", rc=code, seconds=round(time.monotonic() - begun, 1), memory_gb=memory)
     return code
 
@@ -379,7 +380,11 @@ def run_stage(stage: Stage, machine: Machine, limit: float) -> None:
     path = machine.out / "logs" / f"{stage.name}.log"
     begun = time.monotonic()
     with path.open("w") as file:
-        code = stage.run(machine, Log(file, limit))
+        try:
+            code = stage.run(machine, Log(file, limit))
+        except Exception:  # what one stage meets must not cost the others
+            file.write(traceback.format_exc())
+            code = -1
     seconds = round(time.monotonic() - begun, 1)
     machine.note(kind="stage", name=stage.name, status=f"rc {code}" if code else "ok", seconds=seconds)
     if not code:
