@@ -2,6 +2,8 @@
 # make test         install, then the tests that end within minutes
 # make test-slow    the tests that take longer: faults, several processes
 # make test-cluster launch files on hosts of this machine (root, Linux; Debian: openssh-server rsync iproute2 netcat-openbsd)
+# make gpu-kit      pack what a GPU machine without a network lacks into .kit
+# make gpu-run      on a GPU machine: see that all works there, and measure it (with .kit, nothing else is needed)
 # make check        lint, format, types
 
 PYTHON ?= python3.11
@@ -9,7 +11,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: quickstart install test test-slow test-cluster check clean
+.PHONY: quickstart install test test-slow test-cluster gpu-kit gpu-run check clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/arc-ray study configs/quickstart.yaml
@@ -32,6 +34,13 @@ test-slow: $(INSTALLED)
 test-cluster: $(INSTALLED)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,cluster-tests]'
 	$(BIN)/pytest -m cluster
+
+gpu-kit: $(INSTALLED)
+	$(BIN)/python tests/gpu/kit.py make
+
+# With a kit the machine's own Python is taken, which has torch; else what is installed here.
+gpu-run: $(if $(wildcard .kit),,$(INSTALLED))
+	$(if $(wildcard .kit),python3,$(BIN)/python) tests/gpu/run.py
 
 check: $(INSTALLED)
 	$(BIN)/ruff check

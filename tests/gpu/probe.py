@@ -31,10 +31,10 @@ from bench_train import SMOLLM2, write_llama
 
 from arc_ray.config import Config, config_from, parse_assignments
 from arc_ray.models.build import build_model
-from arc_ray.models.loss import LearnedLoss
+from arc_ray.models.loss import LearnedLoss, inputs_of
 from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.prepare import prepare
-from arc_ray.train.engine import make_engine
+from arc_ray.train.engine import Start, begin, make_engine
 from arc_ray.train.loop import Hooks, fit
 from arc_ray.train.measures import Measures, device_peak
 
@@ -145,6 +145,7 @@ def measure_arm(arguments: argparse.Namespace, overrides: dict[str, Any]) -> dic
     model = build_model(config.model, config.storage, 0, config.train.full, tokenizer)
     measures = Measures(model, maker.plan, 1, device_peak())
     engine = make_engine(LearnedLoss(model), config.train, config.model, 1)
+    begin(engine, model, Start())
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     built = time.perf_counter() - begun
@@ -211,7 +212,7 @@ def compare_losses(arguments: argparse.Namespace) -> None:
         for row in range(2):
             arrays = maker.make([row])
             begun = time.perf_counter()
-            losses, _ = loss(**{name: torch.from_numpy(a).long().to(device) for name, a in arrays.items()})
+            losses, _ = loss(**inputs_of(arrays, device))
             mean = float(losses.double().mean())
             seconds = time.perf_counter() - begun
             tell(
