@@ -4,6 +4,7 @@ Rows are of different lengths and grow by different numbers of tokens; what a ro
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,12 +12,16 @@ import numpy.typing as npt
 import torch
 
 from arc_ray.decode.cache import RowCache, attending_to_cache
+from arc_ray.decode.graphs import Pass, can_replay, recorded
 from arc_ray.models.attention import Spans, kept_apart, use_by_view
 
 Ids = npt.NDArray[np.int32]
 
 BLOCK = 128
 """Columns are attended to and taken from memory in multiples of this, so that kernels and allocator meet few sizes."""
+
+GUESSES = 8
+"""On a GPU a step reads one token or this many more, or twice as many more: few shapes to make a graph of."""
 
 MOST_AT_ONCE = {"cpu": 2048, "cuda": 32768}
 """Tokens of prompts that are read in one pass, whose activations then fit into a CPU's cache, a GPU's memory."""
@@ -54,14 +59,20 @@ def read_prompts(model: Any, prompts: Sequence[Ids], pad_id: int, room: int) -> 
 
 
 class CachedRows:
-    """Rows in memory that is taken once: prompts are read without padding, and a guess that was wrong is written over."""
+    """Rows in memory that is taken once: prompts are read without padding, and a guess that was wrong is written over.
+
+    On a GPU a step of a shape that came before is replayed as a graph, because starting its kernels one by one from Python
+    takes longer than they do.
+    """
 
     def __init__(self, model: Any, prompts: Sequence[Ids], room: int) -> None:
         self._model = model
         self.device = next(model.parameters()).device
         self._length = np.array([len(prompt) for prompt in prompts])
-        columns = _whole_blocks(int(self._length.max()) + room)
+        columns = _whole_blocks(int(self._length.max()) + room + GUESSES)
         self._cache = RowCache(len(prompts), columns)
+        self._steps: dict[tuple[int, int], Pass | None] = {}
+        self._is_replayed = can_replay(model)
         most = MOST_AT_ONCE.get(self.device.type, MOST_AT_ONCE["cpu"])
         self.logits = torch.cat([self._read(prompts, part) for part in _parts(self._length, most)])
 
@@ -70,24 +81,38 @@ class CachedRows:
 
     def step(self, tokens: npt.NDArray[np.int64]) -> torch.Tensor:
         self._read_last = tokens.shape[1]
-        positions = self._length[:, None] + np.arange(self._read_last)
+        if self._is_replayed:
+            tokens = np.pad(tokens, ((0, 0), (0, -(self._read_last - 1) % GUESSES)))
+        positions = self._length[:, None] + np.arange(tokens.shape[1])
         self._length = self._length + self._read_last
         width = _whole_blocks(int(positions.max()) + 1)
-        ids, at = torch.from_numpy(np.stack([tokens, positions])).to(self.device)
-        rows = torch.arange(len(self), device=self.device)[:, None]
-        self._cache.write_to((rows * self._cache.num_columns + at).flatten(), width)
-        is_seen = torch.arange(width, device=self.device) <= at[..., None]
-        mask = torch.zeros((), device=self.device).where(is_seen, -torch.inf)[:, None].to(self.logits.dtype)
-        with attending_to_cache(self._model):
-            return self._forward(ids, at, 0, attention_mask=mask)
+        inputs = torch.from_numpy(np.stack([tokens, positions])).to(self.device)
+        shape, run = (tokens.shape[1], width), partial(self._step, width=width)
+        if self._is_replayed:
+            # Recorded when a shape comes for the second time: a search changes its rows in most steps.
+            self._steps[shape] = self._steps.get(shape) or (recorded(run, inputs) if shape in self._steps else None)
+            run = self._steps[shape] or run
+        logits = run(inputs)
+        return logits[:, : self._read_last]
 
     def keep(self, counts: Sequence[int]) -> None:
         self._length = self._length - self._read_last + counts
 
     def select(self, rows: Sequence[int]) -> None:
         if list(rows) != list(range(len(self))):
+            self._steps.clear()  # they read the memory that is given up here
             self._cache.select(torch.tensor(rows, device=self.device))
             self._length = self._length[rows]
+
+    def _step(self, inputs: torch.Tensor, width: int) -> torch.Tensor:
+        """Read tokens at their positions, int64 (2, rows, n), without waiting for the device."""
+        ids, at = inputs
+        rows = torch.arange(len(ids), device=self.device)[:, None]
+        self._cache.write_to((rows * self._cache.num_columns + at).flatten(), width)
+        is_hidden = torch.arange(width, device=self.device) > at[..., None]
+        mask = torch.zeros(is_hidden.shape, dtype=self.logits.dtype, device=self.device)
+        with attending_to_cache(self._model):
+            return self._forward(ids, at, 0, attention_mask=mask.masked_fill_(is_hidden, -torch.inf)[:, None])
 
     def _read(self, prompts: Sequence[Ids], part: slice) -> torch.Tensor:
         """Read some of the prompts, packed into one row; return the logits after each: (prompts, vocabulary)."""

@@ -3,7 +3,7 @@
 from collections import Counter
 from functools import cache
 from itertools import pairwise, product
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from builders import (
     tiny_model,
     tiny_tokenizer,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from arc_ray.decode.drafts import copied_draft
@@ -126,6 +127,49 @@ def test_guesses_that_are_partly_right_change_nothing(monkeypatch: pytest.Monkey
     mixed = generate_greedily(Writer(model, [END], PAD), prompts, [30] * 8, lookahead=12)
     assert texts(mixed) == texts(plain)
     assert {1, 2, 4} < set(sizes), "guesses of all sizes were to be tried"
+
+
+class StandIn:
+    """Calls again what a graph would replay, as a graph would: on the memory of its own inputs, never asking the device."""
+
+    recorded: ClassVar[list[tuple[int, ...]]] = []
+
+    def __init__(self, run: Any, like: torch.Tensor) -> None:
+        self._run, self._inputs = run, like.clone()
+        self.recorded.append(tuple(like.shape))
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        self._inputs.copy_(inputs)
+        with NoWaiting():
+            return self._run(self._inputs)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses operators that a CUDA graph cannot hold: values that go to the host, tensors that come from it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        asks = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "lift_fresh", "masked_select", "unique")
+        assert func._schema.name.removeprefix("aten::").split(".")[0] not in asks, func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("lookahead", [0, 3, 12])
+def test_replayed_steps_write_the_same(monkeypatch: pytest.MonkeyPatch, lookahead: int):
+    """Would catch a shape that is replayed on other rows, padding that is kept, and a step that asks the device."""
+    model, prompts, _ = trained()
+    writer, numbers, limits = Writer(model, [END], PAD), draws(prompts, 2, 20), [40, 9, 40, 23, 40, 40, 1, 40]
+    plain = generate_greedily(writer, prompts, limits), generate_samples(writer, prompts, [20] * 8, numbers, 1.0)
+    monkeypatch.setattr("arc_ray.decode.continuations.can_replay", lambda model: True)
+    monkeypatch.setattr("arc_ray.decode.graphs.Recording", StandIn)
+    StandIn.recorded.clear()
+    again = (
+        generate_greedily(writer, prompts, limits, lookahead),
+        generate_samples(writer, prompts, [20] * 8, numbers, 1.0, lookahead),
+    )
+    assert texts(again[0]) == texts(plain[0])
+    assert [texts(own) for own in again[1]] == [texts(own) for own in plain[1]]
+    assert {n for _, _, n in StandIn.recorded} <= {1, 9, 17}
+    assert len({rows for _, rows, _ in StandIn.recorded}) > 1, "rows that have ended were to be dropped"
 
 
 @pytest.mark.parametrize("is_right", [True, False])

@@ -1,0 +1,60 @@
+"""A pass of a model as a CUDA graph: its kernels are recorded once and started together from then on."""
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+
+Pass = Callable[[torch.Tensor], torch.Tensor]
+
+WAITING_ROPES = ("dynamic", "longrope")
+"""Position embeddings that ask the device for the longest row."""
+
+
+def can_replay(model: Any) -> bool:
+    """Tell whether a model runs on a GPU, the same kernels whatever its tokens are."""
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    return (
+        next(model.parameters()).is_cuda
+        and model._can_compile_fullgraph
+        and rope.get("rope_type", "default") not in WAITING_ROPES
+    )
+
+
+def recorded(run: Pass, inputs: torch.Tensor) -> Pass:
+    """Record a pass that has run once; return it as it is, with a warning, if it cannot be recorded."""
+    try:
+        return Recording(run, inputs)
+    except RuntimeError as error:
+        warnings.warn(f"writing answers is slower than it could be: no CUDA graph of a pass ({error})", stacklevel=2)
+        return run
+
+
+@cache
+def _stream() -> torch.cuda.Stream:
+    """Return the stream that graphs are recorded on: one, because cuBLAS keeps memory for each."""
+    return torch.cuda.Stream()
+
+
+class Recording:
+    """A function of a tensor of one shape, recorded by calling it; it must have been called before, and never wait."""
+
+    def __init__(self, run: Pass, like: torch.Tensor) -> None:
+        self._inputs, self._graph = like.clone(), torch.cuda.CUDAGraph()
+        _stream().wait_stream(torch.cuda.current_stream())
+        # Not by torch.cuda.graph, which empties the allocator's cache each time.
+        with torch.cuda.stream(_stream()):
+            self._graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                self._outputs = run(self._inputs)
+            finally:
+                self._graph.capture_end()
+        torch.cuda.current_stream().wait_stream(_stream())
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return what the function does of other values, in memory that the next call writes over."""
+        self._inputs.copy_(inputs)
+        self._graph.replay()
+        return self._outputs
