@@ -14,7 +14,7 @@ from typing import Any
 
 from arc_ray.errors import UserError
 from arc_ray.report import frames
-from arc_ray.report.folders import TrialFiles
+from arc_ray.report.folders import TrialRows
 from arc_ray.report.frames import Row
 from arc_ray.storage import Folder
 
@@ -27,7 +27,7 @@ def is_experiment(folder: Folder) -> bool:
     return any(name.startswith("experiment_state-") for name in folder.names())
 
 
-def read_experiment(place: Folder) -> list[TrialFiles]:
+def read_experiment(place: Folder) -> list[TrialRows]:
     """Read the trials of a Tune experiment folder, in the order in which they were started. Raises UserError."""
     states = sorted(name for name in place.names() if name.startswith("experiment_state-"))
     return [_read_trial(place, about) for name in states for about in _trials_of(place, name)]
@@ -43,21 +43,22 @@ def _trials_of(place: Folder, name: str) -> Iterator[dict[str, Any]]:
         ) from error
 
 
-def _read_trial(place: Folder, about: Mapping[str, Any]) -> TrialFiles:
+def _read_trial(place: Folder, about: Mapping[str, Any]) -> TrialRows:
     folder = place / about["relative_logdir"]
-    lines = folder.read_bytes("result.json").decode().splitlines() if folder.exists("result.json") else []
-    records = [_record(json.loads(line)) for line in lines if line]
+    lines, error = (
+        folder.read_bytes(name).decode().strip().splitlines() if folder.exists(name) else []
+        for name in ("result.json", "error.txt")
+    )
+    records = [_record(json.loads(line)) for line in lines]
     status = STATUSES.get(about["status"], "running")
-    error = folder.read_bytes("error.txt").decode().strip() if folder.exists("error.txt") else ""
     trial = {
         "trial": about["trial_id"],
         "status": status,
         "overrides": dict(_varied(about.get("evaluated_params") or {})),
-        "error": (error.splitlines() or ["no reason given"])[-1] if status == "failed" else None,
+        "error": (error or ["no reason given"])[-1] if status == "failed" else None,
     }
-    config = {"start": place.name}
-    row = frames.trial_row(place.name, about["trial_id"], trial, config, records, None, "start")
-    return TrialFiles(row | {"plan_digest": None}, records)
+    row = frames.trial_row(place.name, about["trial_id"], trial, {"start": place.name}, records, None, "start")
+    return TrialRows(row | {"plan_digest": None}, frames.metric_rows(row, records))
 
 
 def _record(report: Mapping[str, Any]) -> Row:

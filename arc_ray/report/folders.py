@@ -1,9 +1,8 @@
 """The files of a study, read: local or from a bucket, whole or half copied; what is missing reads as nothing."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -13,38 +12,34 @@ from arc_ray.report.frames import Row, config_value
 from arc_ray.storage import Folder
 
 
-@dataclass(frozen=True)
-class TrialFiles:
-    """One trial's files, read."""
+class TrialRows(NamedTuple):
+    """One trial's files as rows of frames."""
 
-    row: Row
-    """Its row of `trials`."""
-    records: list[Row]
-    """metrics.jsonl."""
-    outcomes: dict[int, Row] = field(default_factory=dict)
-    """Step -> what validation found."""
+    trial: Row
+    metrics: Sequence[Row]
+    validation: Sequence[Row] = ()
 
 
-def read_trial(folder: Folder, study: str, name: str, compare: str | None) -> TrialFiles:
+def read_trial(folder: Folder, study: str, name: str, compare: str | None) -> TrialRows:
     """Read a run folder; `compare` is the config key that names its arm, None takes its own name. Raises UserError."""
     config, about = read_yaml(folder, "config.yaml"), read_json(folder, "trial.json")
     records, result = _json_lines(folder, "metrics.jsonl"), read_json(folder, "result.json")
     plan = folder.read_bytes("plan.parquet") if folder.exists("plan.parquet") else b""
     digest = hashlib.blake2b(plan, digest_size=6).hexdigest() if plan else None
-    row = frames.trial_row(study, name, about, config, records, result, compare) | {"plan_digest": digest}
-    outcomes: dict[int, Row] = {}
+    trial = frames.trial_row(study, name, about, config, records, result, compare) | {"plan_digest": digest}
+    validation: list[Row] = []
     for file in (folder / "validation").names():
         outcome = read_json(folder, f"validation/{file}")
         frames.check_keys(outcome, ("names", "solved", "cell_accuracy", "loss"), f"{folder.uri}/validation/{file}")
-        outcomes[int(file.removeprefix("step-").removesuffix(".json"))] = outcome
-    return TrialFiles(row, records, outcomes)
+        step = int(file.removeprefix("step-").removesuffix(".json"))
+        validation += frames.validation_rows(trial, step, outcome)
+    return TrialRows(trial, frames.metric_rows(trial, records), validation)
 
 
 def read_evaluations(place: Folder, runs: Iterable[Folder]) -> tuple[list[Row], list[Row]]:
-    """Read an evaluation's own folder, evaluate/ (of a run), evaluate/<arm>/ and its seed-<n>/ (of a study), and those of
-    the runs made first, as rows.
+    """Read scores and answers, as rows, of a folder and of the runs made first. Raises UserError.
 
-    Returns those of scores and those of answers. Raises UserError.
+    They are in an evaluation's own folder, evaluate/ (of a run), or evaluate/<arm>/ and its seed-<n>/ (of a study).
     """
     evaluate = place / "evaluate"
     folders = [(place.name, place if place.exists("answers.json") else evaluate)]

@@ -1,5 +1,6 @@
 """What the files of a study say, as rows of frames: pure functions from parsed JSON and YAML to dictionaries."""
 
+from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -68,10 +69,7 @@ def trial_row(
     about = about or {"status": "done" if result else "running"}
     set_by_trial = about.get("overrides") or {}
     overrides = {key: scalar(value) for key, value in set_by_trial.items()}
-    last: Row = {}
-    for record in records:
-        last |= record
-    last |= result or {}
+    last: Row = dict(ChainMap(dict(result or {}), *reversed(records)))
     workers = config_value(config, "scaling.num_workers", 1)
     measured = {key: value for key, value in last.items() if "/" in key and isinstance(value, int | float)}
     return {
@@ -103,8 +101,7 @@ def trials_csv(trials: Frame) -> str:
 
 def metric_rows(trial: Row, records: Iterable[Row]) -> list[Row]:
     """Return the trial's metric records under its name; tokens of a record without any are those of its step."""
-    rows: list[Row] = []
-    tokens = 0.0
+    rows, tokens = [], 0.0
     for record in records:
         tokens = record.get("train/learned_tokens", tokens)
         rows.append({**_who(trial), **record, "train/learned_tokens": tokens})
@@ -113,12 +110,11 @@ def metric_rows(trial: Row, records: Iterable[Row]) -> list[Row]:
 
 def validation_rows(trial: Row, step: int, outcome: Mapping[str, Any]) -> list[Row]:
     """Return one row per validation view of one step; names are <source>/<task id>/<output>."""
-    columns = zip(*(outcome[key] for key in ("names", "solved", "cell_accuracy", "loss")), strict=True)
     rows = []
-    for name, solved, cell_accuracy, loss in columns:
-        source, _, rest = name.partition("/")
-        task, _, output = rest.rpartition("/")
-        where = {"step": step, "source": source, "task": task, "output": int(output)}
+    columns = (outcome[key] for key in ("names", "solved", "cell_accuracy", "loss"))
+    for name, solved, cell_accuracy, loss in zip(*columns, strict=True):
+        source, *task, output = name.split("/")
+        where = {"step": step, "source": source, "task": "/".join(task), "output": int(output)}
         rows.append({**_who(trial), **where, "solved": bool(solved), "cell_accuracy": cell_accuracy, "loss": loss})
     return rows
 

@@ -1,14 +1,14 @@
 """The gallery: which answered outputs are worth a look, and their grids as small drawings with wrong cells marked."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from arc_ray.report.frames import Frame
+from arc_ray.report.frames import Frame, Row
+from arc_ray.report.words import is_number
 from arc_ray.tasks.task import Grid, parse_grid, puzzle_of, same_grid
 
 NEARLY = 0.8
@@ -27,8 +27,7 @@ GRID_PIXELS = 100
 SMALLEST_CELL, LARGEST_CELL = 4, 14
 
 
-@dataclass(frozen=True)
-class Drawing:
+class Drawing(NamedTuple):
     """A grid as SVG paths: cells are dashes of lines, one path a colour, so that gaps between cells cost nothing."""
 
     height: int
@@ -41,8 +40,7 @@ class Drawing:
     """Pixels per cell."""
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(NamedTuple):
     """What one arm wrote."""
 
     arm: str
@@ -54,8 +52,7 @@ class Prediction:
     note: str
 
 
-@dataclass(frozen=True)
-class Card:
+class Card(NamedTuple):
     """One test output with what all arms made of it."""
 
     set: str
@@ -68,46 +65,72 @@ class Card:
     predictions: tuple[Prediction, ...]
 
 
-def make_cards(answers: Frame, per_group: int = PER_GROUP) -> list[Card]:
+def make_cards(answers: Frame) -> list[Card]:
     """Choose outputs of every set and group, and draw what each arm's first seed answered.
 
     Raises UserError for a grid that is none.
     """
-    if answers.empty:
-        return []
     seed = answers["seed"].astype(float)
     answers = answers[seed.isna() | (seed == seed.groupby(answers["arm"]).transform("min"))]
-    sets: dict[str, dict[str, list[Frame]]] = {
-        name: {group: [] for group in GROUPS} for name in answers["set"].unique()
-    }
-    for (name, _, _), of_output in answers.groupby(["set", "task", "output"]):
-        sets[name][group_of(of_output)].append(of_output)
-    chosen = ((group, _most_telling(outputs)) for groups in sets.values() for group, outputs in groups.items())
-    return [make_card(of_output, group) for group, outputs in chosen for of_output in outputs[:per_group]]
+    outputs: dict[tuple[str, str, int], list[Row]] = {}
+    for row in answers.to_dict("records"):
+        outputs.setdefault((row["set"], row["task"], row["output"]), []).append(row)
+    groups = {(name, group): [] for name in answers["set"].unique() for group in GROUPS}
+    for key in sorted(outputs):
+        groups[key[0], _group(outputs[key])].append(outputs[key])
+    return [_card(rows, group) for (_, group), found in groups.items() for rows in _most_telling(found)[:PER_GROUP]]
 
 
-def group_of(of_output: Frame) -> str:
-    """Name the group of an output from the answers of all arms to it (rows of `answers`)."""
-    if of_output["truth"].isna().any():
+def draw(grid: Grid, cell: int, truth: Grid | None = None) -> Drawing:
+    """Draw a grid; cells that differ from a truth of the same size get a cross."""
+    height, width = grid.shape
+    paths: dict[int, str] = {}
+    for y, row in enumerate(grid):
+        for start, stop in pairwise([0, *(np.flatnonzero(np.diff(row)) + 1).tolist(), width]):
+            color = int(row[start])
+            paths[color] = f"{paths.get(color, '')}M{start} {y}.5h{stop - start}"
+    wrong = np.argwhere(grid != truth) if truth is not None and truth.shape == grid.shape else np.zeros((0, 2), int)
+    crosses = "".join(f"M{x}.25 {y}.25l.5.5m0-.5l-.5.5" for y, x in wrong.tolist())
+    return Drawing(height, width, tuple(sorted(paths.items())), crosses, cell)
+
+
+def _group(rows: Sequence[Row]) -> str:
+    """Name the group of an output from the answers of all arms to it."""
+    if any(row["truth"] is None for row in rows):
         return "unscored"
-    right = of_output["is_right"].astype(bool)
-    if right.all():
-        return "solved"
-    if right.any():
-        return "differ"
-    return "nearly" if of_output["cell_accuracy"].max() >= NEARLY else "failed"
+    right = [bool(row["is_right"]) for row in rows]
+    if any(right):
+        return "solved" if all(right) else "differ"
+    return "nearly" if _right_cells(rows) >= NEARLY else "failed"
 
 
-def make_card(of_output: Frame, group: str) -> Card:
-    """Draw one output from the answers of all arms to it. Raises UserError for a grid that is none."""
-    first = of_output.iloc[0]
+def _right_cells(rows: Sequence[Row]) -> float:
+    return max((row["cell_accuracy"] for row in rows if is_number(row["cell_accuracy"])), default=0.0)
+
+
+def _most_telling(outputs: Iterable[Sequence[Row]]) -> list[Sequence[Row]]:
+    """Put one output of every puzzle (`id#k` is cut from `id`) before the next of any, the best predicted first."""
+    best = sorted(outputs, key=lambda rows: -_right_cells(rows))
+    seen: Counter[str] = Counter()
+    turns = []
+    for rows in best:
+        puzzle = puzzle_of(str(rows[0]["task"]))
+        turns.append(seen[puzzle])
+        seen[puzzle] += 1
+    return [rows for _, rows in sorted(zip(turns, best, strict=True), key=lambda pair: pair[0])]
+
+
+def _card(rows: Sequence[Row], group: str) -> Card:
+    """Draw one output from the answers of all arms to it."""
+    first = rows[0]
     where = f"answers of {first['set']}, task {first['task']}"
     shown = [(parse_grid(p["input"], where), parse_grid(p["output"], where)) for p in first["shown"] or ()]
     asked = parse_grid(first["input"], where)
     truth = None if first["truth"] is None else parse_grid(first["truth"], where)
-    attempts = [(row, [parse_grid(g, where) for g in row["attempts"] if g]) for _, row in of_output.iterrows()]
-    grids = [asked, truth, *(g for pair in shown for g in pair), *(g for _, of_arm in attempts for g in of_arm)]
-    cell = cell_pixels([grid for grid in grids if grid is not None])
+    attempts = [[parse_grid(grid, where) for grid in row["attempts"] if grid] for row in rows]
+    grids = [asked, *(grid for pair in shown for grid in pair), *(grid for grids in attempts for grid in grids)]
+    longest = max(max(grid.shape) for grid in [*grids, *([] if truth is None else [truth])])
+    cell = min(max(GRID_PIXELS // longest, SMALLEST_CELL), LARGEST_CELL)
     return Card(
         set=str(first["set"]),
         task=str(first["task"]),
@@ -116,60 +139,33 @@ def make_card(of_output: Frame, group: str) -> Card:
         shown=tuple((draw(a, cell), draw(b, cell)) for a, b in shown),
         input=draw(asked, cell),
         truth=None if truth is None else draw(truth, cell),
-        predictions=tuple(p for row, of_arm in attempts for p in predictions_of(row, of_arm, truth, cell, where)),
+        predictions=tuple(
+            _prediction(str(row["arm"]), title, grid, truth, cell)
+            for row, grids in zip(rows, attempts, strict=True)
+            for title, grid in _worth_showing(row, grids, truth, where)
+        ),
     )
 
 
-def predictions_of(row: Any, attempts: Sequence[Grid], truth: Grid | None, cell: int, where: str) -> list[Prediction]:
+def _worth_showing(
+    row: Row, attempts: Sequence[Grid], truth: Grid | None, where: str
+) -> Iterable[tuple[str, Grid | None]]:
     """Choose what to show of an arm: its first attempt, the second if only that is right, greedy if only that is."""
-    arm = str(row["arm"])
-    if not attempts:
-        return [Prediction(arm, None, "", False if truth is not None else None, "nothing to read as a grid")]
-    found = [_prediction(arm, "", attempts[0], truth, cell)]
-    if not found[0].is_right and truth is not None:
-        found += [_prediction(arm, "attempt 2", g, truth, cell) for g in attempts[1:2] if same_grid(g, truth)]
+    yield "", attempts[0] if attempts else None
+    if truth is not None and attempts and not same_grid(attempts[0], truth):
+        yield from (("attempt 2", grid) for grid in attempts[1:2] if same_grid(grid, truth))
         if not row["is_right"] and row["greedy_right"]:
-            found.append(_prediction(arm, "greedy, outvoted", parse_grid(row["greedy"], where), truth, cell))
-    return found
+            yield "greedy, outvoted", parse_grid(row["greedy"], where)
 
 
-def draw(grid: Grid, cell: int, truth: Grid | None = None) -> Drawing:
-    """Draw a grid; cells that differ from a truth of the same size get a cross."""
-    height, width = grid.shape
-    paths: dict[int, list[str]] = {}
-    for y, row in enumerate(grid):
-        edges = [0, *(np.flatnonzero(np.diff(row)) + 1).tolist(), width]
-        for start, stop in pairwise(edges):
-            paths.setdefault(int(row[start]), []).append(f"M{start} {y}.5h{stop - start}")
-    wrong = np.argwhere(grid != truth) if truth is not None and truth.shape == grid.shape else np.zeros((0, 2), int)
-    crosses = "".join(f"M{x}.25 {y}.25l.5.5m0-.5l-.5.5" for y, x in wrong.tolist())
-    return Drawing(height, width, tuple((color, "".join(paths[color])) for color in sorted(paths)), crosses, cell)
-
-
-def cell_pixels(grids: Sequence[npt.NDArray[np.uint8]]) -> int:
-    """Choose how large cells are, so that the largest grid of a card fits and small ones do not look silly."""
-    longest = max(max(grid.shape) for grid in grids)
-    return min(max(GRID_PIXELS // longest, SMALLEST_CELL), LARGEST_CELL)
-
-
-def _prediction(arm: str, title: str, grid: Grid, truth: Grid | None, cell: int) -> Prediction:
-    if truth is None:
-        return Prediction(arm, draw(grid, cell), title, None, "")
-    if grid.shape != truth.shape:
+def _prediction(arm: str, title: str, grid: Grid | None, truth: Grid | None, cell: int) -> Prediction:
+    is_right = None if truth is None else same_grid(grid, truth)
+    if grid is None:
+        return Prediction(arm, None, title, is_right, "nothing to read as a grid")
+    if truth is None or is_right:
+        note = "right" if is_right else ""
+    elif grid.shape != truth.shape:
         note = f"{grid.shape[0]} × {grid.shape[1]}, not {truth.shape[0]} × {truth.shape[1]}"
     else:
-        num_wrong = int((grid != truth).sum())
-        note = f"{num_wrong} of {truth.size} cells wrong" if num_wrong else "right"
-    return Prediction(arm, draw(grid, cell, truth), title, same_grid(grid, truth), note)
-
-
-def _most_telling(outputs: Sequence[Frame]) -> list[Frame]:
-    """Put one output of every puzzle (`id#k` is cut from `id`) before the next of any, the best predicted first."""
-    best = sorted(outputs, key=lambda rows: -float(rows["cell_accuracy"].fillna(0).max()))
-    seen: dict[str, int] = {}
-    turn = []
-    for rows in best:
-        puzzle = puzzle_of(str(rows.iloc[0]["task"]))
-        turn.append(seen.setdefault(puzzle, 0))
-        seen[puzzle] += 1
-    return [best[i] for i in sorted(range(len(best)), key=lambda i: (turn[i], i))]
+        note = f"{int((grid != truth).sum())} of {truth.size} cells wrong"
+    return Prediction(arm, draw(grid, cell, truth), title, is_right, note)

@@ -49,8 +49,8 @@ from arc_ray.config import value_name
 from arc_ray.errors import UserError
 from arc_ray.report import frames
 from arc_ray.report.experiments import is_experiment, read_experiment
-from arc_ray.report.folders import read_data, read_evaluations, read_json, read_trial, read_yaml
-from arc_ray.report.frames import Frame, config_value, frame, metric_rows, validation_rows
+from arc_ray.report.folders import TrialRows, read_data, read_evaluations, read_json, read_trial, read_yaml
+from arc_ray.report.frames import Frame, config_value, frame
 from arc_ray.storage import Folder
 
 Kind = Literal["study", "tune", "run", "runs"]
@@ -166,7 +166,8 @@ def load(folder: str) -> Report:
     analysis = _read_analysis(place)
     kind = _kind_of(place, run, analysis)
     compare = _compared(config, analysis)
-    if is_tunes := is_experiment(place):
+    beside = place.parent
+    if is_experiment(place):
         trials = read_experiment(place)
     elif kind == "run":
         trials = [read_trial(place, place.name, place.name, None)]
@@ -174,31 +175,33 @@ def load(folder: str) -> Report:
         names = (place / "trials").names()
         with ThreadPoolExecutor(READERS) as pool:
             trials = list(pool.map(lambda n: read_trial(place / "trials" / n, place.name, n, compare), names))
-    is_running = [trial.row["status"] == "running" for trial in trials]
-    beside = place.parent
-    made_first = [name for name in config.get("runs") or {} if (beside / name).exists("config.yaml")]
-    runs = [read_trial(beside / name, place.name, name, None) for name in made_first]
-    scores, answers = read_evaluations(place, [beside / name for name in made_first])
-    metrics = (row for t in [*trials, *runs] for row in metric_rows(t.row, t.records))
-    validation = (row for t in trials for step, o in t.outcomes.items() for row in validation_rows(t.row, step, o))
+    made_first = [beside / name for name in config.get("runs") or {} if (beside / name).exists("config.yaml")]
+    runs = [read_trial(folder, place.name, folder.name, None) for folder in made_first]
+    scores, answers = read_evaluations(place, made_first)
     return Report(
         folder=place,
         kind=kind,
-        is_finished=analysis is not None or place.exists("result.json") or (is_tunes and not any(is_running)),
+        is_finished=_is_finished(place, trials),
         config=config,
         run=run,
         analysis=analysis,
         best=place.read_bytes("best.yaml").decode() if place.exists("best.yaml") else None,
-        trials=frame([trial.row for trial in trials], frames.TRIALS),
-        runs=frame([run.row for run in runs], frames.TRIALS),
-        metrics=frame(metrics, frames.METRICS),
-        validation=frame(validation, frames.VALIDATION),
+        trials=frame([trial.trial for trial in trials], frames.TRIALS),
+        runs=frame([run.trial for run in runs], frames.TRIALS),
+        metrics=frame([row for trial in [*trials, *runs] for row in trial.metrics], frames.METRICS),
+        validation=frame([row for trial in trials for row in trial.validation], frames.VALIDATION),
         scores=frame(scores, frames.SCORES),
         answers=frame(answers, frames.ANSWERS),
         data=frame(read_data(beside / "data", place.name, config), frames.DATA),
         quality=read_json(place, "quality.json"),
         overlap=read_json(place, "overlap.json") or (),
     )
+
+
+def _is_finished(place: Folder, trials: Sequence[TrialRows]) -> bool:
+    if is_experiment(place):
+        return all(trial.trial["status"] != "running" for trial in trials)
+    return place.exists("analysis.json") or place.exists("result.json")
 
 
 def load_many(folders: Sequence[str]) -> list[Report]:
@@ -220,7 +223,7 @@ def _merge_runs(runs: Sequence[Report]) -> Report:
     first = runs[0]
     names = ("trials", "runs", "metrics", "validation", "scores", "answers", "data")
     parts = {n: [f for run in runs if len(f := getattr(run, n))] or [getattr(first, n)] for n in names}
-    merged: dict[str, Frame] = {n: pd.concat(of_name, ignore_index=True) for n, of_name in parts.items()}
+    merged: dict[str, Frame] = {n: pd.concat(frames, ignore_index=True) for n, frames in parts.items()}
     # Runs of one storage folder share its data, which is counted once.
     merged["data"] = merged["data"].drop_duplicates("dataset", ignore_index=True)
     made_alike = all(run.run == first.run for run in runs)

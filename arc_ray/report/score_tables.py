@@ -24,31 +24,31 @@ ANSWERING_GAINS = ("voting/two_attempts", "tuning", "tuning/greedy", "generated"
 
 def score_table(report: Report) -> dict[str, list[dict[str, Any]]]:
     """Return set -> rows of arm and method with the scores by rule; sets of questions are not among them."""
-    scores = report.scores[report.scores["rule"].isin(RULES)]
-    table: dict[str, list[dict[str, Any]]] = {}
-    for name in scores["set"].unique():
-        of_set = report.scores[report.scores["set"] == name]
-        for arm in sorted(of_set["arm"].unique(), key=lambda arm: (*report.arms, arm).index(arm)):
-            for method in METHODS:
-                here = of_set[(of_set["arm"] == arm) & (of_set["method"] == method)]
-                if len(here):
-                    by_rule = {row["rule"]: row for row in here.to_dict("records")}
-                    table.setdefault(str(name), []).append({"arm": arm, "method": method, "scores": by_rule})
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for score in report.scores[report.scores["method"].isin(METHODS) & (report.scores["rule"] != "accuracy")].to_dict(
+        "records"
+    ):
+        arm, method = score["arm"], score["method"]
+        row = rows.setdefault((score["set"], arm, method), {"arm": arm, "method": method, "scores": {}})
+        row["scores"][score["rule"]] = score
+    arms = list(dict.fromkeys([*report.arms, *report.scores["arm"]]))
+    table: dict[str, list[dict[str, Any]]] = {name: [] for name, *_ in rows}
+    for name, arm, method in sorted(rows, key=lambda key: (arms.index(key[1]), METHODS.index(key[2]))):
+        table[name].append(rows[name, arm, method])
     return table
 
 
 def gain_table(report: Report) -> list[dict[str, Any]]:
     """Return what ways of answering gain over others, with set, arm and words for the two ways."""
     gains = report.scores[report.scores["rule"] == "gain"].to_dict("records")
-    order = list(GAINS)
     known = [row | {"words": GAINS[row["question"]]} for row in gains if row["question"] in GAINS]
-    return sorted(known, key=lambda row: order.index(row["question"]))
+    return sorted(known, key=lambda row: [*GAINS].index(row["question"]))
 
 
 def seeds_note(report: Report) -> str:
     """Say which seeds the scores are over, and what their intervals hold."""
     seeds = list(report.scores["seeds"].dropna().unique())
-    if any("," in of_arm for of_arm in seeds):
+    if any("," in listed for listed in seeds):
         which = seeds[0] if len(seeds) == 1 else "each arm's own"
         return f"Scores are means over seeds ({which}), counts are added up, and intervals hold the luck of seeds and tasks."
     one = f"seed {seeds[0]} of each arm" if seeds else "one trial of each arm"

@@ -1,20 +1,17 @@
 """The table of trials on the page, sortable."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from arc_ray.report.charts import trials_at
 from arc_ray.report.load import Report
-from arc_ray.report.tables import best_trial
+from arc_ray.report.tables import best_trial, trials_at
 from arc_ray.report.words import duration, is_number, number, setting_value, short_key, show, word
 
-METRICS = ("eval/solved", "eval/cell_accuracy", "eval/loss", "train/loss")
+SHOWN = ("eval/solved", "eval/cell_accuracy", "eval/loss", "train/loss")
 SUMS = ("steps", "train/learned_tokens")
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """A column of the page's table."""
 
     key: str
@@ -24,8 +21,7 @@ class Column:
     is_text: bool
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """What is written, and what is sorted by."""
 
     text: str
@@ -63,7 +59,7 @@ def _columns(report: Report) -> list[Column]:
         named = [Column("trial", "trial", "", True), Column("arm", short_key(report.compare), "", True)]
     named += [Column(key, short_key(key), key, False) for key in report.varied]
     named += [Column("seed", "seed", "", False), Column("status", "status", "", True)]
-    for key in dict.fromkeys([report.metric, *METRICS, *SUMS]):
+    for key in dict.fromkeys([report.metric, *SHOWN, *SUMS]):
         words = word(key)
         named.append(Column(key, words.label, f"{words.meaning} {words.caution}".strip(), False))
     return [*named, Column("seconds", "time", "Seconds since the trial's start, starting up included.", False)]
@@ -73,6 +69,6 @@ def _cell(column: Column, value: Any) -> Cell:
     sort = value if is_number(value) or isinstance(value, str) else ""
     if column.key == "seconds":
         return Cell(duration(value), sort)
-    if column.key in (*METRICS, *SUMS):
+    if column.key in (*SHOWN, *SUMS):
         return Cell(show(value, column.key), sort)
     return Cell(number(value) if column.key == "seed" and is_number(value) else setting_value(value), sort)
