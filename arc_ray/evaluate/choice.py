@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from arc_ray.config import Config
-from arc_ray.scores.rules import Scores, cell_accuracy, score_attempts, score_samples
+from arc_ray.scores.rules import Path, Score, cell_accuracy, score_attempts, score_samples
 from arc_ray.scores.vote import SELECTIONS, Attempts, Candidate, distinct_grids
 from arc_ray.tasks.task import Grid, Task, same_grid
 
@@ -20,7 +20,7 @@ SAMPLE_SIZES = (1, 2, 8, 64)
 
 def puzzle_scores(
     config: Config, name: str, tasks: Sequence[Task], predictions: Rows, scores: Rows
-) -> tuple[dict[str, Scores], list[dict[str, Any]], dict[str, list[Attempts]]]:
+) -> tuple[dict[Path, Score], list[dict[str, Any]], dict[str, list[Attempts]]]:
     """Choose attempts for a set: return its scores, an answer for the gallery a test output, and the attempts.
 
     `scores` are needed for the product of experts only. Without the outputs of all tasks there are no scores.
@@ -37,14 +37,15 @@ def puzzle_scores(
     if any(pair.output is None for task in tasks for pair in task.test):
         return {}, answers, chosen
     confidence = config.study.confidence
-    found = score_attempts(tasks, chosen, confidence)
+    found = {(rule,): score for rule, score in score_attempts(tasks, chosen, confidence).items()}
     if config.evaluate.decode == "greedy":
-        found["greedy"] = score_attempts(tasks, greedy, confidence)
+        found |= {("greedy", rule): score for rule, score in score_attempts(tasks, greedy, confidence).items()}
     samples = {
         task.id: [[_grid(row) for row in predictions.get((task.id, i), ())] for i in range(len(task.test))]
         for task in tasks
     }
-    return found | score_samples(tasks, samples, chosen, sample_sizes(config), confidence), answers, chosen
+    sampled = score_samples(tasks, samples, chosen, sample_sizes(config), confidence)
+    return found | {(rule,): score for rule, score in sampled.items()}, answers, chosen
 
 
 def choose(config: Config, predictions: Rows, scores: Rows, task_id: str, output: int) -> Attempts:

@@ -1,6 +1,6 @@
 """What follows from the files of predictions: attempts, scores, gains, answers for the gallery, submissions, the result.
 
-Scores stay nested by set, way of answering and rule until result.json is written (`scores.rules.flat_record`).
+Scores are found by set, way of answering and rule; `scores.rules.flat_record` names them once result.json is written.
 """
 
 import warnings
@@ -16,8 +16,8 @@ from arc_ray.evaluate.answering import read_predictions
 from arc_ray.evaluate.choice import puzzle_scores
 from arc_ray.evaluate.ttt import with_tuned
 from arc_ray.runs.folder import finish
-from arc_ray.scores.intervals import Effect, paired_effect
-from arc_ray.scores.rules import Scores, flat_record
+from arc_ray.scores.intervals import Effect, Estimate, FloatArray, paired_effect
+from arc_ray.scores.rules import Path, flat_record
 from arc_ray.scores.submission import write_submission
 from arc_ray.scores.vote import Attempts
 from arc_ray.storage import Folder
@@ -30,6 +30,9 @@ REDONE = {"evaluate.selection": "majority", "evaluate.fill_submission": False, "
 
 Answers = Sequence[Mapping[str, Any]]
 """One record a test output, as answers.json has them."""
+Ways = Mapping[str, Answers]
+"""A set's answers by how they were found: "" as the config says, "untuned" without test-time training, "generated" from
+the describer's words. Each way has a file, answers-<way>.json."""
 
 
 def select(config: Config, folder: Folder, sets: Mapping[str, Sequence[Task]]) -> dict[str, Any]:
@@ -38,19 +41,20 @@ def select(config: Config, folder: Folder, sets: Mapping[str, Sequence[Task]]) -
     result: dict[str, Any] = {"run": folder.name, "checkpoint": config.evaluate.checkpoint, **redone(config)}
     if learned := folder.read_json("overlap.json"):
         result["overlap"] = learned
-    answers: dict[str, list[Mapping[str, Any]]] = {"answers": []}
+    answers: dict[str, list[Mapping[str, Any]]] = {"": []}
     submissions: dict[str, dict[str, Any]] = {}
     for name, tasks in sets.items():
         if is_counting(config, name):
-            result |= flat_record({name: _counting_scores(config, name, tasks, folder / "predictions")})
+            counted = _counting_scores(config, name, tasks, folder / "predictions")
+            result |= {f"{name}/{key}": value for key, value in counted.items()}
             continue
-        scores, found, attempts = _puzzle_scores(config, folder, name, tasks, f"{name}{GENERATED}" in files)
-        result |= flat_record({name: scores})
-        for file, rows in found.items():
-            answers.setdefault(file, []).extend(rows)
+        scores, ways, attempts = _puzzle_scores(config, folder, name, tasks, f"{name}{GENERATED}" in files)
+        result |= flat_record(scores)
+        for way, rows in ways.items():
+            answers.setdefault(way, []).extend(rows)
         submissions[name] = write_submission(tasks, attempts, _left_out(config, name, tasks))
-    for file, rows in answers.items():
-        folder.write_json(f"{file}.json", rows)
+    for way, rows in answers.items():
+        folder.write_json(f"answers-{way}.json" if way else "answers.json", rows)
     for name, submission in submissions.items():
         folder.write_json("submission.json" if len(submissions) == 1 else f"submission-{name}.json", submission)
     finish(folder, result)
@@ -59,8 +63,8 @@ def select(config: Config, folder: Folder, sets: Mapping[str, Sequence[Task]]) -
 
 def _puzzle_scores(
     config: Config, folder: Folder, name: str, tasks: Sequence[Task], is_described: bool
-) -> tuple[Scores, dict[str, Answers], dict[str, list[Attempts]]]:
-    """Score a set in every way in which it was answered: scores, answers by the file that holds them, attempts."""
+) -> tuple[dict[Path, Estimate], Ways, dict[str, list[Attempts]]]:
+    """Score a set in every way in which it was answered: scores, answers, and the attempts that are submitted."""
     files, score_files = ((folder / part).read_json("files.json") or {} for part in ("predictions", "scores"))
 
     def read(key: str) -> tuple[Any, Any]:
@@ -68,21 +72,18 @@ def _puzzle_scores(
         return predictions, read_predictions(folder / "scores", score_files.get(key, ()))
 
     plain = read(name)
-    scores, answers, attempts = puzzle_scores(
-        config, name, tasks, *(with_tuned(folder, name, *plain) if config.evaluate.ttt else plain)
-    )
-    found = {"answers": answers}
-    scores = {**scores, "voting": gain_of_voting(config, answers)}
-    if config.evaluate.ttt:
-        untuned, before, _ = puzzle_scores(config, f"{name}/untuned", tasks, *plain)
-        found["answers-untuned"] = before
-        scores["untuned"] = {**untuned, "voting": gain_of_voting(config, before)}
-        scores["tuning"] = gain_of_tuning(config, answers, before)
+    predicted = {"": with_tuned(folder, name, *plain), "untuned": plain} if config.evaluate.ttt else {"": plain}
     if is_described:
-        generated, again, _ = puzzle_scores(config, f"{name}/generated", tasks, *read(f"{name}{GENERATED}"))
-        found["answers-generated"] = again
-        scores["generated"] = {**generated, **gain(config, again, answers)}
-    return scores, found, attempts
+        predicted["generated"] = read(f"{name}{GENERATED}")
+    scores: dict[Path, Estimate] = {}
+    answers: dict[str, Answers] = {}
+    attempts: dict[str, dict[str, list[Attempts]]] = {}
+    for way, rows in predicted.items():
+        path = (name, way) if way else (name,)
+        found, answers[way], attempts[way] = puzzle_scores(config, "/".join(path), tasks, *rows)
+        scores |= {(*path, *rule): score for rule, score in found.items()}
+    scores |= {(name, *path): effect for path, effect in gains(config, answers).items()}
+    return scores, answers, attempts[""]
 
 
 def redone(config: Config) -> dict[str, Any]:
@@ -95,46 +96,53 @@ def is_counting(config: Config, name: str) -> bool:
     return isinstance(config.data.sources[name], CountingSource)
 
 
-def gain(config: Config, better: Answers, worse: Answers) -> dict[str, Effect]:
-    """Return, as "gain", how much larger a share of outputs `better` solves than `worse`.
+def gains(config: Config, ways: Ways) -> dict[Path, Effect]:
+    """Return what ways of answering gain over others, as far as the config has them.
 
     The interval, of level `study.confidence`, is of the differences, output by output (see `intervals.paired_effect`):
     two answers to one task have its difficulty in common, which intervals of two shares would count twice. Empty where
     outputs are hidden, and for fewer than two of them.
     """
-    return _gain(config, better, [a["is_right"] for a in better], [a["is_right"] for a in worse])
-
-
-def gain_of_voting(config: Config, answers: Answers) -> Scores:
-    """Return what voting gains over the greedy answer of the plain view, with its first attempt alone and with both.
-
-    ARC scores both, but greedy decoding has no second one. Empty where there is no greedy answer, or no other view.
-    """
-    evaluate = config.evaluate
-    if evaluate.decode != "greedy" or evaluate.symmetries * evaluate.copies == 1:
-        return {}
-    greedy, both = _greedy_is_right(answers), [answer["is_right"] for answer in answers]
-    first = [answer["truth"] in answer["attempts"][:1] for answer in answers]
-    return {**_gain(config, answers, first, greedy), "two_attempts": _gain(config, answers, both, greedy)}
-
-
-def gain_of_tuning(config: Config, tuned: Answers, untuned: Answers) -> Scores:
-    """Return what test-time training gains in two attempts and, where answers are greedy, in the plain view's one."""
-    found = gain(config, tuned, untuned)
-    if config.evaluate.decode != "greedy":
-        return found
-    return {**found, "greedy": _gain(config, tuned, _greedy_is_right(tuned), _greedy_is_right(untuned))}
-
-
-def _gain(config: Config, answers: Answers, better: Sequence[bool], worse: Sequence[bool]) -> dict[str, Effect]:
+    answers, evaluate = ways[""], config.evaluate
     if len(answers) < 2 or any(answer["truth"] is None for answer in answers):
         return {}
-    arm, baseline = (np.array([right], np.float64) for right in (better, worse))
-    return {"gain": paired_effect(arm, baseline, [answer["task"] for answer in answers], config.study.confidence)}
+    is_greedy = evaluate.decode == "greedy"
+    is_voted = is_greedy and evaluate.symmetries * evaluate.copies > 1
+    tasks = [answer["task"] for answer in answers]
+    return {
+        path: paired_effect(better[None], worse[None], tasks, config.study.confidence)
+        for path, (better, worse) in compared(ways).items()
+        if (is_voted if "voting" in path else is_greedy or "greedy" not in path)
+    }
 
 
-def _greedy_is_right(answers: Answers) -> list[bool]:
-    return [answer["truth"] == answer["greedy"] for answer in answers]
+def compared(ways: Ways) -> dict[Path, tuple[FloatArray, FloatArray]]:
+    """Return path -> which outputs are right (1.0) by the better way and by the worse, (num_outputs,) each.
+
+    Voting gains over the greedy answer of the plain view, with its first attempt alone and with both: ARC scores both,
+    but greedy decoding has no second one. Tuning gains in two attempts and in the plain view's greedy one.
+    """
+    right = {way: right_answers(answers) for way, answers in ways.items()}
+    found = {}
+    for way, (first, both, greedy) in right.items():
+        if way != "generated":
+            path = (way, "voting") if way else ("voting",)
+            found[*path, "gain"], found[*path, "two_attempts", "gain"] = (first, greedy), (both, greedy)
+    _, both, greedy = right[""]
+    if "untuned" in right:
+        _, untuned, untuned_greedy = right["untuned"]
+        found["tuning", "gain"], found["tuning", "greedy", "gain"] = (both, untuned), (greedy, untuned_greedy)
+    if "generated" in right:
+        found["generated", "gain"] = right["generated"][1], both
+    return found
+
+
+def right_answers(answers: Answers) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return which outputs are right (1.0) by the first attempt, by one of both, and by the greedy answer."""
+    first = [answer["truth"] in answer["attempts"][:1] for answer in answers]
+    both = [answer["is_right"] for answer in answers]
+    greedy = [answer["truth"] == answer["greedy"] for answer in answers]
+    return np.array(first, np.float64), np.array(both, np.float64), np.array(greedy, np.float64)
 
 
 def _left_out(config: Config, name: str, tasks: Sequence[Task]) -> dict[str, int]:

@@ -30,8 +30,8 @@ class Score(Estimate):
     """Out of how many outputs, or tasks."""
 
 
-Scores = Mapping[str, "Estimate | float | Scores"]
-"""Estimates by rule, set, way of answering...: as deep as wanted until `flat_record` names them."""
+Path = tuple[str, ...]
+"""What a score is about: set, way of answering, rule, ...; `flat_record` joins it to a name."""
 FIELDS = ("low", "high", "right", "of")
 
 
@@ -98,24 +98,20 @@ def cell_accuracy(truth: Grid, predicted: Grid) -> float:
     return float((truth == predicted).mean()) if truth.shape == predicted.shape else 0.0
 
 
-def flat_record(scores: Scores, prefix: str = "") -> dict[str, float]:
+def flat_record(scores: Mapping[Path, Estimate | Mapping[str, float]]) -> dict[str, float]:
     """Name scores for result.json, <set>/<rule> and the like; what else is known of one hangs below it (`FIELDS`)."""
     record: dict[str, float] = {}
-    for name, score in scores.items():
-        key = f"{prefix}{name}"
-        if isinstance(score, Mapping):
-            record |= flat_record(score, f"{key}/")
-        elif isinstance(score, Estimate):
-            record[key] = score.value
-            record |= {f"{key}/{field}": getattr(score, field) for field in FIELDS if hasattr(score, field)}
-        else:
-            record[key] = score
+    for path, score in scores.items():
+        known = score if isinstance(score, Mapping) else vars(score)
+        name = "/".join(path)
+        record[name] = known["value"]
+        record |= {f"{name}/{field}": known[field] for field in FIELDS if field in known}
     return record
 
 
-def read_record(result: Mapping[str, Any]) -> dict[tuple[str, ...], dict[str, float]]:
+def read_record(result: Mapping[str, Any]) -> dict[Path, dict[str, float]]:
     """Take the names of `flat_record` apart again: path -> "value" and those of `FIELDS` that there are."""
-    scores: dict[tuple[str, ...], dict[str, float]] = {}
+    scores: dict[Path, dict[str, float]] = {}
     for name, value in result.items():
         *path, last = name.split("/")
         if isinstance(value, int | float) and not isinstance(value, bool):

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 from builders import config_with
 
-from arc_ray.evaluate.results import gain_of_tuning, gain_of_voting
-from arc_ray.scores.rules import flat_record
+from arc_ray.evaluate.results import gains
 
 RIGHT, WRONG, OTHER = [[1]], [[2]], [[3]]
 
@@ -25,28 +24,30 @@ ANSWERS = [
 
 def test_a_second_attempt_is_no_gain_of_the_first():
     """Would catch a gain of voting that is only that two attempts are right more often than one."""
-    found = flat_record({"s": {"voting": gain_of_voting(config_with(evaluate__symmetries=8), ANSWERS)}})
-    assert found["s/voting/gain"] == 0.0
-    assert found["s/voting/two_attempts/gain"] == 0.25
-    for key in ("s/voting/gain", "s/voting/two_attempts/gain"):
-        assert found[f"{key}/low"] < found[key] < found[f"{key}/high"]
+    found = gains(config_with(evaluate__symmetries=8), {"": ANSWERS})
+    assert {path: effect.value for path, effect in found.items()} == {
+        ("voting", "gain"): 0.0,
+        ("voting", "two_attempts", "gain"): 0.25,
+    }
+    assert all(effect.low < effect.value < effect.high for effect in found.values())
 
 
 def test_tuning_gains_in_two_attempts_or_in_its_greedy_answer():
     """Would catch votes that hide what tuning does to one answer, or the other way round."""
     untuned = [answer("a#0", WRONG, WRONG), answer("b#0", WRONG, RIGHT), answer("c#0", WRONG, WRONG)]
     tuned = [answer("a#0", RIGHT, RIGHT), answer("b#0", RIGHT, RIGHT), answer("c#0", WRONG, OTHER)]
-    found = flat_record({"s": {"tuning": gain_of_tuning(config_with(), tuned, untuned)}})
-    assert found["s/tuning/gain"] == pytest.approx(1 / 3)
-    assert found["s/tuning/greedy/gain"] == pytest.approx(2 / 3)
-    assert list(gain_of_tuning(config_with(evaluate__decode="sample"), tuned, untuned)) == ["gain"]
+    found = gains(config_with(evaluate__symmetries=1), {"": tuned, "untuned": untuned})
+    assert found["tuning", "gain"].value == pytest.approx(1 / 3)
+    assert found["tuning", "greedy", "gain"].value == pytest.approx(2 / 3)
+    sampled = gains(config_with(evaluate__decode="sample"), {"": tuned, "untuned": untuned})
+    assert list(sampled) == [("tuning", "gain")]
 
 
 @pytest.mark.parametrize("settings", [{"evaluate__symmetries": 1}, {"evaluate__decode": "sample"}])
 def test_there_is_no_gain_without_views_or_without_a_greedy_answer(settings: dict[str, Any]):
-    assert gain_of_voting(config_with(**settings), ANSWERS) == {}
+    assert gains(config_with(**settings), {"": ANSWERS}) == {}
 
 
 def test_hidden_outputs_tell_no_gain():
     config = config_with(evaluate__symmetries=8)
-    assert flat_record({"s": gain_of_voting(config, [{**a, "truth": None} for a in ANSWERS])}) == {}
+    assert gains(config, {"": [{**a, "truth": None} for a in ANSWERS]}) == {}

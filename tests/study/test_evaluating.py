@@ -15,7 +15,7 @@ from study_folder import make_study, write_evaluation
 from arc_ray.cli.predictions import show_predictions
 from arc_ray.config import Config, load_config
 from arc_ray.evaluate.choice import puzzle_scores
-from arc_ray.evaluate.results import gain_of_voting
+from arc_ray.evaluate.results import gains
 from arc_ray.report import load
 from arc_ray.report.page import view_of, write_report
 from arc_ray.runs.folder import run_folder
@@ -43,7 +43,9 @@ def evaluation(seed: int, skill: float, config: Config) -> tuple[dict[str, Any],
                 for view, is_lucky in zip(("same", "turn1"), luck < skill, strict=True)
             ]
     scores, answers, _ = puzzle_scores(config, "arc", TASKS, rows, {})
-    return flat_record({"arc": scores | {"voting": gain_of_voting(config, answers)}}), answers
+    return flat_record(
+        {("arc", *path): score for path, score in (scores | gains(config, {"": answers})).items()}
+    ), answers
 
 
 def test_an_arm_scores_what_its_seeds_score_on_average() -> None:
@@ -52,7 +54,7 @@ def test_an_arm_scores_what_its_seeds_score_on_average() -> None:
     results, answers = zip(
         *(evaluation(seed, skill, config) for seed, skill in ((1, 0.2), (2, 0.1), (3, 0.5))), strict=True
     )
-    found = arm_scores(results, [{"arc": rows} for rows in answers], 0.95)
+    found = arm_scores(results, [{"arc": {"": rows}} for rows in answers], 0.95)
     for rule in ("per_output", "per_task_mean", "strict", "greedy/per_output", "greedy/strict", "voting/gain"):
         values = [result[f"arc/{rule}"] for result in results]
         assert found[f"arc/{rule}"] == pytest.approx(np.mean(values)), rule
@@ -61,8 +63,10 @@ def test_an_arm_scores_what_its_seeds_score_on_average() -> None:
     assert found["arc/per_output/right"] == sum(result["arc/per_output/right"] for result in results)
     assert found["arc/pass_at_2"] == pytest.approx(np.mean([result["arc/pass_at_2"] for result in results]))
     assert "arc/pass_at_2/low" not in found, "its samples are not among the answers"
-    assert arm_scores(results[:1], [{"arc": answers[0]}], 0.95) == results[0], "one seed is an evaluation as any other"
-    without = [{"arc": [{**row, "truth": None} for row in rows]} for rows in answers]
+    assert arm_scores(results[:1], [{"arc": {"": answers[0]}}], 0.95) == results[0], (
+        "one seed is an evaluation as any other"
+    )
+    without = [{"arc": {"": [{**row, "truth": None} for row in rows]}} for rows in answers]
     assert not {key for key in arm_scores(results, without, 0.95) if key.endswith("/low")}
 
 
@@ -71,7 +75,7 @@ def test_intervals_hold_the_luck_of_seeds() -> None:
     config, width = config_with(evaluate__symmetries=2), {}
     for name, skills in (("quiet", (0.3, 0.3, 0.3)), ("loud", (0.05, 0.3, 0.7))):
         results, answers = zip(*(evaluation(seed, s, config) for seed, s in enumerate(skills)), strict=True)
-        found = arm_scores(results, [{"arc": rows} for rows in answers], 0.95)
+        found = arm_scores(results, [{"arc": {"": rows}} for rows in answers], 0.95)
         width[name] = found["arc/per_output/high"] - found["arc/per_output/low"]
     assert width["loud"] > 2 * width["quiet"]
 
