@@ -137,9 +137,9 @@ def _make_files(
     config: Config, folder: Folder, works: Mapping[str, Sequence[Any]], progress: Callable[[int, int], None]
 ) -> None:
     """Do the works of every set, then write which files are whose."""
-    every = [work for of_set in works.values() for work in of_set]
+    every = [work for part in works.values() for work in part]
     answer_all(config, folder, encoder_named(config.prompt.encoder), every, progress)
-    folder.write_json("files.json", {name: [work.name for work in of_set] for name, of_set in works.items()})
+    folder.write_json("files.json", {name: [work.name for work in part] for name, part in works.items()})
 
 
 def _puzzle_works(config: Config, name: str, tasks: Sequence[Task], prompts: Sequence[Prompt]) -> list[Work]:

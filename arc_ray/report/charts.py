@@ -7,32 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from arc_ray.report.drawing import (
-    BOTTOM,
-    HEIGHT,
-    LEFT,
-    RIGHT,
-    TOP,
-    WIDTH,
-    Chart,
-    Line,
-    Mark,
-    Scale,
-    Tick,
-    heights,
-    path,
-    thinned,
-)
+from arc_ray.report.drawing import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, Chart, Line, Mark, Scale, Tick, heights, thinned
 from arc_ray.report.frames import Column, Frame, Row
 from arc_ray.report.load import Report
-from arc_ray.report.tables import trials_at
 from arc_ray.report.words import is_number, number, setting, setting_value, short_key, shortened, show, word
 from arc_ray.scores.analysis import at_equal_tokens
 
 CURVES = ("train/loss", "eval/loss", "eval/solved", "eval/cell_accuracy")
 TOKENS = "train/learned_tokens"
-WIDE = 1000.0
-"""Width of the parallel coordinates, which have a row of the page to themselves."""
+WIDE, TALLER = 1000.0, 40.0
+"""Width of the parallel coordinates, which have a row of the page to themselves, and how much taller they are."""
 LOG_FROM = 4.0
 """Values whose largest is so many times the smallest are drawn on a logarithmic axis."""
 CHARACTER = 6.5
@@ -46,8 +30,8 @@ Curve = tuple[np.ndarray, np.ndarray]
 """Learned tokens and values, each (num_points,)."""
 
 
-def view(report: Report, chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Draw all charts of a report; `chosen` is each arm's setting."""
+def view(report: Report, chosen: Mapping[str, Frame]) -> dict[str, Any]:
+    """Draw all charts of a report; `chosen` has each arm's trials of its chosen setting."""
     is_search = report.kind in ("study", "tune")
     return {
         "effect_charts": effect_charts(report) if is_search else [],
@@ -87,29 +71,27 @@ def parallel_chart(report: Report) -> Chart | None:
     trials = trials.dropna(subset=keys)
     if not keys or len(trials) < 2:
         return None
-    height = HEIGHT + 40
     *xs, last = np.linspace(LEFT + 14, WIDE - LEFT - 14, len(keys) + 1).round(1)
-    result = heights(trials[metric], height - BOTTOM, TOP + 18)
+    result = heights(trials[metric], BOTTOM + TALLER, TOP + 18)
     places, ticks = {}, {}
     for key in keys:
-        places[key], ticks[key] = _places(report, trials[key], key, (height - BOTTOM - 14, TOP + 32))
+        places[key], ticks[key] = _places(report, trials[key], key, (BOTTOM + TALLER - 14, TOP + 32))
     lines = []
     for trial, aside in zip(trials.to_dict("records"), np.linspace(-6, 6, len(trials)), strict=True):
         points = [(x, places[key](trial[key]) + aside) for x, key in zip(xs, keys, strict=True)]
         points.append((last, result(trial[metric])))
         title = _title(trial, metric, {key: trial[key] for key in keys if key not in ("arm", "seed")})
-        lines.append(Line(path(points), report.arms.index(trial["arm"]), "trial", trial["trial"], title))
+        lines.append(Line(points, report.arms.index(trial["arm"]), "trial", trial["trial"], title))
     axes = [Tick(x, _name(report, key)) for x, key in zip(xs, keys, strict=True)] + [Tick(last, word(metric).label)]
     values = [(x, tick) for x, key in zip(xs, keys, strict=True) for tick in ticks[key]]
     values += [(last, tick) for tick in _y_ticks(result, metric)]
     summary = f"Each line is one of {len(trials)} trials, from its settings to {word(metric).label}"
-    return Chart("every trial", summary, lines=lines, axes=axes, axis_values=values, width=WIDE, height=height)
+    return Chart("every trial", summary, lines=lines, axes=axes, axis_values=values, width=WIDE, height=HEIGHT + TALLER)
 
 
-def curve_charts(report: Report, chosen: Mapping[str, Mapping[str, Any]]) -> list[Chart]:
-    """Draw losses and accuracies over learned tokens: all seeds of each arm's chosen setting thin, their mean thick."""
-    trials = report.trials[report.trials["status"] != "failed"]
-    members = {arm: trials_at(trials, arm, values)["trial"].tolist() for arm, values in chosen.items()}
+def curve_charts(report: Report, chosen: Mapping[str, Frame]) -> list[Chart]:
+    """Draw losses and accuracies over learned tokens: an arm's chosen trials thin, their mean thick."""
+    members = {arm: trials[trials["status"] != "failed"]["trial"] for arm, trials in chosen.items()}
     charts = []
     for metric in CURVES:
         curves = _curves(report, metric)
@@ -137,7 +119,7 @@ def _effect_chart(report: Report, trials: Frame, key: str) -> Chart:
             title = _title(trial, metric, {} if key == "arm" else {name: trial[key]})
             marks.append(Mark(round(place(trial[key]) + aside, 1), y(trial[metric]), i, trial["trial"], title))
         if len(mean) > 1 and len(here) > (1 if key == "arm" else len(mean)):
-            lines.append(Line(path(mean), i, "mean"))
+            lines.append(Line(mean, i, "mean"))
     label = word(metric).label
     summary = f"{label} over {name}; {len(trials)} trials"
     return Chart(f"{label} by {name}", summary, name, ticks, _y_ticks(y, metric), lines, marks)
@@ -146,14 +128,13 @@ def _effect_chart(report: Report, trials: Frame, key: str) -> Chart:
 def _curve_chart(by_arm: Mapping[str, Sequence[Curve]], metric: str, arms: Sequence[str]) -> Chart:
     # Tune's folders of other programs count no learned tokens.
     most = max(float(xs[-1]) for xs, _ in chain.from_iterable(by_arm.values())) or 1.0
-    x = Scale(0.0, most, LEFT, WIDTH - RIGHT)
+    x = Scale(0.0, most, LEFT, RIGHT)
     thin = {arm: [thinned(*curve) for curve in curves] for arm, curves in by_arm.items()}
     y = heights(value for curves in thin.values() for _, ys in curves for value in ys)
     drawn = [(arm, "thin", curve) for arm, curves in thin.items() for curve in curves if len(curves) > 1]
     drawn += [(arm, "mean", _mean_curve(curves)) for arm, curves in thin.items() if curves]
     lines = [
-        Line(path((x(a), y(b)) for a, b in zip(*curve, strict=True)), arms.index(arm), kind)
-        for arm, kind, curve in drawn
+        Line([(x(a), y(b)) for a, b in zip(*curve, strict=True)], arms.index(arm), kind) for arm, kind, curve in drawn
     ]
     seeds = ", ".join(f"{arm}: {len(curves)}" for arm, curves in by_arm.items())
     summary = f"{word(metric).label} over learned tokens; seeds of {seeds}"
@@ -184,7 +165,7 @@ def _places(
     report: Report, values: Column, key: str, ends: tuple[float, float] | None = None
 ) -> tuple[Callable[[Any], float], list[Tick]]:
     """Give every value its place on an axis, with ticks: numbers to scale, anything else at equal distances."""
-    start, end = ends or (LEFT + 26, WIDTH - RIGHT - 26)
+    start, end = ends or (LEFT + 26, RIGHT - 26)
     distinct = sorted(values.dropna().unique(), key=lambda v: (isinstance(v, str), v))
     if key == "arm":
         distinct = report.arms

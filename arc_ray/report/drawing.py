@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 WIDTH, HEIGHT = 360.0, 200.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 12.0, 36.0
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 346.0, 12.0, 164.0
+"""The drawing area of an ordinary chart."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,17 @@ class Tick(NamedTuple):
 class Line(NamedTuple):
     """A line of an arm; `trial` ties it to the rows and marks of the same trial."""
 
-    path: str
+    points: Sequence[tuple[float, float]]
     arm: int
     kind: str
     """ "thin" (one seed), "mean", or "trial"."""
     trial: str = ""
     title: str = ""
+
+    @property
+    def path(self) -> str:
+        """The line as an SVG path, to a tenth of a unit."""
+        return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in self.points)
 
 
 class Mark(NamedTuple):
@@ -94,20 +100,15 @@ class Chart:
     @property
     def frame(self) -> tuple[float, float, float, float]:
         """Left, right, top and bottom of the drawing area."""
-        return LEFT, self.width - RIGHT, TOP, self.height - BOTTOM
+        return LEFT, RIGHT + self.width - WIDTH, TOP, BOTTOM + self.height - HEIGHT
 
 
-def heights(values: Iterable[float], bottom: float = HEIGHT - BOTTOM, top: float = TOP) -> Scale:
+def heights(values: Iterable[float], bottom: float = BOTTOM, top: float = TOP) -> Scale:
     """Make a vertical scale from a little below the values, but not below 0, to a little above."""
     values = [float(value) for value in values]
     low, high = min(values), max(values)
     room = 0.06 * (high - low) or 0.1 * abs(high) or 0.05
     return Scale(max(low - room, 0.0), high + room, bottom, top)
-
-
-def path(points: Iterable[tuple[float, float]]) -> str:
-    """Write a polyline as an SVG path, to a tenth of a unit."""
-    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
 
 
 def round_step(rough: float) -> float:

@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from arc_ray.report.frames import Frame, Row
+from arc_ray.report.load import Report
 from arc_ray.report.words import is_number
 from arc_ray.tasks.task import Grid, parse_grid, puzzle_of, same_grid
 
@@ -63,6 +64,18 @@ class Card(NamedTuple):
     input: Drawing
     truth: Drawing | None
     predictions: tuple[Prediction, ...]
+
+
+def view(report: Report) -> dict[str, Any]:
+    """Draw the cards, and tell what there is to choose among them."""
+    cards = make_cards(report.answers)
+    groups = {card.group for card in cards}
+    return {
+        "cards": cards,
+        "card_groups": [group for group in GROUPS if group in groups],
+        "card_sets": list(dict.fromkeys(card.set for card in cards)),
+        "num_outputs": len(report.answers.drop_duplicates(["set", "task", "output"])),
+    }
 
 
 def make_cards(answers: Frame) -> list[Card]:

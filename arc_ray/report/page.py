@@ -22,7 +22,7 @@ SECTIONS = ("answer", "search", "curves", "scores", "gallery", "data", "cost", "
 KIND_NAMES = {"study": "study", "tune": "search", "run": "run", "runs": "runs"}
 SPOKEN = (
     *(words.word, words.show, words.number, words.percent, words.level, words.points, words.duration),
-    *(words.setting, words.short_key, words.is_number),
+    *(words.setting, words.short_key, words.is_number, config_value),
 )
 """Functions that templates call by their names."""
 
@@ -80,7 +80,8 @@ def _markdown(value: object) -> object:
 
 def view_of(report: Report) -> dict[str, Any]:
     """Compute everything that the templates write about one study, search or run."""
-    chosen, kind = tables.chosen_settings(report), KIND_NAMES[report.kind]
+    settings, kind = tables.chosen_settings(report), KIND_NAMES[report.kind]
+    chosen = tables.chosen_trials(report, settings)
     costs, config = tables.cost_rows(report), dict(report.config)
     return {
         "report": report,
@@ -92,19 +93,20 @@ def view_of(report: Report) -> dict[str, Any]:
         "sentences": sentences.sentences(report),
         "warnings": sentences.warnings_of(report),
         "number_of": {arm: i for i, arm in enumerate(report.arms)},
-        "chosen": chosen,
+        "chosen": settings,
         "pairing": tables.pairing(report, chosen),
-        **_answer_view(report),
+        **tables.answer_view(report),
         **trial_table.view(report, chosen),
         **charts.view(report, chosen),
         "puzzles": tables.puzzle_table(report, chosen),
-        **_evaluation_view(report),
+        **score_tables.view(report),
+        "no_scores": sentences.no_scores(report),
+        **gallery.view(report),
         "plans": tables.plan_rows(report),
         "costs": costs,
         "on_gpu": any(row["gpu_hours"] for row in costs),
         "commands": _commands(report),
         "seeds": ", ".join(str(seed) for seed in sorted(set(report.trials["seed"]))) or words.NOTHING,
-        "environment": _made_where(report),
         "config_text": yaml.dump(config, Dumper=yaml.CSafeDumper, sort_keys=False, default_flow_style=None, width=100)
         if config
         else "",
@@ -119,51 +121,3 @@ def _commands(report: Report) -> list[str]:
     lines = [f"arc-ray {shlex.join(str(argument) for argument in arguments)}"] if report.kind != "runs" else []
     lines += [f"arc-ray train {made_in}/best.yaml    # the best trial alone"] if lines and report.best else []
     return [*lines, f"arc-ray report {made_in}    # this page, from the files"]
-
-
-def _made_where(report: Report) -> dict[str, str]:
-    """Describe where it ran, from run.json; empty if that is missing."""
-    run = report.run
-    if not run:
-        return {}
-    versions = {"python": run.get("python"), **(run.get("versions") or {})}
-    return {
-        "git commit": run.get("git_commit") or "unknown",
-        "machine": ", ".join(f"{name} {value}" for name, value in (run.get("hardware") or {}).items()),
-        "workers": f"{config_value(report.config, 'scaling.num_workers', 1)} per trial",
-        "versions": ", ".join(f"{name} {value}" for name, value in versions.items() if value),
-    }
-
-
-def _answer_view(report: Report) -> dict[str, Any]:
-    effects = (report.analysis or {}).get("effects", [])
-    findings, rows = tables.arm_rows(report)
-    return {
-        "effects": sorted(effects, key=lambda effect: effect["metric"] != report.metric),
-        "axis": tables.effect_axis(effects) if effects else None,
-        "findings": findings,
-        "arm_rows": rows,
-    }
-
-
-def _evaluation_view(report: Report) -> dict[str, Any]:
-    counting, cards = score_tables.counting_table(report), gallery.make_cards(report.answers)
-    gains, groups = score_tables.gain_table(report), {card.group for card in cards}
-    return {
-        "scores": score_tables.score_table(report),
-        "score_axis": score_tables.score_axis(report),
-        "no_scores": sentences.no_scores(report),
-        "seeds_note": score_tables.seeds_note(report),
-        "gains": gains,
-        "gain_axis": tables.effect_axis(gains) if gains else None,
-        "confidence": score_tables.confidence(report),
-        "counting": counting,
-        "counters": {
-            name: list(dict.fromkeys(arm for scores in kinds.values() for arm in scores))
-            for name, kinds in counting.items()
-        },
-        "cards": cards,
-        "card_groups": [group for group in gallery.GROUPS if group in groups],
-        "card_sets": list(dict.fromkeys(card.set for card in cards)),
-        "num_outputs": len(report.answers.drop_duplicates(["set", "task", "output"])),
-    }

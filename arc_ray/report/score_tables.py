@@ -3,7 +3,7 @@
 from typing import Any
 
 from arc_ray.report.load import Report
-from arc_ray.report.tables import Axis
+from arc_ray.report.tables import Axis, effect_axis
 from arc_ray.report.words import RULES, level
 
 METHODS = ("greedy, untuned", "voting, untuned", "greedy", "voting", "greedy, generated", "voting, generated")
@@ -20,6 +20,35 @@ GAINS = {
 """What one way of answering gains over another, in words, by what is gained by; in the order of the tables."""
 ANSWERING_GAINS = ("voting/two_attempts", "tuning", "tuning/greedy", "generated")
 """Those that a report of an evaluation begins with."""
+
+
+def view(report: Report) -> dict[str, Any]:
+    """Lay out scores, gains and counting, with their axes and what their intervals are and hold."""
+    scores, gains, counting = score_table(report), gain_table(report), counting_table(report)
+    rated = report.scores[report.scores["rule"].isin(RULES)]
+    highest = max([0.0, *rated["value"].astype(float), *rated["high"].dropna().astype(float)])
+    return {
+        "scores": scores,
+        "score_axis": Axis(0.0, next((end for end in (0.1, 0.2, 0.5) if end >= highest), 1.0)),
+        "seeds_note": _seeds_note(report),
+        "gains": gains,
+        "gain_axis": effect_axis(gains) if gains else None,
+        "confidence": " and ".join(level(share) for share in sorted(report.scores["confidence"].unique())),
+        "counting": counting,
+        "counters": {
+            name: list(dict.fromkeys(arm for scores in kinds.values() for arm in scores))
+            for name, kinds in counting.items()
+        },
+    }
+
+
+def _seeds_note(report: Report) -> str:
+    seeds = list(report.scores["seeds"].dropna().unique())
+    if any("," in listed for listed in seeds):
+        which = seeds[0] if len(seeds) == 1 else "each arm's own"
+        return f"Scores are means over seeds ({which}), counts are added up, and intervals hold the luck of seeds and tasks."
+    one = f"seed {seeds[0]} of each arm" if seeds else "one trial of each arm"
+    return f"Intervals hold the luck of the tasks, not of the seeds, because {one} is evaluated."
 
 
 def score_table(report: Report) -> dict[str, list[dict[str, Any]]]:
@@ -43,28 +72,6 @@ def gain_table(report: Report) -> list[dict[str, Any]]:
     gains = report.scores[report.scores["rule"] == "gain"].to_dict("records")
     known = [row | {"words": GAINS[row["question"]]} for row in gains if row["question"] in GAINS]
     return sorted(known, key=lambda row: [*GAINS].index(row["question"]))
-
-
-def seeds_note(report: Report) -> str:
-    """Say which seeds the scores are over, and what their intervals hold."""
-    seeds = list(report.scores["seeds"].dropna().unique())
-    if any("," in listed for listed in seeds):
-        which = seeds[0] if len(seeds) == 1 else "each arm's own"
-        return f"Scores are means over seeds ({which}), counts are added up, and intervals hold the luck of seeds and tasks."
-    one = f"seed {seeds[0]} of each arm" if seeds else "one trial of each arm"
-    return f"Intervals hold the luck of the tasks, not of the seeds, because {one} is evaluated."
-
-
-def confidence(report: Report) -> str:
-    """Say of what level the intervals of scores and gains are: 95 %; 90 % and 95 % where evaluations differ."""
-    return " and ".join(level(share) for share in sorted(report.scores["confidence"].unique()))
-
-
-def score_axis(report: Report) -> Axis:
-    """Make one axis for all scores by the three rules, from zero to a round share above the highest bound."""
-    scores = report.scores[report.scores["rule"].isin(RULES)]
-    highest = max([0.0, *scores["value"].astype(float), *scores["high"].dropna().astype(float)])
-    return Axis(0.0, next((end for end in (0.1, 0.2, 0.5) if end >= highest), 1.0))
 
 
 def counting_table(report: Report) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:

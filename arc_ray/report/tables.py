@@ -29,13 +29,16 @@ class Axis:
         return round(100 * (min(max(value, self.low), self.high) - self.low) / (self.high - self.low), 2)
 
 
-def trials_at(trials: Frame, arm: str, values: Mapping[str, Any]) -> Frame:
-    """Select an arm's trials of one setting (config key -> value), all seeds."""
-    here = trials[trials["arm"] == arm]
-    for key, value in values.items():
-        if key in here:
-            here = here[here[key].isna() if value != value else here[key] == scalar(value)]
-    return here
+def chosen_trials(report: Report, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Frame]:
+    """Select each arm's trials of its setting (config key -> value), all seeds."""
+    found = {}
+    for arm, values in settings.items():
+        trials = report.trials[report.trials["arm"] == arm]
+        for key, value in values.items():
+            if key in trials:
+                trials = trials[trials[key].isna() if value != value else trials[key] == scalar(value)]
+        found[arm] = trials
+    return found
 
 
 def chosen_settings(report: Report) -> dict[str, Row]:
@@ -79,8 +82,8 @@ def effect_axis(effects: Sequence[Mapping[str, Any]]) -> Axis:
     return Axis(low, high, ticks)
 
 
-def arm_rows(report: Report) -> tuple[list[str], list[Row]]:
-    """Return the headings of further findings and one row per arm of the analysis, all as written."""
+def answer_view(report: Report) -> dict[str, Any]:
+    """Lay out the effects, those asked about first, and the arms with headings of further findings; all as written."""
     analysis, metric = report.analysis or {}, report.metric
     arms = analysis.get("arms", [])
     level, tokens = analysis.get("steps_to_loss_level"), analysis.get("equal_tokens_at")
@@ -101,76 +104,67 @@ def arm_rows(report: Report) -> tuple[list[str], list[Row]]:
         }
         for arm in arms
     ]
-    return list(titles.values()), rows
+    effects = sorted(analysis.get("effects", ()), key=lambda effect: effect["metric"] != metric)
+    axis = effect_axis(effects) if effects else None
+    return {"effects": effects, "axis": axis, "findings": list(titles.values()), "arm_rows": rows}
 
 
-def pairing(report: Report, chosen: Mapping[str, Mapping[str, Any]]) -> str | None:
+def pairing(report: Report, chosen: Mapping[str, Frame]) -> str | None:
     """Say which arms were trained on the same rows in the same order, seed by seed, as their plans show.
 
-    None before the analysis, and where plans were not copied along.
+    `chosen` has each arm's trials. None before the analysis, and where plans were not copied along.
     """
-    if not report.analysis:
+    seeds = sorted({seed for arm in (report.analysis or {}).get("arms", ()) for seed in arm.get("seeds") or ()})
+    digests = {arm: trials.drop_duplicates("seed").set_index("seed")["plan_digest"] for arm, trials in chosen.items()}
+    plans = pd.DataFrame(digests).reindex(seeds)
+    if plans.empty or plans.isna().any(axis=None):
         return None
-    digests = {arm: trials_at(report.trials, arm, values).set_index("seed") for arm, values in chosen.items()}
-    found: set[frozenset[tuple[str, ...]]] = set()
-    for seed in {seed for arm in report.analysis["arms"] for seed in arm.get("seeds") or ()}:
-        by_plan: dict[str, list[str]] = {}
-        for arm, trials in digests.items():
-            digest = trials["plan_digest"].get(seed)
-            if not isinstance(digest, str):
-                return None
-            by_plan.setdefault(digest, []).append(arm)
-        found.add(frozenset(tuple(arms) for arms in by_plan.values()))
-    if not found:
-        return None
-    if len(found) > 1:
+    # Arms with the same number were trained on the same rows.
+    alike = {tuple(pd.factorize(row)[0]) for row in plans.to_numpy()}
+    if len(alike) > 1:
         return "Which arms trained on the same rows differs from seed to seed."
-    groups = sorted(found.pop())
-    together, alone = [arms for arms in groups if len(arms) > 1], [arms[0] for arms in groups if len(arms) == 1]
-    if not together:
+    groups: dict[int, list[str]] = {}
+    for arm, group in zip(plans, alike.pop(), strict=True):
+        groups.setdefault(group, []).append(arm)
+    alone = [arms[0] for arms in groups.values() if len(arms) == 1]
+    if len(alone) == len(groups):
         return "The arms were trained on different rows: their data or their epochs differ."
-    parts = [f"{' and '.join(arms)} were trained on the same rows in the same order" for arms in together]
+    together = (" and ".join(arms) for arms in groups.values() if len(arms) > 1)
+    parts = [f"{arms} were trained on the same rows in the same order" for arms in together]
     parts += [f"{', '.join(alone)} on rows of {'its' if len(alone) == 1 else 'their'} own"] if alone else []
     return f"With each seed, {'; '.join(parts)}."
 
 
-def puzzle_table(report: Report, chosen: Mapping[str, Mapping[str, Any]]) -> list[Row]:
-    """Compare arms puzzle by puzzle: share solved at the end of each arm's chosen setting, over seeds and outputs.
+def puzzle_table(report: Report, chosen: Mapping[str, Frame]) -> list[Row]:
+    """Compare arms puzzle by puzzle: share solved at the end of each arm's chosen trials, over seeds and outputs.
 
     The puzzles on which the arms differ most come first; empty with fewer than two arms.
     """
-    tables = {}
-    for arm, values in chosen.items():
-        trials = trials_at(report.trials, arm, values)
-        done = report.validation[report.validation["trial"].isin(trials["trial"])]
-        last = done[done["step"] == done.groupby("trial")["step"].transform("max")]
-        if len(last):
-            tables[arm] = last.groupby(last["task"].map(puzzle_of))["solved"].agg(["mean", "size"])
-    if len(tables) < 2:
-        return []
-    values = pd.DataFrame({arm: table["mean"] for arm, table in tables.items()}).dropna()
-    sizes = {arm: table["size"] for arm, table in tables.items()}
-    order = (values.max(axis=1) - values.min(axis=1)).sort_values(ascending=False, kind="stable").index
-    return [
-        {"puzzle": p, "values": values.loc[p].to_dict(), "of": {arm: int(size.loc[p]) for arm, size in sizes.items()}}
-        for p in order
+    done = report.validation[
+        report.validation["trial"].isin([n for trials in chosen.values() for n in trials["trial"]])
     ]
+    last = done[done["step"] == done.groupby("trial")["step"].transform("max")]
+    arms = [arm for arm in chosen if arm in set(last["arm"])]
+    if len(arms) < 2:
+        return []
+    table = last.groupby([last["task"].map(puzzle_of), "arm"])["solved"].agg(["mean", "size"]).unstack()
+    values = table["mean"][arms].dropna()
+    order = (values.max(axis=1) - values.min(axis=1)).sort_values(ascending=False, kind="stable").index
+    sizes = table["size"].loc[order, arms].astype(int)
+    return [{"puzzle": p, "values": values.loc[p].to_dict(), "of": sizes.loc[p].to_dict()} for p in order]
 
 
 def plan_rows(report: Report) -> list[Row]:
     """Say what one trial of each arm and number of epochs trains on, from the trials that ran to their end."""
-    if "plan/views" not in report.trials:
-        return []
-    planned = report.trials[report.trials["plan/views"].notna()]
-    sources = [name for name in planned.columns if name.startswith("plan/views/")]
-    rows: dict[tuple[str, str], Row] = {}
+    planned = report.trials.dropna(subset=["plan/views"]) if "plan/views" in report.trials else report.trials[:0]
+    rows: dict[tuple[int, str], Row] = {}
     for trial in planned.to_dict("records"):
         epochs = setting_value(trial.get("train.epochs", config_value(report.config, "train.epochs", 1)))
-        row = {name: trial.get(f"plan/{name}") for name in ("views", "dropped", "rows", "fill")}
-        counts = {name.removeprefix("plan/views/"): trial[name] for name in sources if is_number(trial[name])}
-        row |= {"arm": trial["arm"], "epochs": epochs, "learned": trial.get("plan/learned_tokens"), "sources": counts}
-        rows.setdefault((trial["arm"], epochs), row)
-    return sorted(rows.values(), key=lambda row: (report.arms.index(row["arm"]), row["epochs"]))
+        counts = {name.removeprefix("plan/views/"): n for name, n in trial.items() if name.startswith("plan/views/")}
+        row = {name: trial.get(f"plan/{name}") for name in ("views", "dropped", "rows", "fill", "learned_tokens")}
+        row |= {"arm": trial["arm"], "epochs": epochs, "sources": {k: n for k, n in counts.items() if is_number(n)}}
+        rows.setdefault((report.arms.index(trial["arm"]), epochs), row)
+    return [rows[key] for key in sorted(rows)]
 
 
 def cost_rows(report: Report) -> list[Row]:

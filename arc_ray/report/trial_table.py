@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from arc_ray.report.frames import Frame
 from arc_ray.report.load import Report
-from arc_ray.report.tables import best_trial, trials_at
+from arc_ray.report.tables import best_trial
 from arc_ray.report.words import duration, is_number, number, setting_value, short_key, show, word
 
 SHOWN = ("eval/solved", "eval/cell_accuracy", "eval/loss", "train/loss")
@@ -28,14 +29,13 @@ class Cell(NamedTuple):
     sort: Any
 
 
-def view(report: Report, chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def view(report: Report, chosen: Mapping[str, Frame]) -> dict[str, Any]:
     """Lay the table out, best trials first: columns, rows of cells, which row is best, which were chosen or failed."""
     trials = report.trials
     order = [name for name in (report.metric, "eval/cell_accuracy") if name in trials]
     trials = trials.sort_values(order, ascending=False, kind="stable") if order else trials
     columns = [column for column in _columns(report) if column.key in trials]
-    members = {name for arm, values in chosen.items() for name in trials_at(trials, arm, values)["trial"]}
-    members = members if report.varied else set()
+    members = {name for found in chosen.values() for name in found["trial"]} if report.varied else set()
     rows = [
         {
             "trial": record["trial"],
@@ -45,10 +45,7 @@ def view(report: Report, chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, A
         for record in trials.to_dict("records")
     ]
     failed = trials[trials["status"] == "failed"]
-    failures = [
-        {"trial": t, "error": error if isinstance(error, str) else "no reason given"}
-        for t, error in zip(failed["trial"], failed["error"], strict=True)
-    ]
+    failures = failed.assign(error=failed["error"].fillna("no reason given")).to_dict("records")
     return {"columns": columns, "rows": rows, "failures": failures, "best_trial": best_trial(report)}
 
 

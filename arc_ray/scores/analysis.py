@@ -43,9 +43,7 @@ class Outcomes:
     task_ids: tuple[str, ...]
     seeds: tuple[int, ...]
     arms: Mapping[str, Mapping[str, FloatArray]]
-    """Arm -> setting -> outcomes, (num_seeds, num_tasks)."""
-    ties: Mapping[str, Mapping[str, FloatArray]]
-    """The same of the metric that decides ties."""
+    """Arm -> setting -> outcomes and ties, (2, num_seeds, num_tasks)."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,6 @@ def gather(runs: Iterable[Run]) -> Outcomes:
     seeds = tuple(sorted({seed for _, _, seed in tables}))
     task_ids = tuple(next(iter(tables.values())).outcomes)
     arms: dict[str, dict[str, FloatArray]] = {arm: {} for arm, _, _ in tables}
-    ties: dict[str, dict[str, FloatArray]] = {arm: {} for arm in arms}
     left_out: list[str] = []
     for arm, setting in dict.fromkeys((arm, setting) for arm, setting, _ in tables):
         if missing := [str(seed) for seed in seeds if (arm, setting, seed) not in tables]:
@@ -78,12 +75,12 @@ def gather(runs: Iterable[Run]) -> Outcomes:
             continue
         found = [tables[arm, setting, seed] for seed in seeds]
         assert all(run.outcomes.keys() == set(task_ids) for run in found), f"{arm}, {setting}: other tasks"
-        arms[arm][setting] = np.array([[run.outcomes[task] for task in task_ids] for run in found], dtype=float)
-        ties[arm][setting] = np.array([[run.ties[task] for task in task_ids] for run in found], dtype=float)
+        both = ([run.outcomes for run in found], [run.ties for run in found])
+        arms[arm][setting] = np.array([[[run[task] for task in task_ids] for run in table] for table in both], float)
     for arm, settings in arms.items():
         if not settings:
             raise UserError(f"arm {arm}: no setting has finished with all seeds {list(seeds)}; {'; '.join(left_out)}")
-    return Outcomes(task_ids, seeds, arms, ties)
+    return Outcomes(task_ids, seeds, arms)
 
 
 def choosing_half(task_ids: Sequence[str], seed: int) -> npt.NDArray[np.bool_]:
@@ -124,8 +121,8 @@ def choose_setting(outcomes: Outcomes, arm: str, tasks: npt.NDArray[np.bool_]) -
 
     def merit(setting: str) -> tuple[float, float]:
         # Rounded, because equal shares summed in another order differ in their last digit.
-        first, second = (float(table[arm][setting][:, tasks].mean()) for table in (outcomes.arms, outcomes.ties))
-        return round(first, 12), second
+        first, second = outcomes.arms[arm][setting][..., tasks].mean(axis=(1, 2))
+        return round(float(first), 12), float(second)
 
     return max(outcomes.arms[arm], key=merit)
 
@@ -141,7 +138,7 @@ def compare(outcomes: Outcomes, baseline: str, confidence: float = 0.95, seed: i
     choosing = choosing_half(outcomes.task_ids, seed)
     measured = [task_id for task_id, chooses in zip(outcomes.task_ids, choosing, strict=True) if not chooses]
     best = {arm: choose_setting(outcomes, arm, choosing) for arm in outcomes.arms}
-    at_best = {arm: outcomes.arms[arm][setting][:, ~choosing] for arm, setting in best.items()}
+    at_best = {arm: outcomes.arms[arm][setting][0][:, ~choosing] for arm, setting in best.items()}
     others = [arm for arm in outcomes.arms if arm != baseline]
     effects = [paired_effect(at_best[arm], at_best[baseline], measured, confidence) for arm in others]
     return [

@@ -26,6 +26,10 @@ TIE = "eval/cell_accuracy"
 """Decides ties of the metric that the arms are compared by, and is compared itself."""
 
 
+TOLD = ("value", "low", "high", "num_seeds", "num_tasks", "num_units", "unit", "shown")
+"""What analysis.json tells of an effect."""
+
+
 def search_points(config: Config, found: Sequence[Point]) -> list[Point]:
     """Give every point of the search every arm, with the config's own seed; arms of a point stand together.
 
@@ -97,14 +101,7 @@ def _effect(metric: str, comparison: Comparison, config: Config) -> dict[str, An
     return {
         "arm": comparison.arm,
         "metric": metric,
-        "value": effect.value,
-        "low": effect.low,
-        "high": effect.high,
-        "num_seeds": effect.num_seeds,
-        "num_tasks": effect.num_tasks,
-        "num_units": effect.num_units,
-        "unit": effect.unit,
-        "shown": effect.shown,
+        **{key: getattr(effect, key) for key in TOLD},
         "sentence": f"{metric.removeprefix('eval/').replace('_', ' ')}, {found.sentence}",
         "needed": found.needed,
         "warnings": list(found.warnings),
@@ -121,8 +118,8 @@ def _arms(outcomes: Any, comparisons: Sequence[Comparison], config: Config) -> l
         {
             "arm": arm,
             "setting": json.loads(setting),
-            "value": float(outcomes.arms[arm][setting][:, ~chooses].mean()),
-            "value_choosing": float(outcomes.arms[arm][setting][:, chooses].mean()),
+            "value": float(outcomes.arms[arm][setting][0][:, ~chooses].mean()),
+            "value_choosing": float(outcomes.arms[arm][setting][0][:, chooses].mean()),
             "seeds": list(outcomes.seeds),
         }
         for arm, setting in settings.items()
