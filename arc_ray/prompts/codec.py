@@ -51,7 +51,7 @@ class Codec:
     cell_ids: Ids = field(default_factory=lambda: np.zeros((NUM_COLORS, 1), np.int32))
     """Tokens of each colour: (10, tokens per cell)."""
     _templates: dict[tuple[int, int, int], Template] = field(default_factory=dict)
-    _texts: dict[tuple[str, bool, bool], Ids] = field(default_factory=dict)
+    _texts: dict[Text, Ids] = field(default_factory=dict)
     _layouts: dict[tuple[Learn, int], Layout] = field(default_factory=dict)
     """Caches, keyed by all they depend on, because `dataclasses.replace` hands them on to a codec that learns otherwise."""
 
@@ -70,17 +70,8 @@ class Codec:
         asks = views.asked >= 0
         if not self.needs_description:
             return asks
-        has_words = [bool(q) or d is not None for q, d in zip(table.questions, table.descriptions, strict=True)]
-        return asks & np.array(has_words, bool)[views.task]
-
-    def puzzle_layout(self, table: TaskTable, task: int, num_shown: int) -> Layout:
-        """Return the segments of a view of a puzzle that shows so many pairs, the task's description in its place."""
-        layout = self.layout(num_shown)
-        if not self.needs_description:
-            return layout
-        description = table.descriptions[task]
-        assert description is not None, f"{table.ids[task]} has no description; see can_write"
-        return joined(layout, description)
+        has_words = table.is_counting | np.array([text is not None for text in table.descriptions], bool)
+        return asks & has_words[views.task]
 
     def layout(self, num_shown: int) -> Layout:
         """Return the segments that views of puzzles with so many shown pairs have in common."""
@@ -89,15 +80,37 @@ class Codec:
             self._layouts[key] = joined(self.format(self.frame, num_shown, self.learn))
         return self._layouts[key]
 
-    def text_ids(self, text: str, after_grid: bool = False, before_grid: bool = False) -> Ids:
+    def puzzle_layout(self, table: TaskTable, task: int, num_shown: int) -> Layout:
+        """Return the segments of a view of a puzzle that shows so many pairs, the task's description in its place."""
+        layout = self.layout(num_shown)
+        return joined(layout, table.descriptions[task]) if self.needs_description else layout
+
+    def counting_layout(self, table: TaskTable, task: int, order: Sequence[int]) -> Layout:
+        """Return the segments of a counting task that asks its questions in this order."""
+        return joined(counting_layout(self.frame, table.num_pairs[task], [table.questions[task][j] for j in order]))
+
+    def layouts_of(self, table: TaskTable, views: Views) -> list[Layout]:
+        """Return the segments of each view, counting questions in the view's own order."""
+        columns = zip(views.task.tolist(), views.num_shown().tolist(), views.key, strict=True)
+        return [
+            self.counting_layout(table, task, question_order(key, len(table.questions[task])).tolist())
+            if table.is_counting[task]
+            else self.puzzle_layout(table, task, shown)
+            for task, shown, key in columns
+        ]
+
+    def view_layout(self, table: TaskTable, views: Views, i: int) -> Layout:
+        """Return the segments of view `i`."""
+        return self.layouts_of(table, views.take(slice(i, i + 1)))[0]
+
+    def text_ids(self, text: Text) -> Ids:
         """Tokenize a piece of constant text, once; beside a grid with what every grid ends or begins with.
 
         Raises CellsMergeError where the text merges with a cell.
         """
-        key = (text, after_grid, before_grid)
-        if key not in self._texts:
-            self._texts[key] = find_seam(self.tokenizer, self.encoder, *key)
-        return self._texts[key]
+        if text not in self._texts:
+            self._texts[text] = find_seam(self.tokenizer, self.encoder, text.text, text.after_grid, text.before_grid)
+        return self._texts[text]
 
     def template(self, height: int, width: int, symmetry: int = 0) -> Template:
         """Return what a grid of this shape is between the texts beside it after a symmetry; its slots follow the cells
@@ -114,84 +127,36 @@ class Codec:
                 self._templates[key] = make_template(self.tokenizer, self.encoder, self.cell_ids, height, width)
         return self._templates[key]
 
-    def whole_grid(self, height: int, width: int, symmetry: int = 0) -> Template:
+    def whole_grid(self, height: int, width: int) -> Template:
         """Return the template of a grid that stands alone, as an answer does, with what it begins and ends with."""
-        template = self.template(height, width, symmetry)
-        opening, closing = self.text_ids("", before_grid=True), self.text_ids("", after_grid=True)
+        template = self.template(height, width)
+        opening, closing = self.text_ids(Text("", before_grid=True)), self.text_ids(Text("", after_grid=True))
         return Template(np.concatenate([opening, template.ids, closing]), template.slots + len(opening))
-
-    def grid_length(self, height: int, width: int) -> int:
-        """Return the number of tokens of a grid of this shape that stands alone."""
-        return len(self.whole_grid(height, width).ids)
 
     def text_length_bound(self, side: int) -> int:
         """Return a bound on the tokens of an answer no larger than side x side, its end included."""
         return len(self.encoder.render(np.zeros((side, side), np.uint8))) * self.cell_ids.shape[1] + 16
 
-    def grid_ids(self, cells: npt.NDArray[np.uint8], height: int, width: int, symmetry: int, lut: Ids) -> Ids:
-        """Return the ids of a grid alone after a symmetry; `lut` maps its colours to their tokens, (10, tokens a cell)."""
-        template = self.whole_grid(height, width, symmetry)
-        ids = template.ids
-        ids[template.slots] = lut[cells]
-        return ids
-
-    def encode(self, table: TaskTable, views: Views) -> list[tuple[Ids, Mask]]:
-        """Write views as (ids, learned) pairs: int32 (length,) and bool (length,)."""
-        if not len(views):
-            return []
-        layouts = self.layouts_of(table, views)
-        return self.look_up(table, views, layouts) if self.is_fast else self.tokenize(table, views, layouts)
-
-    def view_layout(self, table: TaskTable, views: Views, i: int) -> Layout:
-        """Return the segments of view `i`, counting questions in the view's own order."""
-        return self.layouts_of(table, views.take(slice(i, i + 1)))[0]
-
-    def layouts_of(self, table: TaskTable, views: Views) -> list[Layout]:
-        """Return the segments of each view."""
-        columns = zip(views.task.tolist(), views.num_shown().tolist(), views.key, strict=True)
-        return [
-            self.counting_layout(table, task, question_order(key, len(table.questions[task])).tolist())
-            if table.is_counting[task]
-            else self.puzzle_layout(table, task, shown)
-            for task, shown, key in columns
-        ]
-
-    def counting_layout(self, table: TaskTable, task: int, order: Sequence[int]) -> Layout:
-        """Return the segments of a counting task that asks its questions in this order."""
-        num_grids = int(table.first_pair[task + 1] - table.first_pair[task])
-        return joined(counting_layout(self.frame, num_grids, [table.questions[task][j] for j in order]))
-
-    def _pairs(self, table: TaskTable, views: Views) -> list[list[int]]:
-        """List the pairs that the grid slots of each view refer to: shown ones, then the asked one."""
-        columns = zip(views.task.tolist(), views.shown.tolist(), views.asked.tolist(), strict=True)
-        return [
-            list(range(table.first_pair[task], table.first_pair[task + 1]))
-            if table.is_counting[task]
-            else [*(pair for pair in shown if pair >= 0), asked]
-            for task, shown, asked in columns
-        ]
-
-    def prompt_ids(self, table: TaskTable, views: Views, i: int) -> Ids:
-        """Return the ids of view `i` up to its last answer: what generation is given; the answer need not be known."""
-        layout = self.view_layout(table, views, i)
-        while layout[-1].learn:
-            layout = layout[:-1]
-        write = self.look_up if self.is_fast else self.tokenize
-        return write(table, views.take(slice(i, i + 1)), [layout])[0][0]
+    @property
+    def end_id(self) -> int:
+        """The first token of what ends an answer."""
+        return int(self.text_ids(Text(self.frame.end))[0])
 
     def answer_ids(self, grid: Grid) -> Ids:
         """Return the ids of a grid as an answer, up to the first token of its end: what generation would write."""
-        if not self.is_fast:
-            rendered = self.tokenizer(self.encoder.render(grid), add_special_tokens=False)["input_ids"]
-            return np.array([*rendered, self.end_id], np.int32)
-        ids = self.grid_ids(grid.ravel(), *grid.shape, symmetry=0, lut=self.cell_ids)
-        return np.append(ids, np.int32(self.end_id))
+        if self.is_fast:
+            template = self.whole_grid(*grid.shape)
+            ids = template.ids
+            ids[template.slots] = self.cell_ids[grid.ravel()]
+        else:
+            ids = self.tokenizer(self.encoder.render(grid), add_special_tokens=False)["input_ids"]
+        return np.append(ids, self.end_id).astype(np.int32)
 
     def answer_cells(self, grid: Grid) -> Mask:
         """Tell which tokens of an answer, a grid with its end, are cells, wholly or in part."""
         if self.is_fast:
             template = self.whole_grid(*grid.shape)
-            is_cell = np.zeros(len(template.ids) + len(self.text_ids(self.frame.end)), bool)
+            is_cell = np.zeros(len(template.ids) + len(self.text_ids(Text(self.frame.end))), bool)
             is_cell[template.slots] = True
             return is_cell
         text = self.encoder.render(grid) + self.frame.end
@@ -203,14 +168,23 @@ class Codec:
         before = np.cumsum(is_cell)
         return before[end] > before[begin]
 
-    @property
-    def end_id(self) -> int:
-        """The first token of what ends an answer."""
-        return int(self.text_ids(self.frame.end)[0])
+    def encode(self, table: TaskTable, views: Views) -> list[tuple[Ids, Mask]]:
+        """Write views as (ids, learned) pairs: int32 (length,) and bool (length,)."""
+        return self._write(table, views, self.layouts_of(table, views)) if len(views) else []
+
+    def prompt_ids(self, table: TaskTable, views: Views, i: int) -> Ids:
+        """Return the ids of view `i` up to its last answer: what generation is given; the answer need not be known."""
+        layout = self.view_layout(table, views, i)
+        while layout[-1].learn:
+            layout = layout[:-1]
+        return self._write(table, views.take(slice(i, i + 1)), [layout])[0][0]
 
     def text(self, table: TaskTable, views: Views, i: int) -> list[tuple[str, bool]]:
         """Write view `i` as pieces of text with their learn flags; neighbours that agree are joined."""
         return self._pieces(table, views, i, self.view_layout(table, views, i))
+
+    def _write(self, table: TaskTable, views: Views, layouts: Sequence[Layout]) -> list[tuple[Ids, Mask]]:
+        return self.look_up(table, views, layouts) if self.is_fast else self.tokenize(table, views, layouts)
 
     def look_up(self, table: TaskTable, views: Views, layouts: Sequence[Layout]) -> list[tuple[Ids, Mask]]:
         """Lay constant ids end to end, then put the cells of all grids of all views into their places at once."""
@@ -218,7 +192,7 @@ class Codec:
         ids, mask = np.concatenate(parts), np.repeat(learned, [len(part) for part in parts])
         if grids:
             begins, owners, slots, cells = zip(*grids, strict=True)
-            sizes = [len(of_grid) for of_grid in cells]
+            sizes = [len(part) for part in cells]
             places = np.concatenate(slots)
             places += np.repeat(np.array(begins, np.int32), sizes)[:, None]
             colors = np.repeat(np.array(owners, np.int32) * NUM_COLORS, sizes)
@@ -231,8 +205,8 @@ class Codec:
         self, table: TaskTable, views: Views, layouts: Sequence[Layout]
     ) -> tuple[list[Ids], list[bool], list[int], list[_PlacedGrid]]:
         """Return the constant ids of all segments of all views, which are learned, where views end, and the grids."""
-        pairs = self._pairs(table, views)
-        first = np.cumsum([0] + [2 * len(of_view) for of_view in pairs]).tolist()
+        pairs = _pairs(table, views)
+        first = np.cumsum([0, *(2 * len(numbers) for numbers in pairs)]).tolist()
         index = (2 * np.fromiter(chain(*pairs), np.int64)[:, None] + np.arange(2)).ravel()
         heights, widths, starts = (column[index].tolist() for column in (table.height, table.width, table.start))
         changes = [None] * len(views) if views.one_sided is None else list(map(OneSided.from_code, views.one_sided))
@@ -257,10 +231,9 @@ class Codec:
                     grids.append((end, i, template.slots, cells))
                 else:
                     assert type(segment) is Text
-                    key = (segment.text, segment.after_grid, segment.before_grid)
-                    ids = texts.get(key)
+                    ids = texts.get(segment)
                     if ids is None:
-                        ids = self.text_ids(*key)
+                        ids = self.text_ids(segment)
                 parts.append(ids)
                 learned.append(segment.learn)
                 end += len(ids)
@@ -270,16 +243,16 @@ class Codec:
     def tokenize(self, table: TaskTable, views: Views, layouts: Sequence[Layout]) -> list[tuple[Ids, Mask]]:
         """Send all texts through the tokenizer in one call, which a fast tokenizer shares among the machine's cores."""
         pieces = [self._pieces(table, views, i, layout) for i, layout in enumerate(layouts)]
-        texts = [text for of_view in pieces for text, _ in of_view]
-        ids = iter(self.tokenizer(texts, add_special_tokens=False)["input_ids"])
-        parts = [[np.array(next(ids), np.int32) for _ in of_view] for of_view in pieces]
-        return [
-            (np.concatenate(of_view), np.repeat([learn for _, learn in texts], [len(part) for part in of_view]))
-            for texts, of_view in zip(pieces, parts, strict=True)
-        ]
+        ids = iter(self.tokenizer([text for text, _ in chain(*pieces)], add_special_tokens=False)["input_ids"])
+        written = []
+        for texts in pieces:
+            parts = [np.array(next(ids), np.int32) for _ in texts]
+            mask = np.repeat([learn for _, learn in texts], [len(part) for part in parts])
+            written.append((np.concatenate(parts), mask))
+        return written
 
     def _pieces(self, table: TaskTable, views: Views, i: int, layout: Layout) -> list[tuple[str, bool]]:
-        [pairs] = self._pairs(table, views.take(slice(i, i + 1)))
+        [pairs] = _pairs(table, views.take(slice(i, i + 1)))
         augmentation = views.augmentation(i)
         pieces: list[tuple[str, bool]] = []
         for segment in layout:
@@ -293,3 +266,14 @@ class Codec:
                 text = pieces.pop()[0] + text
             pieces.append((text, segment.learn))
         return pieces
+
+
+def _pairs(table: TaskTable, views: Views) -> list[list[int]]:
+    """List the pairs that the grid slots of each view refer to: shown ones, then the asked one; of counting tasks all."""
+    columns = zip(views.task.tolist(), views.shown.tolist(), views.asked.tolist(), strict=True)
+    return [
+        list(range(table.first_pair[task], table.first_pair[task + 1]))
+        if table.is_counting[task]
+        else [*(pair for pair in shown if pair >= 0), asked]
+        for task, shown, asked in columns
+    ]

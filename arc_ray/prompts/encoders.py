@@ -40,12 +40,9 @@ class Encoder:
 
     def render(self, grid: Grid) -> str:
         """Write a grid (uint8, (h, w)) as text."""
-        height, width = grid.shape
-        rows = [
-            self._row_start(i) + self.separator.join([self.cells[c] for c in row])
-            for i, row in enumerate(grid.tolist())
-        ]
-        return self._head(height, width) + "\n".join(rows) + self._tail()
+        lines = (self.separator.join([self.cells[c] for c in row]) for row in grid.tolist())
+        text = "\n".join(self._row_start(i) + line for i, line in enumerate(lines))
+        return self._head(*grid.shape) + text + "\n" * self.closed + "\n```" * self.fence
 
     def cell_spans(self, height: int, width: int) -> npt.NDArray[np.int32]:
         """Return where each cell's text begins and ends in the rendered text: int32 (height * width, 2), in characters.
@@ -53,13 +50,11 @@ class Encoder:
         All colours' texts are of one length, so the spans depend on the shape alone.
         """
         size, step = len(self.cells[0]), len(self.cells[0]) + len(self.separator)
-        spans = []
-        position = len(self._head(height, width))
-        for row in range(height):
-            position += len(self._row_start(row))
-            spans += [(position + i * step, position + i * step + size) for i in range(width)]
-            position += width * step - len(self.separator) + 1
-        return np.array(spans, np.int32)
+        starts = np.array([len(self._row_start(row)) for row in range(height)])
+        row_lengths = starts + width * step - len(self.separator) + 1
+        rows = len(self._head(height, width)) + starts + np.cumsum(row_lengths) - row_lengths
+        cells = (rows[:, None] + step * np.arange(width)).reshape(-1, 1)
+        return (cells + np.array([0, size])).astype(np.int32)
 
     @property
     def opening(self) -> str:
@@ -68,8 +63,7 @@ class Encoder:
 
     def parse(self, text: str) -> Grid | Failure:
         """Read a grid back; what is no grid gives the reason, as a word, instead."""
-        text = text.strip("\n")
-        stated: tuple[int, int] | None = None
+        text, stated = text.strip("\n"), None
         if self.fence:
             match = re.search(r"```grid([^\n]*)\n(.*?)\n```", text + "\n", re.DOTALL)
             if not match:
@@ -84,14 +78,15 @@ class Encoder:
             return "empty"
         rows: list[list[int]] = []
         for i, line in enumerate(text.split("\n")):
-            if self.row_numbers:
-                if not line.startswith(self._row_start(i)):
-                    return "bad_row_number"
-                line = line[len(self._row_start(i)) :]
-            cells = self._parse_row(line)
-            if cells is None:
+            start, size = self._row_start(i), len(self.cells[0])
+            if not line.startswith(start):
+                return "bad_row_number"
+            line = line.removeprefix(start)
+            parts = [line[at : at + size] for at in range(0, len(line), size)]
+            parts = line.split(self.separator) if self.separator else parts
+            if not parts or any(part not in self.cells for part in parts):
                 return "bad_cell"
-            rows.append(cells)
+            rows.append([self.cells.index(part) for part in parts])
         if len({len(row) for row in rows}) > 1:
             return "ragged"
         if len(rows) > MAX_SIDE or len(rows[0]) > MAX_SIDE:
@@ -99,23 +94,10 @@ class Encoder:
         grid = np.array(rows, np.uint8)
         return "shape_differs" if stated and stated != grid.shape else grid
 
-    def _parse_row(self, line: str) -> list[int] | None:
-        if self.separator:
-            parts = line.split(self.separator)
-        else:
-            size = len(self.cells[0])
-            parts = [line[i : i + size] for i in range(0, len(line), size)]
-        if not parts or any(part not in self.cells for part in parts):
-            return None
-        return [self.cells.index(part) for part in parts]
-
     def _head(self, height: int, width: int) -> str:
         if not self.fence:
             return ""
         return f"```grid shape: {height}x{width}\n" if self.shape else "```grid\n"
-
-    def _tail(self) -> str:
-        return ("\n" if self.closed else "") + ("\n```" if self.fence else "")
 
     def _row_start(self, row: int) -> str:
         return f"{row + 1} " if self.row_numbers else ""

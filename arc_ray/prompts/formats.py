@@ -5,8 +5,8 @@ shapes alone and why token ids can be looked up. What is learned is decided here
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from arc_ray.errors import UserError
 from arc_ray.tasks.task import Question
@@ -28,8 +28,7 @@ class Frame:
     """Between the end of an answer and the next user turn's content."""
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(NamedTuple):
     """A piece of text, and whether a grid that is learned alike stands right before or after it: tokens may span both."""
 
     text: str
@@ -38,8 +37,7 @@ class Text:
     before_grid: bool = False
 
 
-@dataclass(frozen=True)
-class GridSlot:
+class GridSlot(NamedTuple):
     """A place for a grid: of shown pair `pair`, or of the asked pair where `pair` equals the number shown."""
 
     pair: int
@@ -47,8 +45,7 @@ class GridSlot:
     learn: bool = False
 
 
-@dataclass(frozen=True)
-class DescriptionSlot:
+class DescriptionSlot(NamedTuple):
     """A place for the description of the task's rule in words."""
 
     learn: bool = False
@@ -61,31 +58,17 @@ Format = Callable[[Frame, int, Learn], Layout]
 
 def output_from_examples(frame: Frame, num_shown: int, learn: Learn) -> Layout:
     """Show pairs, ask for the output of one more input, in a chat turn; words for a general model."""
-    return (
-        *_examples(frame, num_shown, learn),
-        Text("\n# Test\nInput:\n"),
-        GridSlot(num_shown, "input"),
-        Text("\nApply the rule. Output:\n" + frame.answer),
-        GridSlot(num_shown, "output", True),
-        Text(frame.end, True),
-    )
+    return (*_examples(frame, num_shown, learn), *_test(frame, num_shown))
 
 
 def compact(frame: Frame, num_shown: int, learn: Learn) -> Layout:
     """Show nothing but grids, I before inputs and O before outputs; each output ends with the end token."""
     segments: list[Segment] = [Text(frame.begin)]
-    for i in range(num_shown):
-        is_learned = learn == "all" and i > 0
+    for i in range(num_shown + 1):
+        is_learned = i == num_shown or (learn == "all" and i > 0)
         segments += [Text("I"), GridSlot(i, "input"), Text("O"), GridSlot(i, "output", is_learned)]
         segments += [Text(frame.end, is_learned)]
-    return (
-        *segments,
-        Text("I"),
-        GridSlot(num_shown, "input"),
-        Text("O"),
-        GridSlot(num_shown, "output", True),
-        Text(frame.end, True),
-    )
+    return tuple(segments)
 
 
 def input_from_inputs(frame: Frame, num_shown: int, learn: Learn) -> Layout:
@@ -108,23 +91,11 @@ def describe(frame: Frame, num_shown: int, learn: Learn) -> Layout:
 
 def implement(frame: Frame, num_shown: int, learn: Learn) -> Layout:
     """Second player: show a rule in words and an input, no example, and ask for the output."""
-    return (
-        Text(f"{frame.begin}# Rule\n"),
-        DescriptionSlot(),
-        Text("\n\n# Test\nInput:\n"),
-        GridSlot(num_shown, "input"),
-        Text("\nApply the rule. Output:\n" + frame.answer),
-        GridSlot(num_shown, "output", True),
-        Text(frame.end, True),
-    )
+    return (Text(f"{frame.begin}# Rule\n"), DescriptionSlot(), Text("\n"), *_test(frame, num_shown))
 
 
 FORMATS: dict[str, Format] = {
-    "output_from_examples": output_from_examples,
-    "compact": compact,
-    "input_from_inputs": input_from_inputs,
-    "describe": describe,
-    "implement": implement,
+    make.__name__: make for make in (output_from_examples, compact, input_from_inputs, describe, implement)
 }
 
 
@@ -137,32 +108,24 @@ def joined(layout: Layout, description: str | None = None) -> Layout:
     """Put a description in its place, join neighbouring texts that are learned alike, and give every grid a text on
     both sides that is learned as it is, if only an empty one: tokenizers merge what ends a text with what follows."""
     segments: list[Segment] = []
+
+    def add_text(text: str, learn: bool, after_grid: bool = False) -> None:
+        if segments and isinstance(last := segments[-1], Text) and last.learn == learn:
+            segments[-1] = last._replace(text=last.text + text)
+        else:
+            segments.append(Text(text, learn, after_grid))
+
     for segment in layout:
-        if isinstance(segment, DescriptionSlot) and description is not None:
-            segment = Text(description, segment.learn)
-        last = segments[-1] if segments else None
-        if isinstance(last, GridSlot) and not (isinstance(segment, Text) and segment.learn == last.learn):
-            last = Text("", last.learn)
-            segments.append(last)
-        is_joined = isinstance(last, Text) and last.learn == segment.learn
-        if isinstance(segment, Text) and is_joined:
-            segment = Text(segments.pop().text + segment.text, segment.learn)  # pyright: ignore
-        elif isinstance(segment, GridSlot) and not is_joined:
-            segments.append(Text("", segment.learn))
-        segments.append(segment)
-    if isinstance(segments[-1], GridSlot):
-        segments.append(Text("", segments[-1].learn))
-    around = zip([None, *segments[:-1]], segments, [*segments[1:], None], strict=True)
-    return tuple(
-        replace(segment, after_grid=_is_grid(before, segment), before_grid=_is_grid(after, segment))
-        if isinstance(segment, Text)
-        else segment
-        for before, segment, after in around
-    )
-
-
-def _is_grid(neighbour: Segment | None, text: Text) -> bool:
-    return isinstance(neighbour, GridSlot) and neighbour.learn == text.learn
+        if isinstance(segment, GridSlot):
+            add_text("", segment.learn)
+            segments[-1] = segments[-1]._replace(before_grid=True)  # pyright: ignore
+            segments.append(segment)
+            add_text("", segment.learn, after_grid=True)
+        elif isinstance(segment, DescriptionSlot) and description is None:
+            segments.append(segment)
+        else:
+            add_text(description or "" if isinstance(segment, DescriptionSlot) else segment.text, segment.learn)
+    return tuple(segments)
 
 
 def _examples(frame: Frame, num_shown: int, learn: Learn) -> list[Segment]:
@@ -173,6 +136,14 @@ def _examples(frame: Frame, num_shown: int, learn: Learn) -> list[Segment]:
         segments += [Text(f"\n# Example {i + 1}\nInput:\n"), GridSlot(i, "input"), Text("\nOutput:\n")]
         segments += [GridSlot(i, "output", learn == "all" and i > 0), Text("\n")]
     return segments
+
+
+def _test(frame: Frame, pair: int) -> list[Segment]:
+    """Show the asked input and learn its output."""
+    return [
+        *(Text("\n# Test\nInput:\n"), GridSlot(pair, "input"), Text("\nApply the rule. Output:\n" + frame.answer)),
+        *(GridSlot(pair, "output", True), Text(frame.end, True)),
+    ]
 
 
 def counting_layout(frame: Frame, num_grids: int, questions: Sequence[Question]) -> Layout:

@@ -7,6 +7,7 @@ its model would train, and even be right about what it sees, on prompts in which
 import unicodedata
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.encoders import Encoder
 from arc_ray.prompts.formats import FORMATS, Format, Frame, Layout, Learn, Text
 from arc_ray.prompts.template import CellsMergeError, find_cell_ids
+from arc_ray.tasks.symmetries import NUM_SYMMETRIES
 from arc_ray.tasks.task import MAX_SIDE, NUM_COLORS, Grid, Pair, Question, Task, TaskTable, same_grid
-from arc_ray.views.view import Views
+from arc_ray.views.view import Views, plain_views
 
 _SIDES = (1, 2, 3, 5, 9, 10, 11, 14, 20, 29, 30)
 _MAX_SHOWN = 3
@@ -34,8 +36,8 @@ def make_codec(tokenizer: Any, frame: Frame, encoder: Encoder, format: Format, l
     layouts = codec.layouts_of(table, views)
     try:
         codec.cell_ids = find_cell_ids(tokenizer, encoder)
-        ending = [codec.text_ids("", after_grid=True), codec.text_ids(frame.end)]
-        if not np.array_equal(codec.text_ids(frame.end, after_grid=True), np.concatenate(ending)):
+        ending = [codec.text_ids(Text("", after_grid=True)), codec.text_ids(Text(frame.end))]
+        if not np.array_equal(codec.text_ids(Text(frame.end, after_grid=True)), np.concatenate(ending)):
             raise CellsMergeError("a grid merges with the end of an answer")
         looked_up, tokenized = codec.look_up(table, views, layouts), codec.tokenize(table, views, layouts)
         for fast, slow in zip(looked_up, tokenized, strict=True):
@@ -86,33 +88,20 @@ def _bare(text: str) -> str:
 
 def sample_views() -> tuple[TaskTable, Views]:
     """Make views of many shapes, sides of one and two digits, all symmetries, all neighbours, and of a counting task."""
-    pairs = [
-        Pair(
-            _grid(side, _SIDES[(i + 3) % len(_SIDES)], i),
-            _grid(_SIDES[(i + 3) % len(_SIDES)], side * 3 % MAX_SIDE + 1, i + 1),
-        )
-        for i, side in enumerate(_SIDES)
-    ]
+    sides = zip(_SIDES, _SIDES[3:] + _SIDES[:3], strict=True)
+    pairs = [Pair(_grid(a, b, i), _grid(b, a * 3 % MAX_SIDE + 1, i + 1)) for i, (a, b) in enumerate(sides)]
     tasks = [
         Task(f"sample{i}", tuple(pairs[i : i + 1 + i % _MAX_SHOWN]), (pairs[-1 - i],), description=f"Move it {i} up.")
-        for i in range(8)
+        for i in range(NUM_SYMMETRIES)
     ]
     questions = (Question("objects", "How many objects?", "12"), Question("areas", "Which areas?", "1, 2, 30"))
     tasks.append(Task("counting", (), (Pair(_grid(4, 6, 0), None),), questions))
-    tasks += [Task(f"all{i}", of_task[1:], of_task[:1], description="Copy.") for i, of_task in enumerate(_neighbours())]
+    tasks += [Task(f"all{i}", pairs[1:], pairs[:1], description="Copy.") for i, pairs in enumerate(_neighbours())]
     table = TaskTable.of(tasks)
-    num = len(tasks)
-    position = np.arange(_MAX_SHOWN)[None, :]
-    shown = np.where(position < table.num_train[:, None], table.first_pair[:-1, None] + position, -1)
-    views = Views(
-        task=np.arange(num, dtype=np.int32),
-        key=np.arange(num, dtype=np.uint64),
-        symmetry=np.array([i % 8 if i < 8 else 0 for i in range(num)], np.uint8),
-        colors=np.array([np.roll(np.arange(NUM_COLORS), i % 8) for i in range(num)], np.uint8),
-        shown=shown.astype(np.int32),
-        asked=(table.first_pair[:-1] + table.num_train).astype(np.int32),
-    )
-    return table, views
+    number = np.arange(len(tasks))
+    colors = np.array([np.roll(np.arange(NUM_COLORS), i % NUM_SYMMETRIES) for i in number], np.uint8)
+    symmetry = np.where(number < NUM_SYMMETRIES, number, 0).astype(np.uint8)
+    return table, replace(plain_views(table, _MAX_SHOWN), symmetry=symmetry, colors=colors)
 
 
 def _neighbours() -> list[tuple[Pair, ...]]:

@@ -8,7 +8,6 @@ colours, and after its last cell. What stands before and after belongs to the te
                 seam           template                 seam
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,18 +45,12 @@ class Template:
 
 def find_cell_ids(tokenizer: Any, encoder: Encoder) -> Ids:
     """Find each colour's tokens in the middle of a row of it: (10, tokens per cell). Raises CellsMergeError."""
-    found: list[Sequence[int]] = []
+    found: list[Ids] = []
+    begin, end = encoder.cell_spans(3, 3)[4] + 1
     for color in range(NUM_COLORS):
-        text = "\n" + encoder.render(np.full((3, 3), color, np.uint8)) + "\n"
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        begin, end = encoder.cell_spans(3, 3)[4] + 1
-        inside = [
-            t
-            for t, (a, b) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-            if a >= begin and b <= end
-        ]
-        found.append(inside)
-    if len({len(ids) for ids in found}) != 1 or not found[0]:
+        ids, offsets = _tokenize(tokenizer, "\n" + encoder.render(np.full((3, 3), color, np.uint8)) + "\n")
+        found.append(ids[(offsets[:, 0] >= begin) & (offsets[:, 1] <= end)])
+    if len({len(ids) for ids in found}) != 1 or not len(found[0]):
         raise CellsMergeError("cells have no tokens of their own, or colours differ in their number")
     return np.array(found, np.int32)
 
@@ -75,14 +68,10 @@ def make_template(tokenizer: Any, encoder: Encoder, cell_ids: Ids, height: int, 
     spans = encoder.cell_spans(height, width) + 1
     first = np.searchsorted(offsets[:, 0], spans[:, 0])
     slots = first[:, None] + np.arange(cell_ids.shape[1])[None, :]
-    inside = slots.max(initial=0) < len(ids)
-    if (
-        not inside
-        or not (offsets[slots[:, 0], 0] == spans[:, 0]).all()
-        or not (offsets[slots[:, -1], 1] == spans[:, 1]).all()
-    ):
+    is_inside = slots.max(initial=0) < len(ids)
+    if not is_inside or (np.stack([offsets[slots[:, 0], 0], offsets[slots[:, -1], 1]], 1) != spans).any():
         raise CellsMergeError(f"a {height}x{width} grid does not tokenize cell by cell")
-    if not (ids[slots] == cell_ids[colors.ravel()]).all():
+    if (ids[slots] != cell_ids[colors.ravel()]).any():
         raise CellsMergeError(f"in a {height}x{width} grid a colour's token depends on its neighbours")
     begin = _token_at(offsets, 1 + len(encoder.opening))
     return Template(ids[begin : slots[-1, -1] + 1], (slots - begin).astype(np.int32))

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import date
+from itertools import takewhile
 from typing import Any
 
 from arc_ray.config.sources import CountingSource
@@ -117,7 +118,9 @@ def frame_of(tokenizer: Any) -> Frame:
         raise UserError(
             f"the tokenizer's chat template treats the first turn differently, which is not supported: {text!r}"
         )
-    end = _common_prefix(between, rest).rstrip("\n")
+    end = "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(between, rest, strict=False))).rstrip(
+        "\n"
+    )
     # A space before the end (Llama 2) would be the first token that ends an answer, and is no end of its own.
     ending = end.strip(" ") or tokenizer.eos_token
     if not ending:
@@ -133,8 +136,3 @@ def refuse_other_frame(kept: Mapping[str, str] | None, frame: Frame, what: str) 
                 f"{what} learned prompts with {kept[part]!r} where the tokenizer's chat template now writes {text!r};"
                 f" set model.base to the model as it was then, or train again"
             )
-
-
-def _common_prefix(a: str, b: str) -> str:
-    length = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    return a[:length]

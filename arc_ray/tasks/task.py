@@ -194,7 +194,7 @@ class TaskTable:
         """Each task's id as a number, from which random draws follow: (num_tasks,)."""
         return np.array([digest64(task_id) for task_id in self.ids], np.uint64)
 
-    @property
+    @cached_property
     def num_pairs(self) -> npt.NDArray[np.int32]:
         """How many pairs each task owns: (num_tasks,)."""
         return np.diff(self.first_pair)

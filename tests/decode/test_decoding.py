@@ -335,7 +335,7 @@ TOKENIZERS = {
 def grammar_of(tokenizer: str, encoder: str) -> tuple[Any, GridGrammar, int]:
     format = "compact" if encoder == "compact" else "output_from_examples"
     codec = codec_of(TOKENIZERS[tokenizer](), encoder, format)
-    end = int(codec.text_ids(codec.frame.end)[0])
+    end = codec.end_id
     return codec, GridGrammar(codec, end), end
 
 

@@ -31,7 +31,7 @@ from arc_ray.config.training import ViewConfig
 from arc_ray.errors import UserError
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.encoders import ENCODERS
-from arc_ray.prompts.formats import FORMATS, Frame, Learn, needs_description
+from arc_ray.prompts.formats import FORMATS, Frame, Learn, Text, needs_description
 from arc_ray.prompts.lengths import fit_views, view_lengths
 from arc_ray.prompts.tokenizer import frame_of, make_tiny_tokenizer, refuse_other_frame, tiny_corpus
 from arc_ray.tasks.task import Pair, Task, TaskTable
@@ -137,7 +137,11 @@ def test_looked_up_ids_of_any_grid_are_the_tokenizers_own(
     for family in ("tiny", "smollm", "qwen"):
         codec = codec_of_family(family, encoder, "compact", "asked")
         tokenizer = codec.tokenizer
-        ids = codec.grid_ids(grid.ravel(), height, width, symmetry, codec.cell_ids[colors])
+        template = codec.template(height, width, symmetry)
+        cells = template.ids.copy()
+        cells[template.slots] = codec.cell_ids[colors][grid.ravel()]
+        opening, closing = codec.text_ids(Text("", before_grid=True)), codec.text_ids(Text("", after_grid=True))
+        ids = np.concatenate([opening, cells, closing])
         assert tokenizer.decode(ids) == text
         whole = tokenizer(f"O{text}I", add_special_tokens=False)["input_ids"]
         inner = (
