@@ -69,6 +69,7 @@ def train_on(
     from arc_ray.rows.prepare import prepare
     from arc_ray.train.engine import Start, gather_state, load_weights
     from arc_ray.train.loop import Hooks
+    from arc_ray.train.measures import Measures
     from arc_ray.train.sft import fit_with_trl
 
     config = config_from(tree, overrides)
@@ -78,6 +79,7 @@ def train_on(
     if start_state is not None:
         start = Start(start_step, {name: torch.from_numpy(array) for name, array in start_state.items()})
         load_weights(model, start.state or {})
+    measures = Measures(model, maker.plan, num_workers, None)
     losses: list[float] = []
     states: dict[int, State] = {}
     scores: list[list[float]] = []
@@ -97,7 +99,7 @@ def train_on(
         def save(step: int) -> None:
             states[step] = {name: tensor.numpy() for name, tensor in gather_state(engine, model).items()}
 
-        return Hooks(log, score, save, lambda _: [])
+        return Hooks(measures, log, score, save, lambda _: [])
 
     if config.train.engine == "trl":
         from huggingface_hub.utils import _telemetry

@@ -25,6 +25,7 @@ Metrics = dict[str, float]
 class Hooks:
     """What the loop calls back, once in a while; each is called by every worker, at the same steps."""
 
+    measure: Callable[["Step"], Metrics]
     log: Callable[[int, Metrics], None]
     validate: Callable[[int], Metrics]
     save: Callable[[int], None]
@@ -99,7 +100,7 @@ class StepEnding:
 
     def __init__(self, plan: Plan, config: TrainConfig, hooks: Hooks) -> None:
         self._plan, self._config, self._hooks = plan, config, hooks
-        self._tokens, self.learned = plan.tokens_per_step(), plan.learned_per_step()
+        self.learned = plan.learned_per_step()
         quarter = max(1, math.ceil(plan.num_steps / 4))
         self._eval_every, self._save_every = config.eval_every or quarter, config.checkpoint_every or quarter
 
@@ -113,28 +114,13 @@ class StepEnding:
             )
         done = step.number + 1
         is_last = done == self._plan.num_steps
-        metrics = self._metrics(step) if done % self._config.log_every == 0 or is_last else {}
+        metrics = self._hooks.measure(step) if done % self._config.log_every == 0 or is_last else {}
         if done % self._eval_every == 0 or is_last:
             metrics |= self._hooks.validate(done)
         if metrics:
             self._hooks.log(done, metrics)
         if done % self._save_every == 0 or is_last or self._hooks.is_ending():
             self._hooks.save(done)
-
-    def _metrics(self, step: Step) -> Metrics:
-        tokens, learned = int(self._tokens[step.number]), int(self.learned[step.number])
-        return {
-            "train/loss": step.loss,
-            "train/lr": step.lr,
-            "train/grad_norm": step.grad_norm,
-            "train/tokens_per_second": tokens / step.seconds,
-            "train/learned_tokens_per_second": learned / step.seconds,
-            "train/fill": tokens / (self._plan.batch_rows * self._plan.row_tokens),
-            "train/step_seconds": step.seconds,
-            "data/stall_share": step.stalled / step.seconds,
-            "train/epoch": self._plan.epoch_of_step(step.number + 1),
-            "train/learned_tokens": int(self.learned[: step.number + 1].sum()),
-        }
 
 
 def _summed(value: torch.Tensor, num_workers: int) -> float:

@@ -1,7 +1,7 @@
-"""What a training worker measures about itself besides the loop's own metrics: MFU and memory."""
+"""What a training worker measures: a step's speed, MFU and memory, and what the plan says of it."""
 
 import resource
-from collections.abc import Mapping
+import time
 
 import torch
 from torch import nn
@@ -9,26 +9,47 @@ from torch import nn
 from arc_ray.models.flops import peak_flops
 from arc_ray.models.skeleton import work_of
 from arc_ray.rows.plan import Plan
+from arc_ray.train.loop import Metrics, Step
 
 
 class Measures:
-    """Adds `train/mfu`, `train/memory_gb`, `train/workers` to a step's metrics; made before DeepSpeed shards the model."""
+    """Makes the metrics of steps; made before DeepSpeed shards the model."""
 
     def __init__(self, model: nn.Module, plan: Plan, num_workers: int, peak: float | None) -> None:
         """Take the peak of one device in FLOPs per second; None where none is known, and then there is no MFU."""
-        per_step = plan.tokens_per_step(), plan.learned_per_step(), plan.squared_lengths_per_step()
-        self._num_workers = num_workers
-        self._flops = work_of(model).of_steps(*per_step)
+        self._plan, self._num_workers = plan, num_workers
+        self._tokens, self._learned = plan.tokens_per_step(), plan.learned_per_step()
+        self._flops = work_of(model).of_steps(self._tokens, self._learned, plan.squared_lengths_per_step())
         self._peak = peak * num_workers if peak else None
+        self._before: tuple[int, float] | None = None
 
-    def __call__(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Return the metrics of a step (the first is 1) with what was measured, if they are of a step at all."""
-        if "train/step_seconds" not in metrics:
-            return dict(metrics)
-        found = {"train/memory_gb": peak_memory_gb(), "train/workers": float(self._num_workers)}
+    def __call__(self, step: Step) -> Metrics:
+        """Return the metrics of a step that has just ended."""
+        tokens, learned = int(self._tokens[step.number]), int(self._learned[step.number])
+        metrics = {
+            "train/loss": step.loss,
+            "train/lr": step.lr,
+            "train/grad_norm": step.grad_norm,
+            "train/tokens_per_second": tokens / step.seconds,
+            "train/learned_tokens_per_second": learned / step.seconds,
+            "train/fill": tokens / (self._plan.batch_rows * self._plan.row_tokens),
+            "train/step_seconds": step.seconds,
+            "train/wall_seconds": self._wall_seconds(step),
+            "data/stall_share": step.stalled / step.seconds,
+            "train/epoch": self._plan.epoch_of_step(step.number + 1),
+            "train/learned_tokens": int(self._learned[: step.number + 1].sum()),
+            "train/memory_gb": peak_memory_gb(),
+            "train/workers": float(self._num_workers),
+        }
         if self._peak:
-            found["train/mfu"] = float(self._flops[step - 1]) / (metrics["train/step_seconds"] * self._peak)
-        return {**metrics, **found}
+            metrics["train/mfu"] = float(self._flops[step.number]) / (step.seconds * self._peak)
+        return metrics
+
+    def _wall_seconds(self, step: Step) -> float:
+        """Return the time of a step since the last one measured, with the logging, validation and saving between them."""
+        now, before = time.perf_counter(), self._before
+        self._before = step.number, now
+        return (now - before[1]) / (step.number - before[0]) if before else step.seconds
 
 
 def device_peak() -> float | None:

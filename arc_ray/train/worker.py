@@ -1,10 +1,8 @@
 """What one training worker does: build, restore, stream its own rows, loop. Ray Train calls it on every worker."""
 
 import dataclasses
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -25,18 +23,15 @@ from arc_ray.rows.plan import Plan
 from arc_ray.rows.stream import ahead, stream_rows
 from arc_ray.rows.validation import ValidationSet
 from arc_ray.runs.cores import usable_cores
-from arc_ray.runs.folder import MetricsFile, run_folder
+from arc_ray.runs.folder import run_folder
 from arc_ray.train.accuracy import validate
 from arc_ray.train.checkpoint import CheckpointWriter, newest_checkpoint, read_state
 from arc_ray.train.engine import Start, begin, gather_state, load_weights, make_engine
 from arc_ray.train.loop import Hooks, Metrics, fit
 from arc_ray.train.measures import Measures, device_peak
 from arc_ray.train.notice import EndNotice
+from arc_ray.train.record import MetricsLog
 from arc_ray.train.schedule import accumulation_steps
-from arc_ray.train.trackers import make_tracker
-
-WRITE_METRICS_SECONDS = {"local": 1.0, "bucket": 15.0}
-"""Time between writes of metrics; a bucket is given the whole file each time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +70,7 @@ def train_on_worker(parts: dict[str, Any]) -> None:
     worker = make_worker(job)
     folder, is_first = run_folder(worker.config), worker.rank == 0
     measures = Measures(worker.model, worker.maker.plan, worker.num_workers, device_peak())
-    log = MetricsLog(worker.config, worker.start.step, job.begun, worker.ready, measures, is_writer=is_first)
+    log = MetricsLog(worker.config, worker.start.step, job.begun, worker.ready, is_writer=is_first)
     writer = CheckpointWriter(folder, worker.config, worker.model, worker.tokenizer)
     if is_first:
         writer.rehearse()
@@ -83,7 +78,7 @@ def train_on_worker(parts: dict[str, Any]) -> None:
     with ExitStack() as at_end:
         at_end.callback(log.close)
         at_end.callback(writer.wait)
-        train(worker, partial(_hooks, worker, log, writer))
+        train(worker, partial(_hooks, worker, measures, log, writer))
 
 
 def make_worker(job: Job) -> Worker:
@@ -135,7 +130,9 @@ def train_with_trl(worker: Worker, make_hooks: Callable[[Any, Any], Hooks]) -> N
     )
 
 
-def _hooks(worker: Worker, log: "MetricsLog", writer: CheckpointWriter, engine: Any, scoring: Any) -> Hooks:
+def _hooks(
+    worker: Worker, measures: Measures, log: MetricsLog, writer: CheckpointWriter, engine: Any, scoring: Any
+) -> Hooks:
     """Tie the loop to the run folder; `scoring` is called for the losses of validation, `engine` holds the state."""
     config, plan, folder = worker.config, worker.maker.plan, run_folder(worker.config)
 
@@ -155,7 +152,8 @@ def _hooks(worker: Worker, log: "MetricsLog", writer: CheckpointWriter, engine: 
     def name_views(step: int) -> list[str]:
         return [name for row in plan.rows_of_step(step) if row < plan.num_rows for name in worker.maker.names_of(row)]
 
-    return Hooks(log, run_validation, save, name_views, EndNotice(ray.train.get_preemption_info).is_new)
+    notice = EndNotice(ray.train.get_preemption_info, worker.num_workers, engine.device)
+    return Hooks(measures, log, run_validation, save, name_views, notice.is_new)
 
 
 def rows_of_rank(plan: Plan, config: Config, rank: int, num_workers: int, first_step: int) -> npt.NDArray[np.int64]:
@@ -169,64 +167,3 @@ def rows_of_rank(plan: Plan, config: Config, rank: int, num_workers: int, first_
     within = (passes + rank * micro + np.arange(micro)).ravel()
     rows = np.arange(first_step, plan.num_steps)[:, None] * batch + within
     return np.where(within < batch, rows, plan.num_steps * batch).ravel()
-
-
-def finite_metrics(metrics: Mapping[str, Any]) -> Metrics:
-    """Return metrics as JSON, and Ray's controller, take them: plain floats; what is NaN or infinite is left out."""
-    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
-
-
-class MetricsLog:
-    """Takes metric records: rank 0 writes them to metrics.jsonl, on a thread beside the training; all report to Ray."""
-
-    def __init__(
-        self, config: Config, first_step: int, begun: float, ready: float, measures: Measures, is_writer: bool
-    ) -> None:
-        """Go on after the records up to `first_step`; `begun` is `Job`'s, `ready` is `Worker`'s."""
-        folder = run_folder(config)
-        self._begun, self._measures, self._is_writer = begun, measures, is_writer
-        self._ready: float | None = ready
-        if not is_writer:
-            return
-        self._file = MetricsFile(folder, first_step)
-        self._tracker = make_tracker(config, self._file.kept)
-        self._every = WRITE_METRICS_SECONDS["local" if folder.is_local else "bucket"]
-        self._waiting: list[dict[str, Any]] = []
-        self._thread = ThreadPoolExecutor(1, "metrics")
-        self._last, self._written = self._thread.submit(lambda: None), time.monotonic()
-
-    def __call__(self, step: int, metrics: Metrics) -> None:
-        finite = finite_metrics(self._measures(step, metrics))
-        if self._ready is not None and "train/loss" in finite:
-            finite["train/start_seconds"] = time.perf_counter() - self._ready
-            self._ready = None
-        record = {"step": step, "seconds": round(time.time() - self._begun, 3), **finite}
-        is_validation = any(key.startswith("eval/") for key in finite)
-        if self._is_writer:
-            self._waiting.append(record)
-            self._tracker.add(record)
-            if is_validation:
-                self.flush().result()  # a trial that is stopped for what it reports leaves its record
-            elif self._last.done() and time.monotonic() - self._written > self._every:
-                self.flush()
-        if is_validation:
-            # Only validations are reported: a report is a barrier of all workers, and what Tune decides on.
-            ray.train.report(record)
-
-    def close(self) -> None:
-        """Write what is not written yet, and end."""
-        if self._is_writer:
-            self.flush().result()
-            self._thread.shutdown()
-            self._tracker.close()
-
-    def flush(self) -> "Future[None]":
-        """Have the records so far written, for the rank that writes; what goes wrong is raised by the result."""
-        records, self._waiting = self._waiting, []
-        self._last, self._written = self._thread.submit(self._write, records, self._last), time.monotonic()
-        return self._last
-
-    def _write(self, records: list[dict[str, Any]], before: "Future[None]") -> None:
-        before.result()  # where that failed, this fails as well, until somebody hears of it
-        self._file.append(records)
-        self._tracker.flush()

@@ -213,9 +213,11 @@ def ours(config: Any, model: Any, _: Any, maker: Any, rows: range, gpu: bool) ->
     from arc_ray.models.loss import LearnedLoss
     from arc_ray.train.engine import make_engine
     from arc_ray.train.loop import Hooks, fit
+    from arc_ray.train.measures import Measures
 
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29511")
     torch.distributed.init_process_group("nccl" if gpu else "gloo")
+    measures = Measures(model, maker.plan, 1, None)
     engine = make_engine(LearnedLoss(model), config.train, config.model, 1)
     steps: list[tuple[float, float]] = []
 
@@ -225,7 +227,7 @@ def ours(config: Any, model: Any, _: Any, maker: Any, rows: range, gpu: bool) ->
             steps.append((metrics["train/tokens_per_second"] * seconds, seconds))
 
     batches = (maker.make([row]) for row in rows)
-    hooks = Hooks(log, lambda _: {}, lambda _: None, lambda _: [])
+    hooks = Hooks(measures, log, lambda _: {}, lambda _: None, lambda _: [])
     with suppress(StopIteration):  # the rows of a round end before the plan does
         fit(engine, batches, maker.plan, config.train, 0, rows.start, 0, 1, hooks)
     return rate_of(steps)
@@ -320,6 +322,7 @@ def train_under_torchrun(path: Path, found: Path) -> None:
     from arc_ray.rows.prepare import prepare
     from arc_ray.train.engine import make_engine
     from arc_ray.train.loop import Hooks, fit
+    from arc_ray.train.measures import Measures
     from arc_ray.train.worker import rows_of_rank
 
     config = load_config(path, {})
@@ -328,6 +331,7 @@ def train_under_torchrun(path: Path, found: Path) -> None:
     torch.set_num_threads(config.scaling.threads or max(1, (os.cpu_count() or 1) // num_workers))
     maker, tokenizer = prepare(config).maker, load_tokenizer(config.model, config.storage)
     model = build_model(config.model, config.storage, config.seed, config.train.full, tokenizer)
+    measures = Measures(model, maker.plan, num_workers, None)
     engine = make_engine(LearnedLoss(model), config.train, config.model, num_workers)
     rows = rows_of_rank(maker.plan, config, rank, num_workers, 0)
     loader: Any = DataLoader(
@@ -338,7 +342,7 @@ def train_under_torchrun(path: Path, found: Path) -> None:
     def log(step: int, metrics: dict[str, float]) -> None:
         records.extend([{"step": step, **metrics}] if metrics else [])
 
-    hooks = Hooks(log, lambda _: {}, lambda _: None, lambda _: [])
+    hooks = Hooks(measures, log, lambda _: {}, lambda _: None, lambda _: [])
     fit(engine, iter(loader), maker.plan, config.train, config.seed, 0, rank, num_workers, hooks)
     if rank == 0:
         found.write_text("".join(json.dumps(record) + "\n" for record in records))

@@ -11,8 +11,8 @@ from builders import config_with
 from arc_ray.config import Config
 from arc_ray.runs.folder import METRICS_FILE, MetricsFile, MetricsTail, read_metrics, run_folder
 from arc_ray.storage import Folder
-from arc_ray.train import worker
-from arc_ray.train.worker import MetricsLog
+from arc_ray.train import record
+from arc_ray.train.record import MetricsLog
 
 RECORDS = [{"step": n, "seconds": float(n), "train/loss": 1.0 / (n + 1)} for n in range(8)]
 
@@ -82,17 +82,9 @@ def test_a_watcher_begins_again_where_the_file_was_cut(folder: Folder, kept: int
     assert (tail.newest["step"], tail.newest["train/lr"]) == (7, 0.1)
 
 
-class Unmeasured:
-    """Adds nothing to the metrics of a step."""
-
-    def __call__(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
-        return metrics
-
-
 def log_of(config: Config, first_step: int = 0, spent: float = 0.0) -> MetricsLog:
     run_folder(config).local_path().mkdir(exist_ok=True)
-    measures: Any = Unmeasured()
-    return MetricsLog(config, first_step, time.time() - spent, time.perf_counter(), measures, is_writer=True)
+    return MetricsLog(config, first_step, time.time() - spent, time.perf_counter(), is_writer=True)
 
 
 def config_in(tmp_path: Path, tracker: str = "tensorboard") -> Config:
@@ -109,7 +101,7 @@ def test_training_waits_for_its_metrics_at_validations_only(tmp_path: Path, monk
         append(self, records)
 
     monkeypatch.setattr(MetricsFile, "append", slow)
-    monkeypatch.setitem(worker.WRITE_METRICS_SECONDS, "local", 0.0)
+    monkeypatch.setitem(record.WRITE_METRICS_SECONDS, "local", 0.0)
     monkeypatch.setattr("ray.train.report", lambda record: reported.append(read_metrics(run_folder(config))))
     config = config_in(tmp_path)
     log = log_of(config)

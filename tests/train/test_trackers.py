@@ -3,6 +3,7 @@
 import json
 import struct
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from plans import planned
 from arc_ray.config import Config
 from arc_ray.errors import UserError
 from arc_ray.runs.folder import MetricsFile, read_metrics, run_folder
+from arc_ray.train.loop import Step
 from arc_ray.train.measures import Measures
+from arc_ray.train.record import finite_metrics
 from arc_ray.train.trackers import TENSORBOARD_FOLDER, check_tracker, make_tracker, metrics_of, tracker_environment
-from arc_ray.train.worker import finite_metrics
 
 RECORDS = [{"step": n, "seconds": n / 2, "train/loss": 1.0 / (n + 1), "train/lr": 1e-3 * n} for n in range(6)]
 
@@ -148,9 +150,21 @@ def test_mfu_is_the_plans_flops_over_the_devices_peak() -> None:
 
     flops = work_of(model).of_steps(tokens, learned, squares)
     measure = Measures(model, plan, num_workers=2, peak=1e9)
-    found = measure(2, {"train/step_seconds": 0.5, "train/loss": 1.0})
+    found = measure(Step(1, loss=1.0, lr=0.1, grad_norm=1.0, seconds=0.5, stalled=0.1))
     assert found["train/mfu"] == pytest.approx(flops[1] / (0.5 * 2e9))
+    assert found["train/tokens_per_second"] == pytest.approx(tokens[1] / 0.5)
     assert found["train/workers"] == 2
     assert found["train/memory_gb"] > 0.05
-    assert "train/mfu" not in Measures(model, plan, 2, None)(2, {"train/step_seconds": 0.5})
-    assert measure(2, {"eval/solved": 1.0}) == {"eval/solved": 1.0}
+    assert "train/mfu" not in Measures(model, plan, 2, None)(Step(1, 1.0, 0.1, 1.0, 0.5, 0.1))
+
+
+def test_the_wall_knows_of_logging_validation_and_saving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches tokens a second that nobody sees on the clock, because what stands between two steps is counted nowhere."""
+    clock = [10.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    measure, step = Measures(tiny_model(), planned(), 1, None), Step(0, 1.0, 0.1, 1.0, seconds=0.5, stalled=0.1)
+    assert measure(step)["train/wall_seconds"] == 0.5, "the first to be measured stands for itself"
+    clock[0] += 2.0
+    assert measure(replace(step, number=1))["train/wall_seconds"] == 2.0
+    clock[0] += 3.0
+    assert measure(replace(step, number=3))["train/wall_seconds"] == 1.5, "one step in two is logged"
