@@ -196,22 +196,26 @@ def avoid_cudnn() -> None:
 
 
 @contextmanager
-def flash_on_cpu(model: Any) -> Iterator[None]:
-    """Put attention that takes flash attention's arguments in the place of its kernels, which run on GPUs only.
+def kernels_of_cpus(model: Any) -> Iterator[None]:
+    """Put attention that any CPU computes in the place of a GPU's kernels, for trying a model where it was loaded.
 
-    For trying a model with a few tokens where it was loaded. Attention that was registered by others stays.
+    Flash attention's run on GPUs only. Flex attention's would be compiled for a minute or two; its mask says the same as
+    that of "eager". Attention that was registered by others stays.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.flash_attention import flash_attention_forward
+    from transformers.integrations.flex_attention import flex_attention_forward
     from transformers.masking_utils import flash_attention_mask
 
     name = model.config._attn_implementation
-    if AttentionInterface().get(name) is not flash_attention_forward or model.device.type != "cpu":
+    stand_ins = {flash_attention_forward: FLASH_ON_CPU, flex_attention_forward: "eager"}
+    stand_in = stand_ins.get(AttentionInterface().get(name))  # pyright: ignore[reportArgumentType, reportCallIssue]
+    if stand_in is None or model.device.type != "cpu":
         yield
         return
     AttentionInterface.register(FLASH_ON_CPU, attend_like_flash)
     AttentionMaskInterface.register(FLASH_ON_CPU, flash_attention_mask)
-    model.config._attn_implementation = FLASH_ON_CPU
+    model.config._attn_implementation = stand_in
     try:
         yield
     finally:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from arc_ray.errors import UserError
-from arc_ray.models.attention import flash_on_cpu, hidden_states
+from arc_ray.models.attention import hidden_states, kernels_of_cpus
 
 VIEW_TOKENS = 8
 LEAK = 0.01
@@ -67,14 +67,14 @@ def keeps_views_apart(model: Any, longest: int = VIEW_TOKENS) -> bool:
     """Tell whether the second view of each of two rows is the same whatever the first one is; `model` is in eval mode.
 
     The first one may reach to position `longest` - 1. Attention that transformers does not mask (Falcon's), recurrent
-    states (Mamba's) and rotations that follow the longest view let the second differ. A model on the CPU is tried with
-    flash attention, too, if it is to train with that.
+    states (Mamba's) and rotations that follow the longest view let the second differ. A model on the CPU is tried as with
+    flash or flex attention, too, if it is to train with that.
     """
     second = torch.arange(VIEW_TOKENS)
     ids = torch.stack([torch.cat([first, second]) for first in (second, second.flip(0))]).to(model.device)
     far = torch.linspace(0, longest - 1, VIEW_TOKENS).long()
     places = [torch.cat([first, second]).repeat(2, 1).to(model.device) for first in (second, far)]
-    with flash_on_cpu(model):
+    with kernels_of_cpus(model):
         near, reaching = (hidden_states(model, ids, positions).float() for positions in places)
     change = near.diff(dim=0).abs()
     leak, turned = change[:, VIEW_TOKENS:].max(), (reaching - near)[:, VIEW_TOKENS:].abs().max()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers.integrations.flex_attention
 from torch.nn.attention.varlen import varlen_attn
 from transformers import (
     AttentionInterface,
@@ -285,7 +286,7 @@ HYBRID = Qwen3_5TextConfig(
 )
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager", "flash_stand_in", "flash_attention_2"])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", "flash_stand_in", "flash_attention_2", "flex_attention"])
 def test_hybrid_models_are_refused_under_every_attention(implementation: str, flash: str):
     """Would catch a check that trusts an attention by its name: layers without attention carry state across views."""
     torch.manual_seed(5)
@@ -309,7 +310,7 @@ def test_attention_that_takes_no_lengths_is_refused_whatever_its_name(flash: str
         check_supported(toy("flash_forgetful").eval())
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager", "flash_attention_2"])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", "flash_attention_2", "flex_attention"])
 @pytest.mark.parametrize(
     "config", [LlamaConfig(**SHAPE), MistralConfig(**SHAPE, sliding_window=8), Gemma3TextConfig(**SHAPE)]
 )
@@ -320,6 +321,13 @@ def test_models_that_keep_packed_views_apart_are_taken(config: Any, implementati
     model.config._attn_implementation = implementation
     check_supported(model)
     check_supported(model.to(torch.bfloat16))
+
+
+def test_trying_a_model_compiles_nothing(monkeypatch: pytest.MonkeyPatch):
+    """Would catch a training that first compiles flex attention for the CPU, a minute or two at every start."""
+    monkeypatch.setattr("torch.compile", lambda *_, **__: pytest.fail("compiled"))
+    monkeypatch.setattr(transformers.integrations.flex_attention, "compile_friendly_flex_attention", None)
+    check_supported(toy("flex_attention").eval())
 
 
 MOVES = re.compile(r"""\.to\(["']cuda|\.cuda\(|deepspeed\.initialize\(|PlannedTrainer\(\n""")
