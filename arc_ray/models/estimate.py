@@ -6,7 +6,7 @@ from typing import Any
 
 from arc_ray.config import Config
 from arc_ray.errors import NotMadeYetError
-from arc_ray.models.flops import ASSUMED_MFU, GPUS, MEMORY_SIZES, SHOWN_GPUS, hours
+from arc_ray.models.flops import GPUS, MEMORY_SIZES, SHOWN_GPUS, expected_mfu, hours
 from arc_ray.rows.plan import Plan
 
 LEARNED_SHARE = {"asked": 0.25, "all": 0.5}
@@ -31,7 +31,7 @@ def estimate_lines(config: Config, plan: Plan) -> Iterator[str]:
     yield f"model: {total / 1e6:,.2f} M parameters, {trained / 1e6:,.2f} M of them trained, in {config.model.dtype}"
     yield from _memory(config, plan, skeleton)
     sizes = plan.tokens_per_step(), plan.learned_per_step(), plan.squared_lengths_per_step()
-    yield from _time(work_of(skeleton).of_steps(*sizes).sum(), config.scaling.workers[0])
+    yield _time(work_of(skeleton).of_steps(*sizes).sum(), total, config.scaling.workers[0])
 
 
 def rows_for(config: Config, capacity: int) -> int:
@@ -94,10 +94,13 @@ def most_learned(plan: Plan, micro_rows: int) -> int:
     return int(max(groups, default=0))
 
 
-def _time(flops: float, workers: int) -> Iterator[str]:
-    named = sorted((gpu for gpu in GPUS if gpu.name in SHOWN_GPUS), key=lambda gpu: gpu.tflops)
-    times = ", ".join(f"{workers} x {gpu.name} {_duration(hours(flops, gpu, workers))}" for gpu in named)
-    yield f"time: {flops:.2e} FLOPs; at {100 * ASSUMED_MFU:.0f} % of the peak in bfloat16: {times}"
+def _time(flops: float, parameters: int, workers: int) -> str:
+    """Say how long it would take on some GPUs, each at the share of its peak that a model of this size reaches."""
+    times = []
+    for gpu in sorted((gpu for gpu in GPUS if gpu.name in SHOWN_GPUS), key=lambda gpu: gpu.tflops):
+        mfu = expected_mfu(parameters, gpu)
+        times.append(f"{workers} x {gpu.name} {_duration(hours(flops, gpu, workers, mfu))} ({100 * mfu:.0f} % MFU)")
+    return f"time: {flops:.2e} FLOPs in bfloat16: {', '.join(times)}"
 
 
 def _rows(number: int) -> str:

@@ -5,9 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-ASSUMED_MFU = 0.4
-"""Share of a GPU's peak that an estimate of hours reckons with; a run's own is in its metrics as `train/mfu`."""
-
 
 @dataclass(frozen=True)
 class Gpu:
@@ -18,24 +15,35 @@ class Gpu:
     """Memory in units of 10^9 bytes, as it is sold."""
     tflops: float
     """Dense bfloat16 tensor-core peak with float32 accumulation (float16 on T4 and V100), in 10^12 per second."""
+    bandwidth: float
+    """Of its memory, in 10^12 bytes per second."""
 
 
 GPUS = (
-    Gpu("T4", 16, 65.0),
-    Gpu("V100", 32, 125.0),
-    Gpu("RTX 3090", 24, 71.0),
-    Gpu("RTX 4090", 24, 165.2),
-    Gpu("A10G", 24, 70.0),
-    Gpu("A10", 24, 125.0),
-    Gpu("L4", 24, 121.0),
-    Gpu("L40S", 48, 362.0),
-    Gpu("A100", 80, 312.0),
-    Gpu("H100 PCIe", 80, 756.0),
-    Gpu("H100", 80, 989.4),
-    Gpu("H200", 141, 989.4),
+    Gpu("T4", 16, 65.0, 0.32),
+    Gpu("V100", 32, 125.0, 0.9),
+    Gpu("RTX 3090", 24, 71.0, 0.936),
+    Gpu("RTX 4090", 24, 165.2, 1.008),
+    Gpu("RTX 5090", 32, 209.5, 1.792),
+    Gpu("RTX 6000 Ada", 48, 364.2, 0.96),
+    Gpu("RTX PRO 6000", 96, 503.8, 1.792),
+    Gpu("RTX PRO 6000 Max-Q", 96, 438.9, 1.792),
+    Gpu("A10G", 24, 70.0, 0.6),
+    Gpu("A10", 24, 125.0, 0.6),
+    Gpu("L4", 24, 121.0, 0.3),
+    Gpu("L40S", 48, 362.0, 0.864),
+    Gpu("A100", 80, 312.0, 2.0),
+    Gpu("H100 PCIe", 80, 756.0, 2.0),
+    Gpu("H100 NVL", 94, 835.5, 3.9),
+    Gpu("H100", 80, 989.4, 3.35),
+    Gpu("H200 NVL", 141, 835.5, 4.8),
+    Gpu("H200", 141, 989.4, 4.8),
+    Gpu("B200", 180, 2250.0, 8.0),
+    Gpu("GB200", 186, 2500.0, 8.0),
 )
 """From NVIDIA's data sheets of each (where they print the rate with sparsity, half of it) and, for the RTX cards, the white
-papers of the GA102 and Ada architectures; A10G from AWS's description of G5 instances. H100 is the SXM module."""
+papers of the GA102, Ada and Blackwell architectures; A10G from AWS's description of G5 instances. H100 and H200 are the SXM
+modules, RTX PRO 6000 the 600 W workstation card."""
 
 SHOWN_GPUS = ("A10G", "RTX 4090", "A100", "H100")
 """The ones an estimate of hours names: a cloud's small one, a desk's, and two of a data centre."""
@@ -74,14 +82,41 @@ class Work:
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Return the peak FLOPs per second of a device by the name its driver gives it; None if it is not in the table."""
-    words = device_name.replace("-", " ").upper().split()
+    """Return the peak FLOPs per second of a device by the name its driver gives it.
+
+    None if it is not in the table, or only a part of one that is (MIG), or a slower one for laptops.
+    """
+    words = _words(device_name)
     for gpu in sorted(GPUS, key=lambda gpu: -len(gpu.name)):
-        if all(word in words for word in gpu.name.upper().split()):
+        if _words(gpu.name) <= words and not words & {"MIG", "LAPTOP"}:
             return gpu.tflops * 1e12
     return None
 
 
-def hours(flops: float, gpu: Gpu, num_workers: int, mfu: float = ASSUMED_MFU) -> float:
+def _words(name: str) -> set[str]:
+    return set(name.replace("-", " ").upper().split())
+
+
+MATMUL_MFU = 0.6
+"""Share of a GPU's peak that its matrix products reach by themselves."""
+
+H100_MFU = ((135e6, 0.11), (0.5e9, 0.16), (1.5e9, 0.21), (7e9, 0.31))
+"""Parameters of a model, and the MFU of training LoRA on all its linear layers on an H100: the first was measured on 2026-11-26
+(rows of 8,192 tokens, four at once), the others keep its share, three quarters, of what memory traffic lets them reach."""
+
+
+def expected_mfu(parameters: int, gpu: Gpu) -> float:
+    """Return the share of a GPU's peak that an estimate of hours reckons with; a run's own is its metric `train/mfu`.
+
+    What an H100 loses beyond its matrix products it loses to memory traffic, and to more of it the smaller the model is:
+    other GPUs lose by the ratio of their peak to their bandwidth. A model below the least is taken for as large as that.
+    """
+    sizes, mfus = np.array(H100_MFU).T
+    h100 = next(gpu for gpu in GPUS if gpu.name == "H100")
+    traffic = 1 / np.interp(np.log(parameters), np.log(sizes), mfus) - 1 / MATMUL_MFU
+    return float(1 / (1 / MATMUL_MFU + traffic * (gpu.tflops / gpu.bandwidth) / (h100.tflops / h100.bandwidth)))
+
+
+def hours(flops: float, gpu: Gpu, num_workers: int, mfu: float) -> float:
     """Return how long this many FLOPs take on this many GPUs."""
     return flops / (gpu.tflops * 1e12 * mfu * num_workers) / 3600

@@ -6,7 +6,7 @@ import torch
 from builders import tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from arc_ray.models.flops import GPUS, hours, peak_flops
+from arc_ray.models.flops import GPUS, expected_mfu, hours, peak_flops
 from arc_ray.models.loss import LearnedLoss, inputs_of
 from arc_ray.models.skeleton import work_of
 from arc_ray.rows.maker import IGNORED
@@ -33,6 +33,15 @@ def test_flops_of_a_step_are_what_torch_counts(learned: int) -> None:
     [
         ("NVIDIA H100 80GB HBM3", "H100"),
         ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA H100 NVL", "H100 NVL"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA H200 NVL", "H200 NVL"),
+        ("NVIDIA B200", "B200"),
+        ("NVIDIA GB200", "GB200"),
+        ("NVIDIA GeForce RTX 5090", "RTX 5090"),
+        ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "RTX PRO 6000"),
+        ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "RTX PRO 6000 Max-Q"),
         ("NVIDIA A100-SXM4-40GB", "A100"),
         ("NVIDIA A10G", "A10G"),
         ("NVIDIA A10", "A10"),
@@ -48,9 +57,22 @@ def test_a_gpu_is_known_by_its_drivers_name(driver: str, name: str) -> None:
     assert peak_flops(driver) == next(gpu.tflops for gpu in GPUS if gpu.name == name) * 1e12
 
 
-def test_an_unknown_device_has_no_peak() -> None:
-    """Catches an MFU made up for a device that nobody has looked up."""
-    assert peak_flops("Quantum Abacus 9000") is None
+@pytest.mark.parametrize(
+    "driver", ["Quantum Abacus 9000", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce RTX 4090 Laptop GPU"]
+)
+def test_an_unknown_device_has_no_peak(driver: str) -> None:
+    """Catches an MFU made up for a device that nobody has looked up, a seventh of a GPU taken for all of it."""
+    assert peak_flops(driver) is None
+
+
+def test_a_larger_model_and_more_bandwidth_come_nearer_the_peak() -> None:
+    """Catches hours by one flat share: 40 % is nearly four times what LoRA on a model of 135M reaches on an H100."""
+    by_name = {gpu.name: gpu for gpu in GPUS}
+    found = {size: expected_mfu(size, by_name["H100"]) for size in (10**6, 135 * 10**6, 500 * 10**6, 7 * 10**9, 10**11)}
+    assert [round(mfu, 6) for mfu in found.values()] == [0.11, 0.11, 0.16, 0.31, 0.31]
+    of_gpus = [expected_mfu(135 * 10**6, by_name[name]) for name in ("L4", "H100", "H200", "A100", "A10G")]
+    assert of_gpus == sorted(of_gpus)
+    assert of_gpus[0] < 0.11 < 0.15 < of_gpus[-1] < 0.3
 
 
 def test_hours() -> None:
