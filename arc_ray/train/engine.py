@@ -103,6 +103,9 @@ def check_deepspeed(train: TrainConfig, model: ModelConfig) -> None:
         DeepSpeedConfig(read)
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError, DeepSpeedConfigError) as error:
         raise UserError(f"train.deepspeed: DeepSpeed refuses it: {' '.join(str(error).split())[:300]}") from error
+    # At ZeRO 0 DeepSpeed refuses it, at ZeRO 1 it takes an optimizer of another kind, whose state is not known here.
+    if model.dtype == "bfloat16" and train.zero < 2 and own.get("data_types", {}).get("grad_accum_dtype") == "fp32":
+        raise UserError("train.deepspeed.data_types.grad_accum_dtype fp32 needs train.zero_stage 2 or 3")
     if unread := sorted(own.keys() - read.asked):
         raise UserError(f"train.deepspeed.{unread[0]}: DeepSpeed knows no such key{nearest(unread[0], read.asked)}")
 

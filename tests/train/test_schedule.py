@@ -134,6 +134,7 @@ def test_what_has_a_key_of_its_own_cannot_be_overruled(key: str):
         ({"communication_data_type": "fp99"}, "float32", "DeepSpeed refuses it: .*fp99"),
         ({"fp16": {"enabled": True}}, "float32", "fp16 is for model.dtype=float16; model.dtype is float32"),
         ({"bf16": {"enabled": False}}, "bfloat16", "bf16 is for model.dtype=bfloat16"),
+        ({"data_types": {"grad_accum_dtype": "fp32"}}, "bfloat16", "fp32 needs train.zero_stage 2 or 3"),
     ],
 )
 def test_what_deepspeed_would_refuse_late_or_ignore_is_refused_before_work(own: Any, dtype: Any, message: str):
