@@ -127,6 +127,49 @@ def _fit(config: Any, model: Any, maker: Any, start: Any, rank: int, num_workers
     fit(engine, batches, maker.plan, config.train, config.seed, start.step, rank, num_workers, hooks)
 
 
+def waits_of_a_step(_: int, num_workers: int, tree: Mapping[str, Any]) -> list[int]:
+    """Train four steps; return how often each micro-batch of the last would wait for a GPU: for a number, or for all work."""
+    from deepspeed.accelerator import get_accelerator
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from arc_ray.config import config_from
+    from arc_ray.models.build import build_model
+    from arc_ray.models.loss import LearnedLoss, inputs_of
+    from arc_ray.prompts.tokenizer import load_tokenizer
+    from arc_ray.rows.prepare import prepare
+    from arc_ray.train.engine import Start, begin, make_engine
+    from arc_ray.train.schedule import accumulation_steps
+
+    config, waits = config_from(tree, {}), [0]
+
+    class Numbers(TorchDispatchMode):
+        """Counts operations that tell the host something."""
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            waits[-1] += func.__name__.split(".")[0] in (
+                "_local_scalar_dense",
+                "nonzero",
+                "masked_select",
+                "unique_dim",
+                "equal",
+            )
+            return func(*args, **(kwargs or {}))
+
+    maker, tokenizer = prepare(config).maker, load_tokenizer(config.model, config.storage)
+    model = build_model(config.model, config.storage, config.seed, config.train.full, tokenizer)
+    engine = make_engine(LearnedLoss(model), config.train, config.model, num_workers)
+    begin(engine, model, Start())
+    accumulation = accumulation_steps(config.train, num_workers)
+    get_accelerator().synchronize = lambda *_: waits.__setitem__(-1, waits[-1] + 1)
+    with Numbers():
+        for number in range(4 * accumulation):  # DeepSpeed's timers begin with the third step
+            losses, _ = engine(**inputs_of(maker.make([number % accumulation]), engine.device))
+            engine.backward(losses.sum())
+            engine.step()
+            waits.append(0)
+    return waits[-accumulation - 1 : -1]
+
+
 def train_in_plain_pytorch(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> tuple[np.ndarray, State, State]:
     """Train a config with nothing but PyTorch: views one by one, logits of all positions, one process.
 

@@ -10,7 +10,7 @@ import torch
 from builders import tiny_model, tiny_tokenizer
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
-from workers import State, kind_of, on_workers, train_in_plain_pytorch, train_on
+from workers import State, kind_of, on_workers, train_in_plain_pytorch, train_on, waits_of_a_step
 
 from arc_ray.config import config_from
 from arc_ray.config.training import LoraConfig, ModelConfig
@@ -186,6 +186,17 @@ def test_full_training_is_plain_pytorchs(tree: Tree):
         [(found, states, _)] = on_workers(1, train_on, tree, {**keys, "train.engine": engine})
         np.testing.assert_allclose(found, losses, rtol=1e-5)
         assert_same(kind_of(states[max(states)], "weight"), weights, 1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_no_micro_batch_waits_for_the_device(tree: Tree, dtype: str):
+    """Would catch a timer of DeepSpeed's, or a number read back, for which the host waits until the GPU has nothing to do.
+
+    The last micro-batch of a step may wait: it tells the norm of the gradient.
+    """
+    [waits] = on_workers(1, waits_of_a_step, {**tree, "model": {**tree["model"], "dtype": dtype}})
+    assert len(waits) == TRAIN["batch_rows"]
+    assert waits[:-1] == [0] * (len(waits) - 1)
 
 
 GOLDEN = [6.0088556, 5.9638411, 5.2147505, 5.0964754]
