@@ -72,7 +72,7 @@ def train_on(
     from arc_ray.train.measures import Measures
     from arc_ray.train.sft import fit_with_trl
 
-    config = config_from(tree, overrides)
+    config = config_from(dict(tree), overrides)
     maker, tokenizer = prepare(config).maker, load_tokenizer(config.model, config.storage)
     model = build_model(config.model, config.storage, config.seed, config.train.full, tokenizer)
     start = Start()
@@ -140,7 +140,7 @@ def waits_of_a_step(_: int, num_workers: int, tree: Mapping[str, Any]) -> list[i
     from arc_ray.train.engine import Start, begin, make_engine
     from arc_ray.train.schedule import accumulation_steps
 
-    config, waits = config_from(tree, {}), [0]
+    config, waits = config_from(dict(tree), {}), [0]
 
     class Numbers(TorchDispatchMode):
         """Counts operations that tell the host something."""
@@ -160,7 +160,8 @@ def waits_of_a_step(_: int, num_workers: int, tree: Mapping[str, Any]) -> list[i
     engine = make_engine(LearnedLoss(model), config.train, config.model, num_workers)
     begin(engine, model, Start())
     accumulation = accumulation_steps(config.train, num_workers)
-    get_accelerator().synchronize = lambda *_: waits.__setitem__(-1, waits[-1] + 1)
+    device: Any = get_accelerator()
+    device.synchronize = lambda *_: waits.__setitem__(-1, waits[-1] + 1)
     with Numbers():
         for number in range(4 * accumulation):  # DeepSpeed's timers begin with the third step
             losses, _ = engine(**inputs_of(maker.make([number % accumulation]), engine.device))
@@ -184,7 +185,7 @@ def train_in_plain_pytorch(tree: Mapping[str, Any], overrides: Mapping[str, Any]
     from arc_ray.rows.prepare import prepare
     from arc_ray.train.schedule import learning_rate
 
-    config = config_from(tree, overrides)
+    config = config_from(dict(tree), overrides)
     maker, train = prepare(config).maker, config.train
     model: Any = build_model(
         config.model, config.storage, config.seed, train.full, load_tokenizer(config.model, config.storage)

@@ -92,9 +92,10 @@ def attend_within_views(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if cu_seq_lens_q is not None:
-        flat = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]
-        ends, longest = [cu_seq_lens_q] * 2, [max_length_q] * 2
-        found = varlen_attn(*flat, *ends, *longest, scale=scaling, window_size=(-1, 0), **FEWER_KEY_HEADS)
+        q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+        ends, longest = cu_seq_lens_q, max_length_q
+        causal: Any = {"window_size": (-1, 0), **FEWER_KEY_HEADS}
+        found: Any = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, **causal)
         return found.unflatten(0, (query.shape[0], query.shape[2])), None
     kwargs["scaling"] = scaling
     if view_lengths is None:
