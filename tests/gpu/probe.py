@@ -154,13 +154,14 @@ def measure_arm(arguments: argparse.Namespace, overrides: dict[str, Any]) -> dic
 
     def log(step: int, metrics: dict[str, float]) -> None:
         if "train/loss" in metrics:
-            steps.append(measures(step, metrics))
+            steps.append(metrics)
         if profiler and step == arguments.steps - 1:
             profiler.start()
 
     micro = config.train.micro_rows
     batches = (maker.make(range(first, first + micro)) for first in range(0, maker.plan.num_rows, micro))
-    fit(engine, batches, maker.plan, config.train, 0, 0, 0, 1, Hooks(log, lambda _: {}, lambda _: None, lambda _: []))
+    hooks = Hooks(measures, log, lambda _: {}, lambda _: None, lambda _: [])
+    fit(engine, batches, maker.plan, config.train, 0, 0, 0, 1, hooks)
     if profiler:
         profiler.stop()
     counted = steps[2:-1] if profiler else steps[2:]
