@@ -159,7 +159,8 @@ def measure_arm(arguments: argparse.Namespace, overrides: dict[str, Any]) -> dic
             profiler.start()
 
     micro = config.train.micro_rows
-    batches = (maker.make(range(first, first + micro)) for first in range(0, maker.plan.num_rows, micro))
+    rows = range(0, arguments.steps * config.train.batch_rows, micro)
+    batches = iter([maker.make(range(first, first + micro)) for first in rows])  # made before, as Ray Data makes them
     hooks = Hooks(measures, log, lambda _: {}, lambda _: None, lambda _: [])
     fit(engine, batches, maker.plan, config.train, 0, 0, 0, 1, hooks)
     if profiler:

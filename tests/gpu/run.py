@@ -296,10 +296,10 @@ def look(machine: Machine, log: Log) -> int:
 
 
 ARMS_135M = (
-    "default",
-    "train.micro_rows=4",
     "train.micro_rows=4 train.compile=true",
     "train.micro_rows=8 train.compile=true",
+    "train.micro_rows=4",
+    "default",
     "train.micro_rows=4 train.zero_stage=0",
     "train.micro_rows=4 train.zero_stage=2",
     "train.micro_rows=4 train.zero_stage=3",
@@ -313,7 +313,7 @@ STAGES = [
     Stage("search", 200, search, is_alone=False),
     Stage("no_gpu", 150, ask_for_no_gpu, is_alone=False),
     Stage("ray_135m", 110, train_by_ray),
-    Stage("arms_135m", 150, probes("train", "135m", *ARMS_135M)),
+    Stage("arms_135m", 150, probes("train", "135m", *ARMS_135M, "--profile")),
     Stage("arms_0.5b", 80, probes("train", "0.5b", *ARMS_LARGER)),
     Stage("arms_1.5b", 80, probes("train", "1.5b", *ARMS_LARGER)),
     Stage(
@@ -327,7 +327,6 @@ STAGES = [
         ),
     ),
     Stage("losses", 60, probes("losses", "135m")),
-    Stage("profile", 60, probes("train", "135m", "train.micro_rows=4 train.compile=true", "--profile")),
     Stage("attention", 45, probes("attention")),
     Stage("trl", 90, lambda machine, log: train_by_ray(machine, log, engine="trl")),
 ]
