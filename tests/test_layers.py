@@ -98,6 +98,7 @@ HOMES = {
         "models/build",
         "models/weights",
         "models/skeleton",
+        "models/supported",
         "prompts/tokenizer",
         "train/sft",
     ),

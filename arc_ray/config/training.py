@@ -122,7 +122,7 @@ class ModelConfig(Section):
     it began with. float16 diverged after an hour for others."""
     attention: Literal["auto", "sdpa", "flash_attention_2", "flex_attention", "eager"] = "auto"
     """Attention implementation; "auto" takes flash_attention_2 where it is installed with a GPU, else sdpa, which
-    trains view by view unless the model's attention is windowed."""
+    computes nothing between two views unless the model's attention is windowed."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about 30 % more time."""
 

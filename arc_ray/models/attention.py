@@ -5,8 +5,6 @@ most away: at rows of 4,096 tokens that is half of a small model's work. On a GP
 takes all views of all rows in one call; elsewhere its causal kernel takes one view after another.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from itertools import chain
@@ -19,7 +17,6 @@ from torch import nn
 from torch.nn.attention.varlen import varlen_attn
 
 NAME = "sdpa_by_view"
-FLASH_ON_CPU = "flash_on_cpu"
 
 LONGEST_STEP = 512
 """The longest view is told to kernels as a multiple of this: else torch.compile would meet a new number in most batches."""
@@ -194,48 +191,3 @@ def avoid_cudnn() -> None:
     Its backward pass under a mask also gives NaN at some lengths.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
-
-
-@contextmanager
-def kernels_of_cpus(model: Any) -> Iterator[None]:
-    """Put attention that any CPU computes in the place of a GPU's kernels, for trying a model where it was loaded.
-
-    Flash attention's run on GPUs only. Flex attention's would be compiled for a minute or two; its mask says the same as
-    that of "eager". Attention that was registered by others stays.
-    """
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.integrations.flash_attention import flash_attention_forward
-    from transformers.integrations.flex_attention import flex_attention_forward
-    from transformers.masking_utils import flash_attention_mask
-
-    name = model.config._attn_implementation
-    stand_ins = {flash_attention_forward: FLASH_ON_CPU, flex_attention_forward: "eager"}
-    stand_in = stand_ins.get(AttentionInterface().get(name))  # pyright: ignore[reportArgumentType, reportCallIssue]
-    if stand_in is None or model.device.type != "cpu":
-        yield
-        return
-    AttentionInterface.register(FLASH_ON_CPU, attend_like_flash)
-    AttentionMaskInterface.register(FLASH_ON_CPU, flash_attention_mask)
-    model.config._attn_implementation = stand_in
-    try:
-        yield
-    finally:
-        model.config._attn_implementation = name
-
-
-def attend_like_flash(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    cu_seq_lens_q: torch.Tensor | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attend as flash attention does: within the cumulative lengths over all rows, or without them over whole rows."""
-    if cu_seq_lens_q is None:
-        return attend_within_views(module, query, key, value, attention_mask, **kwargs)
-    in_one_row = (tensor.transpose(0, 1).flatten(1, 2)[None] for tensor in (query, key, value))
-    lengths = [cu_seq_lens_q.diff().tolist()]
-    attended, _ = attend_within_views(module, *in_one_row, attention_mask=None, view_lengths=lengths, **kwargs)
-    return attended.view(query.shape[0], query.shape[2], *attended.shape[2:]), None

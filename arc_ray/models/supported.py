@@ -1,13 +1,17 @@
 """What a model must be like for rows of packed views and for a loss that computes logits at learned positions only."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from arc_ray.errors import UserError
-from arc_ray.models.attention import hidden_states, kernels_of_cpus
+from arc_ray.models.attention import attend_within_views, hidden_states
 
 VIEW_TOKENS = 8
+FLASH_ON_CPU = "flash_on_cpu"
 LEAK = 0.01
 """Share of a view's own change from which a change of its neighbour is a leak; bfloat16 rounds to 0.004."""
 
@@ -81,3 +85,48 @@ def keeps_views_apart(model: Any, longest: int = VIEW_TOKENS) -> bool:
     # Rotations differ little at so few positions, so what they give must be the same but for rounding.
     is_turned = turned > 4 * torch.finfo(model.dtype).eps * near.abs().max()
     return bool(leak < LEAK * change[:, :VIEW_TOKENS].max() and not is_turned)
+
+
+@contextmanager
+def kernels_of_cpus(model: Any) -> Iterator[None]:
+    """Put attention that any CPU computes in the place of a GPU's kernels, for trying a model where it was loaded.
+
+    Flash attention's run on GPUs only. Flex attention's would be compiled for a minute or two; its mask says the same as
+    that of "eager". Attention that was registered by others stays.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.flash_attention import flash_attention_forward
+    from transformers.integrations.flex_attention import flex_attention_forward
+    from transformers.masking_utils import flash_attention_mask
+
+    name = model.config._attn_implementation
+    stand_ins = {flash_attention_forward: FLASH_ON_CPU, flex_attention_forward: "eager"}
+    stand_in = stand_ins.get(AttentionInterface().get(name))  # pyright: ignore[reportArgumentType, reportCallIssue]
+    if stand_in is None or model.device.type != "cpu":
+        yield
+        return
+    AttentionInterface.register(FLASH_ON_CPU, attend_like_flash)
+    AttentionMaskInterface.register(FLASH_ON_CPU, flash_attention_mask)
+    model.config._attn_implementation = stand_in
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = name
+
+
+def attend_like_flash(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend as flash attention does: within the cumulative lengths over all rows, or without them over whole rows."""
+    if cu_seq_lens_q is None:
+        return attend_within_views(module, query, key, value, attention_mask, **kwargs)
+    in_one_row = (tensor.transpose(0, 1).flatten(1, 2)[None] for tensor in (query, key, value))
+    lengths = [cu_seq_lens_q.diff().tolist()]
+    attended, _ = attend_within_views(module, *in_one_row, attention_mask=None, view_lengths=lengths, **kwargs)
+    return attended.view(query.shape[0], query.shape[2], *attended.shape[2:]), None
