@@ -20,7 +20,6 @@ from arc_ray.datasets.garbage import collector_paused
 from arc_ray.storage import Folder
 from arc_ray.tasks import plugin, rearc
 from arc_ray.tasks.counting import counting_task
-from arc_ray.tasks.examples import Example
 from arc_ray.tasks.task import MAX_SIDE
 
 GeneratedSource = RearcSource | CountingSource | PluginSource
@@ -60,13 +59,9 @@ class Block(NamedTuple):
 
 def seconds_per_example(source: GeneratedSource, task_id: str) -> float:
     """Estimate what one example of a task costs on one core."""
-    match source:
-        case RearcSource():
-            return rearc.seconds_per_example(task_id)
-        case CountingSource():
-            return COUNTING_SECONDS
-        case PluginSource():
-            return PLUGIN_SECONDS
+    if isinstance(source, RearcSource):
+        return rearc.SLOW_SECONDS.get(task_id, rearc.USUAL_SECONDS)
+    return COUNTING_SECONDS if isinstance(source, CountingSource) else PLUGIN_SECONDS
 
 
 def may_yield_nothing(source: GeneratedSource) -> bool:
@@ -100,7 +95,10 @@ def make_block(source: GeneratedSource, block: Block) -> tuple[pa.Table, pa.Tabl
         mean = (time.perf_counter() - started) * 1000 / len(tasks)
         return counting_table(block.start, tasks), timings_table(block.start, [mean] * len(tasks), [None] * len(tasks))
     with collector_paused():
-        examples = [_make_example(source, block.task_id, index) for index in indices]
+        if isinstance(source, PluginSource):
+            examples = [plugin.make_example(source, index) for index in indices]
+        else:
+            examples = [rearc.make_example(source, block.task_id, index) for index in indices]
     timings = timings_table(block.start, [e.milliseconds for e in examples], [e.error for e in examples])
     return examples_table(block.start, examples), timings
 
@@ -128,14 +126,6 @@ def read_rows(folder: Folder, blocks: Iterable[Block], rows: npt.NDArray[np.int6
     wanted = ((block, rows[(rows >= block.start) & (rows < block.stop)] - block.start) for block in blocks)
     tables = [read_block(folder, block, columns).take(inside) for block, inside in wanted if len(inside)]
     return pa.concat_tables(tables) if tables else pa.table({name: [] for name in columns})
-
-
-def _make_example(source: RearcSource | PluginSource, task_id: str, index: int) -> Example:
-    if isinstance(source, PluginSource):
-        return plugin.make_example(source, index)
-    return rearc.make_example(
-        source.seed, task_id, index, source.difficulty, source.max_side, source.time_limit_seconds
-    )
 
 
 def _to_parquet(table: pa.Table) -> bytes:

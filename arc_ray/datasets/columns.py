@@ -42,11 +42,15 @@ def examples_table(start: int, examples: Sequence[Example]) -> pa.Table:
     inputs = [example.pair.input if example.pair else None for example in examples]
     outputs = [example.pair.output if example.pair else None for example in examples]
     rated = iter(pso_difficulties([example.pair for example in examples if example.pair]).tolist())
-    difficulties = [next(rated) if example.pair else None for example in examples]
-    digests = [_digest([grid]) for grid in inputs], [_digest([grid]) for grid in outputs]
-    pair_digests = [_short(canonical_pair(example.pair)) if example.pair else None for example in examples]
-    stats = _stats(start, examples, difficulties, *digests, pair_digests)
-    return _append(stats, PAIRS, [_grid_column(inputs), _grid_column(outputs)])
+    stats = _stats(
+        start,
+        examples,
+        pso_difficulty=[next(rated) if example.pair else None for example in examples],
+        input_digest=[_digest([grid]) for grid in inputs],
+        output_digest=[_digest([grid]) for grid in outputs],
+        pair_digest=[_short(canonical_pair(example.pair)) if example.pair else None for example in examples],
+    )
+    return _with_columns(stats, PAIRS, [_grid_column(inputs), _grid_column(outputs)])
 
 
 def pairs_of(table: pa.Table) -> list[Pair]:
@@ -58,11 +62,11 @@ def counting_table(start: int, tasks: Sequence[Task]) -> pa.Table:
     """Store counting tasks: lists of grids, and questions as JSON text, a list of [kind, question, answer]."""
     grids = [[pair.input for pair in task.test] for task in tasks]
     questions = [json.dumps([[q.kind, q.text, q.answer] for q in task.questions]) for task in tasks]
-    inputs = [_digest(row, text) for row, text in zip(grids, questions, strict=True)]
+    digests = [_digest(row, text) for row, text in zip(grids, questions, strict=True)]
     column = pa.ListArray.from_arrays(_offsets([len(row) for row in grids]), _grid_column(list(chain(*grids))))
-    missing = [None] * len(tasks)
-    stats = _stats(start, [Example("accepted", 1, Counter())] * len(tasks), missing, inputs, missing, inputs)
-    return _append(stats, COUNTING, [pa.array([task.id for task in tasks]), column, pa.array(questions)])
+    made = [Example("accepted", 1, Counter())] * len(tasks)
+    stats = _stats(start, made, input_digest=digests, pair_digest=digests)
+    return _with_columns(stats, COUNTING, [pa.array([task.id for task in tasks]), column, pa.array(questions)])
 
 
 def counting_tasks_of(table: pa.Table) -> list[Task]:
@@ -99,29 +103,21 @@ def usable_rows(stats: pa.Table) -> npt.NDArray[np.int64]:
     return accepted[reduce(np.intersect1d, firsts)]
 
 
-def _stats(
-    start: int,
-    examples: Sequence[Example],
-    pso_difficulties: Sequence[float | None],
-    input_digests: Sequence[int | None],
-    output_digests: Sequence[int | None],
-    pair_digests: Sequence[int | None],
-) -> pa.Table:
-    columns = [
-        range(start, start + len(examples)),
-        [example.outcome for example in examples],
-        [example.attempts for example in examples],
-        *([example.rejects[reason] for example in examples] for reason in REASONS),
-        [example.rng_difficulty for example in examples],
-        pso_difficulties,
-        input_digests,
-        output_digests,
-        pair_digests,
-    ]
-    return pa.table([pa.array(c, f.type) for c, f in zip(columns, STATS, strict=True)], schema=pa.schema(STATS))
+def _stats(start: int, examples: Sequence[Example], **given: Sequence[float | None]) -> pa.Table:
+    """Make the columns STATS from examples and those `given`; the others are null."""
+    columns = {
+        "index": range(start, start + len(examples)),
+        "outcome": [example.outcome for example in examples],
+        "attempts": [example.attempts for example in examples],
+        **{f"rejected_{reason}": [example.rejects[reason] for example in examples] for reason in REASONS},
+        "rng_difficulty": [example.rng_difficulty for example in examples],
+        **given,
+    }
+    missing = [None] * len(examples)
+    return pa.table([pa.array(columns.get(f.name, missing), f.type) for f in STATS], schema=pa.schema(STATS))
 
 
-def _append(table: pa.Table, names: Sequence[str], columns: Sequence[pa.Array]) -> pa.Table:
+def _with_columns(table: pa.Table, names: Sequence[str], columns: Sequence[pa.Array]) -> pa.Table:
     return pa.table([*table.columns, *columns], names=[*table.column_names, *names])
 
 

@@ -11,7 +11,7 @@ from arc_ray.datasets.requests import dataset_folder
 from arc_ray.errors import UserError
 from arc_ray.storage import Folder
 from arc_ray.tasks.selection import cut_examples
-from arc_ray.tasks.task import Pair, Task, task_to_json
+from arc_ray.tasks.task import Task, pair_to_json, task_to_json
 
 
 def exporter_named(name: str) -> "Exporter":
@@ -50,11 +50,9 @@ def export_rearc(dataset: Folder, target: Folder) -> int:
     """Write a finished dataset in RE-ARC's layout, `tasks/<id>.json` and `metadata.json`; return the number of tasks.
 
     Counts are cumulative as there: grids generated, of them verified, of them not degenerate. `runtime` is in seconds
-    of one core. Raises UserError if the dataset is not finished or holds no pairs.
+    of one core. Raises UserError if the dataset is not finished.
     """
     manifest = _manifest(dataset)
-    if manifest["kind"] == "counting":
-        raise UserError(f"{dataset.uri} holds counting tasks, which RE-ARC's layout has no place for; export ARC JSON")
     metadata = {}
     for task_id, blocks in blocks_by_task(manifest, dataset.names()).items():
         stats = read_stats(dataset, blocks)
@@ -67,7 +65,7 @@ def export_rearc(dataset: Folder, target: Folder) -> int:
             "pso_difficulties": stats["pso_difficulty"].take(rows).to_pylist(),
             "runtime": sum(sum(table["milliseconds"].to_pylist()) for table in timings) / 1000,
         }
-        target.write_bytes(f"tasks/{task_id}.json", json.dumps([_pair_to_json(pair) for pair in pairs]).encode())
+        target.write_bytes(f"tasks/{task_id}.json", json.dumps([pair_to_json(pair) for pair in pairs]).encode())
     target.write_bytes("metadata.json", json.dumps(metadata).encode())
     return len(metadata)
 
@@ -94,11 +92,6 @@ def _rearc_counts(entry: Mapping[str, Any]) -> dict[str, int]:
     verified = generated - rejected.get("verifier_error", 0) - rejected.get("unverified", 0)
     nondegenerate = verified - rejected.get("degenerate", 0)
     return {"n_generations": generated, "n_verified": verified, "n_nondegenerate": nondegenerate}
-
-
-def _pair_to_json(pair: Pair) -> dict[str, Any]:
-    assert pair.output is not None
-    return {"input": pair.input.tolist(), "output": pair.output.tolist()}
 
 
 def _manifest(dataset: Folder) -> dict[str, Any]:

@@ -25,12 +25,12 @@ from arc_ray.datasets.blocks import (
     write_block,
 )
 from arc_ray.datasets.manifest import Tally, make_manifest, open_wishes
-from arc_ray.datasets.reading import READERS, check_supply
-from arc_ray.datasets.requests import Request, check_identity, claim, dataset_folder, requests_of
+from arc_ray.datasets.reading import READ_THREADS, check_supply
+from arc_ray.datasets.requests import Request, check_identity, claim_dataset, dataset_folder, requests_of
 from arc_ray.errors import UserError, unwrapped
 from arc_ray.storage import Folder
 
-Progress = Callable[[str, int, int, float], None]
+Made = Callable[[str, int, int, float], None]
 """Called with a dataset's name, examples made, examples to make, and examples per second."""
 
 MIN_BUNDLE_SECONDS, MAX_BUNDLE_SECONDS = 0.5, 12.0
@@ -46,8 +46,8 @@ DRIVER_SECONDS = 0.01
 number of workers where the driver could not serve them all in time: the least from 100 workers on, the most from 300."""
 
 
-class Estimate(NamedTuple):
-    """What making the missing part of a dataset will take, but for replacing duplicates."""
+class Missing(NamedTuple):
+    """What a dataset still lacks, but for the replacement of duplicates."""
 
     examples: int
     """To make, in whole blocks."""
@@ -57,7 +57,7 @@ class Estimate(NamedTuple):
 
 
 def ensure_datasets(
-    sources: Mapping[str, AnySource], storage: Folder, progress: Progress | None = None, num_workers: int | None = None
+    sources: Mapping[str, AnySource], storage: Folder, progress: Made | None = None, num_workers: int | None = None
 ) -> dict[str, dict[str, Any]]:
     """Make what is missing of every dataset that these sources need; return dataset -> manifest.
 
@@ -73,7 +73,7 @@ def ensure_datasets(
 
 
 def generate_dataset(
-    request: Request, storage: Folder, progress: Progress | None = None, num_workers: int | None = None
+    request: Request, storage: Folder, progress: Made | None = None, num_workers: int | None = None
 ) -> dict[str, Any]:
     """Make what is missing of one dataset, write its manifest and return it.
 
@@ -86,7 +86,7 @@ def generate_dataset(
     if manifest and not wanted:
         check_identity(folder, request.source)
         return manifest
-    claim(folder, request.source)
+    claim_dataset(folder, request.source)
     started, done, total = time.monotonic(), 0, estimate(request, storage).examples
     tallies = _empty_tallies(request.source, wanted)
     while missing := _missing_blocks(folder, tallies, wanted):
@@ -101,18 +101,17 @@ def generate_dataset(
     return manifest
 
 
-def estimate(request: Request, storage: Folder) -> Estimate:
+def estimate(request: Request, storage: Folder) -> Missing:
     """Estimate the work for one dataset from the blocks that are not there; needs no Ray."""
     folder = dataset_folder(storage, request.dataset)
     wanted, names = open_wishes(folder.read_json("manifest.json"), request.wanted), set(folder.names())
     tallies = _empty_tallies(request.source, wanted)
-    missing = [[b for b in tally.blocks_to(wanted[tally.task_id]) if b.name not in names] for tally in tallies]
-    examples = [sum(block.stop - block.start for block in blocks) for blocks in missing]
-    seconds = sum(t.seconds_each * number for t, number in zip(tallies, examples, strict=True))
-    asked = [
-        max(0, min(b.stop, wanted[t.task_id]) - b.start) for t, bs in zip(tallies, missing, strict=True) for b in bs
-    ]
-    return Estimate(sum(examples), seconds, sum(asked))
+    missing = [(t, b) for t in tallies for b in t.blocks_to(wanted[t.task_id]) if b.name not in names]
+    return Missing(
+        examples=sum(b.stop - b.start for _, b in missing),
+        core_seconds=sum(t.seconds_each * (b.stop - b.start) for t, b in missing),
+        wanted=sum(max(0, min(b.stop, wanted[t.task_id]) - b.start) for t, b in missing),
+    )
 
 
 def bundle_limits(num_workers: int) -> tuple[float, float]:
@@ -161,7 +160,7 @@ def _missing_blocks(folder: Folder, tallies: Sequence[Tally], wanted: Mapping[st
             tally.add(read_stats(folder, blocks))
         return []
 
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(READ_THREADS) as pool:
         return [block for blocks in pool.map(advance, tallies) for block in blocks]
 
 

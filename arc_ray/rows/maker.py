@@ -3,7 +3,7 @@ time, in any order: the same bytes each time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -42,14 +42,10 @@ class RowMaker:
 
     def make(self, rows: npt.NDArray[np.integer] | Sequence[int]) -> Batch:
         """Make rows by number; numbers beyond the plan give empty rows that learn nothing."""
-        rows = np.asarray(rows, np.int64)
-        known = rows[rows < self.plan.num_rows]
-        begin, end = self.plan.first_view[known], self.plan.first_view[known + 1]
-        bounds = np.cumsum([0, *(end - begin)]).tolist()
+        spans = [self.plan.first_view[row : row + 2].tolist() if row < self.plan.num_rows else (0, 0) for row in rows]
         with collector_paused():
-            encoded = self.encode(np.concatenate([np.zeros(0, np.int64), *map(np.arange, begin, end)]))
-            of_known = iter([encoded[a:b] for a, b in pairwise(bounds)])
-            views = [next(of_known) if row < self.plan.num_rows else [] for row in rows]
+            encoded = iter(self.encode(np.concatenate([np.zeros(0, np.int64), *(np.arange(*span) for span in spans)])))
+            views = [list(islice(encoded, end - begin)) for begin, end in spans]
             return write_rows(views, self.plan.row_tokens, self.pad_id)
 
     def encode(self, places: npt.NDArray[np.int64]) -> list[Encoded]:
@@ -66,15 +62,20 @@ class RowMaker:
 
     def names_of(self, row: int) -> list[str]:
         """Name the views of a row as source/task/copy/epoch, for error messages."""
-        span = slice(int(self.plan.first_view[row]), int(self.plan.first_view[row + 1]))
-        a = self.plan.views.take(span)
-        names, ids = self.plan.sources, [table.ids for table in self.tables]
+        a = self.plan.views.take(slice(*self.plan.first_view[row : row + 2]))
         columns = zip(a.source, a.task, a.copy, a.epoch, strict=True)
-        return [f"{names[s]}/{ids[s][t]}/{c}/{e}" for s, t, c, e in columns]
+        return [f"{self.plan.sources[s]}/{self.tables[s].ids[t]}/{c}/{e}" for s, t, c, e in columns]
 
 
 def write_rows(rows: Sequence[Sequence[Encoded]], width: int, pad_id: int) -> Batch:
-    """Write views one after another into rows of `width` tokens; a row without views is padding throughout."""
+    """Write views one after another into rows of `width` tokens; a row without views is padding throughout.
+
+    The views [5, 6, 7], of which the last two are learned, and [8, 9], both learned, make in a row of 7 with padding 0:
+
+        input_ids     5     6  7  8  9  0  0
+        position_ids  0     1  2  0  1  0  1
+        labels       -100   6  7  8  9 -100 -100
+    """
     batch: Batch = {
         "input_ids": np.empty((len(rows), width), np.int32),
         "position_ids": np.empty((len(rows), width), np.int32),

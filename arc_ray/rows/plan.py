@@ -8,7 +8,8 @@ import io
 import json
 from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ from arc_ray.seeding import counter_bits, rng_for
 
 SHUFFLE_WINDOW = 8192
 """Views packed together: enough for a tight fit, few enough that a row's views come from all over the epoch."""
+
+ABOUT = ("row_tokens", "batch_rows", "num_steps", "sources", "counts")
+"""Fields of a plan that its file keeps beside the columns, with `data`."""
 
 _ORDER_STREAM = 64
 
@@ -38,17 +42,27 @@ class Addresses:
 
     def take(self, index: npt.NDArray[np.integer] | slice) -> "Addresses":
         """Return the addresses at these positions."""
-        return Addresses(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+        return Addresses(*(getattr(self, name)[index] for name in COLUMNS))
 
     @classmethod
     def join(cls, parts: Sequence["Addresses"]) -> "Addresses":
         """Concatenate addresses."""
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS))
+
+
+COLUMNS = tuple(field.name for field in fields(Addresses))
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Views in row order, and what the rows add up to."""
+    """Views in row order, and what the rows add up to. Two steps of two rows of up to 10 tokens; the last row is empty:
+
+    tokens      [6, 4,  7,  5, 3]      learned  [2, 1, 2, 2, 1]
+    row          0  0   1   2  2       first_view  [0, 2, 3, 5]
+    views.task  [3, 0,  1,  0, 2]      shown    [3, 1, 3, 2, 1]
+    rows_of_step(0) == range(0, 2)     rows_of_step(1) == range(2, 4), of which 3 is no row
+    learned_per_step() == [5, 3]       fill() == 25 / 30
+    """
 
     views: Addresses
     """All planned views; those of a row stand together, rows in training order."""
@@ -77,10 +91,9 @@ class Plan:
         """Return the row numbers of an optimizer step; numbers from `num_rows` on are empty rows."""
         return range(step * self.batch_rows, (step + 1) * self.batch_rows)
 
-    def _per_step(self, values: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
-        totals = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
-        edges = np.minimum(np.arange(self.num_steps + 1) * self.batch_rows, self.num_rows)
-        return np.diff(totals[self.first_view[edges]])
+    def learned_per_row(self) -> npt.NDArray[np.int64]:
+        """Return the learned tokens of each row: (num_rows,)."""
+        return np.diff(_totals(self.learned)[self.first_view])
 
     def learned_per_step(self) -> npt.NDArray[np.int64]:
         """Return the learned tokens of each step's global batch, which the loss is divided by: (num_steps,)."""
@@ -94,10 +107,9 @@ class Plan:
         """Return the sum over each step's views of their squared length, which attention costs: (num_steps,)."""
         return self._per_step(self.tokens.astype(np.int64) ** 2)
 
-    def learned_per_row(self) -> npt.NDArray[np.int64]:
-        """Return the learned tokens of each row: (num_rows,)."""
-        totals = np.concatenate([[0], np.cumsum(self.learned, dtype=np.int64)])
-        return np.diff(totals[self.first_view])
+    def _per_step(self, values: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+        edges = np.minimum(np.arange(self.num_steps + 1) * self.batch_rows, self.num_rows)
+        return np.diff(_totals(values)[self.first_view[edges]])
 
     def epoch_of_step(self, step: int) -> float:
         """Return how many epochs are done after `step` steps."""
@@ -129,18 +141,7 @@ def make_plan(
     `shown` is -1 where a view does not fit and is left out; the other arrays are (n,) alike. `shortened` is only counted.
     """
     fits = np.flatnonzero(shown >= 0)
-    order, row_sizes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for epoch in np.unique(views.epoch[fits]):
-        here = fits[views.epoch[fits] == epoch]
-        here = here[np.argsort(counter_bits(views.key[here], _ORDER_STREAM, 1)[:, 0], kind="stable")]
-        for begin in range(0, len(here), SHUFFLE_WINDOW):
-            window = here[begin : begin + SHUFFLE_WINDOW]
-            rows = pack(tokens[window], row_tokens)
-            rows = [rows[i] for i in rng_for(seed, "rows", int(epoch), begin).permutation(len(rows))]
-            order.append(window[np.concatenate([np.array(row) for row in rows])])
-            row_sizes.append(np.array([len(row) for row in rows]))
-    index = np.concatenate(order)
-    first_view = np.concatenate([[0], np.cumsum(np.concatenate(row_sizes))]).astype(np.int64)
+    index, first_view = _in_rows(views, fits, tokens, row_tokens, seed)
     num_steps = -(-(len(first_view) - 1) // batch_rows)
     if max_steps is not None and max_steps < num_steps:
         num_steps = max_steps
@@ -150,7 +151,7 @@ def make_plan(
         "views": len(shown),
         "dropped": len(shown) - len(fits),
         "shortened": shortened,
-        "epochs": int(views.epoch.max()) + 1 if len(shown) else 0,
+        "epochs": int(views.epoch.max(initial=-1)) + 1,
         "views_per_source": {name: int((views.source[index] == i).sum()) for i, name in enumerate(sources)},
         "views_per_task": {name: _views_per_task(views, index, i) for i, name in enumerate(sources)},
     }
@@ -166,6 +167,29 @@ def make_plan(
         sources=tuple(sources),
         counts=counts,
     )
+
+
+def _in_rows(
+    views: Addresses, fits: npt.NDArray[np.int64], tokens: npt.NDArray[np.integer], row_tokens: int, seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Shuffle and pack the views that fit: their positions in row order, and where rows begin among them."""
+    order: list[int] = []
+    sizes: list[int] = []
+    for epoch in np.unique(views.epoch[fits]):
+        here = fits[views.epoch[fits] == epoch]
+        here = here[np.argsort(counter_bits(views.key[here], _ORDER_STREAM, 1)[:, 0], kind="stable")]
+        for begin in range(0, len(here), SHUFFLE_WINDOW):
+            window = here[begin : begin + SHUFFLE_WINDOW]
+            rows = pack(tokens[window], row_tokens)
+            rows = [rows[i] for i in rng_for(seed, "rows", int(epoch), begin).permutation(len(rows))]
+            order += window[list(chain(*rows))].tolist()
+            sizes += map(len, rows)
+    return np.array(order, np.int64), _totals(np.array(sizes, np.int64))
+
+
+def _totals(values: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+    """Sum up from the beginning to before each value, and all: (n + 1,)."""
+    return np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
 
 
 def _views_per_task(views: Addresses, planned: npt.NDArray[np.int64], source: int) -> dict[str, int]:
@@ -204,17 +228,10 @@ def pack(lengths: npt.NDArray[np.integer], capacity: int) -> list[list[int]]:
 
 def save_plan(plan: Plan) -> bytes:
     """Write a plan as the bytes of a Parquet file."""
-    columns = {name: getattr(plan.views, name) for name in Addresses.__dataclass_fields__}
+    columns = {name: getattr(plan.views, name) for name in COLUMNS}
     rows = np.repeat(np.arange(plan.num_rows, dtype=np.int32), np.diff(plan.first_view))
     columns |= {"shown": plan.shown, "tokens": plan.tokens, "learned": plan.learned, "row": rows}
-    about = {
-        "row_tokens": plan.row_tokens,
-        "batch_rows": plan.batch_rows,
-        "num_steps": plan.num_steps,
-        "sources": plan.sources,
-        "counts": plan.counts,
-        "data": dict(plan.data),
-    }
+    about = {name: getattr(plan, name) for name in ABOUT} | {"data": dict(plan.data)}
     table = pa.table(columns).replace_schema_metadata({"arc_ray.plan": json.dumps(about)})
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
@@ -225,18 +242,9 @@ def load_plan(content: bytes) -> Plan:
     """Read a plan back."""
     table = pq.read_table(io.BytesIO(content))
     about = json.loads(table.schema.metadata[b"arc_ray.plan"])
+    about["sources"] = tuple(about["sources"])
     column = {name: table[name].to_numpy() for name in table.column_names}
-    num_rows = int(column["row"][-1]) + 1 if len(column["row"]) else 0
-    return Plan(
-        views=Addresses(*(column[name] for name in Addresses.__dataclass_fields__)),
-        shown=column["shown"],
-        tokens=column["tokens"],
-        learned=column["learned"],
-        first_view=np.searchsorted(column["row"], np.arange(num_rows + 1)).astype(np.int64),
-        row_tokens=about["row_tokens"],
-        batch_rows=about["batch_rows"],
-        num_steps=about["num_steps"],
-        sources=tuple(about["sources"]),
-        counts=about["counts"],
-        data=about.get("data", {}),
-    )
+    row = column.pop("row")
+    first_view = np.searchsorted(row, np.arange(int(row.max(initial=-1)) + 2)).astype(np.int64)
+    views = Addresses(*(column.pop(name) for name in COLUMNS))
+    return Plan(views, **column, first_view=first_view, **about)

@@ -18,39 +18,28 @@ from arc_ray.rows.plan import Plan
 from arc_ray.rows.prepare import codec_of, first_views, plan_rows
 from arc_ray.storage import Folder
 from arc_ray.tasks.fingerprints import count_duplicates, count_met, count_views
-from arc_ray.tasks.task import NUM_COLORS, Task, TaskTable, same_grid
+from arc_ray.tasks.task import Task, TaskTable, same_grid
+from arc_ray.views.view import Views
 
 QUANTILES = {"shortest": 0.0, "median": 0.5, "p95": 0.95, "longest": 1.0}
 """Name -> quantile of the tokens of a source's planned views."""
 
 
 def describe_data(config: Config, ancestors: Mapping[str, Config], has_model: bool = True) -> dict[str, Any]:
-    """Describe the quality of the data of a config's mix, validation and evaluation, whatever overlaps.
+    """Describe the data of a config's mix, validation and evaluation, whatever overlaps. Raises UserError.
 
-    `ancestors` are the runs that its weights come from. Without a model there is no tokenizer yet, so lengths are left
-    out. Raises UserError.
+    `ancestors` are the runs that its weights come from. Returns {"sources": {name: counts}, "lengths": {name:
+    {"shortest": tokens...}}, "waste": shares of places without a token, "met": {evaluated name: {"asked": pairs, "met":
+    pairs}}, "overlap": sentences}, for JSON. Without a model there is no tokenizer yet: lengths and waste are empty.
     """
-    storage = Folder.at(config.storage)
+    storage, plan = Folder.at(config.storage), None
     names = dict.fromkeys([*mixed(config), *config.data.validation, *config.evaluate.sets])
     tasks = {name: load_source(config.data.sources[name], storage) for name in names}
-    if not has_model:
-        return quality_of(config, ancestors, tasks, None)
-    tables = {name: TaskTable.of(tasks[name]) for name in mixed(config)}
-    plan = plan_rows(config, tables, codec_of(config, load_tokenizer(config.model, config.storage)))
-    return quality_of(config, ancestors, tasks, plan)
-
-
-def quality_of(
-    config: Config, ancestors: Mapping[str, Config], tasks: Mapping[str, Sequence[Task]], plan: Plan | None
-) -> dict[str, Any]:
-    """Describe the data of a training run; `tasks` maps the sources of mix, validation and evaluation to their tasks.
-
-    Returns {"sources": {name: counts}, "lengths": {name: {"shortest": tokens...}}, "waste": shares of places without a
-    token, "met": {evaluated name: {"asked": pairs, "met": pairs}}, "overlap": sentences}, for JSON; lengths and waste
-    are empty without a plan.
-    """
+    tables = {name: TaskTable.of(tasks[name]) for name in names}
+    if has_model:
+        plan = plan_rows(config, tables, codec_of(config, load_tokenizer(config.model, config.storage)))
     return {
-        "sources": {name: _source_counts(config, name, of_source) for name, of_source in tasks.items()},
+        "sources": {name: _source_counts(config, name, tasks[name], tables[name]) for name in names},
         "lengths": dict(_lengths(plan)) if plan else {},
         "waste": _waste(plan) if plan else {},
         "met": dict(_met(config, tasks)),
@@ -88,7 +77,7 @@ def quality_lines(quality: Mapping[str, Any]) -> Iterator[str]:
     yield f"overlap of training with validation and evaluation: {'; '.join(overlap[:NAMED]) or 'none'}{rest}"
 
 
-def _source_counts(config: Config, name: str, tasks: Sequence[Task]) -> dict[str, Any]:
+def _source_counts(config: Config, name: str, tasks: Sequence[Task], table: TaskTable) -> dict[str, Any]:
     puzzles = [task for task in tasks if not task.is_counting]
     pairs = [pair for task in puzzles for pair in task.pairs]
     source, generated = config.data.sources[name], {}
@@ -99,7 +88,7 @@ def _source_counts(config: Config, name: str, tasks: Sequence[Task]) -> dict[str
         "pairs": len(pairs),
         **count_duplicates(puzzles),
         "degenerate": sum(same_grid(pair.input, pair.output) for pair in pairs),
-        "merged_colors": _count_merged_colors(config, name, tasks),
+        "merged_colors": _count_merged_colors(tasks, first_views(config, name, table)),
         **count_views(puzzles),
         "attempts": generated.get("attempts", 0),
         "rejected": generated.get("rejected", {}),
@@ -115,13 +104,11 @@ def _met(config: Config, tasks: Mapping[str, Sequence[Task]]) -> Iterator[tuple[
             yield name, counts
 
 
-def _count_merged_colors(config: Config, name: str, tasks: Sequence[Task]) -> int:
-    """Count, among the first views of all tasks, those with fewer colours than their task: each is another puzzle."""
-    views = first_views(config, name, TaskTable.of(tasks))
+def _count_merged_colors(tasks: Sequence[Task], views: Views) -> int:
+    """Count, among a view of each task, those with fewer colours than their task: each is another puzzle."""
     merged = 0
     for task, colors in zip(tasks, views.colors, strict=True):
-        grids = [grid for pair in task.pairs for grid in (pair.input, pair.output) if grid is not None]
-        used = np.flatnonzero(sum(np.bincount(grid.ravel(), minlength=NUM_COLORS) for grid in grids))
+        used = np.unique(np.concatenate([g.ravel() for p in task.pairs for g in (p.input, p.output) if g is not None]))
         merged += len(np.unique(colors[used])) < len(used)
     return merged
 

@@ -1,8 +1,9 @@
 """Ray Data, streaming: planned rows are made by data tasks on CPUs while the workers train."""
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ def stream_rows(
         return
     num_blocks = min(-(-len(rows) * row_tokens // BLOCK_TOKENS), len(rows))
     # One item a block: from_numpy would run a task for each before the first row, 3 s of them for a million rows.
-    items = [{"rows": of_block} for of_block in np.array_split(rows, num_blocks)]
+    items = [{"rows": block} for block in np.array_split(rows, num_blocks)]
     dataset = ray.data.from_items(items, override_num_blocks=num_blocks).map_batches(
         _make_rows,  # pyright: ignore[reportArgumentType]
         batch_size=None,
@@ -58,16 +59,9 @@ def stream_rows(
 def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
     """Have the first batch made from now on, in the background: data tasks take seconds to start."""
     pool = ThreadPoolExecutor(1)
-    first = pool.submit(next, batches, None)
+    first = pool.submit(list, islice(batches, 1))
     pool.shutdown(wait=False)
-    return _first_then_rest(first, batches)
-
-
-def _first_then_rest(first: Future[Batch | None], batches: Iterator[Batch]) -> Iterator[Batch]:
-    batch = first.result()
-    if batch is not None:
-        yield batch
-        yield from batches
+    return chain.from_iterable(part() for part in (first.result, lambda: batches))
 
 
 def settle_data_scheduling() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from arc_ray.config.sources import RearcSource
 from arc_ray.seeding import python_random_for
 from arc_ray.tasks.examples import Draw, Example, try_until_accepted
 
@@ -33,9 +34,7 @@ def task_ids() -> tuple[str, ...]:
     return tuple(sorted(_library().generate))
 
 
-def make_example(
-    seed: int, task_id: str, index: int, difficulty: tuple[float, float], max_side: int, time_limit_seconds: float
-) -> Example:
+def make_example(source: RearcSource, task_id: str, index: int) -> Example:
     """Make example `index` of a task: a pure function of the arguments, except where the time limit strikes.
 
     Attempt a draws from the key (seed, "rearc", task_id, index, a), so that no rejected attempt moves the next one.
@@ -43,25 +42,23 @@ def make_example(
     generate, verify = _library().generate[task_id], _library().verify[task_id]
 
     def draw(attempt: int) -> Draw:
-        rng = python_random_for(seed, "rearc", task_id, index, attempt)
-        made = generate(rng, *difficulty)
+        rng = python_random_for(source.seed, "rearc", task_id, index, attempt)
+        made = generate(rng, *source.difficulty)
         samples = getattr(rng, "difficulty_samples", None)  # their `unifint` leaves its draws there
         return Draw(made["input"], made["output"], fmean(samples) if samples else None)
 
-    return try_until_accepted(draw, lambda made: verify(made.input) == made.output, max_side, time_limit_seconds)
+    def is_right(made: Draw) -> bool:
+        return verify(made.input) == made.output
 
-
-def seconds_per_example(task_id: str) -> float:
-    """Estimate the seconds that one accepted example takes on one core, from a measurement of all tasks."""
-    return _SLOW.get(task_id, _USUAL_SECONDS)
+    return try_until_accepted(draw, is_right, source.max_side, source.time_limit_seconds)
 
 
 @cache
 def _library() -> _Library:
     """Load generators and verifiers (0.7 s), once a process."""
     found = importlib.util.find_spec("reasoning_gym")
-    assert found is not None
-    assert found.submodule_search_locations is not None
+    assert found
+    assert found.submodule_search_locations
     folder = Path(found.submodule_search_locations[0]) / "arc" / "rearc_utils"
     spec = importlib.util.spec_from_file_location(
         _LOADED_AS, folder / "__init__.py", submodule_search_locations=[str(folder)]
@@ -79,9 +76,9 @@ def _named(prefix: str, module: Any) -> dict[str, Callable[..., Any]]:
     return {name.removeprefix(prefix): value for name, value in vars(module).items() if name.startswith(prefix)}
 
 
-_USUAL_SECONDS = 0.0016
+USUAL_SECONDS = 0.0016
 # fmt: off
-_SLOW = {
+SLOW_SECONDS = {
     "447fd412": 0.16, "f9012d9b": 0.14, "150deff5": 0.1, "af902bf9": 0.09, "c3f564a4": 0.09, "7df24a62": 0.09,
     "6aa20dc0": 0.07, "1b60fb0c": 0.06, "6a1e5592": 0.05, "caa06a1f": 0.05, "a64e4611": 0.04, "484b58aa": 0.03,
     "239be575": 0.03, "72ca375d": 0.03, "3eda0437": 0.03, "681b3aeb": 0.03, "d22278a0": 0.03, "b2862040": 0.03,
@@ -98,5 +95,5 @@ _SLOW = {
     "5c0a986e": 0.005,
 }
 """Seconds per accepted example: 20 to 60 examples of each of the 400 tasks on one core of a 2026 x86 server, difficulty
-0 to 1. The ten slowest take 39 % of the time of all; tasks below 0.005 s are left to their mean, _USUAL_SECONDS."""
+0 to 1. The ten slowest take 39 % of the time of all; tasks below 0.005 s are left to their mean, USUAL_SECONDS."""
 # fmt: on

@@ -5,6 +5,7 @@ Greedy decoding gives the right grid if and only if, given the right prefix, eve
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ class Outcome:
 
 def validate(engine: Any, validation: ValidationSet, rows_at_once: int, rank: int, num_workers: int) -> Outcome:
     """Answer all validation views; rows are shared among the workers and every worker returns the whole outcome."""
-    num_views, num_tokens = len(validation.names), len(validation.owner)
+    num_tokens = len(validation.owner)
     found = torch.zeros(2, max(num_tokens, 1), dtype=torch.float64)
     engine.eval()
     with torch.no_grad():
@@ -66,15 +67,14 @@ def validate(engine: Any, validation: ValidationSet, rows_at_once: int, rank: in
         torch.distributed.all_reduce(moved)
         found = moved.cpu()
     losses, is_right = found.numpy()[:, :num_tokens]
-    sums = _per_view(validation.owner, num_views)
-    cells = sums(validation.is_cell.astype(float))
-    missing = len(validation.too_long)
-    pad = lambda values, value: np.concatenate([values, np.full(missing, value)])  # noqa: E731
+    per_view = partial(np.bincount, validation.owner, minlength=len(validation.names))
+    tokens, cells = per_view(), per_view(validation.is_cell)
+    missing = np.zeros(len(validation.too_long))
     return Outcome(
         names=validation.names + validation.too_long,
-        solved=pad(sums(is_right) == sums(np.ones(num_tokens)), False).astype(bool),
-        cell_accuracy=pad(sums(is_right * validation.is_cell) / np.maximum(cells, 1), 0.0),
-        loss=pad(sums(losses) / np.maximum(sums(np.ones(num_tokens)), 1), np.nan),
+        solved=np.append(per_view(is_right) == tokens, missing).astype(bool),
+        cell_accuracy=np.append(per_view(is_right * validation.is_cell) / np.maximum(cells, 1), missing),
+        loss=np.append(per_view(losses) / np.maximum(tokens, 1), missing + np.nan),
         mean_loss=float(losses.sum() / max(num_tokens, 1)),
     )
 
@@ -88,7 +88,3 @@ def _shares(num_rows: int, rows_at_once: int, rank: int, num_workers: int) -> It
     for first in range(0, len(slices), num_workers):
         mine = first + rank
         yield slices[min(mine, len(slices) - 1)], mine < len(slices)
-
-
-def _per_view(owner: npt.NDArray[np.int32], num_views: int) -> Any:
-    return lambda values: np.bincount(owner, weights=values, minlength=num_views)

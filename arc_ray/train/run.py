@@ -3,6 +3,7 @@
 import time
 import uuid
 import warnings
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from arc_ray.errors import UserError, mistake_in, unwrapped
 from arc_ray.models.estimate import rows_for
 from arc_ray.models.skeleton import check_model
 from arc_ray.rows.plan import Plan
-from arc_ray.rows.prepare import prepare
+from arc_ray.rows.prepare import Prepared, keep, prepare
 from arc_ray.rows.stream import settle_data_scheduling
 from arc_ray.runs.folder import as_made, checkpoint_steps, claim, finish, is_finished, read_metrics, run_folder
 from arc_ray.storage import Folder
@@ -43,11 +44,15 @@ def with_rows(config: Config) -> Config:
 
 
 def run_training(
-    config: Config, callbacks: Sequence[ray.train.UserCallback] = (), command: str = "train"
+    config: Config,
+    callbacks: Sequence[ray.train.UserCallback] = (),
+    command: str = "train",
+    prepared: Prepared | None = None,
 ) -> dict[str, Any]:
     """Train, or go on with a training that was cut off, or return the result of a finished one.
 
-    Raises UserError for what only the user can mend and Ray's TrainingFailedError where the workers failed too often.
+    `prepared` is what `prepare` has made for a config of the same `plan_key`, where several runs share it. Raises
+    UserError for what only the user can mend and Ray's TrainingFailedError where the workers failed too often.
     """
     folder, config = run_folder(config), with_rows(config)
     check_tracker(config)
@@ -58,7 +63,7 @@ def run_training(
     # What was spent before an interruption counts, also what was lost after the last checkpoint.
     begun = time.time() - max((record.get("seconds", 0.0) for record in read_metrics(folder)), default=0.0)
     settle_data_scheduling()
-    prepared = prepare(config, folder)
+    prepared = keep(prepared, folder) if prepared else prepare(config, folder)
     job = Job(config, begun, ray.put(prepared.maker), ray.put(prepared.validation))
     # Our checkpoints are in the run folder; Ray's own state serves one call of the driver and is not resumed from.
     attempt = f"attempt-{uuid.uuid4().hex[:8]}"
@@ -131,9 +136,7 @@ def summarize(folder: Folder, plan: Plan, seconds: float) -> dict[str, Any]:
         raise UserError(
             f"{folder.uri}: the last checkpoint is missing; was it deleted? Delete the folder and train again"
         )
-    last: dict[str, Any] = {}
-    for record in records:
-        last |= record
+    last = dict(ChainMap(*reversed(records)))
     counts: Mapping[str, Any] = plan.counts
     return {
         **last,

@@ -13,34 +13,17 @@ import time
 from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from arc_ray.config import Config
 from arc_ray.errors import UserError
 from arc_ray.runs.folder import run_folder
 from arc_ray.seeding import digest64
-from arc_ray.storage import Folder
 
 PROJECT = "arc_ray"
 """Project (Weights & Biases) or experiment (MLflow) that all runs go to; WANDB_PROJECT and MLFLOW_EXPERIMENT_NAME change it."""
 
 TENSORBOARD_FOLDER = "tensorboard"
-
-Record = Mapping[str, Any]
-"""A line of metrics.jsonl: `step`, `seconds`, and slashed names of metrics."""
-
-
-class Tracker(Protocol):
-    """Something that shows metrics; records may be added while another thread flushes."""
-
-    def add(self, record: Record) -> None:
-        """Show a record."""
-
-    def flush(self) -> None:
-        """Make what was added visible."""
-
-    def close(self) -> None:
-        """End; the run may go on later in another process."""
 
 
 def check_tracker(config: Config) -> None:
@@ -68,127 +51,123 @@ def tracker_environment(config: Config) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith(prefix) and not is_secret(name)}
 
 
-def make_tracker(config: Config, records: Iterable[Record]) -> Tracker:
+def make_tracker(config: Config, records: Iterable[Mapping[str, Any]]) -> "Tracker":
     """Make the tracker of a run; `records` are those of a run that goes on, up to its checkpoint."""
-    match config.train.tracker:
-        case "tensorboard":
-            return TensorBoard(run_folder(config), records)
-        case "wandb":
-            return Wandb(config)
-        case "mlflow":
-            return MLflow(config)
-        case "none":
-            return NoTracker()
+    kinds = {"tensorboard": TensorBoard, "wandb": Wandb, "mlflow": MLflow, "none": Tracker}
+    tracker: Tracker = kinds[config.train.tracker](config)
+    if isinstance(tracker, TensorBoard):  # the others keep what they were given by the process before
+        for record in records:
+            tracker.add(record)
+    return tracker
 
 
-def metrics_of(record: Record) -> dict[str, float]:
-    """Return a record's metrics without its step."""
+def metrics_of(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics of a line of metrics.jsonl, which are all but its `step`."""
     return {name: float(value) for name, value in record.items() if name != "step"}
 
 
-class NoTracker:
-    """Shows nothing."""
+class Tracker:
+    """Shows nothing; what it is for the kinds of it that show metrics. Records may be added while a thread flushes."""
 
-    def add(self, record: Record) -> None:
-        """Show a record: nowhere."""
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Take in a record."""
 
     def flush(self) -> None:
-        """There is nothing to make visible."""
+        """Make visible what was added."""
 
     def close(self) -> None:
-        """There is nothing to end."""
+        """End; the run may go on later in another process."""
+
+    def _identity(self) -> str:
+        """Name the run's folder so that services accept it: sixteen hexadecimal digits."""
+        return f"{digest64(run_folder(self._config).uri) % 2**64:016x}"
 
 
-class TensorBoard:
+class TensorBoard(Tracker):
     """Event files in <run>/tensorboard, written anew from the run's records whenever a run goes on.
 
     TensorBoard cannot take back a step, so a run that was cut off would show some steps twice. For a bucket, the file is
     written locally and put there whole at each flush.
     """
 
-    def __init__(self, folder: Folder, records: Iterable[Record]) -> None:
+    def __init__(self, config: Config) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        folder = run_folder(config)
         folder.delete(TENSORBOARD_FOLDER)
         self._target = folder / TENSORBOARD_FOLDER
         self._path = self._target.local_path() if folder.is_local else Path(tempfile.mkdtemp(prefix="arc_ray-"))
         self._writer = SummaryWriter(str(self._path))
-        for record in records:
-            self.add(record)
 
-    def add(self, record: Record) -> None:
-        """Add each metric as a scalar at the record's step."""
+    def add(self, record: Mapping[str, Any]) -> None:
         for name, value in metrics_of(record).items():
             self._writer.add_scalar(name, value, int(record["step"]))
 
     def flush(self) -> None:
-        """Write the event file, and for a bucket put it there."""
         self._writer.flush()
         if not self._target.is_local:
             for path in self._path.iterdir():
                 self._target.write_bytes(path.name, path.read_bytes())
 
     def close(self) -> None:
-        """Write and end."""
         self.flush()
         self._writer.close()
         if not self._target.is_local:
             shutil.rmtree(self._path)
 
 
-class Wandb:
+class Wandb(Tracker):
     """A run of Weights & Biases whose id follows from the run folder, so that a run that goes on is the same run there.
 
-    Its server keeps the first value it was given for a step; steps that are done again give the same value.
+    It sends by itself. Its server keeps the first value it was given for a step; steps that are done again give the same.
     """
 
     def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        folder = run_folder(config)
         self._run = import_module("wandb").init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=config.name,
-            id=_identity(config),
+            id=self._identity(),
             resume="allow",
             config=config.model_dump(mode="json"),
-            dir=tempfile.mkdtemp(prefix="arc_ray-") if not run_folder(config).is_local else run_folder(config).uri,
+            dir=folder.uri if folder.is_local else tempfile.mkdtemp(prefix="arc_ray-"),
         )
 
-    def add(self, record: Record) -> None:
-        """Log a record at its step."""
+    def add(self, record: Mapping[str, Any]) -> None:
         self._run.log(metrics_of(record), step=int(record["step"]))
 
-    def flush(self) -> None:
-        """Weights & Biases sends by itself."""
-
     def close(self) -> None:
-        """End the run there."""
         self._run.finish()
 
 
-class MLflow:
+class MLflow(Tracker):
     """A run of MLflow, found again by the tag `arc_ray.run`; MLFLOW_TRACKING_URI says where, else the run folder."""
 
     def __init__(self, config: Config) -> None:
-        folder = run_folder(config)
+        super().__init__(config)
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         self._client = import_module("mlflow.tracking").MlflowClient(
-            uri or f"sqlite:///{folder.local_path()}/mlflow.db"
+            uri or f"sqlite:///{run_folder(config).local_path()}/mlflow.db"
         )
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         known = self._client.get_experiment_by_name(name)
         experiment = known.experiment_id if known else self._client.create_experiment(name)
-        tag = _identity(config)
+        tag = self._identity()
         found = self._client.search_runs([experiment], f"tags.`arc_ray.run` = '{tag}'", max_results=1)
         made = found or [self._client.create_run(experiment, tags={"arc_ray.run": tag}, run_name=config.name)]
         self._id = made[0].info.run_id
-        self._waiting: list[tuple[int, Record]] = []
+        self._waiting: list[tuple[int, Mapping[str, Any]]] = []
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Mapping[str, Any]) -> None:
         """Keep a record, and when it came, until the next flush: MLflow takes many at once for the price of one."""
         self._waiting.append((int(1000 * time.time()), record))
 
     def flush(self) -> None:
-        """Send the metrics of the records kept so far."""
         make = import_module("mlflow.entities").Metric
         waiting, self._waiting = self._waiting, []  # a record may come meanwhile, from another thread
         metrics = [
@@ -200,11 +179,5 @@ class MLflow:
             self._client.log_batch(self._id, metrics=metrics[begin : begin + 1000])
 
     def close(self) -> None:
-        """Send and end the run there."""
         self.flush()
         self._client.set_terminated(self._id)
-
-
-def _identity(config: Config) -> str:
-    """A name for a run folder that services accept: sixteen hexadecimal digits."""
-    return f"{digest64(run_folder(config).uri) % 2**64:016x}"

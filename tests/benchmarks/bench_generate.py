@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 import ray
 
 from arc_ray.config.sources import RearcSource
+from arc_ray.datasets.blocks import seconds_per_example
 from arc_ray.datasets.garbage import collector_paused
 from arc_ray.datasets.generate import DRIVER_SECONDS, bundles_of, ensure_datasets
 from arc_ray.datasets.manifest import Tally
@@ -108,7 +109,7 @@ def measure_examples(count: int) -> tuple[Seconds, float]:
 
 def make(task_id: str, index: int) -> Example:
     """Make an example of the default source."""
-    return rearc.make_example(SEED, task_id, index, (0.0, 1.0), 30, 60.0)
+    return rearc.make_example(RearcSource(kind="rearc", seed=SEED), task_id, index)
 
 
 def bare_seconds(task_id: str, attempts: Sequence[int]) -> float:
@@ -126,7 +127,7 @@ def bare_seconds(task_id: str, attempts: Sequence[int]) -> float:
 def simulate(seconds: Seconds, num_workers: int) -> tuple[float, float]:
     """Play the schedule: each free worker takes the next bundle. Return (ideal / makespan, ideal seconds)."""
     rng = rng_for("bench_generate")
-    estimates = {task_id: rearc.seconds_per_example(task_id) for task_id in seconds}
+    estimates = {task_id: seconds_per_example(RearcSource(kind="rearc"), task_id) for task_id in seconds}
     blocks = [b for t, each in estimates.items() for b in Tally(t, each, probe=False).blocks_to(EXAMPLES_PER_TASK)]
     free, total, driver = [0.0] * num_workers, 0.0, 0.0
     for bundle in bundles_of(blocks, estimates, num_workers):

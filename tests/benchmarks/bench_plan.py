@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from arc_ray.config import Config, config_from
+from arc_ray.config.sources import RearcSource
 from arc_ray.config.training import ModelConfig
 from arc_ray.prompts.encoders import encoder_named
 from arc_ray.prompts.formats import format_named
@@ -85,7 +86,7 @@ def codec_of(tokenizer: Any, config: Config) -> Any:
 def rearc_table(examples: int) -> TaskTable:
     """Make RE-ARC's 400 tasks with so many examples each."""
     made = {
-        task_id: [rearc.make_example(0, task_id, i, (0.0, 1.0), 30, 60.0).pair for i in range(examples)]
+        task_id: [rearc.make_example(RearcSource(kind="rearc"), task_id, i).pair for i in range(examples)]
         for task_id in rearc.task_ids()
     }
     return TaskTable.of(Task(task_id, tuple(pair for pair in pairs if pair), ()) for task_id, pairs in made.items())

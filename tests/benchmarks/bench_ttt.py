@@ -18,6 +18,7 @@ import ray
 import torch
 
 from arc_ray.config import Config, config_from
+from arc_ray.config.sources import RearcSource
 from arc_ray.evaluate.questions import make_batches, make_prompts
 from arc_ray.evaluate.ttt import Job, Tuner, Work, make_jobs, tune_all
 from arc_ray.models.build import build_model
@@ -77,7 +78,8 @@ def make_config(folder: Path, steps: int) -> Config:
 
 def make_task(rule: str) -> Task:
     """Make a task of four shown RE-ARC examples and one to answer."""
-    examples = [rearc.make_example(0, rule, index, (0.0, 0.15), 10, 60.0) for index in range(5)]
+    source = RearcSource(kind="rearc", difficulty=(0.0, 0.15), max_side=10)
+    examples = [rearc.make_example(source, rule, index) for index in range(5)]
     pairs = tuple(example.pair for example in examples if example.pair)
     assert len(pairs) == 5, rule
     return Task(rule, pairs[:4], pairs[4:])

@@ -19,7 +19,7 @@ from arc_ray.datasets.columns import STATS, counting_table, counting_tasks_of, e
 from arc_ray.datasets.export import export_datasets, exporter_named
 from arc_ray.datasets.manifest import PATIENCE, PROBE_EXAMPLES, Tally, is_settled, make_manifest
 from arc_ray.datasets.reading import check_supply, within_quantiles
-from arc_ray.datasets.requests import claim, dataset_folder, requests_of
+from arc_ray.datasets.requests import claim_dataset, dataset_folder, requests_of
 from arc_ray.errors import UserError
 from arc_ray.storage import Folder
 from arc_ray.tasks.counting import counting_task
@@ -159,17 +159,19 @@ def test_sources_that_share_a_dataset_must_mean_the_same_examples():
 
 def test_a_folder_is_claimed_by_what_its_examples_are(tmp_path):
     folder = Folder.at(str(tmp_path))
-    claim(folder, rearc_source())
-    claim(folder, rearc_source(examples=7, limit=3, first=2, shown=3, pso_quantiles=(0, 0.5), time_limit_seconds=1))
+    claim_dataset(folder, rearc_source())
+    claim_dataset(
+        folder, rearc_source(examples=7, limit=3, first=2, shown=3, pso_quantiles=(0, 0.5), time_limit_seconds=1)
+    )
     with pytest.raises(UserError, match=r"differs in: difficulty"):
-        claim(folder, rearc_source(difficulty=(0, 0.5)))
+        claim_dataset(folder, rearc_source(difficulty=(0, 0.5)))
     with pytest.raises(UserError, match="kind"):
-        claim(folder, CountingSource(kind="counting"))
+        claim_dataset(folder, CountingSource(kind="counting"))
     record = folder.read_json("dataset.json")
     record["made_with"]["reasoning-gym"] = "0.0.1"
     folder.write_json("dataset.json", record)
     with pytest.raises(UserError, match=r"made_with\.reasoning-gym"):
-        claim(folder, rearc_source())
+        claim_dataset(folder, rearc_source())
 
 
 def test_an_unknown_task_is_named():
@@ -204,7 +206,7 @@ def test_datasets_are_exported_by_name(tmp_path):
         exporter_named("csv")
     storage, source = Folder.at(str(tmp_path)), CountingSource(kind="counting", examples=10, max_side=6)
     folder = dataset_folder(storage, "counting")
-    claim(folder, source)
+    claim_dataset(folder, source)
     tally = Tally("counting", 0.01, probe=False)
     for block in tally.blocks_to(10):
         write_block(source, block, folder)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from arc_ray.config.sources import PluginSource
+from arc_ray.config.sources import PluginSource, RearcSource
 from arc_ray.errors import UserError
 from arc_ray.seeding import python_random_for
 from arc_ray.tasks import plugin, rearc
@@ -33,7 +33,8 @@ grids = hnp.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), el
 def make(
     task_id: str, index: int = 0, seed: int = 0, difficulty: tuple[float, float] = (0, 1), max_side: int = 30
 ) -> Example:
-    return rearc.make_example(seed, task_id, index, difficulty, max_side, time_limit_seconds=60.0)
+    source = RearcSource(kind="rearc", seed=seed, difficulty=difficulty, max_side=max_side)
+    return rearc.make_example(source, task_id, index)
 
 
 def as_tuples(grid: Grid | None) -> tuple[tuple[int, ...], ...]:
