@@ -33,7 +33,7 @@ class LoraProducts(torch.autograd.Function):
         low = flat @ a.t()
         ctx.save_for_backward(x, low, weight, a, b)
         ctx.scale = scale
-        return nn.functional.linear(flat, weight, bias).addmm_(low, b.t(), alpha=scale).unflatten(0, x.shape[:-1])
+        return _plus(nn.functional.linear(flat, weight, bias), low, b.t(), scale).unflatten(0, x.shape[:-1])
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
@@ -46,8 +46,15 @@ class LoraProducts(torch.autograd.Function):
         grad_b = torch.addmm(b, grad.t(), low, beta=0, alpha=ctx.scale)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad @ weight).addmm_(grad_low, a, alpha=ctx.scale).unflatten(0, x.shape[:-1])
+            grad_x = _plus(grad @ weight, grad_low, a, ctx.scale).unflatten(0, x.shape[:-1])
         return grad_x, None, None, grad_a, grad_b, None
+
+
+def _plus(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, scale: float) -> torch.Tensor:
+    """Add scale (left right) to a total that nobody else holds: in place, or as torch.compile can fuse it with what follows."""
+    if torch.compiler.is_compiling():
+        return total + scale * (left @ right)
+    return total.addmm_(left, right, alpha=scale)
 
 
 class FusedLinear(Linear):
