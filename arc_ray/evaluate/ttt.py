@@ -8,6 +8,7 @@ goes on. Every task has been answered untuned before, so one whose turn does not
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pyarrow as pa
@@ -103,20 +104,30 @@ class Tuner:
             config.model, config.storage, config.evaluate.checkpoint, fresh, config.seed, config.train.row_tokens
         )
         model = place(model, config.scaling.on_gpu)
-        self._adapter = Adapter(model)
+        if config.scaling.on_gpu and config.model.dtype != "float32":
+            # An adapter with dropout or DoRA, which is not fused, multiplies in float32 beside a bfloat16 model.
+            torch.set_float32_matmul_precision("high")
+        self._model, self._adapter = model, Adapter(model)
+        # Rows at once were chosen for a whole GPU.
+        rows = int(config.train.rows_at_once * (ttt.gpus if config.scaling.on_gpu else 1))
+        self._train = config.train.model_copy(update={"micro_rows": max(1, rows)})
         self._answerer = Answerer(config, self._folder, self._encoder, without_adapter(model))
         self._codec = codec_of(config, load_tokenizer(config.model, config.storage))
 
     def do(self, job: Job) -> Record:
         """Tune on a task and write its answers; return its record."""
+        from arc_ray.models.fused import merged  # peft takes seconds to import
+
         begun, record = time.monotonic(), {"set": job.set_name, "task": job.task.id}
         batches = leave_one_out_batches(self._config, self._ttt, self._codec, job.set_name, job.task)
         if not batches:
             return {**record, "status": "no_views", "seconds": 0.0}
         seed = tuning_seed(self._config, job.set_name, job.task.id)
-        first, last = self._adapter.tune(batches, self._config.train, self._ttt.lr, seed)
-        answers = pa.concat_tables([self._answerer.predict(work) for work in job.works])
-        scores = pa.concat_tables([self._answerer.score(work) for work in _scoring(job.works, answers)])
+        first, last = self._adapter.tune(batches, self._train, self._ttt.lr, seed)
+        # On the CPU products take the time, not kernels, and unmerged answers are what old evaluations go on with.
+        with merged(self._model) if self._config.scaling.on_gpu else nullcontext():
+            answers = pa.concat_tables([self._answerer.predict(work) for work in job.works])
+            scores = pa.concat_tables([self._answerer.score(work) for work in _scoring(job.works, answers)])
         self._folder.write_parquet(f"{job.name}.parquet", answers)
         self._folder.write_parquet(f"{job.name}{SCORES_SUFFIX}.parquet", scores)
         seconds = round(time.monotonic() - begun, 3)

@@ -5,10 +5,12 @@ thrice the memory traffic of the products. On the CPU peft's own forward stays: 
 their order decides the last bits of losses, which old runs must find again when they go on.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.tuners.lora.layer import Linear
+from peft.tuners.lora.layer import Linear, LoraLayer
 from torch import nn
 
 DEVICES = {"cuda"}
@@ -92,3 +94,24 @@ def fuse_lora(model: nn.Module) -> None:
     for layer in model.modules():
         if type(layer) is Linear and type(layer.base_layer) is nn.Linear:
             layer.__class__ = FusedLinear
+
+
+@contextmanager
+def merged(model: nn.Module) -> Iterator[None]:
+    """Let a model compute with its adapter merged into its weights, which takes no kernel more than a model without one.
+
+    Afterwards a copy is put back: an adapter that is subtracted again would leave rounding.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    weights = {weight for layer in layers for weight in layer.get_base_layer().parameters()}
+    with torch.no_grad():
+        kept = {weight: weight.clone() for weight in weights}
+        try:
+            for layer in layers:
+                layer.merge()
+            yield
+        finally:
+            for layer in layers:
+                layer.merged_adapters.clear()
+            for weight, own in kept.items():
+                weight.copy_(own)  # in place: who has captured the model's kernels keeps pointers to it

@@ -57,6 +57,15 @@ def test_activations_grow_with_rows_and_logits_with_learned_tokens_only() -> Non
     assert many.logits - few.logits == pytest.approx(64 * len(tiny_tokenizer()) * 4 * 3, rel=0.05)
 
 
+@pytest.mark.parametrize(("full", "changes"), [(True, {}), (False, {}), (False, {"gradient_checkpointing": True})])
+def test_a_few_layers_tell_what_all_take(full: bool, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches an estimate that is another one where most layers were not run."""
+    bare = skeleton(full, scratch=SHAPE.model_copy(update={"layers": 5}), **changes)
+    found = simulate_pass(bare, 2, 256, 100)
+    monkeypatch.setattr("arc_ray.models.memory._shapes", id)
+    assert simulate_pass(bare, 2, 256, 100) == found
+
+
 def test_checkpointed_layers_keep_their_inputs_only() -> None:
     """Catches an estimate that does not know of gradient checkpointing, or a model that does not do it."""
     plain = [
