@@ -1,7 +1,7 @@
 """The files of a study, read: local or from a bucket, whole or half copied; what is missing reads as nothing."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import yaml
@@ -23,7 +23,10 @@ class TrialRows(NamedTuple):
 def read_trial(folder: Folder, study: str, name: str, compare: str | None) -> TrialRows:
     """Read a run folder; `compare` is the config key that names its arm, None takes its own name. Raises UserError."""
     config, about = read_yaml(folder, "config.yaml"), read_json(folder, "trial.json")
-    records, result = _json_lines(folder, "metrics.jsonl"), read_json(folder, "result.json")
+    records, result = (
+        _read(folder, "metrics.jsonl", "JSON", folder.read_json_lines)[0],
+        read_json(folder, "result.json"),
+    )
     plan = folder.read_bytes("plan.parquet") if folder.exists("plan.parquet") else b""
     digest = hashlib.blake2b(plan, digest_size=6).hexdigest() if plan else None
     trial = frames.trial_row(study, name, about, config, records, result, compare) | {"plan_digest": digest}
@@ -70,25 +73,20 @@ def read_data(folder: Folder, study: str, config: Mapping[str, Any]) -> list[Row
 
 def read_json(folder: Folder, name: str) -> Any:
     """Read a JSON file; None if there is none. Raises UserError for a broken one."""
-    try:
-        return folder.read_json(name)
-    except ValueError as error:
-        raise UserError(f"{folder.uri}/{name} is no JSON: {error}; copy the folder again") from error
+    return _read(folder, name, "JSON", folder.read_json)
 
 
 def read_yaml(folder: Folder, name: str) -> dict[str, Any]:
     """Read a YAML file of keys and values; empty if there is none. Raises UserError for a broken one."""
     if not folder.exists(name):
         return {}
-    try:
-        value = yaml.load(folder.read_bytes(name), Loader=yaml.CSafeLoader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{folder.uri}/{name} is no YAML: {' '.join(str(error).split())}") from error
+    value = _read(folder, name, "YAML", lambda name: yaml.load(folder.read_bytes(name), Loader=yaml.CSafeLoader))
     return value if isinstance(value, dict) else {}
 
 
-def _json_lines(folder: Folder, name: str) -> list[Row]:
+def _read(folder: Folder, name: str, what: str, read: Callable[[str], Any]) -> Any:
     try:
-        return folder.read_json_lines(name)[0]
-    except ValueError as error:
-        raise UserError(f"{folder.uri}/{name} is no JSON: {error}; copy the folder again") from error
+        return read(name)
+    except (ValueError, yaml.YAMLError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{folder.uri}/{name} is no {what}: {said}; copy the folder again") from error

@@ -221,14 +221,14 @@ def load_many(folders: Sequence[str]) -> list[Report]:
 
 def _merge_runs(runs: Sequence[Report]) -> Report:
     first = runs[0]
-    names = ("trials", "runs", "metrics", "validation", "scores", "answers", "data")
-    parts = {n: [f for run in runs if len(f := getattr(run, n))] or [getattr(first, n)] for n in names}
-    merged: dict[str, Frame] = {n: pd.concat(frames, ignore_index=True) for n, frames in parts.items()}
+    merged: dict[str, Frame] = {}
+    for name in ("trials", "runs", "metrics", "validation", "scores", "answers", "data"):
+        parts = [part for run in runs if len(part := getattr(run, name))]
+        merged[name] = pd.concat(parts, ignore_index=True) if parts else getattr(first, name)
     # Runs of one storage folder share its data, which is counted once.
     merged["data"] = merged["data"].drop_duplicates("dataset", ignore_index=True)
-    made_alike = all(run.run == first.run for run in runs)
-    finished = all(run.is_finished for run in runs)
-    return Report(first.folder, "runs", finished, first.config, first.run if made_alike else {}, None, None, **merged)
+    run = first.run if all(run.run == first.run for run in runs) else {}
+    return Report(first.folder, "runs", all(r.is_finished for r in runs), first.config, run, None, None, **merged)
 
 
 def _kind_of(place: Folder, run: Mapping[str, Any], analysis: object) -> Kind:

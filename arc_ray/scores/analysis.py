@@ -18,6 +18,8 @@ from arc_ray.scores.intervals import Effect, FloatArray, needed, paired_effect
 from arc_ray.seeding import digest64
 from arc_ray.tasks.task import puzzle_of
 
+Points = Sequence[float] | FloatArray
+"""One coordinate of a curve, (num_points,)."""
 FEW_DIFFERING = 10
 """Fewer units than this on which the arms differ, and the sentence says so: intervals are then rough."""
 
@@ -186,7 +188,7 @@ def finding(effect: Effect, arm: str, baseline: str, size: float = 0.05) -> Find
     return Finding(result, None if effect.shown else _needed_words(effect, size), tuple(warnings))
 
 
-def steps_to_loss(steps: npt.ArrayLike, losses: npt.ArrayLike, level: float) -> float | None:
+def steps_to_loss(steps: Points, losses: Points, level: float) -> float | None:
     """Return the step at which a curve first comes down to a level, linear between its points; None if it never does.
 
     `steps` ascend; both are (num_points,).
@@ -200,7 +202,7 @@ def steps_to_loss(steps: npt.ArrayLike, losses: npt.ArrayLike, level: float) -> 
 
 
 def at_equal_tokens(
-    curves: Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike]], tokens: float | None = None
+    curves: Mapping[str, tuple[Points, Points]], tokens: float | None = None
 ) -> dict[str, float | None]:
     """Read every trial's curve, (tokens seen, value), at one number of training tokens, linear between its points.
 
@@ -208,7 +210,7 @@ def at_equal_tokens(
     most that all trials have seen. A trial whose curve does not reach so far has None.
     """
     if tokens is None:
-        tokens = min((float(np.asarray(seen)[-1]) for seen, _ in curves.values()), default=0.0)
+        tokens = min((float(seen[-1]) for seen, _ in curves.values()), default=0.0)
     return {
         name: float(np.interp(tokens, seen, values)) if np.min(seen) <= tokens <= np.max(seen) else None
         for name, (seen, values) in curves.items()

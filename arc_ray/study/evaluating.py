@@ -66,7 +66,7 @@ def _evaluate(config: Config, arm: str, trial: Trial, what: str, progress: Progr
     return run_evaluation(evaluation, lambda part, done, total: progress.advance(f"{what}, {part}", done, total))
 
 
-def read_answers(config: Config, arm: str, seed: int) -> dict[str, Ways]:
+def read_answers(config: Config, arm: str, seed: int) -> Mapping[str, Ways]:
     """Read what a seed of an arm answered, by set; a set's outputs are in the same order for all seeds and ways."""
     folder = run_folder(config) / "evaluate" / as_word(arm) / f"seed-{seed}"
     found: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
