@@ -14,7 +14,7 @@ from arc_ray.config import Config, load_config, parse_assignments, to_yaml
 from arc_ray.errors import UserError
 from arc_ray.runs.folder import as_made, claim, is_finished, run_folder
 from arc_ray.runs.starts import with_start
-from arc_ray.scores.submission import RULES
+from arc_ray.scores.submission import MISTAKES
 
 STAGES = ("task", "view", "prompt", "tokens", "predictions")
 
@@ -177,7 +177,7 @@ def _show_scores(result: Mapping[str, Any], terminal: Terminal) -> None:
 @app.command(
     help="Score a submission by the three rules, each with its 95 % interval; needs no config and no Ray.\n\n"
     "The score goes through the tasks, as the competition's does: what is missing or no grid is wrong, and is listed:\n\n"
-    + "\n\n".join(f"- {kind}: {rule}" for kind, rule in RULES.items())
+    + "\n\n".join(f"- {kind}: {rule}" for kind, rule in MISTAKES.items())
 )
 def score(
     submission: Annotated[

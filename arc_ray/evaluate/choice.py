@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from arc_ray.config import Config
-from arc_ray.scores.rules import Path, Score, cell_accuracy, score_attempts, score_samples
+from arc_ray.scores.rules import Score, ScorePath, cell_accuracy, score_attempts, score_samples
 from arc_ray.scores.vote import SELECTIONS, Attempts, Candidate, distinct_grids
 from arc_ray.tasks.task import Grid, Task, same_grid
 
@@ -20,7 +20,7 @@ SAMPLE_SIZES = (1, 2, 8, 64)
 
 def puzzle_scores(
     config: Config, name: str, tasks: Sequence[Task], predictions: Rows, scores: Rows
-) -> tuple[dict[Path, Score], list[dict[str, Any]], dict[str, list[Attempts]]]:
+) -> tuple[dict[ScorePath, Score], list[dict[str, Any]], dict[str, list[Attempts]]]:
     """Choose attempts for a set: return its scores, an answer for the gallery a test output, and the attempts.
 
     `scores` are needed for the product of experts only. Without the outputs of all tasks there are no scores.

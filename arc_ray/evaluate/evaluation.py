@@ -17,7 +17,7 @@ from arc_ray.errors import UserError
 from arc_ray.evaluate.answering import CountingWork, ScoringWork, Work, answer_all, read_predictions
 from arc_ray.evaluate.choice import candidate_grids
 from arc_ray.evaluate.questions import Prompt, make_batches, make_prompts, rows_of
-from arc_ray.evaluate.results import REDONE, is_counting, redone, select
+from arc_ray.evaluate.results import REDONE, is_counting, redone, select_answers
 from arc_ray.evaluate.ttt import check_tuning, tune_sets
 from arc_ray.evaluate.two_players import describe_sets, first_player
 from arc_ray.models.weights import most_tokens, refuse_other_base
@@ -34,12 +34,12 @@ from arc_ray.storage import Folder
 from arc_ray.tasks.fingerprints import digest_tasks, refuse_changes
 from arc_ray.tasks.task import Task, TaskTable
 
-Progress = Callable[[str, int, int], None]
+Advance = Callable[[str, int, int], None]
 """Called with what is being done, how many are done, and of how many."""
 Sets = Mapping[str, Sequence[Task]]
 
 
-def run_evaluation(config: Config, progress: Progress, command: str = "evaluate") -> dict[str, Any]:
+def run_evaluation(config: Config, progress: Advance, command: str = "evaluate") -> dict[str, Any]:
     """Answer the tasks of `evaluate.sets` and score them; goes on where it was cut off. Raises UserError.
 
     A finished folder is only selected from again, if one of `REDONE` is another one. The run folder then holds
@@ -60,7 +60,7 @@ def run_evaluation(config: Config, progress: Progress, command: str = "evaluate"
         if learned:
             folder.write_json("overlap.json", learned)
         _answer(config, folder, sets, progress)
-    return select(config, folder, sets)
+    return select_answers(config, folder, sets)
 
 
 def _refuse_changes(folder: Folder, sets: Sets) -> None:
@@ -106,7 +106,7 @@ def asking_codec(config: Config, tokenizer: Any) -> Codec:
     return codec
 
 
-def _answer(config: Config, folder: Folder, sets: Sets, progress: Progress) -> None:
+def _answer(config: Config, folder: Folder, sets: Sets, progress: Advance) -> None:
     """Make the files of predictions, and of scores if the selection asks for them, that are not there yet."""
     check_prompt(config, "checkpoint")
     tokenizer = load_tokenizer(config.model, config.storage)

@@ -16,8 +16,8 @@ from arc_ray.evaluate.answering import read_predictions
 from arc_ray.evaluate.choice import puzzle_scores
 from arc_ray.evaluate.ttt import with_tuned
 from arc_ray.runs.folder import finish
-from arc_ray.scores.intervals import Effect, Estimate, FloatArray, paired_effect
-from arc_ray.scores.rules import Path, flat_record
+from arc_ray.scores.intervals import Effect, FloatArray, Interval, paired_effect
+from arc_ray.scores.rules import ScorePath, flat_record
 from arc_ray.scores.submission import write_submission
 from arc_ray.scores.vote import Attempts
 from arc_ray.storage import Folder
@@ -35,7 +35,7 @@ Ways = Mapping[str, Answers]
 the describer's words. Each way has a file, answers-<way>.json."""
 
 
-def select(config: Config, folder: Folder, sets: Mapping[str, Sequence[Task]]) -> dict[str, Any]:
+def select_answers(config: Config, folder: Folder, sets: Mapping[str, Sequence[Task]]) -> dict[str, Any]:
     """Choose, score and write everything that follows from the files; return the result."""
     files = (folder / "predictions").read_json("files.json")
     result: dict[str, Any] = {"run": folder.name, "checkpoint": config.evaluate.checkpoint, **redone(config)}
@@ -63,7 +63,7 @@ def select(config: Config, folder: Folder, sets: Mapping[str, Sequence[Task]]) -
 
 def _puzzle_scores(
     config: Config, folder: Folder, name: str, tasks: Sequence[Task], is_described: bool
-) -> tuple[dict[Path, Estimate], Ways, dict[str, list[Attempts]]]:
+) -> tuple[dict[ScorePath, Interval], Ways, dict[str, list[Attempts]]]:
     """Score a set in every way in which it was answered: scores, answers, and the attempts that are submitted."""
     files, score_files = ((folder / part).read_json("files.json") or {} for part in ("predictions", "scores"))
 
@@ -75,7 +75,7 @@ def _puzzle_scores(
     predicted = {"": with_tuned(folder, name, *plain), "untuned": plain} if config.evaluate.ttt else {"": plain}
     if is_described:
         predicted["generated"] = read(f"{name}{GENERATED}")
-    scores: dict[Path, Estimate] = {}
+    scores: dict[ScorePath, Interval] = {}
     answers: dict[str, Answers] = {}
     attempts: dict[str, dict[str, list[Attempts]]] = {}
     for way, rows in predicted.items():
@@ -96,7 +96,7 @@ def is_counting(config: Config, name: str) -> bool:
     return isinstance(config.data.sources[name], CountingSource)
 
 
-def gains(config: Config, ways: Ways) -> dict[Path, Effect]:
+def gains(config: Config, ways: Ways) -> dict[ScorePath, Effect]:
     """Return what ways of answering gain over others, as far as the config has them.
 
     The interval, of level `study.confidence`, is of the differences, output by output (see `intervals.paired_effect`):
@@ -116,7 +116,7 @@ def gains(config: Config, ways: Ways) -> dict[Path, Effect]:
     }
 
 
-def compared(ways: Ways) -> dict[Path, tuple[FloatArray, FloatArray]]:
+def compared(ways: Ways) -> dict[ScorePath, tuple[FloatArray, FloatArray]]:
     """Return path -> which outputs are right (1.0) by the better way and by the worse, (num_outputs,) each.
 
     Voting gains over the greedy answer of the plain view, with its first attempt alone and with both: ARC scores both,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from arc_ray.report.drawing import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, Chart, Line, Mark, Scale, Tick, heights, thinned
-from arc_ray.report.frames import Column, Frame, Row
+from arc_ray.report.frames import DataFrame, Row, Series
 from arc_ray.report.load import Report
 from arc_ray.report.words import is_number, number, setting, setting_value, short_key, shortened, show, word
 from arc_ray.scores.analysis import at_equal_tokens
@@ -30,7 +30,7 @@ Curve = tuple[np.ndarray, np.ndarray]
 """Learned tokens and values, each (num_points,)."""
 
 
-def view(report: Report, chosen: Mapping[str, Frame]) -> dict[str, Any]:
+def chart_view(report: Report, chosen: Mapping[str, DataFrame]) -> dict[str, Any]:
     """Draw all charts of a report; `chosen` has each arm's trials of its chosen setting."""
     is_search = report.kind in ("study", "tune")
     return {
@@ -89,7 +89,7 @@ def parallel_chart(report: Report) -> Chart | None:
     return Chart("every trial", summary, lines=lines, axes=axes, axis_values=values, width=WIDE, height=HEIGHT + TALLER)
 
 
-def curve_charts(report: Report, chosen: Mapping[str, Frame]) -> list[Chart]:
+def curve_charts(report: Report, chosen: Mapping[str, DataFrame]) -> list[Chart]:
     """Draw losses and accuracies over learned tokens: an arm's chosen trials thin, their mean thick."""
     members = {arm: trials[trials["status"] != "failed"]["trial"] for arm, trials in chosen.items()}
     charts = []
@@ -101,7 +101,7 @@ def curve_charts(report: Report, chosen: Mapping[str, Frame]) -> list[Chart]:
     return charts
 
 
-def _effect_chart(report: Report, trials: Frame, key: str) -> Chart:
+def _effect_chart(report: Report, trials: DataFrame, key: str) -> Chart:
     metric, name, trials = report.metric, _name(report, key), trials.dropna(subset=[key])
     place, ticks = _places(report, trials[key], key)
     y = heights(trials[metric])
@@ -162,7 +162,7 @@ def _curves(report: Report, metric: str) -> dict[str, Curve]:
 
 
 def _places(
-    report: Report, values: Column, key: str, ends: tuple[float, float] | None = None
+    report: Report, values: Series, key: str, ends: tuple[float, float] | None = None
 ) -> tuple[Callable[[Any], float], list[Tick]]:
     """Give every value its place on an axis, with ticks: numbers to scale, anything else at equal distances."""
     start, end = ends or (LEFT + 26, RIGHT - 26)

@@ -13,26 +13,27 @@ from arc_ray.scores.rules import read_record
 Row = dict[str, Any]
 if TYPE_CHECKING:
     # pandas annotates what it returns as unions of everything possible, which no checker can narrow.
-    Frame = Any
-    Column = Any
+    DataFrame = Any
+    Series = Any
 else:
-    Frame, Column = pd.DataFrame, pd.Series
+    DataFrame, Series = pd.DataFrame, pd.Series
 
 TRIALS = ("study", "trial", "arm", "seed", "status", "error", "steps", "seconds", "workers", "on_gpu", "plan_digest")
 CSV = TRIALS[:8]
-METRICS = ("study", "trial", "arm", "seed", "step", "seconds", "train/learned_tokens")
-VALIDATION = ("study", "trial", "arm", "seed", "step", "source", "task", "output", "solved", "cell_accuracy", "loss")
-SCORES = ("study", "arm", "set", "method", "rule", "question", "value", "low", "high", "confidence", "right", "of")
-SCORES += ("seeds",)
-ANSWERS = ("study", "arm", "seed", "set", "task", "output", "shown", "input", "truth", "attempts", "greedy", "is_right")
-ANSWERS += ("greedy_right", "cell_accuracy")
-DATA = ("study", "dataset", "kind", "tasks", "examples", "attempts", "rejected", "duplicates", "gave_up", "timed_out")
-DATA += ("reasons",)
+MORE = {
+    "metrics": "study trial arm seed step seconds train/learned_tokens",
+    "validation": "study trial arm seed step source task output solved cell_accuracy loss",
+    "scores": "study arm set method rule question value low high confidence right of seeds",
+    "answers": "study arm seed set task output shown input truth attempts greedy is_right greedy_right cell_accuracy",
+    "data": "study dataset kind tasks examples attempts rejected duplicates gave_up timed_out reasons",
+}
+COLUMNS = {"trials": TRIALS, "runs": TRIALS} | {name: tuple(columns.split()) for name, columns in MORE.items()}
+"""Frame of a report -> its documented columns."""
 
 
-def frame(rows: Iterable[Row], columns: Sequence[str]) -> Frame:
+def frame(name: str, rows: Iterable[Row]) -> DataFrame:
     """Make a frame whose documented columns come first and exist even without rows; further ones keep their order."""
-    rows = list(rows)
+    rows, columns = list(rows), COLUMNS[name]
     extra = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in columns]
     return pd.DataFrame(rows, columns=pd.Index([*columns, *extra]))
 
@@ -88,7 +89,7 @@ def trial_row(
     }
 
 
-def trials_csv(trials: Frame) -> str:
+def trials_csv(trials: DataFrame) -> str:
     """Write trials.csv, a line a trial by name: the columns of `CSV`, the keys that trials set, every metric's last value.
 
     Keys have a dot or are words of the config, metrics a slash; what a trial does not have is empty.
@@ -176,4 +177,4 @@ def check_keys(value: object, keys: Iterable[str], where: str) -> None:
 
 
 def _who(trial: Row) -> Row:
-    return {key: trial[key] for key in ("study", "trial", "arm", "seed")}
+    return {key: trial[key] for key in TRIALS[:4]}

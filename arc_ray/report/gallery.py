@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from arc_ray.report.frames import Frame, Row
+from arc_ray.report.frames import DataFrame, Row
 from arc_ray.report.load import Report
 from arc_ray.report.words import is_number
 from arc_ray.tasks.task import Grid, parse_grid, puzzle_of, same_grid
@@ -66,7 +66,7 @@ class Card(NamedTuple):
     predictions: tuple[Prediction, ...]
 
 
-def view(report: Report) -> dict[str, Any]:
+def gallery_view(report: Report) -> dict[str, Any]:
     """Draw the cards, and tell what there is to choose among them."""
     cards = make_cards(report.answers)
     groups = {card.group for card in cards}
@@ -78,7 +78,7 @@ def view(report: Report) -> dict[str, Any]:
     }
 
 
-def make_cards(answers: Frame) -> list[Card]:
+def make_cards(answers: DataFrame) -> list[Card]:
     """Choose outputs of every set and group, and draw what each arm's first seed answered.
 
     Raises UserError for a grid that is none.

@@ -49,13 +49,13 @@ from arc_ray.config import value_name
 from arc_ray.errors import UserError
 from arc_ray.report import frames
 from arc_ray.report.experiments import is_experiment, read_experiment
-from arc_ray.report.folders import TrialRows, read_data, read_evaluations, read_json, read_trial, read_yaml
-from arc_ray.report.frames import Frame, config_value, frame
+from arc_ray.report.folders import TrialRows, read_data, read_evaluations, read_trial_folder, read_value, read_yaml
+from arc_ray.report.frames import DataFrame, config_value, frame
 from arc_ray.storage import Folder
 
-Kind = Literal["study", "tune", "run", "runs"]
+ReportKind = Literal["study", "tune", "run", "runs"]
 
-READERS = 8
+TRIALS_AT_ONCE = 8
 """Trials read at the same time: a bucket answers slowly, but many at once."""
 MADE_OF = "trials/ (a study or search), config.yaml or metrics.jsonl (a run), experiment_state-*.json (Ray Tune)"
 
@@ -65,7 +65,7 @@ class Report:
     """Everything the files say. The frames are described at the top of this module."""
 
     folder: Folder
-    kind: Kind
+    kind: ReportKind
     is_finished: bool
     """Whether it has its result; a study also once it is analysed, since the report is written before the result."""
     config: Mapping[str, Any]
@@ -76,13 +76,13 @@ class Report:
     """analysis.json: what the comparison found; None before it is made."""
     best: str | None
     """best.yaml as text."""
-    trials: Frame
-    runs: Frame
-    metrics: Frame
-    validation: Frame
-    scores: Frame
-    answers: Frame
-    data: Frame
+    trials: DataFrame
+    runs: DataFrame
+    metrics: DataFrame
+    validation: DataFrame
+    scores: DataFrame
+    answers: DataFrame
+    data: DataFrame
     quality: Mapping[str, Any] | None = None
     """quality.json: duplicates, distinct views, lengths, padding, overlap; None where none was written."""
     overlap: Sequence[str] = ()
@@ -125,7 +125,7 @@ class Report:
         return list(dict.fromkeys([*named, *self.trials["arm"]]))
 
     @property
-    def measured(self) -> Frame:
+    def measured(self) -> DataFrame:
         """The trials that have been validated and have not failed."""
         if self.metric not in self.trials:
             return self.trials.iloc[:0]
@@ -162,7 +162,7 @@ def load(folder: str) -> Report:
     made first, the generated data) is read where it was copied along. Raises UserError.
     """
     place = Folder.at(folder)
-    config, run = read_yaml(place, "config.yaml"), read_json(place, "run.json") or {}
+    config, run = read_yaml(place, "config.yaml"), read_value(place, "run.json") or {}
     analysis = _read_analysis(place)
     kind = _kind_of(place, run, analysis)
     compare = _compared(config, analysis)
@@ -170,13 +170,13 @@ def load(folder: str) -> Report:
     if is_experiment(place):
         trials = read_experiment(place)
     elif kind == "run":
-        trials = [read_trial(place, place.name, place.name, None)]
+        trials = [read_trial_folder(place, place.name, place.name, None)]
     else:
         names = (place / "trials").names()
-        with ThreadPoolExecutor(READERS) as pool:
-            trials = list(pool.map(lambda n: read_trial(place / "trials" / n, place.name, n, compare), names))
+        with ThreadPoolExecutor(TRIALS_AT_ONCE) as pool:
+            trials = list(pool.map(lambda n: read_trial_folder(place / "trials" / n, place.name, n, compare), names))
     made_first = [beside / name for name in config.get("runs") or {} if (beside / name).exists("config.yaml")]
-    runs = [read_trial(folder, place.name, folder.name, None) for folder in made_first]
+    runs = [read_trial_folder(folder, place.name, folder.name, None) for folder in made_first]
     scores, answers = read_evaluations(place, made_first)
     return Report(
         folder=place,
@@ -186,15 +186,15 @@ def load(folder: str) -> Report:
         run=run,
         analysis=analysis,
         best=place.read_bytes("best.yaml").decode() if place.exists("best.yaml") else None,
-        trials=frame([trial.trial for trial in trials], frames.TRIALS),
-        runs=frame([run.trial for run in runs], frames.TRIALS),
-        metrics=frame([row for trial in [*trials, *runs] for row in trial.metrics], frames.METRICS),
-        validation=frame([row for trial in trials for row in trial.validation], frames.VALIDATION),
-        scores=frame(scores, frames.SCORES),
-        answers=frame(answers, frames.ANSWERS),
-        data=frame(read_data(beside / "data", place.name, config), frames.DATA),
-        quality=read_json(place, "quality.json"),
-        overlap=read_json(place, "overlap.json") or (),
+        trials=frame("trials", [trial.trial for trial in trials]),
+        runs=frame("runs", [run.trial for run in runs]),
+        metrics=frame("metrics", [row for trial in [*trials, *runs] for row in trial.metrics]),
+        validation=frame("validation", [row for trial in trials for row in trial.validation]),
+        scores=frame("scores", scores),
+        answers=frame("answers", answers),
+        data=frame("data", read_data(beside / "data", place.name, config)),
+        quality=read_value(place, "quality.json"),
+        overlap=read_value(place, "overlap.json") or (),
     )
 
 
@@ -221,8 +221,8 @@ def load_many(folders: Sequence[str]) -> list[Report]:
 
 def _merge_runs(runs: Sequence[Report]) -> Report:
     first = runs[0]
-    merged: dict[str, Frame] = {}
-    for name in ("trials", "runs", "metrics", "validation", "scores", "answers", "data"):
+    merged: dict[str, DataFrame] = {}
+    for name in frames.COLUMNS:
         parts = [part for run in runs if len(part := getattr(run, name))]
         merged[name] = pd.concat(parts, ignore_index=True) if parts else getattr(first, name)
     # Runs of one storage folder share its data, which is counted once.
@@ -231,7 +231,7 @@ def _merge_runs(runs: Sequence[Report]) -> Report:
     return Report(first.folder, "runs", all(r.is_finished for r in runs), first.config, run, None, None, **merged)
 
 
-def _kind_of(place: Folder, run: Mapping[str, Any], analysis: object) -> Kind:
+def _kind_of(place: Folder, run: Mapping[str, Any], analysis: object) -> ReportKind:
     if is_experiment(place):
         return "tune"
     if not place.exists("trial.json"):
@@ -250,7 +250,7 @@ def _kind_of(place: Folder, run: Mapping[str, Any], analysis: object) -> Kind:
 
 def _read_analysis(place: Folder) -> dict[str, Any] | None:
     """Read analysis.json with the names of arms as text, which an older file may lack; None before it is made."""
-    analysis = read_json(place, "analysis.json")
+    analysis = read_value(place, "analysis.json")
     if analysis is None:
         return None
     frames.check_keys(analysis, ("baseline", "metric", "arms", "effects"), f"{place.uri}/analysis.json")

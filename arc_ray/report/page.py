@@ -21,7 +21,7 @@ from arc_ray.report.load import Report, load_many
 SECTIONS = ("answer", "search", "curves", "scores", "gallery", "data", "cost", "again")
 KIND_NAMES = {"study": "study", "tune": "search", "run": "run", "runs": "runs"}
 SPOKEN = (
-    *(words.word, words.show, words.number, words.percent, words.level, words.points, words.duration),
+    *(words.word, words.show, words.number, words.percent, words.level, words.in_points, words.duration),
     *(words.setting, words.short_key, words.is_number, config_value),
 )
 """Functions that templates call by their names."""
@@ -82,7 +82,7 @@ def view_of(report: Report) -> dict[str, Any]:
     """Compute everything that the templates write about one study, search or run."""
     settings, kind = tables.chosen_settings(report), KIND_NAMES[report.kind]
     chosen = tables.chosen_trials(report, settings)
-    costs, config = tables.cost_rows(report), dict(report.config)
+    costs, config = tables.cost_table(report), dict(report.config)
     return {
         "report": report,
         "kind_name": kind,
@@ -96,17 +96,17 @@ def view_of(report: Report) -> dict[str, Any]:
         "chosen": settings,
         "pairing": tables.pairing(report, chosen),
         **tables.answer_view(report),
-        **trial_table.view(report, chosen),
-        **charts.view(report, chosen),
+        **trial_table.trial_view(report, chosen),
+        **charts.chart_view(report, chosen),
         "puzzles": tables.puzzle_table(report, chosen),
-        **score_tables.view(report),
+        **score_tables.score_view(report),
         "no_scores": sentences.no_scores(report),
-        **gallery.view(report),
-        "plans": tables.plan_rows(report),
+        **gallery.gallery_view(report),
+        "plans": tables.plan_table(report),
         "costs": costs,
         "on_gpu": any(row["gpu_hours"] for row in costs),
         "commands": _commands(report),
-        "seeds": ", ".join(str(seed) for seed in sorted(set(report.trials["seed"]))) or words.NOTHING,
+        "seeds": ", ".join(str(seed) for seed in sorted(set(report.trials["seed"]))) or words.NO_NUMBER,
         "config_text": yaml.dump(config, Dumper=yaml.CSafeDumper, sort_keys=False, default_flow_style=None, width=100)
         if config
         else "",

@@ -22,9 +22,9 @@ ANSWERING_GAINS = ("voting/two_attempts", "tuning", "tuning/greedy", "generated"
 """Those that a report of an evaluation begins with."""
 
 
-def view(report: Report) -> dict[str, Any]:
+def score_view(report: Report) -> dict[str, Any]:
     """Lay out scores, gains and counting, with their axes and what their intervals are and hold."""
-    scores, gains, counting = score_table(report), gain_table(report), counting_table(report)
+    scores, gains, counting = score_table(report), gain_table(report), question_table(report)
     rated = report.scores[report.scores["rule"].isin(RULES)]
     highest = max([0.0, *rated["value"].astype(float), *rated["high"].dropna().astype(float)])
     return {
@@ -74,7 +74,7 @@ def gain_table(report: Report) -> list[dict[str, Any]]:
     return sorted(known, key=lambda row: [*GAINS].index(row["question"]))
 
 
-def counting_table(report: Report) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+def question_table(report: Report) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
     """Return set -> question kind -> arm or run -> score; all kinds together come first.
 
     Accuracy by side and by number of objects, "<kind>/side_06_10" and the like, is in the frame alone.

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from arc_ray.report import score_tables, tables
 from arc_ray.report.frames import config_value
 from arc_ray.report.load import Report
-from arc_ray.report.words import RULES, level, number, percent, points, setting, show, word
+from arc_ray.report.words import RULES, in_points, level, number, percent, setting, show, word
 
 MOST_NAMED = 10
 """Overlaps that a warning names."""
@@ -100,9 +100,9 @@ def _evaluated(report: Report) -> Iterable[str]:
             f" ({level(score['confidence'])} interval {percent(score['low'], 0)} to {percent(score['high'], 0)})."
         )
         for gain in (gain for gain in gains if gain["set"] == name):
-            interval = f"{level(gain['confidence'])} interval {points(gain['low'])} to {points(gain['high'])}"
+            interval = f"{level(gain['confidence'])} interval {in_points(gain['low'])} to {in_points(gain['high'])}"
             shown = "." if gain["low"] > 0 or gain["high"] < 0 else ": no effect shown at this size."
-            yield f"{name}, {gain['words']}: {points(gain['value'])} points ({interval}){shown}"
-    for name, kinds in score_tables.counting_table(report).items():
+            yield f"{name}, {gain['words']}: {in_points(gain['value'])} points ({interval}){shown}"
+    for name, kinds in score_tables.question_table(report).items():
         for arm, score in kinds["all"].items():
             yield f"{name}: {percent(score['value'])} of {number(score['of'])} questions answered right by {arm}."

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from arc_ray.report.drawing import round_step
-from arc_ray.report.frames import Column, Frame, Row, config_value, scalar
+from arc_ray.report.frames import DataFrame, Row, Series, config_value, scalar
 from arc_ray.report.load import Report
 from arc_ray.report.words import is_number, number, setting, setting_value, show, word
 from arc_ray.tasks.task import puzzle_of
@@ -29,7 +29,7 @@ class Axis:
         return round(100 * (min(max(value, self.low), self.high) - self.low) / (self.high - self.low), 2)
 
 
-def chosen_trials(report: Report, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Frame]:
+def chosen_trials(report: Report, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, DataFrame]:
     """Select each arm's trials of its setting (config key -> value), all seeds."""
     found = {}
     for arm, values in settings.items():
@@ -109,7 +109,7 @@ def answer_view(report: Report) -> dict[str, Any]:
     return {"effects": effects, "axis": axis, "findings": list(titles.values()), "arm_rows": rows}
 
 
-def pairing(report: Report, chosen: Mapping[str, Frame]) -> str | None:
+def pairing(report: Report, chosen: Mapping[str, DataFrame]) -> str | None:
     """Say which arms were trained on the same rows in the same order, seed by seed, as their plans show.
 
     `chosen` has each arm's trials. None before the analysis, and where plans were not copied along.
@@ -135,7 +135,7 @@ def pairing(report: Report, chosen: Mapping[str, Frame]) -> str | None:
     return f"With each seed, {'; '.join(parts)}."
 
 
-def puzzle_table(report: Report, chosen: Mapping[str, Frame]) -> list[Row]:
+def puzzle_table(report: Report, chosen: Mapping[str, DataFrame]) -> list[Row]:
     """Compare arms puzzle by puzzle: share solved at the end of each arm's chosen trials, over seeds and outputs.
 
     The puzzles on which the arms differ most come first; empty with fewer than two arms.
@@ -154,7 +154,7 @@ def puzzle_table(report: Report, chosen: Mapping[str, Frame]) -> list[Row]:
     return [{"puzzle": p, "values": values.loc[p].to_dict(), "of": sizes.loc[p].to_dict()} for p in order]
 
 
-def plan_rows(report: Report) -> list[Row]:
+def plan_table(report: Report) -> list[Row]:
     """Say what one trial of each arm and number of epochs trains on, from the trials that ran to their end."""
     planned = report.trials.dropna(subset=["plan/views"]) if "plan/views" in report.trials else report.trials[:0]
     rows: dict[tuple[int, str], Row] = {}
@@ -167,7 +167,7 @@ def plan_rows(report: Report) -> list[Row]:
     return [rows[key] for key in sorted(rows)]
 
 
-def cost_rows(report: Report) -> list[Row]:
+def cost_table(report: Report) -> list[Row]:
     """Sum what was spent: by arm, for the runs made first, and in total."""
     by_arm = [] if report.kind == "runs" else report.trials.groupby("arm", sort=False)
     groups = [(arm, "trials", trials) for arm, trials in by_arm]
@@ -176,7 +176,7 @@ def cost_rows(report: Report) -> list[Row]:
     return [_cost(report.metrics, str(name), kind, trials) for name, kind, trials in groups if len(trials)]
 
 
-def _cost(metrics: Frame, name: str, kind: str, trials: Frame) -> dict[str, Any]:
+def _cost(metrics: DataFrame, name: str, kind: str, trials: DataFrame) -> dict[str, Any]:
     steps = metrics[metrics["trial"].isin(trials["trial"]) & (metrics["step"] > 0)]
     seconds, stall = _column(steps, "train/step_seconds"), _column(steps, "data/stall_share")
     on_gpus = trials[trials["on_gpu"].astype(bool)]
@@ -195,6 +195,6 @@ def _cost(metrics: Frame, name: str, kind: str, trials: Frame) -> dict[str, Any]
     }
 
 
-def _column(rows: Frame, name: str) -> Column:
+def _column(rows: DataFrame, name: str) -> Series:
     """Return a column, empty where nothing has logged it yet: means and medians are then NaN, sums 0."""
     return rows[name].astype(float) if name in rows else pd.Series(dtype=float)

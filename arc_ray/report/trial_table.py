@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from arc_ray.report.frames import Frame
+from arc_ray.report.frames import DataFrame
 from arc_ray.report.load import Report
 from arc_ray.report.tables import best_trial
 from arc_ray.report.words import duration, is_number, number, setting_value, short_key, show, word
@@ -29,7 +29,7 @@ class Cell(NamedTuple):
     sort: Any
 
 
-def view(report: Report, chosen: Mapping[str, Frame]) -> dict[str, Any]:
+def trial_view(report: Report, chosen: Mapping[str, DataFrame]) -> dict[str, Any]:
     """Lay the table out, best trials first: columns, rows of cells, which row is best, which were chosen or failed."""
     trials = report.trials
     order = [name for name in (report.metric, "eval/cell_accuracy") if name in trials]

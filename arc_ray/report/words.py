@@ -25,7 +25,7 @@ WORDS: Mapping[str, Word] = {
 RULES = ("per_output", "per_task_mean", "strict")
 MORE_RULES = ("correct_size", "cell_accuracy", "unanswered")
 
-NOTHING = "–"
+NO_NUMBER = "–"
 """Written where there is no number."""
 
 
@@ -40,7 +40,7 @@ def word(metric: str) -> Word:
 def show(value: Any, metric: str) -> str:
     """Write a value of a metric with its unit, but without the unit's name where that is long: the heading says it."""
     if not is_number(value):
-        return NOTHING
+        return NO_NUMBER
     return percent(value) if word(metric).unit == "%" else number(value)
 
 
@@ -51,7 +51,7 @@ def is_number(value: Any) -> bool:
 
 def percent(share: Any, digits: int = 1) -> str:
     """Write a share as percent."""
-    return f"{100 * share:.{digits}f} %" if is_number(share) else NOTHING
+    return f"{100 * share:.{digits}f} %" if is_number(share) else NO_NUMBER
 
 
 def level(confidence: float) -> str:
@@ -59,15 +59,15 @@ def level(confidence: float) -> str:
     return f"{100 * confidence:g} %"
 
 
-def points(difference: Any) -> str:
+def in_points(difference: Any) -> str:
     """Write a difference of shares as percentage points, with its sign."""
-    return f"{100 * difference:+.1f}".replace("-", "−") if is_number(difference) else NOTHING
+    return f"{100 * difference:+.1f}".replace("-", "−") if is_number(difference) else NO_NUMBER
 
 
 def number(value: Any) -> str:
     """Write a number with three digits that count: 0.00214, 1.43, 12,300, 4.52 M."""
     if not is_number(value):
-        return NOTHING
+        return NO_NUMBER
     size = abs(value)
     if size >= 1e9:
         return f"{value / 1e9:.3g} G"
@@ -81,7 +81,7 @@ def number(value: Any) -> str:
 def setting_value(value: Any) -> str:
     """Write the value of a config key as in YAML: 0.002, 2e-05, keep, true; a dash where a trial has none."""
     if isinstance(value, float) and not math.isfinite(value):
-        return NOTHING
+        return NO_NUMBER
     if isinstance(value, float):
         return f"{value:g}"
     return value_name(value.item() if hasattr(value, "item") else value)
@@ -105,7 +105,7 @@ def shortened(text: str, most: int) -> str:
 def duration(seconds: Any) -> str:
     """Write seconds as people say them: 48 s, 3 min 20 s, 2 h 05 min."""
     if not is_number(seconds):
-        return NOTHING
+        return NO_NUMBER
     whole = round(float(seconds))
     if whole < 60:
         return f"{whole} s"

@@ -40,7 +40,7 @@ class MeanSquares(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Interval:
     """A share, or a difference of shares, with its interval."""
 
     value: float
@@ -49,7 +49,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Effect(Estimate):
+class Effect(Interval):
     """Mean difference of two arms, with what is needed to plan a larger study."""
 
     confidence: float
@@ -133,7 +133,7 @@ def share_over_seeds(outcomes: FloatArray, units: IntArray, confidence: float) -
 def paired_effect(
     arm: FloatArray, baseline: FloatArray, task_ids: Sequence[str] | None = None, confidence: float = 0.95
 ) -> Effect:
-    """Estimate the mean of arm - baseline, outcomes between 0 and 1, over seeds and tasks; with one seed, over tasks.
+    """Interval the mean of arm - baseline, outcomes between 0 and 1, over seeds and tasks; with one seed, over tasks.
 
     Both are (num_seeds, num_tasks); row by row they share the seed, column by column the task. `task_ids` tells which
     tasks come from one puzzle; None takes each for itself. Raises UserError for fewer than two tasks.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from arc_ray.errors import UserError
-from arc_ray.scores.intervals import Estimate, FloatArray, share_interval, units_of
+from arc_ray.scores.intervals import FloatArray, Interval, share_interval, units_of
 from arc_ray.scores.vote import NUM_ATTEMPTS
 from arc_ray.tasks.task import Grid, Task, same_grid
 
@@ -21,7 +21,7 @@ Grids = Mapping[str, Sequence[Sequence[Grid | None]]]
 
 
 @dataclass(frozen=True)
-class Score(Estimate):
+class Score(Interval):
     """A share of outputs or tasks, with its interval over tasks (see `intervals.share_interval`)."""
 
     right: float
@@ -30,7 +30,7 @@ class Score(Estimate):
     """Out of how many outputs, or tasks."""
 
 
-Path = tuple[str, ...]
+ScorePath = tuple[str, ...]
 """What a score is about: set, way of answering, rule, ...; `flat_record` joins it to a name."""
 FIELDS = ("low", "high", "right", "of")
 
@@ -83,7 +83,7 @@ def score_samples(
 
 
 def pass_at_n(num_samples: int, num_right: int, n: int) -> float:
-    """Estimate without bias the chance that n samples hold a right one, from `num_samples` >= n of which some are.
+    """Interval without bias the chance that n samples hold a right one, from `num_samples` >= n of which some are.
 
     Equation 1 of Chen et al., "Evaluating Large Language Models Trained on Code", 2021. Drawing with replacement
     instead would report too little.
@@ -98,7 +98,7 @@ def cell_accuracy(truth: Grid, predicted: Grid) -> float:
     return float((truth == predicted).mean()) if truth.shape == predicted.shape else 0.0
 
 
-def flat_record(scores: Mapping[Path, Estimate | Mapping[str, float]]) -> dict[str, float]:
+def flat_record(scores: Mapping[ScorePath, Interval | Mapping[str, float]]) -> dict[str, float]:
     """Name scores for result.json, <set>/<rule> and the like; what else is known of one hangs below it (`FIELDS`)."""
     record: dict[str, float] = {}
     for path, score in scores.items():
@@ -109,9 +109,9 @@ def flat_record(scores: Mapping[Path, Estimate | Mapping[str, float]]) -> dict[s
     return record
 
 
-def read_record(result: Mapping[str, Any]) -> dict[Path, dict[str, float]]:
+def read_record(result: Mapping[str, Any]) -> dict[ScorePath, dict[str, float]]:
     """Take the names of `flat_record` apart again: path -> "value" and those of `FIELDS` that there are."""
-    scores: dict[Path, dict[str, float]] = {}
+    scores: dict[ScorePath, dict[str, float]] = {}
     for name, value in result.items():
         *path, last = name.split("/")
         if isinstance(value, int | float) and not isinstance(value, bool):

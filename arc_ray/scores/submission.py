@@ -3,7 +3,7 @@
 {"00576224": [{"attempt_1": [[...]], "attempt_2": [[...]]}, ...one object per test output], ...}
 
 A submission is read by going through the tasks, so whatever is missing or malformed counts as wrong and what belongs
-to no task changes nothing; `RULES` says what each kind of mistake does to the score.
+to no task changes nothing; `MISTAKES` says what each kind of mistake does to the score.
 """
 
 import json
@@ -17,7 +17,7 @@ ATTEMPTS = ("attempt_1", "attempt_2")
 FILLER = [[0]]
 """Stands for an unanswered output: the form has no empty attempt, and Kaggle refuses a file with a gap."""
 
-RULES = {
+MISTAKES = {
     "missing task": "stays among those that the score is divided by; its outputs are wrong",
     "unknown task": "ignored",
     "repeated name": "the last one counts",
@@ -39,7 +39,7 @@ class Mistake(NamedTuple):
     """Something that is wrong with a submission."""
 
     kind: str
-    """One of `RULES`."""
+    """One of `MISTAKES`."""
     place: str
     """Task, output and attempt, and what was found there."""
 

@@ -14,14 +14,14 @@ from arc_ray.evaluate.results import Answers, Ways, compared, right_answers
 from arc_ray.progress import Progress
 from arc_ray.runs.folder import run_folder
 from arc_ray.scores.intervals import FloatArray, paired_effect, share_over_seeds, units_of
-from arc_ray.scores.rules import Path, flat_record, read_record
+from arc_ray.scores.rules import ScorePath, flat_record, read_record
 from arc_ray.study.comparing import split
 from arc_ray.tune.space import as_word, trial_config
 from arc_ray.tune.trials import Trial
 
 Result = Mapping[str, Any]
 """result.json of an evaluation."""
-Outcomes = dict[Path, tuple[FloatArray, list[str]]]
+Averaged = dict[ScorePath, tuple[FloatArray, list[str]]]
 """What a score is the mean of, (num_seeds, outputs or tasks), and the tasks that these belong to."""
 
 
@@ -85,7 +85,7 @@ def arm_scores(results: Sequence[Result], answers: Sequence[Mapping[str, Ways]],
     by_seed = [read_record(result) for result in results]
     if len(by_seed) == 1:
         return flat_record(by_seed[0])
-    scores: dict[Path, dict[str, float]] = {}
+    scores: dict[ScorePath, dict[str, float]] = {}
     for path, first in by_seed[0].items():
         total = {field: sum(found[path][field] for found in by_seed) for field in first if field not in ("low", "high")}
         scores[path] = total | {"value": total["value"] / len(by_seed)}
@@ -100,9 +100,9 @@ def arm_scores(results: Sequence[Result], answers: Sequence[Mapping[str, Ways]],
     return flat_record(scores)
 
 
-def _outcomes(answers: Sequence[Mapping[str, Ways]]) -> Outcomes:
+def _outcomes(answers: Sequence[Mapping[str, Ways]]) -> Averaged:
     """Return what scores by the three rules, and gains, are means of."""
-    found: Outcomes = {}
+    found: Averaged = {}
     for name, ways in answers[0].items():
         if any(row["truth"] is None for row in ways[""]):
             continue
@@ -115,11 +115,11 @@ def _outcomes(answers: Sequence[Mapping[str, Ways]]) -> Outcomes:
     return found
 
 
-def _rules(path: Path, by_seed: Sequence[Answers]) -> Outcomes:
+def _rules(path: ScorePath, by_seed: Sequence[Answers]) -> Averaged:
     tasks = [row["task"] for row in by_seed[0]]
     names = list(dict.fromkeys(tasks))
     member = np.array([[task == name for name in names] for task in tasks], float)
-    found: Outcomes = {}
+    found: Averaged = {}
     for greedy, index in (((), 1), (("greedy",), 2)):
         right = np.array([right_answers(answers)[index] for answers in by_seed])
         per_task = right @ member / member.sum(axis=0)

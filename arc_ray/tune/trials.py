@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from arc_ray.config import Config, to_yaml
-from arc_ray.report.frames import TRIALS, frame, trial_row, trials_csv
+from arc_ray.report.frames import frame, trial_row, trials_csv
 from arc_ray.runs.folder import MetricsTail, read_metrics, run_folder
 from arc_ray.scores.analysis import at_equal_tokens, choosing_half
 from arc_ray.storage import Folder
@@ -159,7 +159,7 @@ def to_csv(config: Config, trials: Sequence[Trial]) -> str:
         )
         for trial in trials
     ]
-    return trials_csv(frame(rows, TRIALS))
+    return trials_csv(frame("trials", rows))
 
 
 def write_search(folder: Folder, config: Config, trials: Sequence[Trial], in_study: bool = False) -> None:

@@ -23,13 +23,11 @@ from arc_ray.errors import UserError
 from arc_ray.report import gallery, load, load_many, tables, write_report
 from arc_ray.report.charts import effect_charts, equal_tokens_chart
 from arc_ray.report.drawing import Scale
-from arc_ray.report.frames import ANSWERS, DATA, METRICS, SCORES, TRIALS, VALIDATION, score_rows
+from arc_ray.report.frames import COLUMNS, score_rows
 from arc_ray.report.sentences import progress, sentences
-from arc_ray.report.words import duration, number, percent, points
+from arc_ray.report.words import duration, in_points, number, percent
 from arc_ray.tasks.counting import Answered, accuracy_by_kind
 
-FRAMES = {"trials": TRIALS, "runs": TRIALS, "metrics": METRICS, "validation": VALIDATION, "scores": SCORES}
-FRAMES |= {"answers": ANSWERS, "data": DATA}
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 EVIL = "<script>alert(1)</script>{{ 7 * 7 }}\"'|"
 
@@ -106,8 +104,8 @@ def test_the_page_tells_leaks_and_repeats(study: Path, page: str) -> None:
 def test_frames_hold_what_the_files_say(study: Path) -> None:
     """Would catch lost rows, a wrong arm, greedy taken for voting, a task id cut at the wrong slash."""
     report = load(str(study))
-    assert {name: list(getattr(report, name).columns[: len(columns)]) for name, columns in FRAMES.items()} == {
-        name: list(columns) for name, columns in FRAMES.items()
+    assert {name: list(getattr(report, name).columns[: len(columns)]) for name, columns in COLUMNS.items()} == {
+        name: list(columns) for name, columns in COLUMNS.items()
     }
     assert report.trials.groupby(["arm", "train.lr", "train.epochs"]).size().tolist() == [3] * 8
     assert report.trials["status"].value_counts().to_dict() == {"done": 21, "stopped": 2, "failed": 1}
@@ -395,7 +393,12 @@ def test_ticks_are_round_and_inside(low: float, factor: float, is_log: bool) -> 
 
 def test_numbers_are_written_with_care() -> None:
     """Would catch a NaN on the page, a lost sign, minutes without their zero."""
-    assert [percent(0.125), percent(float("nan")), points(-0.0175), points(0.02)] == ["12.5 %", "–", "−1.8", "+2.0"]
+    assert [percent(0.125), percent(float("nan")), in_points(-0.0175), in_points(0.02)] == [
+        "12.5 %",
+        "–",
+        "−1.8",
+        "+2.0",
+    ]
     assert [number(0.00214), number(12345), number(4_520_000), number(None)] == ["0.00214", "12,345", "4.52 M", "–"]
     assert [duration(48), duration(200), duration(7500)] == ["48 s", "3 min 20 s", "2 h 05 min"]
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arc_ray.errors import UserError
-from arc_ray.scores.intervals import Estimate
+from arc_ray.scores.intervals import Interval
 from arc_ray.scores.rules import (
     Grids,
     cell_accuracy,
@@ -229,7 +229,7 @@ def test_scores_are_the_same_again_and_go_into_json():
 def test_names_of_scores_are_taken_apart_as_they_were_put_together():
     """Would catch a score that result.json holds and no report shows, and a number that is no score read as one."""
     tasks, attempts = random_case("names")
-    gain = Estimate(0.1, -0.1, 0.3)
+    gain = Interval(0.1, -0.1, 0.3)
     scores = {("a", rule): score for rule, score in score_attempts(tasks, attempts).items()}
     scores |= {("a", "tuning", "gain"): gain, ("a", "tuning", "greedy", "gain"): gain}
     read = read_record({"seconds": 3.0, "checkpoint": "a/b", "is/done": True, **flat_record(scores)})

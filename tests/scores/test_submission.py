@@ -7,7 +7,7 @@ import pytest
 
 from arc_ray.errors import UserError
 from arc_ray.scores.rules import score_attempts
-from arc_ray.scores.submission import RULES, read_submission, write_submission
+from arc_ray.scores.submission import MISTAKES, read_submission, write_submission
 from arc_ray.tasks.task import Pair, Task
 
 ONE, TWO = np.array([[1, 1]], np.uint8), np.array([[2], [1]], np.uint8)
@@ -82,7 +82,7 @@ def test_a_malformed_submission_is_scored_and_every_mistake_has_its_rule(change,
     before = repr(value)
     attempts, mistakes = read_submission(value, TASKS)
     assert [mistake.kind for mistake in mistakes] == kinds
-    assert set(kinds) <= RULES.keys()
+    assert set(kinds) <= MISTAKES.keys()
     assert all(mistake.place[:3] in ("aaa", "bbb", "ccc") for mistake in mistakes)
     scores = score_attempts(TASKS, attempts)
     assert (scores["per_output"].right, scores["per_output"].of, scores["strict"].of) == (right, 3, 2)
