@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers.integrations.flex_attention
@@ -231,6 +232,38 @@ def test_a_pass_asks_the_device_for_no_number(at_once: bool, monkeypatch: pytest
     losses.sum().backward()
     assert losses.device.type == "meta"
     assert model.get_input_embeddings().weight.grad is not None
+
+
+@pytest.mark.slow
+def test_other_lengths_of_views_are_not_compiled_anew(monkeypatch: pytest.MonkeyPatch):
+    """Would catch a compilation, some twenty seconds of a GPU's time, for each new number of views or longest view."""
+
+    @torch.library.custom_op("arc_ray_test::varlen", mutates_args=())
+    def opaque(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends: torch.Tensor, longest: int, scale: float
+    ) -> torch.Tensor:
+        causal = {"window_size": (-1, 0), "enable_gqa": True}
+        return varlen_stand_in(q, k, v, ends, ends, longest, longest, scale=scale, **causal).contiguous()
+
+    opaque.register_fake(lambda q, *_: torch.empty_like(q))
+    monkeypatch.setattr(attention, "attends_at_once", lambda model, device: True)
+    monkeypatch.setattr(
+        attention, "varlen_attn", lambda q, k, v, a, b, m, n, *, scale, **_: opaque(q, k, v, a, m, scale)
+    )
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = toy().eval()
+    for layer in model.get_decoder().layers:
+        layer.compile(backend="eager")
+    graphs, rows = [], np.arange(1600)[None]
+    for lengths in ([800, 800], [100, 700, 800], [600, 1000], [1600], [200] * 8, [16] * 100, [513, 1087]):
+        places = np.concatenate([np.arange(length) for length in lengths])[None]
+        batch: Any = {"input_ids": rows % 50, "position_ids": places, "labels": rows % 50}
+        with torch.no_grad():
+            LearnedLoss(model)(**inputs_of(batch, torch.device("cpu")))
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[3:] == [3] * 4, graphs
+    torch._dynamo.reset()
 
 
 def test_a_model_still_generates_as_before():
