@@ -154,9 +154,19 @@ def describe_placement(config: Config, room: Room, is_search: bool, trains: bool
     low, high = config.scaling.workers
     workers = f"{low} worker{'s' * (low > 1)}" if low == high else f"{low} to {high} workers"
     each = f", {workers}{' a trial' if is_search else ''}{' with a GPU each' if config.scaling.on_gpu else ''}"
+    if not trains:
+        replicas, share = num_replicas(config, room), config.evaluate.gpus
+        each = f", {replicas} replica{'s' * (replicas > 1)} with {share:g} GPU each" if config.scaling.on_gpu else ""
     unknown = "" if room.gpu_kinds() or room.is_limit_known else " (no GPU is there; whether one may come is not known)"
     device = "GPUs" if config.scaling.on_gpu else f"the CPU{unknown}"
-    return f"runs on {device}{each if trains else ''}, in {config.model.dtype}"
+    return f"runs on {device}{each}, in {config.model.dtype}"
+
+
+def num_replicas(config: Config, room: Room) -> int:
+    """Count the models that answer at once in an evaluation: as many as asked for, or as there are shares of GPUs."""
+    if config.evaluate.num_actors or not config.scaling.on_gpu:
+        return config.evaluate.num_actors or 1
+    return max(1, room.holds(config.scaling.cpus_per_worker, config.evaluate.gpus))
 
 
 def _workers_that_fit(config: Config, room: Room) -> int:
@@ -174,6 +184,7 @@ def size_faults(config: Config, room: Room, trains: bool = True, trials: int = 0
     """
     scaling, gpus = config.scaling, room.most("gpus")
     workers, data_cpus = (scaling.workers[0], _cpus_for_data(config)) if trains else (1, 0.0)
+    share = (1.0 if trains else config.evaluate.gpus) if scaling.on_gpu else 0.0
     has, more = "the cluster has or can start", ", or raise max_workers in the launch file"
     if room.is_one_machine:
         has, more = "this machine has", ", or raise ray.num_cpus"
@@ -185,7 +196,7 @@ def size_faults(config: Config, room: Room, trains: bool = True, trials: int = 0
         return [needs if is_now else f"{needs}; {hint}{'' if room.is_one_machine else more}"]
     # Trials that wait for a GPU take no CPUs.
     at_once = min(workers * max(1, trials), int(gpus) if scaling.on_gpu else sys.maxsize)
-    if room.holds(scaling.cpus_per_worker, float(scaling.on_gpu), data_cpus + trials * TRIAL_CPUS) < at_once:
+    if room.holds(scaling.cpus_per_worker, share, data_cpus + trials * TRIAL_CPUS) < at_once:
         several = f"{trials} trials x " if trials > 1 else ""
         each = f"{workers} worker{'s' * (workers > 1)} x scaling.cpus_per_worker={scaling.cpus_per_worker:g}"
         where = " on nodes labelled data" if room.is_divided() else ""

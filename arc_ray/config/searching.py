@@ -51,7 +51,11 @@ class EvaluateConfig(Section):
     """Outputs whose prompt is longer are unanswered, which counts as wrong. Where the model has fewer positions, prompts
     leave room for their answers there."""
     num_actors: int | None = Field(default=None, ge=1)
-    """Model replicas that predict at the same time; null takes one for each GPU, without GPUs one that has all cores."""
+    """Model replicas that predict at the same time; null takes as many as `gpus` lets GPUs hold, without GPUs one that has
+    all cores."""
+    gpus: float = Field(default=1.0, gt=0, le=1)
+    """Share of a GPU for each replica, where scaling.use_gpu: 0.25 answers by four on one GPU. A small model leaves most of a
+    GPU idle, and each replica has memory of its own for its weights and batch_tokens."""
     backend: Literal["transformers", "vllm"] = "transformers"
     """What writes greedy and sampled answers; vllm is an extra for GPUs that has not been run yet (see the README)."""
     describer: ModelName | None = None

@@ -16,9 +16,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from arc_ray.cluster.preflight import num_replicas
 from arc_ray.cluster.roles import reachable_room
 from arc_ray.config import Config
 from arc_ray.decode.grammar import GridGrammar
+from arc_ray.decode.onednn import use_onednn
 from arc_ray.decode.rescoring import score_answers
 from arc_ray.decode.vllm import VllmWriter
 from arc_ray.decode.writer import Answer, Writer
@@ -198,7 +200,7 @@ def load_on_device(config: Config) -> Any:
     """Load the checkpoint of `evaluate` for answering, with this process's share of the machine's threads or a GPU."""
     torch.set_num_threads(config.scaling.threads or max(1, usable_cores() // (config.evaluate.num_actors or 1)))
     model = load_for_inference(config.model, config.storage, config.evaluate.checkpoint)
-    return place(model, config.scaling.on_gpu)
+    return use_onednn(place(model, config.scaling.on_gpu))
 
 
 class _Inference:
@@ -232,17 +234,13 @@ def answer_all(
     progress(done, len(works))
     if not missing:
         return
-    for _, outcome in Pool(config, Answerer, (config, folder, encoder), _num_actors(config)).run(missing):
+    replicas = num_replicas(config, reachable_room())
+    pool = Pool(config, Answerer, (config, folder, encoder), replicas, gpus=config.evaluate.gpus)
+    for _, outcome in pool.run(missing):
         if isinstance(outcome, Exception):
             raise outcome
         done += 1
         progress(done, len(works))
-
-
-def _num_actors(config: Config) -> int:
-    if config.evaluate.num_actors or not config.scaling.on_gpu:
-        return config.evaluate.num_actors or 1
-    return max(1, reachable_room().holds(config.scaling.cpus_per_worker, 1))
 
 
 def read_predictions(folder: Folder, names: Iterable[str]) -> Predictions:

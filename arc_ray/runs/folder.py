@@ -30,6 +30,7 @@ WHERE_NOT_WHAT = (
     "storage",
     "scaling",
     "evaluate.num_actors",
+    "evaluate.gpus",
     "evaluate.lookahead",
     "evaluate.ttt.num_workers",
     "evaluate.ttt.gpus",

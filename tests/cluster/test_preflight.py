@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from arc_ray.cluster.preflight import NodeReport, check_address, placement, size_faults, storage_faults, version_faults
+from arc_ray.cluster.preflight import (
+    NodeReport,
+    check_address,
+    describe_placement,
+    num_replicas,
+    placement,
+    size_faults,
+    storage_faults,
+    version_faults,
+)
 from arc_ray.cluster.roles import NodeKind, Room, launch_of_ray_cluster, read_launch, room_with
 from arc_ray.config import Config, config_from
 from arc_ray.errors import UserError
@@ -232,3 +241,18 @@ def test_kuberay_tells_what_it_may_start() -> None:
     room = room_with(Room({HEAD: 1}, 1), launch_of_ray_cluster(ray_cluster))
     assert room.kinds == {HEAD: 1, NodeKind(16, 0, "data"): 4, NodeKind(96, 8, "train"): 4}
     assert launch_of_ray_cluster({**ray_cluster, "spec": {**spec, "enableInTreeAutoscaling": False}}) == {}
+
+
+def test_replicas_that_share_a_gpu() -> None:
+    """Catches an evaluation that answers by one process on a GPU that one Python thread leaves idle, or that is refused."""
+    room = cluster((NodeKind(8, 2, accelerator="H100"), 1))
+    for evaluate, number in (({}, 2), ({"gpus": 0.25}, 8), ({"gpus": 0.5, "num_actors": 3}, 3)):
+        config = config_of(scaling={**GPU, "num_workers": 1, "cpus_per_worker": 1}, evaluate=evaluate)
+        assert num_replicas(config, room) == number
+        assert size_faults(config, room, trains=False) == []
+        assert f"GPUs, {number} replicas with {config.evaluate.gpus:g} GPU each, in" in describe_placement(
+            config, room, is_search=False, trains=False
+        )
+    on_cpu = config_of(scaling={**CPU, "num_workers": 1}, evaluate={"gpus": 0.25})
+    assert num_replicas(on_cpu, room) == 1
+    assert describe_placement(on_cpu, room, is_search=False, trains=False).startswith("runs on the CPU, in")

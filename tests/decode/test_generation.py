@@ -1,5 +1,6 @@
 """Greedy generation: what is written depends on the prompt alone, and is as probable as it claims."""
 
+from copy import deepcopy
 from functools import cache
 from typing import Any
 
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from builders import codec_of, overfit, puzzles, tiny_model, tiny_tokenizer
+from torch.profiler import ProfilerActivity, profile
 
+from arc_ray.decode.onednn import use_onednn
 from arc_ray.decode.writer import Answer, Writer, generate_greedily
 from arc_ray.rows.maker import write_rows
 from arc_ray.views.view import plain_views
@@ -108,3 +111,29 @@ def test_an_answer_may_be_empty():
     (answer,) = generate(prompts[:1], ends=(first,))
     assert (answer.ids.tolist(), answer.is_complete) == ([], True)
     assert answer.log_probability < 0
+
+
+def test_products_by_onednn_write_the_same():
+    """Would catch a layer that is left out, a bias or a leading dimension that is lost, and weights that are not float32."""
+    model, prompts, _ = trained()
+    fast = use_onednn(deepcopy(model))
+    layer = torch.nn.Linear(48, 7)
+    inputs = torch.randn(2, 3, 48)
+    assert torch.allclose(use_onednn(deepcopy(layer))(inputs), layer(inputs), atol=1e-5)
+    names = [event.key for event in operators(lambda: fast(torch.from_numpy(prompts[0].astype(np.int64))[None]))]
+    assert "mkldnn::_linear_pointwise" in names
+    assert "aten::linear" not in names
+    again = generate_greedily(Writer(fast, [END], PAD), prompts, [24] * len(prompts))
+    for a, b in zip(again, generate(prompts), strict=True):
+        assert a.ids.tolist() == b.ids.tolist()
+        assert a.log_probability == pytest.approx(b.log_probability, abs=1e-4)
+    half = use_onednn(deepcopy(model).bfloat16())
+    assert "forward" not in vars(half.lm_head)
+
+
+@torch.no_grad()
+def operators(call: Any) -> Any:
+    """What PyTorch does in a call, by operator."""
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        call()
+    return seen.key_averages()

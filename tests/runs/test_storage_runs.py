@@ -388,6 +388,7 @@ ELSEWHERE = {
     "scaling.num_workers": 2,
     "scaling.use_gpu": True,
     "evaluate.num_actors": 3,
+    "evaluate.gpus": 0.5,
     "evaluate.lookahead": 0,
     "evaluate.ttt.num_workers": 2,
     "evaluate.ttt.gpus": 0.5,
