@@ -65,7 +65,7 @@ HOMES = {
         "tune/",
     ),
     "ray.data": ("datasets/generate", "rows/stream"),
-    "ray.train": ("train/run", "train/record", "train/worker", "tune/search"),
+    "ray.train": ("train/run", "train/record", "train/worker"),
     "ray.tune": ("tune/",),
     "reasoning_gym": ("tasks/rearc",),
     "rich": ("cli/console", "cli/peek", "cli/predictions"),

@@ -1,6 +1,5 @@
 """`arc-ray check`: is everything there that a config needs, and what would it cost; each finding is one line."""
 
-import importlib.metadata
 import itertools
 import platform
 import sys
@@ -14,12 +13,12 @@ from arc_ray.errors import NotMadeYetError, UserError
 from arc_ray.rows.prepare import codec_of
 from arc_ray.rows.quality import describe_data, quality_lines
 from arc_ray.runs.fetch import obtaining
-from arc_ray.runs.folder import PACKAGES
+from arc_ray.runs.folder import PACKAGES, version_of
 from arc_ray.runs.starts import lineage, with_start
 from arc_ray.study.needs import Needs
 
 
-def check(asked: Config | None, terminal: Terminal, address: str | None = None) -> None:
+def show_findings(asked: Config | None, terminal: Terminal, address: str | None = None) -> None:
     """Print versions and devices, and with a config whether cluster, storage, model and data are usable. Raises UserError."""
     if is_cluster(address) and asked is None:
         raise UserError("give a config: which storage and how many workers are to be checked?")
@@ -75,7 +74,7 @@ def _machine() -> Iterator[str]:
     import torch
 
     yield f"Python {platform.python_version()} on {platform.system()} {platform.machine()} ({sys.executable})"
-    yield "packages: " + ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    yield "packages: " + ", ".join(f"{name} {version_of(name)}" for name in PACKAGES)
     if not torch.cuda.is_available():
         yield f"no GPU; {torch.get_num_threads()} CPU threads"
     for i in range(torch.cuda.device_count()):

@@ -15,8 +15,7 @@ from arc_ray.errors import UserError
 from arc_ray.runs.folder import as_made, claim, is_finished, run_folder
 from arc_ray.runs.starts import with_start
 from arc_ray.scores.submission import MISTAKES
-
-STAGES = ("task", "view", "prompt", "tokens", "predictions")
+from arc_ray.storage import Folder
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -69,24 +68,21 @@ def generate(
     if dry_run:
         from arc_ray.cli.dry import describe_generation
 
-        describe_generation(loaded, terminal)
-        return
+        return describe_generation(loaded, terminal)
     from arc_ray.datasets.export import export_datasets, exporter_named
     from arc_ray.datasets.generate import ensure_datasets
-    from arc_ray.storage import Folder
 
-    write = exporter_named(export) if export else None
+    write, storage = exporter_named(export) if export else None, Folder.at(loaded.storage)
     with connected(loaded, address):
         manifests = ensure_datasets(
             loaded.data.sources,
-            Folder.at(loaded.storage),
+            storage,
             lambda name, done, total, rate: terminal.advance(f"{name}, examples", done, total),
         )
     for name in manifests:
-        terminal.note((Folder.at(loaded.storage) / f"data/{name}/manifest.json").uri)
-    if write:
-        for place in export_datasets(Folder.at(loaded.storage), manifests, str(export), write):
-            terminal.note(place)
+        terminal.note((storage / f"data/{name}/manifest.json").uri)
+    for place in export_datasets(storage, manifests, str(export), write) if write else ():
+        terminal.note(place)
 
 
 @app.command()
@@ -243,17 +239,16 @@ def peek(
     count: Annotated[int, typer.Option(min=1, help="Examples of each source")] = 2,
 ) -> None:
     """Show what the model really sees (tasks, views, prompts, tokens; what it learns is marked) or what it answered."""
-    from arc_ray.cli.peek import peek as show
+    from arc_ray.cli.peek import STAGES, show_examples
+    from arc_ray.cli.predictions import show_predictions
 
-    if stage not in STAGES:
-        raise UserError(f"--stage {stage}: choose one of {', '.join(STAGES)}")
+    if stage not in (*STAGES, "predictions"):
+        raise UserError(f"--stage {stage}: choose one of {', '.join(STAGES)}, predictions")
     loaded, console = _load(config, assignments, writes=False), Terminal().console
     if stage == "predictions":
-        from arc_ray.cli.predictions import show_predictions
-
         show_predictions(loaded, count, console)
-        return
-    show(loaded, stage, count, console)
+    else:
+        show_examples(loaded, stage, count, console)
 
 
 @app.command()
@@ -266,9 +261,9 @@ def check(
 
     On a cluster (--address, or as a job) also whether all nodes answer, agree in versions, share the storage, and suffice.
     """
-    from arc_ray.cli.check import check as run_check
+    from arc_ray.cli.check import show_findings
 
-    run_check(_load(config, assignments, writes=False) if config else None, Terminal(), address)
+    show_findings(_load(config, assignments, writes=False) if config else None, Terminal(), address)
 
 
 @app.command()
@@ -299,8 +294,5 @@ def _finished(config: Config, command: str, terminal: Terminal) -> dict[str, Any
 def _load(path: Path, assignments: list[str] | None, writes: bool) -> Config:
     """Read a config; where the command `writes`, its storage is made and tried. Raises UserError."""
     config = load_config(path, parse_assignments(assignments or []))
-    if writes:
-        check_storage(config)
-    else:
-        refuse_own_folder(config)
+    (check_storage if writes else refuse_own_folder)(config)
     return config

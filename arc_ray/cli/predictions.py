@@ -30,9 +30,9 @@ def show_predictions(config: Config, count: int, console: Console) -> None:
         )
     for arm, answers in found:
         for name in dict.fromkeys(answer["set"] for answer in answers):
-            of_set = [answer for answer in answers if answer["set"] == name]
-            console.rule(f"{arm} {name}: {_summary(of_set)}".strip(), align="left")
-            for answer in of_set[:count]:
+            answered = [answer for answer in answers if answer["set"] == name]
+            console.rule(f"{arm} {name}: {_summary(answered)}".strip(), align="left")
+            for answer in answered[:count]:
                 console.print(_answer(answer))
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WATCH_SECONDS = 1.0
+LOOK_SECONDS = 1.0
 SHORT_TEMPORARY = "/tmp"
 MOST_TEMPORARY = 32
 """Characters: Ray adds up to 75 for its session and a socket's name, and a socket's path may have 107."""
@@ -221,7 +221,7 @@ def _watch(folder: Folder, progress: Progress, over: threading.Event) -> None:
     """Poll the run folder: workers may be anywhere, their metrics are there."""
     num_steps, newest, metrics = None, -1, MetricsTail(folder)
     while True:
-        is_last_look = over.wait(WATCH_SECONDS)
+        is_last_look = over.wait(LOOK_SECONDS)
         if num_steps is None and folder.exists("plan.parquet"):
             num_steps = _num_steps(folder)
         metrics.look()

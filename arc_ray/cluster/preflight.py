@@ -3,7 +3,6 @@
 Every node is asked by a task of its own that takes no CPU, so that heads and busy nodes answer too. Findings are lines.
 """
 
-import importlib.metadata
 import platform
 import socket
 import sys
@@ -21,7 +20,7 @@ from ray.exceptions import RayError
 from arc_ray.cluster.roles import TRIAL_CPUS, Room, run_on
 from arc_ray.config import Config
 from arc_ray.errors import UserError
-from arc_ray.runs.folder import PACKAGES
+from arc_ray.runs.folder import PACKAGES, version_of
 from arc_ray.storage import Folder
 
 REACH_SECONDS = 5.0
@@ -230,7 +229,10 @@ def _describe_node(storage: str, name: str) -> NodeReport:
         Folder.at(storage).write_bytes(name, b"")
     except UserError as error:
         failure = str(error)
-    versions = {"python": platform.python_version(), **{name: _version(name) for name in (*PACKAGES, "arc_ray")}}
+    versions = {
+        "python": platform.python_version(),
+        **{name: version_of(name) or "missing" for name in (*PACKAGES, "arc_ray")},
+    }
     context = ray.get_runtime_context()
     mine = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
     gpus = int(mine["Resources"].get("GPU", 0))
@@ -247,13 +249,6 @@ def _names(storage: str, folder: str, expected: int) -> list[str]:
 
 def _delete(storage: str, folder: str) -> None:
     Folder.at(storage).delete(folder)
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "missing"
 
 
 def _trace(token: str) -> str:

@@ -11,8 +11,7 @@ from pydantic import ValidationError
 
 from arc_ray.config.files import Dumper, read_tree, read_value
 from arc_ray.config.mistakes import explain, is_section, known_keys, nearest
-from arc_ray.config.section import Overrides as NestedOverrides
-from arc_ray.config.section import Section, absolute, absolute_model
+from arc_ray.config.section import DottedKeys, Section, absolute, absolute_model
 from arc_ray.config.tree import Config
 from arc_ray.errors import UserError
 
@@ -118,7 +117,7 @@ def _types_below(types: tuple[Any, ...], key: str) -> tuple[Any, ...]:
 
 def _parts(kind: Any) -> tuple[Any, ...]:
     """Take unions, lists and annotations apart; dotted overrides are as the config itself."""
-    if kind is NestedOverrides:
+    if kind is DottedKeys:
         return (Config,)
     if get_origin(kind) is dict:
         return (kind,)

@@ -100,9 +100,9 @@ def _siblings(loc: Sequence[str | int]) -> list[str]:
         if is_name:  # the name that the user gave to a source
             is_name = False
             continue
-        of_kind = [section for section in sections if part in _kinds([section])]
-        if of_kind:
-            sections = of_kind
+        named = [section for section in sections if part in _kinds([section])]
+        if named:
+            sections = named
             continue
         annotations = [section.model_fields[part].annotation for section in sections if part in section.model_fields]
         sections = [inner for annotation in annotations for inner in _sections_in(annotation)]

@@ -43,7 +43,7 @@ PlacePath = Annotated[str, absolute]
 """A file or folder, or its URI."""
 ModelName = Annotated[str, absolute_model]
 """A folder of weights, or a name of them."""
-Overrides = Annotated[dict[str, Any], "overrides"]
+DottedKeys = Annotated[dict[str, Any], "overrides"]
 """Dotted keys of the whole config, and their values."""
 
 

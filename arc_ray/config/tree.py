@@ -3,7 +3,7 @@
 from pydantic import Field, model_validator
 
 from arc_ray.config.searching import EvaluateConfig, StudyConfig, TuneConfig
-from arc_ray.config.section import Overrides, PlacePath, Section
+from arc_ray.config.section import DottedKeys, PlacePath, Section
 from arc_ray.config.training import (
     DataConfig,
     ModelConfig,
@@ -28,9 +28,9 @@ class Config(Section):
     """All randomness of training follows from it."""
     start: str = "base"
     """Starting checkpoint: a name under `starts`."""
-    starts: dict[str, Overrides] = Field(default_factory=lambda: {"base": {}})
+    starts: dict[str, DottedKeys] = Field(default_factory=lambda: {"base": {}})
     """Name -> dotted overrides that make it, such as {model.adapter: "@count"} or {data.mix.counting: 2}."""
-    runs: dict[str, Overrides] = Field(default_factory=dict)
+    runs: dict[str, DottedKeys] = Field(default_factory=dict)
     """Name -> dotted overrides of a training run that is made once, before whatever refers to it as "@name"."""
     data: DataConfig = DataConfig()
     view: ViewConfig = ViewConfig()

@@ -73,22 +73,30 @@ def claim(folder: Folder, config: Config, command: str, redone: Sequence[str] = 
     if another config made the folder.
     """
     folder.clear_leftovers()
-    if folder.exists("config.yaml"):
-        config = as_made(folder, config)
-        made_by = _with_defaults(yaml.safe_load(folder.read_bytes("config.yaml")))
-        asked = config.model_dump(mode="json")
-        differing = [k for k in differing_keys(_what(made_by), _what(asked), _is_same) if not _is_where(k)]
-        if differing and set(differing) <= {*redone, *PERMISSIONS}:
-            folder.write_bytes("config.yaml", to_yaml(config).encode())
-        elif differing:
-            shown = ", ".join(differing[:6]) + (f" and {len(differing) - 6} more" if len(differing) > 6 else "")
-            raise UserError(
-                f"{folder.uri} was made by another config (differs in: {shown});"
-                f" choose another name=..., or delete the folder"
-            )
-        return
-    folder.write_json("run.json", describe_run(config, command))
-    folder.write_bytes("config.yaml", to_yaml(config).encode())
+    if not folder.exists("config.yaml"):
+        folder.write_json("run.json", describe_run(config, command))
+        folder.write_bytes("config.yaml", to_yaml(config).encode())
+    elif refuse_other_config(folder, config, redone):
+        folder.write_bytes("config.yaml", to_yaml(as_made(folder, config)).encode())
+
+
+def refuse_other_config(folder: Folder, config: Config, redone: Sequence[str] = ()) -> list[str]:
+    """Return the keys in which a config differs, as it may, from the one that made a folder; none if nothing made it.
+
+    Raises UserError as `claim`.
+    """
+    if not folder.exists("config.yaml"):
+        return []
+    made_by = _with_defaults(yaml.safe_load(folder.read_bytes("config.yaml")))
+    asked = as_made(folder, config).model_dump(mode="json")
+    differing = [k for k in differing_keys(_what(made_by), _what(asked), _is_same) if not _is_where(k)]
+    if not set(differing) <= {*redone, *PERMISSIONS}:
+        shown = ", ".join(differing[:6]) + (f" and {len(differing) - 6} more" if len(differing) > 6 else "")
+        raise UserError(
+            f"{folder.uri} was made by another config (differs in: {shown});"
+            f" choose another name=..., or delete the folder"
+        )
+    return differing
 
 
 def as_made(folder: Folder, config: Config) -> Config:
@@ -111,7 +119,7 @@ def describe_run(config: Config, command: str) -> dict[str, Any]:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": config.seed,
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: version_of(name) for name in PACKAGES},
         "hardware": {"machine": platform.machine(), "system": platform.system(), "cores": usable_cores()},
         "placement": {
             "use_gpu": config.scaling.use_gpu,
@@ -253,7 +261,8 @@ def _is_where(key: str) -> bool:
     return any(key == where or key.startswith(f"{where}.") for where in WHERE_NOT_WHAT)
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Return the version of an installed package, None of one that is not."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

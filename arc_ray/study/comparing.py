@@ -1,14 +1,15 @@
 """From trials to the answer: which setting each arm is judged at, and what the arms differ by."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from arc_ray.config import Config, value_name
 from arc_ray.errors import UserError
-from arc_ray.runs.folder import read_metrics, run_folder
+from arc_ray.runs.folder import read_metrics
 from arc_ray.scores.analysis import (
     Comparison,
     Run,
@@ -19,15 +20,16 @@ from arc_ray.scores.analysis import (
     gather,
     steps_to_loss,
 )
-from arc_ray.tune.space import Point, trial_config
+from arc_ray.storage import Folder
+from arc_ray.tune.space import Point, trial_folder
 from arc_ray.tune.trials import Trial, candidates, read_outcomes
 
 TIE = "eval/cell_accuracy"
 """Decides ties of the metric that the arms are compared by, and is compared itself."""
 
 
-TOLD = ("value", "low", "high", "num_seeds", "num_tasks", "num_units", "unit", "shown")
-"""What analysis.json tells of an effect."""
+SHOWN = ("value", "low", "high", "num_seeds", "num_tasks", "shown")
+"""What a study's result.json says of each effect."""
 
 
 def search_points(config: Config, found: Sequence[Point]) -> list[Point]:
@@ -53,40 +55,94 @@ def finalists(config: Config, trials: Sequence[Trial]) -> list[Point]:
     """
     chosen = []
     for arm in config.study.arms:
-        of_arm = [trial for trial in trials if split(config, trial.point)[0] == value_name(arm)]
-        if ranked := candidates(config, of_arm, in_study=True):
+        own = [trial for trial in trials if split(config, trial.point)[0] == value_name(arm)]
+        if ranked := candidates(config, own, in_study=True):
             chosen += [{**ranked[0].point, "seed": seed} for seed in config.study.seeds]
     return chosen
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A finished trial with one of the study's seeds, read from its folder."""
+
+    arm: str
+    setting: str
+    seed: int
+    folder: Folder
+    validations: Sequence[Mapping[str, Any]]
+    """Its records with a validation, in order of steps."""
+
+    def column(self, key: str) -> list[float]:
+        """Return one metric of all validations."""
+        return [record[key] for record in self.validations]
+
+    @property
+    def tokens(self) -> list[float]:
+        """The tokens learned before each validation; the record before the first step has none."""
+        return [record.get("train/learned_tokens", 0.0) for record in self.validations]
+
+
 def analyse(config: Config, trials: Sequence[Trial]) -> dict[str, Any]:
     """Compare the arms by every metric and return what analysis.json holds. Raises UserError if an arm never finished."""
-    done = [trial for trial in trials if trial.status == "done" and trial.point["seed"] in config.study.seeds]
-    effects, arms = [], []
-    for metric in dict.fromkeys([config.tune.metric, TIE]):
-        runs = []
-        for trial in done:
-            folder = run_folder(trial_config(config, trial.point, config.name))
-            outcomes, ties = read_outcomes(folder, metric), read_outcomes(folder, TIE)
-            runs.append(Run(*split(config, trial.point), outcomes=outcomes, ties=ties))
-        outcomes = gather(runs)
-        baseline = value_name(config.study.arms[0])
-        comparisons = compare(outcomes, baseline, config.study.confidence, config.seed)
-        effects += [_effect(metric, comparison, config) for comparison in comparisons]
-        if metric == config.tune.metric:
-            arms = _arms(outcomes, comparisons, config)
+    study, metric = config.study, config.tune.metric
+    measured = [_measured(config, t) for t in trials if t.status == "done" and t.point["seed"] in study.seeds]
+    baseline = value_name(study.arms[0])
+    outcomes = {name: gather(_run(one, name) for one in measured) for name in dict.fromkeys([metric, TIE])}
+    comparisons = {name: compare(found, baseline, study.confidence, config.seed) for name, found in outcomes.items()}
     return {
         "question": config.question,
-        "compare": config.study.compare,
-        "baseline": value_name(config.study.arms[0]),
-        "metric": config.tune.metric,
-        "confidence": config.study.confidence,
-        "arms": arms,
-        "effects": effects,
-        "loss_at_step_0": _per_arm(config, done, lambda records: records[0].get("eval/loss")),
-        **_steps_to_common_loss(config, done),
-        **_at_equal_tokens(config, done),
+        "compare": study.compare,
+        "baseline": baseline,
+        "metric": metric,
+        "confidence": study.confidence,
+        "arms": _arms(outcomes[metric], comparisons[metric], config),
+        "effects": [_effect(name, comparison, config) for name, of in comparisons.items() for comparison in of],
+        **_curves([one for one in measured if one.validations], metric),
     }
+
+
+def _measured(config: Config, trial: Trial) -> Measured:
+    folder = trial_folder(config, trial.point)
+    validations = [record for record in read_metrics(folder) if "eval/loss" in record]
+    return Measured(*split(config, trial.point), folder, validations)
+
+
+def _run(one: Measured, metric: str) -> Run:
+    outcomes, ties = (read_outcomes(one.folder, name) for name in (metric, TIE))
+    return Run(one.arm, one.setting, one.seed, outcomes=outcomes, ties=ties)
+
+
+def _curves(measured: Sequence[Measured], metric: str) -> dict[str, Any]:
+    """Compare the arms beside their ends: each number is an arm's mean over its trials.
+
+    The loss before the first step. The steps until the lowest validation loss that every trial reached. The metric
+    where each trial had learned as many tokens as the shortest learned in all: an arm at its best setting may have seen
+    more than another, and this tells apart what it learned from how much it saw.
+    """
+    if not measured:
+        return {"loss_at_step_0": {}}
+    arms, losses = [one.arm for one in measured], [one.column("eval/loss") for one in measured]
+    level = max(map(min, losses))
+    steps = [steps_to_loss(one.column("step"), loss, level) for one, loss in zip(measured, losses, strict=True)]
+    tokens = min(one.tokens[-1] for one in measured)
+    curves = {str(i): (one.tokens, one.column(metric)) for i, one in enumerate(measured)}
+    found = {
+        "loss_at_step_0": _means(arms, [loss[0] for loss in losses]),
+        "equal_tokens": _means(arms, at_equal_tokens(curves, tokens).values()),
+        "equal_tokens_at": tokens,
+    }
+    if to_level := _means(arms, steps):
+        found |= {"steps_to_loss": to_level, "steps_to_loss_level": level}
+    return found
+
+
+def _means(arms: Sequence[str], values: Iterable[float | None]) -> dict[str, float]:
+    """Average the values of each arm's trials, leaving out None."""
+    by_arm: dict[str, list[float]] = {}
+    for arm, value in zip(arms, values, strict=True):
+        if value is not None:
+            by_arm.setdefault(arm, []).append(value)
+    return {arm: float(np.mean(found)) for arm, found in by_arm.items()}
 
 
 def answer(analysis: Mapping[str, Any]) -> str:
@@ -101,7 +157,7 @@ def _effect(metric: str, comparison: Comparison, config: Config) -> dict[str, An
     return {
         "arm": comparison.arm,
         "metric": metric,
-        **{key: getattr(effect, key) for key in TOLD},
+        **{key: getattr(effect, key) for key in (*SHOWN, "num_units", "unit")},
         "sentence": f"{metric.removeprefix('eval/').replace('_', ' ')}, {found.sentence}",
         "needed": found.needed,
         "warnings": list(found.warnings),
@@ -124,54 +180,6 @@ def _arms(outcomes: Any, comparisons: Sequence[Comparison], config: Config) -> l
         }
         for arm, setting in settings.items()
     ]
-
-
-def _per_arm(config: Config, trials: Sequence[Trial], take: Any) -> dict[str, float]:
-    """Average a number taken from each trial's validation records over the trials of an arm."""
-    found: dict[str, list[float]] = {}
-    for trial in trials:
-        records = _validations(config, trial)
-        value = take(records) if records else None
-        if value is not None:
-            found.setdefault(split(config, trial.point)[0], []).append(float(value))
-    return {arm: float(np.mean(values)) for arm, values in found.items()}
-
-
-def _steps_to_common_loss(config: Config, trials: Sequence[Trial]) -> dict[str, Any]:
-    """Average over an arm's trials the steps until the lowest validation loss that every trial reached."""
-    lowest = [min(r["eval/loss"] for r in records) for t in trials if (records := _validations(config, t))]
-    level = max(lowest, default=0.0)
-    steps = _per_arm(
-        config, trials, lambda rs: steps_to_loss([r["step"] for r in rs], [r["eval/loss"] for r in rs], level)
-    )
-    return {"steps_to_loss": steps, "steps_to_loss_level": level} if steps else {}
-
-
-def _at_equal_tokens(config: Config, trials: Sequence[Trial]) -> dict[str, Any]:
-    """Average the main metric of an arm's trials where each has learned as many tokens as the shortest learned in all.
-
-    An arm at its best setting may have seen more than another; this tells apart what it learned from how much it saw.
-    """
-    records = {trial.name: _validations(config, trial) for trial in trials}
-    curves = {
-        name: ([r.get("train/learned_tokens", 0.0) for r in of_trial], [r[config.tune.metric] for r in of_trial])
-        for name, of_trial in records.items()
-        if of_trial
-    }
-    if not curves:
-        return {}
-    tokens = min(seen[-1] for seen, _ in curves.values())
-    values = at_equal_tokens(curves, tokens)
-    found: dict[str, list[float]] = {}
-    for trial in trials:
-        if (value := values.get(trial.name)) is not None:
-            found.setdefault(split(config, trial.point)[0], []).append(value)
-    return {"equal_tokens": {arm: float(np.mean(of_arm)) for arm, of_arm in found.items()}, "equal_tokens_at": tokens}
-
-
-def _validations(config: Config, trial: Trial) -> list[dict[str, Any]]:
-    folder = run_folder(trial_config(config, trial.point, config.name))
-    return [record for record in read_metrics(folder) if "eval/loss" in record]
 
 
 def _spoken(arm: str, config: Config) -> str:

@@ -3,6 +3,7 @@
 evaluate/<arm>/seed-<n>/ is an evaluation as any other, evaluate/<arm>/result.json what the arm's seeds come to.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,42 +28,37 @@ Averaged = dict[ScorePath, tuple[FloatArray, list[str]]]
 
 def evaluate_arms(config: Config, trials: Sequence[Trial], progress: Progress) -> dict[str, float]:
     """Let each arm's measured trials answer the evaluation sets; return the arms' scores by "<arm>/<set>/<rule>"."""
-    measured: dict[str, list[Trial]] = {}
-    for trial in trials:
-        if config.evaluate.sets and trial.status == "done" and trial.point["seed"] in config.study.seeds:
-            measured.setdefault(split(config, trial.point)[0], []).append(trial)
-    if config.study.evaluate_seeds == "one":
-        measured = {arm: chosen[:1] for arm, chosen in measured.items()}
+    measured: dict[str, dict[int, Trial]] = {}
+    for trial in trials if config.evaluate.sets else ():
+        arm, _, seed = split(config, trial.point)
+        is_asked = config.study.evaluate_seeds == "all" or arm not in measured
+        if is_asked and trial.status == "done" and seed in config.study.seeds:
+            measured.setdefault(arm, {})[seed] = trial
     total = sum(map(len, measured.values()))
     if total > len(measured):
         progress.note(
             f"{total} trained models answer, every seed of each arm; study.evaluate_seeds=one takes one an arm"
         )
-    number, scores = 0, {}
-    for arm, chosen in measured.items():
-        results: dict[int, Result] = {}
-        for trial in chosen:
-            number, seed = number + 1, trial.point["seed"]
-            results[seed] = _evaluate(config, arm, trial, f"model {number} of {total}: {arm}, seed {seed}", progress)
-        answers = [read_answers(config, arm, seed) for seed in results]
-        found = arm_scores(list(results.values()), answers, config.study.confidence)
-        folder = run_folder(config) / "evaluate" / as_word(arm)
-        folder.write_json(
-            "result.json", {"arm": arm, "seeds": list(results), "confidence": config.study.confidence, **found}
-        )
+    numbers, scores = itertools.count(1), {}
+    for arm, by_seed in measured.items():
+        results = [
+            _evaluate(config, arm, trial, f"model {next(numbers)} of {total}: {arm}, seed {seed}", progress)
+            for seed, trial in by_seed.items()
+        ]
+        answers = [read_answers(config, arm, seed) for seed in by_seed]
+        found = arm_scores(results, answers, config.study.confidence)
+        about = {"arm": arm, "seeds": list(by_seed), "confidence": config.study.confidence}
+        (run_folder(config) / "evaluate" / as_word(arm)).write_json("result.json", about | found)
         progress.note(f"{arm}: " + shares(found))
         scores |= {f"{arm}/{key}": value for key, value in found.items()}
     return scores
 
 
 def _evaluate(config: Config, arm: str, trial: Trial, what: str, progress: Progress) -> Result:
-    trained = trial_config(config, trial.point, config.name)
-    evaluation = trained.model_copy(
-        update={
-            "name": f"{config.name}/evaluate/{as_word(arm)}/seed-{trial.point['seed']}",
-            "evaluate": config.evaluate.model_copy(update={"checkpoint": f"@{trained.name}"}),
-        }
-    )
+    trained = trial_config(config, trial.point)
+    place = f"{config.name}/evaluate/{as_word(arm)}/seed-{trial.point['seed']}"
+    asked = config.evaluate.model_copy(update={"checkpoint": f"@{trained.name}"})
+    evaluation = trained.model_copy(update={"name": place, "evaluate": asked})
     return run_evaluation(evaluation, lambda part, done, total: progress.advance(f"{what}, {part}", done, total))
 
 

@@ -23,7 +23,7 @@ from arc_ray.evaluate.evaluation import REDONE, check_evaluation, run_evaluation
 from arc_ray.progress import Progress
 from arc_ray.rows.guard import refuse_overlap
 from arc_ray.runs.fetch import obtain_model
-from arc_ray.runs.folder import claim, is_finished, run_folder
+from arc_ray.runs.folder import claim, is_finished, refuse_other_config, run_folder
 from arc_ray.runs.starts import lineage, needed_runs, with_start
 from arc_ray.scores.analysis import choosing_half
 from arc_ray.storage import Folder
@@ -153,14 +153,17 @@ def ensure(
     train: Train,
     heading: Callable[[str], None] = lambda title: None,
 ) -> None:
-    """Claim a command's folder, then make what is not there yet of its needs: models, data, runs and their evaluations.
+    """Make what is not there yet of a command's needs: models, data, runs and their evaluations.
 
-    `heading` is told which of the two parts begins. Raises UserError where the folder is another config's, and where
-    what was generated holds what is evaluated.
+    A search's folder is claimed before. `heading` is told which of the two parts begins. Raises UserError where the
+    command's folder is another config's, and where what was generated holds what is evaluated.
     """
     needs = Needs(config, command)
-    work = config if command in SEARCHES else needs.variants[0]
-    claim(run_folder(work), work, command, tuple(REDONE) if command == "evaluate" else ())
+    if command in SEARCHES:
+        claim(run_folder(config), config, command)
+    else:
+        [run] = needs.variants
+        refuse_other_config(run_folder(run), run, tuple(REDONE) if command == "evaluate" else ())
     heading("data")
     _make_data(needs, progress)
     heading("starting checkpoints")

@@ -10,10 +10,10 @@ from arc_ray.report import write_report
 from arc_ray.rows.quality import describe_data
 from arc_ray.runs.folder import finish, run_folder
 from arc_ray.runs.starts import lineage
-from arc_ray.study.comparing import analyse, answer, finalists, split
+from arc_ray.study.comparing import SHOWN, analyse, answer, finalists, split
 from arc_ray.study.evaluating import evaluate_arms
 from arc_ray.study.needs import Train, ensure, points_of
-from arc_ray.tune.search import run_search, search
+from arc_ray.tune.search import Search
 from arc_ray.tune.space import Point, check_points, num_trials
 from arc_ray.tune.trials import Trial, candidates, rank, write_search
 
@@ -45,7 +45,8 @@ def run_study(config: Config, progress: Progress, train: Train) -> dict[str, Any
     scores = evaluate_arms(config, found, progress)
     stage("report")
     result = {"answer": answer(analysis), "question": config.question, "confidence": config.study.confidence}
-    result |= {**_flat(analysis), **scores}
+    result |= {f"effect/{e['arm']}/{e['metric']}/{key}": e[key] for e in analysis["effects"] for key in SHOWN}
+    result |= scores
     write_report([folder.uri])
     finish(folder, result)
     return result
@@ -54,7 +55,7 @@ def run_study(config: Config, progress: Progress, train: Train) -> dict[str, Any
 def run_tune(config: Config, progress: Progress, train: Train) -> None:
     """Search as `tune` says, without seeds, arms or evaluation: trials.csv and best.yaml. Raises UserError."""
     ensure(config, "tune", progress, train)
-    found = search(config, points_of(config, "tune"), _shown(config, progress))
+    found = Search(config, _shown(config, progress)).run(points_of(config, "tune"))
     best = candidates(config, found)[0]
     numbers = {f"best/{key}": value for key, value in best.metrics.items() if isinstance(value, int | float)}
     finish(run_folder(config), {"best": best.name, "trials": len(found), **numbers})
@@ -71,11 +72,11 @@ def with_all_data(variants: Sequence[Config]) -> Config:
 
 def search_and_measure(config: Config, trials: Sequence[Point], progress: Progress) -> list[Trial]:
     """Search with early stopping, then train each arm's chosen setting to its end with fresh seeds."""
-    show = _shown(config, progress, in_study=True)
-    searched = search(config, trials, show, in_study=True)
-    chosen = finalists(config, searched)
+    search = Search(config, _shown(config, progress, in_study=True), in_study=True)
+    chosen = finalists(config, search.run(trials))
     progress.note(f"chosen on one half of the validation tasks: {'; '.join(_settings(config, chosen))}")
-    return [*searched, *run_search(config, chosen, False, lambda found: show([*searched, *found]), in_study=True)]
+    search.run_points(chosen, stop_early=False)
+    return search.ended
 
 
 def _shown(config: Config, progress: Progress, in_study: bool = False) -> Callable[[list[Trial]], None]:
@@ -107,11 +108,3 @@ def trial_table(trials: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
         ]
         rows.append([*(value_name(trial.point[key]) for key in keys), trial.status, *numbers])
     return columns, rows
-
-
-def _flat(analysis: dict[str, Any]) -> dict[str, Any]:
-    return {
-        f"effect/{e['arm']}/{e['metric']}/{key}": e[key]
-        for e in analysis["effects"]
-        for key in ("value", "low", "high", "num_seeds", "num_tasks", "shown")
-    }

@@ -4,8 +4,8 @@ import time
 import uuid
 import warnings
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import ray
 import ray.train
@@ -17,9 +17,11 @@ from arc_ray.config import Config, with_overrides
 from arc_ray.errors import UserError, mistake_in, unwrapped
 from arc_ray.models.estimate import rows_for
 from arc_ray.models.skeleton import check_model
+from arc_ray.rows.maker import RowMaker
 from arc_ray.rows.plan import Plan
-from arc_ray.rows.prepare import Prepared, keep, prepare
+from arc_ray.rows.prepare import Prepared, prepare
 from arc_ray.rows.stream import settle_data_scheduling
+from arc_ray.rows.validation import ValidationSet
 from arc_ray.runs.folder import as_made, checkpoint_steps, claim, finish, is_finished, read_metrics, run_folder
 from arc_ray.storage import Folder
 from arc_ray.train.engine import check_deepspeed
@@ -43,16 +45,34 @@ def with_rows(config: Config) -> Config:
     return with_overrides(config, {"train.micro_rows": rows})
 
 
+class SharedRows(NamedTuple):
+    """What workers make rows and validate with, in Ray's object store."""
+
+    plan: Plan
+    maker: "ray.ObjectRef[RowMaker]"
+    validation: "ray.ObjectRef[ValidationSet | None]"
+
+
+def share_rows(config: Config, folder: Folder) -> SharedRows:
+    """Prepare a run whose folder is claimed, and put what its workers need into the store. Raises UserError."""
+    return in_store(prepare(config, folder))
+
+
+def in_store(prepared: Prepared) -> SharedRows:
+    """Put what workers need into the store; it stays there as long as this process has a reference."""
+    return SharedRows(prepared.plan, ray.put(prepared.maker), ray.put(prepared.validation))
+
+
 def run_training(
     config: Config,
     callbacks: Sequence[ray.train.UserCallback] = (),
     command: str = "train",
-    prepared: Prepared | None = None,
+    share: Callable[[Config, Folder], SharedRows] = share_rows,
 ) -> dict[str, Any]:
     """Train, or go on with a training that was cut off, or return the result of a finished one.
 
-    `prepared` is what `prepare` has made for a config of the same `plan_key`, where several runs share it. Raises
-    UserError for what only the user can mend and Ray's TrainingFailedError where the workers failed too often.
+    `share` may give rows that other runs have as well. Raises UserError for what only the user can mend and Ray's
+    TrainingFailedError where the workers failed too often.
     """
     folder, config = run_folder(config), with_rows(config)
     check_tracker(config)
@@ -63,8 +83,8 @@ def run_training(
     # What was spent before an interruption counts, also what was lost after the last checkpoint.
     begun = time.time() - max((record.get("seconds", 0.0) for record in read_metrics(folder)), default=0.0)
     settle_data_scheduling()
-    prepared = keep(prepared, folder) if prepared else prepare(config, folder)
-    job = Job(config, begun, ray.put(prepared.maker), ray.put(prepared.validation))
+    rows = share(config, folder)
+    job = Job(config, begun, rows.maker, rows.validation)
     # Our checkpoints are in the run folder; Ray's own state serves one call of the driver and is not resumed from.
     attempt = f"attempt-{uuid.uuid4().hex[:8]}"
     low, high = config.scaling.workers
@@ -89,7 +109,7 @@ def run_training(
     )
     with unwrapped():
         trainer.fit()
-    result = summarize(folder, prepared.plan, time.time() - begun)
+    result = summarize(folder, rows.plan, time.time() - begun)
     folder.delete("ray")
     finish(folder, result)
     return result

@@ -7,8 +7,10 @@ from typing import Any
 
 from arc_ray.config import Config, with_overrides
 from arc_ray.errors import UserError
+from arc_ray.runs.folder import run_folder
 from arc_ray.runs.starts import with_start
 from arc_ray.seeding import digest64, rng_for
+from arc_ray.storage import Folder
 
 Point = dict[str, Any]
 """Dotted config keys and the values of one trial."""
@@ -25,16 +27,15 @@ def points(config: Config) -> list[Point]:
     whose points follow from results, as few as hold every value that a key may have: what they need, all need.
     """
     space = config.tune.space
-    if config.tune.search == "optuna":
-        values = [next(iter(spec.values())) for spec in space.values()]
-        return [
-            dict(zip(space, (of_key[i % len(of_key)] for of_key in values), strict=True))
-            for i in range(max(len(of_key) for of_key in values))
-        ]
-    if config.tune.search == "grid":
-        values = [next(iter(spec.values())) for spec in space.values()]
-        return [dict(zip(space, point, strict=True)) for point in itertools.product(*values)]
-    return _random_points(config)
+    values = [next(iter(spec.values())) for spec in space.values()]
+    match config.tune.search:
+        case "random":
+            return _random_points(config)
+        case "grid":
+            rows = itertools.product(*values)
+        case "optuna":
+            rows = itertools.islice(zip(*map(itertools.cycle, values), strict=True), max(map(len, values)))
+    return [dict(zip(space, row, strict=True)) for row in rows]
 
 
 def fixed_parts(config: Config, trials: Sequence[Point]) -> list[Point]:
@@ -51,10 +52,15 @@ def num_trials(config: Config, trials: Sequence[Point]) -> int:
     return len(fixed_parts(config, trials)) * config.tune.num_trials
 
 
-def trial_config(config: Config, point: Mapping[str, Any], storage_name: str) -> Config:
+def trial_config(config: Config, point: Point) -> Config:
     """Return the config of a trial: the point over the search's config, then what its start sets. Raises UserError."""
-    name = f"{storage_name}/trials/{trial_name(point)}"
-    return with_start(with_overrides(config, {**point, "name": name}, f"trial {trial_name(point)}"))
+    name = trial_name(point)
+    return with_start(with_overrides(config, {**point, "name": f"{config.name}/trials/{name}"}, f"trial {name}"))
+
+
+def trial_folder(config: Config, point: Point) -> Folder:
+    """Return the run folder of a search's trial."""
+    return run_folder(config) / "trials" / trial_name(point)
 
 
 def trial_name(point: Mapping[str, Any]) -> str:
@@ -71,7 +77,7 @@ def check_points(config: Config, trials: Sequence[Point]) -> list[Config]:
     names = [trial_name(point) for point in trials]
     if len(set(names)) < len(names):
         raise UserError("tune.space: two trials have the same values; remove repeated values from its lists")
-    return [trial_config(config, point, config.name) for point in trials]
+    return [trial_config(config, point) for point in trials]
 
 
 def _random_points(config: Config) -> list[Point]:

@@ -1,14 +1,14 @@
 """Early stopping: ASHA, for each arm of a study apart, so that an arm's settings compete with each other alone."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from arc_ray.config import Config
-from arc_ray.rows.prepare import prepare
-from arc_ray.tune.space import Point
+from arc_ray.rows.plan import Plan
+from arc_ray.tune.space import Point, trial_config
 
 TIME = {"tokens": "train/learned_tokens", "epochs": "train/epoch"}
 SCORE = "score"
@@ -16,9 +16,9 @@ SCORE = "score"
 
 
 def make_scheduler(
-    config: Config, points: Sequence[Point], trials: Sequence[Config], apart: str | None
+    config: Config, points: Sequence[Point], apart: str | None, plan_of: Callable[[Config], Plan]
 ) -> TrialScheduler:
-    """Make the config's scheduler for trials (the configs of these points).
+    """Make the config's scheduler for the trials at these points, whose plans `plan_of` knows.
 
     `apart` names the config key whose values do not compete: were a study's arms stopped by each other, the weaker
     one's setting would be chosen among trials that hardly began.
@@ -26,9 +26,19 @@ def make_scheduler(
     if config.tune.scheduler.kind == "fifo":
         return FIFOScheduler()
     groups: dict[str, list[Config]] = {}
-    for point, trial in zip(points, trials, strict=True):
-        groups.setdefault(_group(point, apart), []).append(trial)
-    return Apart({name: _asha(config, of_group) for name, of_group in groups.items()}, apart)
+    for point in points:
+        groups.setdefault(_group(point, apart), []).append(trial_config(config, point))
+    longest = {name: max(trials, key=lambda trial: trial.train.epochs) for name, trials in groups.items()}
+    return Apart({name: _asha(config, plan_of(trial)) for name, trial in longest.items()}, apart)
+
+
+def _passed_on(name: str) -> Any:
+    """Make a method that hands a notice of Tune's on, and back what is decided."""
+
+    def hand_on(self: "Apart", tune_controller: Any, trial: Any, *result: Any) -> Any:
+        return getattr(self.scheduler_of(trial), name)(tune_controller, trial, *result)
+
+    return hand_on
 
 
 class Apart(FIFOScheduler):
@@ -38,31 +48,12 @@ class Apart(FIFOScheduler):
         super().__init__()
         self._schedulers, self._apart = schedulers, apart
 
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Pass it on."""
-        self._of(trial).on_trial_add(tune_controller, trial)
+    on_trial_add, on_trial_error = _passed_on("on_trial_add"), _passed_on("on_trial_error")
+    on_trial_result, on_trial_complete = _passed_on("on_trial_result"), _passed_on("on_trial_complete")
+    on_trial_remove = _passed_on("on_trial_remove")
 
-    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Pass it on."""
-        self._of(trial).on_trial_error(tune_controller, trial)
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Pass it on, and what it decides back."""
-        return self._of(trial).on_trial_result(tune_controller, trial, result)
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Pass it on."""
-        self._of(trial).on_trial_complete(tune_controller, trial, result)
-
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        """Pass it on."""
-        self._of(trial).on_trial_remove(tune_controller, trial)
-
-    def debug_string(self) -> str:
-        """Say what Tune would print."""
-        return "\n".join(f"{name}: {scheduler.debug_string()}" for name, scheduler in self._schedulers.items())
-
-    def _of(self, trial: Any) -> TrialScheduler:
+    def scheduler_of(self, trial: Any) -> TrialScheduler:
+        """Return the scheduler of a trial's group."""
         return self._schedulers[_group(trial.config["point"], self._apart)]
 
 
@@ -70,10 +61,8 @@ def _group(point: Point, apart: str | None) -> str:
     return json.dumps(point.get(apart)) if apart else "all"
 
 
-def _asha(config: Config, trials: Sequence[Config]) -> AsyncHyperBandScheduler:
-    """Make ASHA; its longest time is that of the longest trial, known from its plan."""
-    longest = max(trials, key=lambda trial: trial.train.epochs)
-    plan = prepare(longest).plan
+def _asha(config: Config, plan: Plan) -> AsyncHyperBandScheduler:
+    """Make ASHA; its longest time is that of the longest trial, whose plan this is."""
     if config.tune.scheduler.time_attribute == "epochs":
         most = plan.epoch_of_step(plan.num_steps)
     else:

@@ -14,7 +14,7 @@ from arc_ray.report.frames import frame, trial_row, trials_csv
 from arc_ray.runs.folder import MetricsTail, read_metrics, run_folder
 from arc_ray.scores.analysis import at_equal_tokens, choosing_half
 from arc_ray.storage import Folder
-from arc_ray.tune.space import Point, trial_config, trial_name
+from arc_ray.tune.space import Point, trial_config, trial_folder, trial_name
 
 Status = Literal["waiting", "running", "done", "stopped", "failed"]
 
@@ -35,11 +35,6 @@ class Trial:
     """Whether the error is the user's to mend."""
 
 
-def read_trial(config: Config, point: Point, in_study: bool = False) -> Trial:
-    """Read what a trial's folder says; a trial that never began is waiting."""
-    return TrialReader(config, in_study)(point)
-
-
 class TrialReader:
     """Reads trials again and again while they run, of their metrics only what is new."""
 
@@ -51,7 +46,7 @@ class TrialReader:
 
     def __call__(self, point: Point) -> Trial:
         """Read what a trial's folder says by now."""
-        name, folder = trial_name(point), run_folder(trial_config(self._config, point, self._config.name))
+        name, folder = trial_name(point), trial_folder(self._config, point)
         about = folder.read_json("trial.json") or {"status": "waiting", "error": None}
         tail = self._tails.setdefault(name, MetricsTail(folder))
         tail.look()
@@ -138,7 +133,7 @@ def candidates(config: Config, trials: Sequence[Trial], in_study: bool = False) 
 
 def _curve(config: Config, trial: Trial, in_study: bool) -> tuple[list[float], list[float], list[float]]:
     """Return learned tokens, metric and cell accuracy of a trial's validations."""
-    folder = run_folder(trial_config(config, trial.point, config.name))
+    folder = trial_folder(config, trial.point)
     records = [record for record in read_metrics(folder) if "eval/solved" in record]
     merits = [merit(config, folder, record, in_study) for record in records]
     return [r.get("train/learned_tokens", 0.0) for r in records], [m[0] for m in merits], [m[1] for m in merits]
@@ -166,6 +161,6 @@ def write_search(folder: Folder, config: Config, trials: Sequence[Trial], in_stu
     """Write trials.csv and best.yaml; the latter runs by itself with `arc-ray train best.yaml`."""
     folder.write_bytes("trials.csv", to_csv(config, trials).encode())
     if ranked := candidates(config, trials, in_study):
-        best = trial_config(config, ranked[0].point, config.name)
+        best = trial_config(config, ranked[0].point)
         alone = best.model_copy(update={"name": f"{config.name}-best"})
         folder.write_bytes("best.yaml", to_yaml(alone).encode())

@@ -23,11 +23,13 @@ from typing import Any
 
 from arc_ray.cli.session import connected
 from arc_ray.config import Config, config_from
-from arc_ray.runs.folder import read_metrics, run_folder
+from arc_ray.rows.prepare import prepare
+from arc_ray.runs.folder import read_metrics
 from arc_ray.seeding import rng_for
-from arc_ray.tune.search import run_search, scored
-from arc_ray.tune.space import points, trial_config
+from arc_ray.tune.search import Search
+from arc_ray.tune.space import points, trial_folder
 from arc_ray.tune.stopping import SCORE, make_scheduler
+from arc_ray.tune.trainable import scored
 from arc_ray.tune.trials import Trial, rank
 
 AT_ONCE = 2
@@ -87,7 +89,7 @@ def replay(scheduler: Any, curves: Mapping[str, Records], order: Sequence[str]) 
 def search(config: Config) -> list[Trial]:
     """Run a search and print what it took and found."""
     with connected(config, None):
-        found = run_search(config, points(config), stop_early=True, progress=lambda trials: None)
+        found = Search(config, lambda trials: None).run(points(config))
     statuses, best = [trial.status for trial in found], rank(found)[0]
     print(
         f"{config.name}: {steps_of(found)} steps, {statuses.count('done')} trials to their end; best {best.name}",
@@ -101,14 +103,13 @@ def search(config: Config) -> list[Trial]:
 
 def report(config: Config, found: Sequence[Trial], num_orders: int) -> None:
     """Replay the trials in many orders and print what ASHA saves."""
-    folders = {trial.name: run_folder(trial_config(config, trial.point, config.name)) for trial in found}
+    folders = {trial.name: trial_folder(config, trial.point) for trial in found}
     curves = {
         name: [scored(config, folder, record, False) for record in read_metrics(folder) if "eval/solved" in record]
         for name, folder in folders.items()
     }
     asha = config_from(config.model_dump(mode="json"), {"tune.scheduler.kind": "asha"})
-    trials = [trial_config(asha, trial.point, asha.name) for trial in found]
-    fresh = make_scheduler(asha, [trial.point for trial in found], trials, None)
+    fresh = make_scheduler(asha, [trial.point for trial in found], None, lambda trial: prepare(trial).plan)
     best = max(curves, key=lambda name: curves[name][-1][SCORE])
     saved, behind, same = [], [], 0
     for number in range(num_orders):

@@ -22,7 +22,7 @@ from typing import Any
 
 from arc_ray.cli.session import connected
 from arc_ray.config import Config, config_from
-from arc_ray.tune.search import run_search
+from arc_ray.tune.search import Search
 from arc_ray.tune.space import points
 
 PHASES = ("start", "prepare", "worker", "train", "finish")
@@ -71,7 +71,7 @@ def main() -> None:
         config = search_config(Path(storage), arguments)
         with connected(config, None):
             begun = time.time()
-            run_search(config, points(config), stop_early=False, progress=lambda trials: None)
+            Search(config, lambda trials: None).run_points(points(config), stop_early=False)
             whole = time.time() - begun
         trials = sorted((Path(storage) / "search" / "trials").iterdir(), key=lambda t: (t / "run.json").stat().st_mtime)
         ended, table = begun, []

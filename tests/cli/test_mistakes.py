@@ -24,7 +24,7 @@ from arc_ray.prompts.encoders import encoder_named
 from arc_ray.runs.folder import run_folder
 from arc_ray.tasks.task import Pair, Task, task_to_json
 from arc_ray.train.run import _MistakesEndIt, run_training
-from arc_ray.tune.search import run_search
+from arc_ray.tune.search import Search
 
 MESSAGE = "model.base x: is no model; give another"
 
@@ -133,7 +133,7 @@ def train(config: Config) -> None:
 
 def tune(config: Config) -> None:
     points = [{"train.lr": lr} for lr in (1e-3, 1e-4)]
-    run_search(config, points, stop_early=True, progress=lambda _: None)
+    Search(config, lambda _: None).run_points(points)
 
 
 def evaluate(config: Config) -> None:

@@ -17,10 +17,10 @@ from arc_ray.scores.analysis import choosing_half
 from arc_ray.seeding import rng_for
 from arc_ray.storage import Folder
 from arc_ray.study.comparing import analyse, answer, finalists, search_points
-from arc_ray.tune.search import scored
-from arc_ray.tune.space import Point, as_word, points, trial_config
+from arc_ray.tune.space import Point, as_word, points, trial_folder
 from arc_ray.tune.stopping import SCORE
-from arc_ray.tune.trials import Trial, candidates, rank, read_outcomes, read_trial, write_search, write_status
+from arc_ray.tune.trainable import scored
+from arc_ray.tune.trials import Trial, TrialReader, candidates, rank, read_outcomes, write_search, write_status
 
 TASKS = [f"{i:08x}" for i in range(24)]
 
@@ -37,7 +37,7 @@ def study(tmp_path: Path, **keys: Any) -> Config:
 
 def write_trial(config: Config, point: Point, skill: float, status: Any = "done") -> Trial:
     """Write a finished trial: its loss falls from 3 by `skill` each 10 steps, `skill` of its tasks are solved."""
-    folder, epochs = run_folder(trial_config(config, point, "study")), point["train.epochs"]
+    folder, epochs = trial_folder(config, point), point["train.epochs"]
     solved = (rng_for("comparing", point["seed"]).random(len(TASKS)) < skill).astype(float)
     records = [
         {
@@ -51,7 +51,7 @@ def write_trial(config: Config, point: Point, skill: float, status: Any = "done"
     outcomes = {"names": TASKS, "solved": solved.tolist(), "cell_accuracy": solved.tolist(), "loss": [1.0] * len(TASKS)}
     (folder / "validation").write_json(f"step-{10 * epochs:06d}.json", outcomes)
     write_status(folder, point, status)
-    return read_trial(config, point, in_study=True)
+    return TrialReader(config, in_study=True)(point)
 
 
 OTHER = [f"other/{i}" for i in range(6)]
@@ -64,7 +64,7 @@ def write_halves(
 
     `more` has its cell accuracy at `other/`, a source of its own, of which nothing is solved.
     """
-    folder, names = run_folder(trial_config(config, point, "study")), [f"arc/{task}" for task in TASKS] + OTHER
+    folder, names = trial_folder(config, point), [f"arc/{task}" for task in TASKS] + OTHER
     chooses, is_other, records = choosing_half(names, config.seed), np.array([n in OTHER for n in names]), []
     for step, (choosing, measuring) in curve.items():
         solved = np.where(is_other, 0.0, np.where(chooses, choosing, measuring))
@@ -80,7 +80,7 @@ def write_halves(
         records.append({"step": step, **means, "train/learned_tokens": 10.0 * step})
     MetricsFile(folder, -1).append(records)
     write_status(folder, point, status)
-    return read_trial(config, point, in_study=True)
+    return TrialReader(config, in_study=True)(point)
 
 
 def lrs(points: Sequence[Point]) -> dict[int, float]:
@@ -97,7 +97,7 @@ def test_no_part_of_a_study_that_chooses_sees_the_measuring_half(tmp_path: Path)
     trials = [write_halves(config, first, {8: (0.3, 1.0)}), write_halves(config, second, {8: (0.4, 0.0)})]
     told = []
     for trial in trials:
-        folder = run_folder(trial_config(config, trial.point, "study"))
+        folder = trial_folder(config, trial.point)
         (record,) = read_metrics(folder)
         told.append(scored(config, folder, record, in_study=True)[SCORE])
         assert scored(config, folder, record, in_study=False)[SCORE] > record["eval/solved"], (
@@ -219,14 +219,14 @@ def test_an_arm_has_one_name_in_the_analysis_and_everywhere_on_the_page(
     for i, arm in enumerate(arms):
         for seed, shown in ((0, 1), *((seed, None) for seed in config.study.seeds)):
             point = {"train.lr": 0.1, "view.min_shown": shown, key: arm, "seed": seed}
-            folder, solved = run_folder(trial_config(config, point, "study")), [float(n % 3 <= i) for n in range(24)]
+            folder, solved = trial_folder(config, point), [float(n % 3 <= i) for n in range(24)]
             found = {"eval/solved": sum(solved) / 24, "eval/cell_accuracy": 0.5}
             steps = [{"step": n, "eval/loss": 3.0 - n, "train/learned_tokens": 9.0 * n, **found} for n in (0, 1)]
             MetricsFile(folder, -1).append(steps)
             outcomes = {"names": ids, "solved": solved, "cell_accuracy": solved, "loss": [1.0] * 24}
             (folder / "validation").write_json("step-000001.json", outcomes)
             write_status(folder, point, "done")
-            measured.append(read_trial(config, point, in_study=True))
+            measured.append(TrialReader(config, in_study=True)(point))
     analysis = analyse(config, measured)
     run_folder(config).write_json("analysis.json", analysis)
     for arm, name in zip(arms, names, strict=True):

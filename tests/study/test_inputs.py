@@ -9,7 +9,7 @@ import pytest
 from arc_ray.cli.console import Terminal
 from arc_ray.config import Config, config_from, with_overrides
 from arc_ray.errors import UserError
-from arc_ray.runs.folder import finish, run_folder
+from arc_ray.runs.folder import claim, finish, run_folder
 from arc_ray.runs.starts import config_of_run
 from arc_ray.study.needs import Needs, ensure
 
@@ -52,7 +52,7 @@ def test_a_path_that_is_no_model_is_found_before_examples_are_generated(tmp_path
             Needs(found, "train").check()
 
 
-def test_runs_are_made_once_and_in_order_after_the_commands_own_folder_is_claimed(tmp_path: Path) -> None:
+def test_runs_are_made_once_and_in_order_but_not_for_a_folder_of_another_config(tmp_path: Path) -> None:
     """Catches a base that is trained again by a second call, or before it is known that its run may not go on."""
     runs = {
         "tiny": {"model.base": None, "model.scratch": {}, "train.full": True},
@@ -71,6 +71,7 @@ def test_runs_are_made_once_and_in_order_after_the_commands_own_folder_is_claime
         ensure(asked, "train", Terminal(), train)
     assert made == ["tiny", "second"]
     run_folder(config_of_run(asked, "second")).delete()
+    claim(run_folder(asked), asked, "train")
     with pytest.raises(UserError, match=r"made by another config \(differs in: train\.lr\)"):
         ensure(with_overrides(asked, {"train.lr": 1.0}), "train", Terminal(), train)
     assert made == ["tiny", "second"]

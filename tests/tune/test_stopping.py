@@ -41,7 +41,7 @@ def test_arms_do_not_stop_each_other():
 
 
 def test_without_early_stopping_all_trials_run():
-    assert type(make_scheduler(config_with(tune__scheduler__kind="fifo"), [], [], None)) is FIFOScheduler
+    assert type(make_scheduler(config_with(tune__scheduler__kind="fifo"), [], None, None)) is FIFOScheduler
 
 
 @pytest.mark.parametrize(

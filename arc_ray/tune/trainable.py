@@ -1,0 +1,112 @@
+"""What Ray Tune calls for each trial, and what trials share.
+
+Tasks, guard, codec, plan and validation rows are made in one process, once for all trials that agree in them.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import ray
+import ray.tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from arc_ray.config import Config
+from arc_ray.errors import unwrapped
+from arc_ray.rows.plan import Plan
+from arc_ray.rows.prepare import plan_key, prepare
+from arc_ray.runs.cores import usable_cores
+from arc_ray.runs.folder import checkpoint_steps, is_finished, read_metrics, run_folder
+from arc_ray.storage import Folder
+from arc_ray.train.run import SharedRows, in_store, run_training
+from arc_ray.tune.space import Point, trial_config
+from arc_ray.tune.stopping import SCORE, TIME
+from arc_ray.tune.trials import merit, write_status
+
+
+class Preparer:
+    """An actor that prepares the trials of a search; what it puts into Ray's object store stays as long as it lives."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Any] = {}
+        self._shared: dict[str, SharedRows] = {}
+
+    def plan(self, config: Config) -> Plan:
+        """Return the plan that a trial would have. Raises UserError."""
+        return prepare(config, known=self._known).plan
+
+    def share(self, config: Config, folder: Folder) -> SharedRows:
+        """Prepare a trial whose folder is claimed. Raises UserError."""
+        prepared, key = prepare(config, folder, self._known), plan_key(config)
+        if prepared is not self._known[key]:  # it goes on with the plan that it began with
+            return in_store(prepared)
+        if key not in self._shared:
+            self._shared[key] = in_store(prepared)
+        return self._shared[key]
+
+
+def start_preparer() -> Any:
+    """Start a `Preparer` on this node, which stays as long as the search; return its handle."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(Preparer).options(num_cpus=0, scheduling_strategy=here).remote()
+
+
+def plan_of(preparer: Any) -> Callable[[Config], Plan]:
+    """Return a function that asks a preparer for plans."""
+
+    def ask(config: Config) -> Plan:
+        with unwrapped():
+            return ray.get(preparer.plan.remote(config))
+
+    return ask
+
+
+def train_trial(parameters: dict[str, Any], preparer: Any) -> None:
+    """Run one trial in its Tune actor: replay what its folder holds, then train."""
+    point: Point = parameters["point"]
+    searched: Config = parameters["config"]
+    config = _sharing_cores(trial_config(searched, point), parameters["at_once"])
+    folder = run_folder(config)
+    report = partial(scored, searched, folder, in_study=parameters["in_study"])
+    about = folder.read_json("trial.json")
+    has_ended = is_finished(folder) or bool(about and about["status"] == "stopped" and not parameters["to_the_end"])
+    last = max(checkpoint_steps(folder), default=-1)
+    for record in read_metrics(folder):
+        if "eval/solved" in record and (has_ended or record["step"] <= last):
+            ray.tune.report(report(record))
+    if has_ended:
+        return
+    write_status(folder, point, "running")
+    run_training(
+        config,
+        callbacks=[_Report(report)],
+        command="trial",
+        share=lambda trial, place: ray.get(preparer.share.remote(trial, place)),
+    )
+
+
+def _sharing_cores(config: Config, trials_at_once: int) -> Config:
+    """Give a trial on CPUs its share of the machine's threads: two that both take all cores run at a fraction of it."""
+    if config.scaling.threads or config.scaling.on_gpu:
+        return config
+    share = max(1, usable_cores() // trials_at_once)
+    return config.model_copy(update={"scaling": config.scaling.model_copy(update={"threads": share})})
+
+
+def scored(config: Config, folder: Folder, record: dict[str, Any], in_study: bool) -> dict[str, Any]:
+    """Add what the scheduler and Optuna compare to a trial's validation: its merit as one number."""
+    value, tie = merit(config, folder, record, in_study)
+    return {TIME["tokens"]: 0.0, TIME["epochs"]: 0.0, **record, SCORE: value + 1e-3 * tie}
+
+
+class _Report(TuneReportCallback):
+    """Passes each validation on to Tune, with the score the scheduler compares."""
+
+    def __init__(self, report: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        super().__init__()
+        self._report = report
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Report rank 0's record."""
+        super().after_report(run_context, [self._report(metrics[0])], checkpoint)
