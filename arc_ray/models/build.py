@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,35 @@ def build_model(
         check_supported(model, row_tokens)
         if tokenizer is not None:
             check_tokens(model, tokenizer)
-        if config.adapter:
-            model = with_starting_adapter(model, config, storage, trainable=not full)
-            if config.adapter_use == "merge":
-                model = model.merge_and_unload()
-        if not full and not (config.adapter and config.adapter_use == "continue"):
-            model = with_lora(model, config.lora)
-        for parameter in model.parameters():
-            parameter.requires_grad_(full or parameter.requires_grad)
+        model = adapted(model, config, storage, full)
     return checkpoint_gradients(model) if config.gradient_checkpointing else model
+
+
+def adapted(model: Any, config: ModelConfig, storage: str, full: bool) -> nn.Module:
+    """Put around a base what is trained: the starting adapter or a new LoRA, or if `full` nothing, and freeze the rest."""
+    model = with_adapters(model, config, storage, None, keeps_last=True)
+    if not full and not hasattr(model, "peft_config"):
+        model = with_lora(model, config.lora)
+    for parameter in model.parameters():
+        parameter.requires_grad_(full or parameter.requires_grad)
+    return model
+
+
+def with_adapters(model: Any, config: ModelConfig, storage: str, folder: str | None, keeps_last: bool) -> Any:
+    """Put the starting adapter of a config and the adapter in a checkpoint's `folder` around a base. Raises UserError.
+
+    A checkpoint's adapter holds what it was continued from. All are merged, each in float32 and rounded once to the dtype
+    of the base, except for the last one where `keeps_last` and it may be trained further.
+    """
+    adapters = [partial(with_saved_adapter, path=folder)] if folder else []
+    if config.adapter and (folder is None or config.adapter_use == "merge"):
+        adapters.insert(0, partial(with_starting_adapter, config=config, storage=storage))
+    for left, adapter in zip(reversed(range(len(adapters))), adapters, strict=True):
+        is_kept = keeps_last and left == 0 and (folder is not None or config.adapter_use == "continue")
+        model = adapter(model, trainable=is_kept)
+        if not is_kept:
+            model = model.merge_and_unload()
+    return model
 
 
 def check_tokens(model: Any, tokenizer: Any) -> None:
@@ -97,15 +118,8 @@ def load_for_inference(config: ModelConfig, storage: str, checkpoint: str | None
 
     Without a checkpoint, the model that training would start from. Raises UserError.
     """
-    folder = checkpoint_folder(config, storage, checkpoint)
-    if folder and not (Path(folder) / "adapter_config.json").exists():
-        return load_base(config.model_copy(update={"base": folder}), storage).eval()
-    model: Any = load_base(config, storage)
-    if config.adapter and (folder is None or config.adapter_use == "merge"):
-        model = with_starting_adapter(model, config, storage, trainable=False).merge_and_unload()
-    if folder:
-        model = with_saved_adapter(model, folder, trainable=False).merge_and_unload()
-    return model.eval()
+    config, folder = _opened(config, storage, checkpoint)
+    return with_adapters(load_base(config, storage), config, storage, folder, keeps_last=False).eval()
 
 
 def load_for_tuning(
@@ -116,26 +130,22 @@ def load_for_tuning(
     A new one is made where `fresh`, and where there is no adapter to continue; its weights follow from `seed`.
     Raises UserError.
     """
-    folder = checkpoint_folder(config, storage, checkpoint)
-    if folder:
-        has_adapter = (Path(folder) / "adapter_config.json").exists()
-    else:
-        has_adapter = config.adapter is not None and config.adapter_use == "continue"
-    if fresh or not has_adapter:
-        model: Any = load_for_inference(config, storage, checkpoint)
-        check_supported(model, row_tokens)
+    config, folder = _opened(config, storage, checkpoint)
+    model: Any = load_base(config, storage)
+    check_supported(model, row_tokens)
+    model = with_adapters(model, config, storage, folder, keeps_last=not fresh)
+    if not hasattr(model, "peft_config"):
         with _seeded(seed):
             model = with_lora(model, config.lora)
-    else:
-        model = load_base(config, storage)
-        check_supported(model, row_tokens)
-        if folder:
-            if config.adapter and config.adapter_use == "merge":
-                model = with_starting_adapter(model, config, storage, trainable=False).merge_and_unload()
-            model = with_saved_adapter(model, folder, trainable=True)
-        else:
-            model = with_starting_adapter(model, config, storage, trainable=True)
     return checkpoint_gradients(model) if config.gradient_checkpointing else model
+
+
+def _opened(config: ModelConfig, storage: str, checkpoint: str | None) -> tuple[ModelConfig, str | None]:
+    """Return a checkpoint as a config with a base of its own, if it is a whole model, or as the folder of its adapter."""
+    folder = checkpoint_folder(config, storage, checkpoint)
+    if folder and not (Path(folder) / "adapter_config.json").exists():
+        return config.model_copy(update={"base": folder, "adapter": None}), None
+    return config, folder
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -184,14 +194,14 @@ def with_lora(model: nn.Module, config: LoraConfig) -> nn.Module:
         use_dora=config.dora,
     )
     try:
-        adapted = get_peft_model(model, about)  # pyright: ignore[reportArgumentType]
+        inside = get_peft_model(model, about)  # pyright: ignore[reportArgumentType]
     except ValueError as error:
         names = {name.rsplit(".", 1)[-1] for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
         raise UserError(
             f"model.lora.targets {config.targets}: {error}; the linear layers of this model are {', '.join(sorted(names))}"
         ) from error
-    fuse_lora(adapted)
-    return adapted
+    fuse_lora(inside)
+    return inside
 
 
 def without_adapter(model: Any) -> Any:

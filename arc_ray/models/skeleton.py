@@ -11,16 +11,16 @@ from torch import nn
 from arc_ray.config.training import ModelConfig
 from arc_ray.errors import UserError
 from arc_ray.models.build import (
+    adapted,
     check_tokens,
     checkpoint_gradients,
     scratch_model,
     trainable,
-    with_lora,
     without_adapter,
 )
 from arc_ray.models.flops import Work
 from arc_ray.models.supported import check_row_tokens
-from arc_ray.models.weights import DTYPES, load_base, with_starting_adapter
+from arc_ray.models.weights import DTYPES, load_base
 from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.runs.base import explained, model_path
 
@@ -36,13 +36,7 @@ def build_skeleton(config: ModelConfig, storage: str, full: bool, tokenizer: Any
     else:
         model = _bare_base(config, storage)
     with torch.device("meta"):
-        if config.adapter:
-            adapted = with_starting_adapter(model, config, storage, trainable=True)
-            model = adapted if config.adapter_use == "continue" else adapted.unload()
-        if not full and not (config.adapter and config.adapter_use == "continue"):
-            model = with_lora(model, config.lora)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(full or "lora_" in name)
+        model = adapted(model, config, storage, full)
     if config.gradient_checkpointing:
         checkpoint_gradients(model)
     # DeepSpeed turns all of a model to half precision, the adapter too.
