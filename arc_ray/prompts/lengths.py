@@ -8,7 +8,7 @@ from arc_ray.prompts.formats import GridSlot, Layout, Text
 from arc_ray.prompts.sample import refuse_unreadable_texts
 from arc_ray.tasks.symmetries import swaps_sides
 from arc_ray.tasks.task import MAX_SIDE, TaskTable
-from arc_ray.views.one_sided import changed_shapes
+from arc_ray.views.augmentation import changed_shapes
 from arc_ray.views.view import Views, question_order
 
 Lengths = npt.NDArray[np.int64]

@@ -11,15 +11,7 @@ from functools import cache, partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from arc_ray.config import Config
-from arc_ray.config.sources import (
-    AnySource,
-    ArckitSource,
-    FolderSource,
-    KaggleSource,
-    RearcDumpSource,
-    Selection,
-)
+from arc_ray.config import Config, sources
 from arc_ray.datasets.blocks import GeneratedSource
 from arc_ray.datasets.reading import is_generated, load_source
 from arc_ray.datasets.requests import identity_of, task_ids_of
@@ -41,7 +33,7 @@ logger = logging.getLogger(__name__)
 class _Holding(NamedTuple):
     """A source, and what reads its tasks: stand-ins without pairs, which have the ids alone, where it is not there yet."""
 
-    source: AnySource
+    source: sources.AnySource
     tasks: Callable[[], Sequence[Task]]
 
     def ids(self) -> set[str]:
@@ -126,7 +118,7 @@ def _tasks_of_earlier(made_by: Config, name: str) -> Sequence[Task]:
         return _tasks_of(made_by, name)
     except UserError as error:
         logger.warning("%s was trained on %s, of which only task ids are known: %s", made_by.name, name, error)
-        return _stand_ins(source.tasks if isinstance(source, Selection) and source.tasks != "all" else [])
+        return _stand_ins(source.tasks if isinstance(source, sources.Selection) and source.tasks != "all" else [])
 
 
 def _stand_ins(ids: Sequence[str]) -> Sequence[Task]:
@@ -134,25 +126,25 @@ def _stand_ins(ids: Sequence[str]) -> Sequence[Task]:
 
 
 def _overlaps(trained: _Holding, held: _Holding) -> Iterator[str]:
-    if isinstance(held.source, ArckitSource | FolderSource | KaggleSource):
+    if isinstance(held.source, sources.ArckitSource | sources.FolderSource | sources.KaggleSource):
         yield from map(str, _shared_tasks(trained.source, trained.tasks(), held.tasks()))
     elif _share_examples(trained, held):
         yield "both take the same examples of the same tasks (their ranges from `first` on, `examples` long, meet)"
 
 
-def _shared_tasks(source: AnySource, tasks: Sequence[Task], held: Sequence[Task]) -> Sequence[Overlap]:
+def _shared_tasks(source: sources.AnySource, tasks: Sequence[Task], held: Sequence[Task]) -> Sequence[Overlap]:
     found = overlap(tasks, held)
-    is_shown_only = isinstance(source, Selection) and source.shown_only
+    is_shown_only = isinstance(source, sources.Selection) and source.shown_only
     if is_shown_only:
         # Trained on what a task shows and asked for what it does not, unless the set shows and asks other pairs of it.
         learned = {_question(task, pair) for task in tasks for pair in task.pairs}
         leaked = {puzzle_of(task.id) for task in held for pair in task.test if _question(task, pair) in learned}
         found = [o for o in found if o.kind != "id" or o.eval_id in leaked]
-    if not isinstance(source, ArckitSource):
+    if not isinstance(source, sources.ArckitSource):
         # An example made for a task need not look like it, but has its rule: so the task itself is held against the set.
         known = _originals()
         originals = [known[i]() for i in sorted({puzzle_of(task.id) for task in tasks} & known.keys())]
-        if is_shown_only and isinstance(source, FolderSource | KaggleSource):
+        if is_shown_only and isinstance(source, sources.FolderSource | sources.KaggleSource):
             found += [o for o in overlap(map(without_tests, originals), held) if o.kind != "id"]
         else:
             found += overlap(originals, held)
@@ -186,12 +178,12 @@ def _share_examples(trained: _Holding, held: _Holding) -> bool:
     # Cut alike, what one leaves out is what the other asks.
     keys = {"first", "examples", "shown", "pso_quantiles"}
     is_cut_alike = trained.source.model_dump(include=keys) == held.source.model_dump(include=keys)
-    return not (isinstance(trained.source, Selection) and trained.source.shown_only and is_cut_alike)
+    return not (isinstance(trained.source, sources.Selection) and trained.source.shown_only and is_cut_alike)
 
 
-def _maker(source: AnySource) -> Mapping[str, Any] | None:
+def _maker(source: sources.AnySource) -> Mapping[str, Any] | None:
     """Return what decides the example of a number; None of tasks that are no numbered examples."""
-    if isinstance(source, RearcDumpSource):
+    if isinstance(source, sources.RearcDumpSource):
         return {"path": source.path}
     return identity_of(source) if isinstance(source, GeneratedSource) else None
 

@@ -78,15 +78,12 @@ def overlap(train_tasks: Iterable[Task], eval_tasks: Iterable[Task]) -> list[Ove
 
 def count_duplicates(tasks: Iterable[Task]) -> dict[str, int]:
     """Count the tasks, and the pairs over all tasks, that an earlier one equals modulo symmetries and colour names."""
-    num_tasks = num_pairs = 0
-    distinct_tasks: set[bytes] = set()
-    distinct_pairs: set[bytes] = set()
-    for task in tasks:
-        digests = [_digests(pair) for pair in task.pairs]
-        num_tasks, num_pairs = num_tasks + 1, num_pairs + len(digests)
-        distinct_tasks.add(_canonical_task(digests))
-        distinct_pairs.update(map(min, digests))
-    return {"duplicate_tasks": num_tasks - len(distinct_tasks), "duplicate_pairs": num_pairs - len(distinct_pairs)}
+    digests = [[_digests(pair) for pair in task.pairs] for task in tasks]
+    pairs = [min(digest) for task in digests for digest in task]
+    return {
+        "duplicate_tasks": len(digests) - len(set(map(_canonical_task, digests))),
+        "duplicate_pairs": len(pairs) - len(set(pairs)),
+    }
 
 
 def count_met(train_tasks: Iterable[Task], eval_tasks: Iterable[Task]) -> dict[str, int]:

@@ -85,10 +85,20 @@ def run_training(
     settle_data_scheduling()
     rows = share(config, folder)
     job = Job(config, begun, rows.maker, rows.validation)
+    with unwrapped():
+        make_trainer(config, folder, job, callbacks).fit()
+    result = summarize(folder, rows.plan, time.time() - begun)
+    folder.delete("ray")
+    finish(folder, result)
+    return result
+
+
+def make_trainer(config: Config, folder: Folder, job: Job, callbacks: Sequence[ray.train.UserCallback]) -> TorchTrainer:
+    """Make the trainer of one attempt at a run."""
     # Our checkpoints are in the run folder; Ray's own state serves one call of the driver and is not resumed from.
     attempt = f"attempt-{uuid.uuid4().hex[:8]}"
     low, high = config.scaling.workers
-    trainer = _Trainer(
+    return _Trainer(
         train_on_worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if config.scaling.on_gpu else "gloo"),
@@ -107,12 +117,6 @@ def run_training(
             worker_runtime_env={"env_vars": {**tracker_environment(config), **hidden_gpus(config.scaling.on_gpu)}},
         ),
     )
-    with unwrapped():
-        trainer.fit()
-    result = summarize(folder, rows.plan, time.time() - begun)
-    folder.delete("ray")
-    finish(folder, result)
-    return result
 
 
 class _Trainer(TorchTrainer):

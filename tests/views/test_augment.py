@@ -12,8 +12,16 @@ from scipy import stats
 from arc_ray.seeding import counter_bits
 from arc_ray.tasks.symmetries import cell_order, swaps_sides
 from arc_ray.tasks.task import Grid
-from arc_ray.views.augmentation import SAME_COLORS, Augmentation
-from arc_ray.views.one_sided import KINDS, NUM_DRAWS, OneSided, Side, changed_shapes, draw_one_sided
+from arc_ray.views.augmentation import (
+    KINDS,
+    NUM_DRAWS,
+    SAME_COLORS,
+    Augmentation,
+    OneSided,
+    Side,
+    changed_shapes,
+    draw_one_sided,
+)
 
 grids = hnp.arrays(np.uint8, st.tuples(st.integers(1, 7), st.integers(1, 7)), elements=st.integers(0, 9))
 colors = st.permutations(SAME_COLORS).map(tuple)
