@@ -305,6 +305,7 @@ ARMS_135M = (
     "train.micro_rows=4 train.zero_stage=3",
 )
 ARMS_LARGER = ("train.micro_rows=2", "train.micro_rows=2 train.compile=true")
+WRITING = ("peer", "--repetitions", "2")
 PEERS = ("peers", "--rounds", "1")
 STAGES = [
     Stage("look", 60, look, is_alone=False),
@@ -314,6 +315,16 @@ STAGES = [
     Stage("no_gpu", 150, ask_for_no_gpu, is_alone=False),
     Stage("ray_135m", 110, train_by_ray),
     Stage("arms_135m", 150, probes("train", "135m", *ARMS_135M, "--profile")),
+    Stage(
+        "writing",
+        90,
+        benchmark(
+            "writing",
+            "bench_generation.py",
+            *(*WRITING, "--gpu", "--batches", "32", "1"),
+            small=(*WRITING, "--layers", "1", "--batches", "2", "--prompt-tokens", "300", "--tokens", "6"),
+        ),
+    ),
     Stage("arms_0.5b", 80, probes("train", "0.5b", *ARMS_LARGER)),
     Stage("arms_1.5b", 80, probes("train", "1.5b", *ARMS_LARGER)),
     Stage(
