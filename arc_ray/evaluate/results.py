@@ -1,6 +1,6 @@
 """What follows from the files of predictions: attempts, scores, gains, answers for the gallery, submissions, the result.
 
-Scores are found by set, way of answering and rule; `scores.rules.flat_record` names them once result.json is written.
+Scores are found by set, way of answering and rule; `scores.records.flat_record` names them once result.json is written.
 """
 
 import warnings
@@ -16,8 +16,8 @@ from arc_ray.evaluate.answering import read_predictions
 from arc_ray.evaluate.choice import puzzle_scores
 from arc_ray.evaluate.ttt import with_tuned
 from arc_ray.runs.folder import finish
-from arc_ray.scores.intervals import Effect, FloatArray, Interval, paired_effect
-from arc_ray.scores.rules import ScorePath, flat_record
+from arc_ray.scores.intervals import Effect, paired_effect
+from arc_ray.scores.records import FloatArray, Interval, ScorePath, flat_record
 from arc_ray.scores.submission import write_submission
 from arc_ray.scores.vote import Attempts
 from arc_ray.storage import Folder

@@ -11,7 +11,7 @@ from arc_ray.report.drawing import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, Chart, Line
 from arc_ray.report.frames import DataFrame, Row, Series
 from arc_ray.report.load import Report
 from arc_ray.report.words import is_number, number, setting, setting_value, short_key, shortened, show, word
-from arc_ray.scores.analysis import at_equal_tokens
+from arc_ray.scores.curves import at_equal_tokens
 
 CURVES = ("train/loss", "eval/loss", "eval/solved", "eval/cell_accuracy")
 TOKENS = "train/learned_tokens"

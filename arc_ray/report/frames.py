@@ -8,7 +8,7 @@ import pandas as pd
 
 from arc_ray.config import value_name
 from arc_ray.errors import UserError
-from arc_ray.scores.rules import read_record
+from arc_ray.scores.records import read_record
 
 Row = dict[str, Any]
 if TYPE_CHECKING:

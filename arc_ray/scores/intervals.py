@@ -14,9 +14,9 @@ import numpy.typing as npt
 from scipy.special import betaincinv, gammaincinv, stdtrit
 
 from arc_ray.errors import UserError
+from arc_ray.scores.records import FloatArray, Interval
 from arc_ray.tasks.task import puzzle_of
 
-FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 FEWEST_PUZZLES = 4
@@ -37,15 +37,6 @@ class MeanSquares(NamedTuple):
     seed: FloatArray
     unit: FloatArray
     rest: FloatArray
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A share, or a difference of shares, with its interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)

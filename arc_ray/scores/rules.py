@@ -7,12 +7,12 @@ Every score is a sum over tasks divided by another sum over tasks, which is all 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
-from typing import Any
 
 import numpy as np
 
 from arc_ray.errors import UserError
-from arc_ray.scores.intervals import FloatArray, Interval, share_interval, units_of
+from arc_ray.scores.intervals import share_interval, units_of
+from arc_ray.scores.records import FloatArray, Interval
 from arc_ray.scores.vote import NUM_ATTEMPTS
 from arc_ray.tasks.task import Grid, Task, same_grid
 
@@ -28,11 +28,6 @@ class Score(Interval):
     """What was counted: right outputs, right tasks, or a sum of shares."""
     of: int
     """Out of how many outputs, or tasks."""
-
-
-ScorePath = tuple[str, ...]
-"""What a score is about: set, way of answering, rule, ...; `flat_record` joins it to a name."""
-FIELDS = ("low", "high", "right", "of")
 
 
 def score_attempts(tasks: Sequence[Task], attempts: Grids, confidence: float = 0.95) -> dict[str, Score]:
@@ -96,28 +91,6 @@ def pass_at_n(num_samples: int, num_right: int, n: int) -> float:
 def cell_accuracy(truth: Grid, predicted: Grid) -> float:
     """Return the share of cells that are right; 0 where the shape is wrong, because then no cell has its place."""
     return float((truth == predicted).mean()) if truth.shape == predicted.shape else 0.0
-
-
-def flat_record(scores: Mapping[ScorePath, Interval | Mapping[str, float]]) -> dict[str, float]:
-    """Name scores for result.json, <set>/<rule> and the like; what else is known of one hangs below it (`FIELDS`)."""
-    record: dict[str, float] = {}
-    for path, score in scores.items():
-        known = score if isinstance(score, Mapping) else vars(score)
-        name = "/".join(path)
-        record[name] = known["value"]
-        record |= {f"{name}/{field}": known[field] for field in FIELDS if field in known}
-    return record
-
-
-def read_record(result: Mapping[str, Any]) -> dict[ScorePath, dict[str, float]]:
-    """Take the names of `flat_record` apart again: path -> "value" and those of `FIELDS` that there are."""
-    scores: dict[ScorePath, dict[str, float]] = {}
-    for name, value in result.items():
-        *path, last = name.split("/")
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            key, field = (path, last) if last in FIELDS else ([*path, last], "value")
-            scores.setdefault(tuple(key), {})[field] = value
-    return {path: score for path, score in scores.items() if len(path) > 1 and "value" in score}
 
 
 def _truth(tasks: Sequence[Task]) -> dict[str, list[Grid]]:

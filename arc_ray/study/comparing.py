@@ -10,16 +10,8 @@ import numpy as np
 from arc_ray.config import Config, value_name
 from arc_ray.errors import UserError
 from arc_ray.runs.folder import read_metrics
-from arc_ray.scores.analysis import (
-    Comparison,
-    Run,
-    at_equal_tokens,
-    choosing_half,
-    compare,
-    finding,
-    gather,
-    steps_to_loss,
-)
+from arc_ray.scores.analysis import Comparison, Run, choosing_half, compare, finding, gather
+from arc_ray.scores.curves import at_equal_tokens, steps_to_loss
 from arc_ray.storage import Folder
 from arc_ray.tune.space import Point, trial_folder
 from arc_ray.tune.trials import Trial, candidates, read_outcomes

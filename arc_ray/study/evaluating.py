@@ -14,8 +14,8 @@ from arc_ray.evaluate.evaluation import run_evaluation
 from arc_ray.evaluate.results import Answers, Ways, compared, right_answers
 from arc_ray.progress import Progress
 from arc_ray.runs.folder import run_folder
-from arc_ray.scores.intervals import FloatArray, paired_effect, share_over_seeds, units_of
-from arc_ray.scores.rules import ScorePath, flat_record, read_record
+from arc_ray.scores.intervals import paired_effect, share_over_seeds, units_of
+from arc_ray.scores.records import FloatArray, ScorePath, flat_record, read_record
 from arc_ray.study.comparing import split
 from arc_ray.tune.space import as_word, trial_config
 from arc_ray.tune.trials import Trial

@@ -12,7 +12,8 @@ import numpy as np
 from arc_ray.config import Config, to_yaml
 from arc_ray.report.frames import frame, trial_row, trials_csv
 from arc_ray.runs.folder import MetricsTail, read_metrics, run_folder
-from arc_ray.scores.analysis import at_equal_tokens, choosing_half
+from arc_ray.scores.analysis import choosing_half
+from arc_ray.scores.curves import at_equal_tokens
 from arc_ray.storage import Folder
 from arc_ray.tune.space import Point, trial_config, trial_folder, trial_name
 

@@ -405,7 +405,9 @@ def test_numbers_are_written_with_care() -> None:
 
 def test_report_needs_neither_ray_nor_torch() -> None:
     """Would catch an import that makes `arc-ray report` slow, or impossible on a laptop without them."""
-    code = "import sys, arc_ray.report; print({'ray', 'torch', 'transformers', 'matplotlib'} & set(sys.modules))"
+    code = (
+        "import sys, arc_ray.report; print({'ray', 'torch', 'transformers', 'scipy', 'matplotlib'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -13,14 +13,13 @@ from scipy import stats
 from arc_ray.errors import UserError
 from arc_ray.scores.analysis import (
     Run,
-    at_equal_tokens,
     choose_setting,
     choosing_half,
     compare,
     finding,
     gather,
-    steps_to_loss,
 )
+from arc_ray.scores.curves import at_equal_tokens, steps_to_loss
 from arc_ray.scores.intervals import Effect, MeanSquares, mean_squares, needed, paired_effect, units_of
 from arc_ray.seeding import rng_for
 

@@ -14,16 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arc_ray.errors import UserError
-from arc_ray.scores.intervals import Interval
-from arc_ray.scores.rules import (
-    Grids,
-    cell_accuracy,
-    flat_record,
-    pass_at_n,
-    read_record,
-    score_attempts,
-    score_samples,
-)
+from arc_ray.scores.records import Interval, flat_record, read_record
+from arc_ray.scores.rules import Grids, cell_accuracy, pass_at_n, score_attempts, score_samples
 from arc_ray.seeding import rng_for
 from arc_ray.tasks.task import Grid, Pair, Task
 

@@ -19,7 +19,7 @@ from arc_ray.evaluate.results import gains
 from arc_ray.report import load
 from arc_ray.report.page import view_of, write_report
 from arc_ray.runs.folder import run_folder
-from arc_ray.scores.rules import flat_record
+from arc_ray.scores.records import flat_record
 from arc_ray.seeding import rng_for
 from arc_ray.storage import Folder
 from arc_ray.study import evaluating
