@@ -144,7 +144,7 @@ def _peak(skeleton: nn.Module, rows: int, row_tokens: int, learned: int) -> int:
             causal, ids, places, Spans.of([[row_tokens]] * rows, row_tokens * torch.arange(rows + 1))
         )
         index = torch.zeros(learned, dtype=torch.long)
-        logits = causal.get_output_embeddings()(hidden.flatten(0, 1)[index]).float()
+        logits = causal.get_output_embeddings()(hidden.flatten(0, 1).index_select(0, index)).float()
         loss = nn.functional.cross_entropy(logits, index, reduction="none").sum()
         del hidden, logits
         loss.backward()
