@@ -100,18 +100,21 @@ def fuse_lora(model: nn.Module) -> None:
 def merged(model: nn.Module) -> Iterator[None]:
     """Let a model compute with its adapter merged into its weights, which takes no kernel more than a model without one.
 
-    Afterwards a copy is put back: an adapter that is subtracted again would leave rounding.
+    Afterwards a copy is put back: an adapter that is subtracted again would leave rounding. Weights stay where they are in
+    memory, for CUDA graphs that were recorded of the model.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
     weights = {weight for layer in layers for weight in layer.get_base_layer().parameters()}
     with torch.no_grad():
-        kept = {weight: weight.clone() for weight in weights}
+        kept = {weight: (weight.data, weight.clone()) for weight in weights}
         try:
             for layer in layers:
                 layer.merge()
+            for weight, (place, _) in kept.items():
+                weight.data = place.copy_(weight)  # DoRA makes a new tensor
             yield
         finally:
             for layer in layers:
                 layer.merged_adapters.clear()
-            for weight, own in kept.items():
-                weight.copy_(own)  # in place: who has captured the model's kernels keeps pointers to it
+            for weight, (place, own) in kept.items():
+                weight.data = place.copy_(own)

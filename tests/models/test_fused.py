@@ -162,7 +162,7 @@ def test_weights_are_what_they_were_after_an_answer_with_a_merged_adapter(about:
     """Would catch a little of each task that is left in the weights, and weights that have moved to another place."""
     model, x = layer(16, 24, dtype=torch.bfloat16, **{"bias": False, **about}), torch.randn(3, 16).bfloat16()
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    places = {name: weight.data_ptr() for name, weight in model.named_parameters() if not about.get("use_dora")}
+    places = {name: weight.data_ptr() for name, weight in model.named_parameters()}
     with torch.no_grad():
         expected, plain = model(x), model.base_model.model.proj.base_layer(x)
     for _ in range(2):
