@@ -60,11 +60,9 @@ def make_validation(
         too_long += [asked[i] for i in np.flatnonzero(shown < 0)]
         written = codec.encode(table, views.showing(np.maximum(shown, 0)).take(fits))
         encoded += written
-        # Row numbers and a stated shape are digits too, but no cells.
-        is_cell += [
-            np.ones(int(mask.sum()), bool) if answers[i] is None else codec.answer_cells(answers[i])
-            for i, (_, mask) in zip(fits, written, strict=True)
-        ]
+        for answer, (_, learned) in zip((answers[i] for i in fits), written, strict=True):
+            # Row numbers and a stated shape are digits too, but no cells.
+            is_cell.append(np.ones(int(learned.sum()), bool) if answer is None else codec.answer_cells(answer))
     if not names and not too_long:
         raise UserError(f"nothing to answer: no task of {', '.join(tables)} has a test pair")
     rows = pack(np.array([len(ids) for ids, _ in encoded], np.int64), row_tokens)

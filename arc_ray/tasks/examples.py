@@ -76,25 +76,23 @@ def try_until_accepted(
     The limit covers all attempts together and interrupts Python code only: one long call into C is waited for. Must be
     called from the main thread (signals), where Ray runs its tasks. Raises UserError if `draw` does.
     """
-    rejects: Counter[str] = Counter()
-    attempts, outcome, pair, made, error = 0, "gave_up", None, None, None
-    started = time.perf_counter()
+    rejects, started = Counter[str](), time.perf_counter()
+    attempts, outcome, pair, difficulty, error = 0, "gave_up", None, None, None
     try:
         with _time_limit(time_limit_seconds):
             while pair is None and attempts < MAX_ATTEMPTS:
                 attempts += 1
                 try:
                     made = _call("generator_error", draw, attempts - 1)
-                    pair = _checked(made, is_right, max_side)
+                    pair, difficulty = _checked(made, is_right, max_side), made.rng_difficulty
+                    outcome = "accepted"
                 except _RejectedError as rejected:
                     rejects[str(rejected)] += 1
                     error = repr(rejected.__cause__)[:200] if rejected.__cause__ else error
     except _TimeLimitError:
-        pair, outcome = None, "timed_out"
+        pair, difficulty, outcome = None, None, "timed_out"
     milliseconds = (time.perf_counter() - started) * 1000
-    if pair is None or made is None:
-        return Example(outcome, attempts, rejects, error=error, milliseconds=milliseconds)
-    return Example("accepted", attempts, rejects, pair, made.rng_difficulty, error, milliseconds)
+    return Example(outcome, attempts, rejects, pair, difficulty, error, milliseconds)
 
 
 def as_grid(value: Any) -> Grid | None:

@@ -114,11 +114,10 @@ def parse_pair(value: object, where: str, hidden: bool) -> Pair:
     """
     if not isinstance(value, dict) or "input" not in value:
         raise UserError(f'{where}: a pair is an object with "input" and "output"; got {_short(value)}')
-    if value.get("output") is None:
-        if not hidden:
-            raise UserError(f'{where}: "output" is missing')
-        return Pair(parse_grid(value["input"], f"{where}, input"), None)
-    return Pair(parse_grid(value["input"], f"{where}, input"), parse_grid(value["output"], f"{where}, output"))
+    if value.get("output") is None and not hidden:
+        raise UserError(f'{where}: "output" is missing')
+    given = parse_grid(value["input"], f"{where}, input")
+    return Pair(given, None if value.get("output") is None else parse_grid(value["output"], f"{where}, output"))
 
 
 def task_to_json(task: Task) -> dict[str, Any]:
@@ -139,11 +138,10 @@ class TaskTable:
     input at grid 2p and its output at grid 2p+1, of height 0 where hidden. Two tasks, `a` with a train pair [[1, 2]] ->
     [[3], [4]] and a test pair [[5]] -> hidden, and `b` with questions about the grid [[6, 7]], are
 
-        first_pair = [0, 2, 3]       num_train = [1, 0]
-        grid         0  1  2  3  4  5
-        height    = [1, 2, 1, 0, 1, 0]
-        width     = [2, 1, 1, 0, 2, 0]
-        start     = [0, 2, 4, 5, 5, 7, 7]       cells = [1, 2, 3, 4, 5, 6, 7]
+        first_pair = [0, 2, 3]              num_train = [1, 0]
+        height = [1, 2, 1, 0, 1, 0]         of grids 0 to 5
+        width = [2, 1, 1, 0, 2, 0]
+        start = [0, 2, 4, 5, 5, 7, 7]       cells = [1, 2, 3, 4, 5, 6, 7]
     """
 
     ids: tuple[str, ...]

@@ -21,6 +21,7 @@ from arc_ray.runs.folder import checkpoint_name, checkpoint_steps
 from arc_ray.storage import Folder
 from arc_ray.train.engine import MOMENTS, State
 
+WEIGHTS_FILE = "weights.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 
 
@@ -30,7 +31,7 @@ class CheckpointWriter:
     def __init__(self, folder: Folder, config: Config, model: nn.Module, tokenizer: Any) -> None:
         self._folder, self._config, self._model, self._tokenizer = folder, config, model, tokenizer
         self._thread = ThreadPoolExecutor(1, "checkpoint")
-        self._last: Future[None] | None = None
+        self._last = self._thread.submit(lambda: None)
 
     def rehearse(self) -> None:
         """Save the model with one weight for all, which costs nothing, to nowhere. Raises UserError where that fails.
@@ -57,8 +58,7 @@ class CheckpointWriter:
 
     def wait(self) -> None:
         """Wait until the last checkpoint is complete."""
-        if self._last is not None:
-            self._last.result()
+        self._last.result()
 
     def _files(self, weights: State) -> Iterator[tuple[str, bytes]]:
         """Yield what plain peft or transformers loads, file by file: path within the checkpoint, and content."""
@@ -74,7 +74,7 @@ class CheckpointWriter:
         for name, content in self._files(weights):
             target.write_bytes(name, content)
         moments = {name: tensor for name, tensor in state.items() if name.startswith(MOMENTS)}
-        target.write_bytes("weights.safetensors", save_tensors(weights))
+        target.write_bytes(WEIGHTS_FILE, save_tensors(weights))
         target.write_bytes(OPTIMIZER_FILE, save_tensors(moments))
         if after:
             after.result()
@@ -101,13 +101,11 @@ def describe_checkpoint(config: Config, step: int) -> dict[str, Any]:
 
 def newest_checkpoint(folder: Folder) -> int | None:
     """Return the step of the newest complete checkpoint, None if there is none."""
-    steps = checkpoint_steps(folder)
-    return steps[-1] if steps else None
+    return max(checkpoint_steps(folder), default=None)
 
 
 def read_state(folder: Folder, step: int) -> State:
     """Read the whole training state of a checkpoint."""
     source = folder / checkpoint_name(step)
-    weights = load_tensors(source.read_bytes("weights.safetensors"))
-    state = {f"weight.{name}": tensor for name, tensor in weights.items()}
-    return state | load_tensors(source.read_bytes(OPTIMIZER_FILE))
+    weights, moments = (load_tensors(source.read_bytes(file)) for file in (WEIGHTS_FILE, OPTIMIZER_FILE))
+    return {f"weight.{name}": tensor for name, tensor in weights.items()} | moments

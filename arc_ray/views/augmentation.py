@@ -192,7 +192,7 @@ def draw_one_sided(
     )
     parameters = np.stack(drawn)[kind, :, np.arange(len(side))]
     largest = parameters[:, :2].max(axis=1)
-    has_room = np.choose(kind, [True, largest > 0, largest > 1, parameters[:, 0] < len(MIRRORS)])
+    has_room = np.choose(kind, [largest >= 0, largest > 0, largest > 1, parameters[:, 0] < len(MIRRORS)])
     is_changed = (unit_floats(bits[:, 0]) < probability) & has_room & (tall > 0)
     codes = np.concatenate([1 + side[:, None], kind[:, None], parameters], axis=1)
     return np.where(is_changed[:, None], codes, 0).astype(np.uint8)
