@@ -70,6 +70,30 @@ def test_an_arm_scores_what_its_seeds_score_on_average() -> None:
     assert not {key for key in arm_scores(results, without, 0.95) if key.endswith("/low")}
 
 
+def test_ways_of_answering_are_averaged_apart(tmp_path: Path) -> None:
+    """Would catch untuned answers that are read as tuned ones, and a gain whose interval has no seeds in it."""
+    config = config_with(evaluate__symmetries=2, storage=str(tmp_path), name="study")
+    results = []
+    for seed in (1, 2):
+        (tuned, answers), (untuned, before) = (evaluation(seed + more, 0.5, config) for more in (0, 10))
+        before = [{**row, "set": "arc/untuned"} for row in before]
+        effects = gains(config, {"": answers, "untuned": before})
+        named = {f"arc/untuned/{key.removeprefix('arc/')}": value for key, value in untuned.items()}
+        results.append(tuned | named | flat_record({("arc", *path): effect for path, effect in effects.items()}))
+        folder = run_folder(config) / "evaluate" / "base" / f"seed-{seed}"
+        folder.write_json("answers.json", answers)
+        folder.write_json("answers-untuned.json", before)
+    read = [evaluating.read_answers(config, "base", seed) for seed in (1, 2)]
+    assert [list(ways) for ways in (read[0]["arc"], read[1]["arc"])] == [["", "untuned"]] * 2
+    found = arm_scores(results, read, 0.95)
+    for name in ("per_output", "untuned/per_output", "untuned/voting/gain", "tuning/gain", "tuning/greedy/gain"):
+        values = [result[f"arc/{name}"] for result in results]
+        assert values[0] != values[1], name
+        assert found[f"arc/{name}"] == pytest.approx(np.mean(values)), name
+        assert found[f"arc/{name}/low"] < found[f"arc/{name}"] < found[f"arc/{name}/high"], name
+    assert found["arc/tuning/gain"] == pytest.approx(found["arc/per_output"] - found["arc/untuned/per_output"])
+
+
 def test_intervals_hold_the_luck_of_seeds() -> None:
     """Would catch three seeds counted as three times as many tasks, which makes loud seeds look certain."""
     config, width = config_with(evaluate__symmetries=2), {}
