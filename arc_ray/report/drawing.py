@@ -20,7 +20,10 @@ LEFT, RIGHT, TOP, BOTTOM = 46.0, 346.0, 12.0, 164.0
 
 @dataclass(frozen=True)
 class Scale:
-    """Maps values from [low, high] to [start, end] on the picture, by their logarithm if wanted."""
+    """Maps values from [low, high] to [start, end] on the picture, by their logarithm if wanted.
+
+    Values beyond an end are drawn at it.
+    """
 
     low: float
     high: float
@@ -29,6 +32,7 @@ class Scale:
     is_log: bool = False
 
     def __call__(self, value: float) -> float:
+        value = min(max(value, self.low), self.high)
         low, high, value = (math.log(v) if self.is_log else v for v in (self.low, self.high, value))
         return round(self.start + (value - low) / (high - low) * (self.end - self.start), 1)
 
@@ -39,7 +43,9 @@ class Scale:
             values = [float(f"{step}e{decade}") for decade in decades for step in (1, 2, 5)]
             values = values[::3] if len(decades) > about else values
         else:
-            step = round_step((self.high - self.low) / about)
+            rough = (self.high - self.low) / about
+            power = 10.0 ** math.floor(math.log10(rough))
+            step = next(step * power for step in (1, 2, 5, 10) if step * power >= rough * 0.999)
             values = [round(i * step, 12) for i in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
         slack = 1e-9 * (self.high - self.low)
         return [value for value in values if self.low - slack <= value <= self.high + slack]
@@ -109,12 +115,6 @@ def heights(values: Iterable[float], bottom: float = BOTTOM, top: float = TOP) -
     low, high = min(values), max(values)
     room = 0.06 * (high - low) or 0.1 * abs(high) or 0.05
     return Scale(max(low - room, 0.0), high + room, bottom, top)
-
-
-def round_step(rough: float) -> float:
-    """Return the first of 1, 2 and 5 times a power of ten that is not below `rough`."""
-    power = 10.0 ** math.floor(math.log10(rough))
-    return next(step * power for step in (1, 2, 5, 10) if step * power >= rough * 0.999)
 
 
 def thinned(x: np.ndarray, y: np.ndarray, most: int = 120) -> tuple[np.ndarray, np.ndarray]:

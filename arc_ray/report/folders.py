@@ -23,10 +23,8 @@ class TrialRows(NamedTuple):
 def read_trial_folder(folder: Folder, study: str, name: str, compare: str | None) -> TrialRows:
     """Read a run folder; `compare` is the config key that names its arm, None takes its own name. Raises UserError."""
     config, about = read_yaml(folder, "config.yaml"), read_value(folder, "trial.json")
-    records, result = (
-        _read(folder, "metrics.jsonl", "JSON", folder.read_json_lines)[0],
-        read_value(folder, "result.json"),
-    )
+    records, _ = _read(folder, "metrics.jsonl", "JSON", folder.read_json_lines)
+    result = read_value(folder, "result.json")
     plan = folder.read_bytes("plan.parquet") if folder.exists("plan.parquet") else b""
     digest = hashlib.blake2b(plan, digest_size=6).hexdigest() if plan else None
     trial = frames.trial_row(study, name, about, config, records, result, compare) | {"plan_digest": digest}

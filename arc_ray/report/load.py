@@ -164,17 +164,8 @@ def load(folder: str) -> Report:
     place = Folder.at(folder)
     config, run = read_yaml(place, "config.yaml"), read_value(place, "run.json") or {}
     analysis = _read_analysis(place)
-    kind = _kind_of(place, run, analysis)
-    compare = _compared(config, analysis)
-    beside = place.parent
-    if is_experiment(place):
-        trials = read_experiment(place)
-    elif kind == "run":
-        trials = [read_trial_folder(place, place.name, place.name, None)]
-    else:
-        names = (place / "trials").names()
-        with ThreadPoolExecutor(TRIALS_AT_ONCE) as pool:
-            trials = list(pool.map(lambda n: read_trial_folder(place / "trials" / n, place.name, n, compare), names))
+    kind, beside = _kind_of(place, run, analysis), place.parent
+    trials = _read_trials(place, kind, _compared(config, analysis))
     made_first = [beside / name for name in config.get("runs") or {} if (beside / name).exists("config.yaml")]
     runs = [read_trial_folder(folder, place.name, folder.name, None) for folder in made_first]
     scores, answers = read_evaluations(place, made_first)
@@ -196,6 +187,16 @@ def load(folder: str) -> Report:
         quality=read_value(place, "quality.json"),
         overlap=read_value(place, "overlap.json") or (),
     )
+
+
+def _read_trials(place: Folder, kind: ReportKind, compare: str) -> list[TrialRows]:
+    if is_experiment(place):
+        return read_experiment(place)
+    if kind == "run":
+        return [read_trial_folder(place, place.name, place.name, None)]
+    names = (place / "trials").names()
+    with ThreadPoolExecutor(TRIALS_AT_ONCE) as pool:
+        return list(pool.map(lambda n: read_trial_folder(place / "trials" / n, place.name, n, compare), names))
 
 
 def _is_finished(place: Folder, trials: Sequence[TrialRows]) -> bool:

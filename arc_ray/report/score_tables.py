@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from arc_ray.report.drawing import Scale
 from arc_ray.report.load import Report
-from arc_ray.report.tables import Axis, effect_axis
+from arc_ray.report.tables import effect_axis
 from arc_ray.report.words import RULES, level
 
 METHODS = ("greedy, untuned", "voting, untuned", "greedy", "voting", "greedy, generated", "voting, generated")
@@ -29,7 +30,7 @@ def score_view(report: Report) -> dict[str, Any]:
     highest = max([0.0, *rated["value"].astype(float), *rated["high"].dropna().astype(float)])
     return {
         "scores": scores,
-        "score_axis": Axis(0.0, next((end for end in (0.1, 0.2, 0.5) if end >= highest), 1.0)),
+        "score_axis": Scale(0.0, next((end for end in (0.1, 0.2, 0.5) if end >= highest), 1.0), 0.0, 100.0),
         "seeds_note": _seeds_note(report),
         "gains": gains,
         "gain_axis": effect_axis(gains) if gains else None,

@@ -1,13 +1,11 @@
 """The tables of the page: arms, effects, puzzles, plans, cost. Plain values; the template writes them."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from arc_ray.report.drawing import round_step
+from arc_ray.report.drawing import Scale
 from arc_ray.report.frames import DataFrame, Row, Series, config_value, scalar
 from arc_ray.report.load import Report
 from arc_ray.report.words import is_number, number, setting, setting_value, show, word
@@ -15,18 +13,6 @@ from arc_ray.tasks.task import puzzle_of
 
 MOST_PUZZLES = 40
 """Puzzles shown in the comparison by puzzle: those on which the arms differ most."""
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A horizontal axis in percent of its width, for intervals drawn as page elements."""
-
-    low: float
-    high: float
-    ticks: tuple[float, ...] = ()
-
-    def __call__(self, value: float) -> float:
-        return round(100 * (min(max(value, self.low), self.high) - self.low) / (self.high - self.low), 2)
 
 
 def chosen_trials(report: Report, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, DataFrame]:
@@ -69,17 +55,14 @@ def best_trial(report: Report) -> str | None:
     return str(trials.sort_values(by, ascending=False, kind="stable").iloc[0]["trial"])
 
 
-def effect_axis(effects: Sequence[Mapping[str, Any]]) -> Axis:
-    """Make one axis for all effects, with zero on it and round ticks; no difference of shares is larger than 1.
+def effect_axis(effects: Sequence[Mapping[str, Any]]) -> Scale:
+    """Make one axis for all effects, in percent of its width and with zero on it; no difference is larger than 1.
 
     Intervals of older results may be wider: their ends are cut.
     """
     ends = [0.0, *(effect[end] for effect in effects for end in ("low", "high"))]
     room = 0.08 * (max(ends) - min(ends)) or 0.01
-    low, high = max(min(ends) - room, -1.05), min(max(ends) + room, 1.05)
-    step = max(round_step((high - low) / 7), 0.01)
-    ticks = tuple(round(i * step, 6) for i in range(math.ceil(low / step), math.floor(high / step) + 1))
-    return Axis(low, high, ticks)
+    return Scale(max(min(ends) - room, -1.05), min(max(ends) + room, 1.05), 0.0, 100.0)
 
 
 def answer_view(report: Report) -> dict[str, Any]:
