@@ -96,9 +96,9 @@ def make_block(source: GeneratedSource, block: Block) -> tuple[pa.Table, pa.Tabl
         return counting_table(block.start, tasks), timings_table(block.start, [mean] * len(tasks), [None] * len(tasks))
     with collector_paused():
         if isinstance(source, PluginSource):
-            examples = [plugin.make_example(source, index) for index in indices]
+            examples = [plugin.plugin_example(source, index) for index in indices]
         else:
-            examples = [rearc.make_example(source, block.task_id, index) for index in indices]
+            examples = [rearc.rearc_example(source, block.task_id, index) for index in indices]
     timings = timings_table(block.start, [e.milliseconds for e in examples], [e.error for e in examples])
     return examples_table(block.start, examples), timings
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from arc_ray.errors import UserError
 from arc_ray.tasks.task import MAX_SIDE, NUM_COLORS, Grid
 
-Failure = Literal[
+NoGrid = Literal[
     "empty", "bad_cell", "ragged", "too_large", "no_fence", "bad_row_number", "bad_shape_line", "shape_differs"
 ]
 """Why a text is no grid."""
@@ -61,7 +61,7 @@ class Encoder:
         """The text that every grid begins with, whatever its shape and colours."""
         return self._head(1, 1).partition("1x1")[0] if self.shape else self._head(1, 1) + self._row_start(0)
 
-    def parse(self, text: str) -> Grid | Failure:
+    def parse(self, text: str) -> Grid | NoGrid:
         """Read a grid back; what is no grid gives the reason, as a word, instead."""
         text, stated = text.strip("\n"), None
         if self.fence:

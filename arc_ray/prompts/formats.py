@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from arc_ray.errors import UserError
 from arc_ray.tasks.task import Question
+from arc_ray.views.augmentation import PairSide
 
 Learn = Literal["asked", "all"]
 
@@ -41,7 +42,7 @@ class GridSlot(NamedTuple):
     """A place for a grid: of shown pair `pair`, or of the asked pair where `pair` equals the number shown."""
 
     pair: int
-    side: Literal["input", "output"]
+    side: PairSide
     learn: bool = False
 
 

@@ -22,7 +22,7 @@ from arc_ray.seeding import counter_bits, rng_for
 SHUFFLE_WINDOW = 8192
 """Views packed together: enough for a tight fit, few enough that a row's views come from all over the epoch."""
 
-ABOUT = ("row_tokens", "batch_rows", "num_steps", "sources", "counts")
+KEPT_FIELDS = ("row_tokens", "batch_rows", "num_steps", "sources", "counts")
 """Fields of a plan that its file keeps beside the columns, with `data`."""
 
 _ORDER_STREAM = 64
@@ -42,15 +42,15 @@ class Addresses:
 
     def take(self, index: npt.NDArray[np.integer] | slice) -> "Addresses":
         """Return the addresses at these positions."""
-        return Addresses(*(getattr(self, name)[index] for name in COLUMNS))
+        return Addresses(*(getattr(self, name)[index] for name in ADDRESS_COLUMNS))
 
     @classmethod
     def join(cls, parts: Sequence["Addresses"]) -> "Addresses":
         """Concatenate addresses."""
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS))
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in ADDRESS_COLUMNS))
 
 
-COLUMNS = tuple(field.name for field in fields(Addresses))
+ADDRESS_COLUMNS = tuple(field.name for field in fields(Addresses))
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,10 +228,10 @@ def pack(lengths: npt.NDArray[np.integer], capacity: int) -> list[list[int]]:
 
 def save_plan(plan: Plan) -> bytes:
     """Write a plan as the bytes of a Parquet file."""
-    columns = {name: getattr(plan.views, name) for name in COLUMNS}
+    columns = {name: getattr(plan.views, name) for name in ADDRESS_COLUMNS}
     rows = np.repeat(np.arange(plan.num_rows, dtype=np.int32), np.diff(plan.first_view))
     columns |= {"shown": plan.shown, "tokens": plan.tokens, "learned": plan.learned, "row": rows}
-    about = {name: getattr(plan, name) for name in ABOUT} | {"data": dict(plan.data)}
+    about = {name: getattr(plan, name) for name in KEPT_FIELDS} | {"data": dict(plan.data)}
     table = pa.table(columns).replace_schema_metadata({"arc_ray.plan": json.dumps(about)})
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
@@ -246,5 +246,5 @@ def load_plan(content: bytes) -> Plan:
     column = {name: table[name].to_numpy() for name in table.column_names}
     row = column.pop("row")
     first_view = np.searchsorted(row, np.arange(int(row.max(initial=-1)) + 2)).astype(np.int64)
-    views = Addresses(*(column.pop(name) for name in COLUMNS))
+    views = Addresses(*(column.pop(name) for name in ADDRESS_COLUMNS))
     return Plan(views, **column, first_view=first_view, **about)

@@ -52,7 +52,7 @@ REFLECTIONS: tuple[Callable[[Grid], Grid], ...] = (np.fliplr, np.flipud, np.tran
 MIRROR_SETS = ((0,), (1,), (0, 1), (2,), (3,), (2, 3), (0, 1, 2))
 """Reflections of REFLECTIONS that, one after another, leave a grid with 1, 1, 2, 1, 1, 2 and 4 mirror lines."""
 
-Shape = npt.NDArray[np.bool_]
+Stencil = npt.NDArray[np.bool_]
 """A shape within its bounding box: bool (height, width)."""
 
 
@@ -226,7 +226,7 @@ def _draw_canvas(rng: np.random.Generator, height: int, width: int, connectivity
     return canvas
 
 
-def _draw_shape(rng: np.random.Generator, height: int, width: int, connectivity: Literal[4, 8]) -> Shape:
+def _draw_shape(rng: np.random.Generator, height: int, width: int, connectivity: Literal[4, 8]) -> Stencil:
     match SHAPES[rng.integers(len(SHAPES))]:
         case "blob":
             return _grow_blob(rng, height, width, connectivity)
@@ -243,7 +243,7 @@ def _draw_shape(rng: np.random.Generator, height: int, width: int, connectivity:
             return np.ones((height, width), bool)
 
 
-def _grow_blob(rng: np.random.Generator, height: int, width: int, connectivity: Literal[4, 8]) -> Shape:
+def _grow_blob(rng: np.random.Generator, height: int, width: int, connectivity: Literal[4, 8]) -> Stencil:
     """Grow from one cell, at each step by a random neighbour of a random cell, unless it is outside of the box."""
     cells = [(int(rng.integers(height)), int(rng.integers(width)))]
     picks, steps = rng.random(height * width), rng.integers(connectivity, size=height * width)

@@ -20,7 +20,7 @@ from arc_ray.tasks.examples import Draw, Example, as_grid, try_until_accepted
 from arc_ray.tasks.task import same_grid
 
 
-def make_example(source: PluginSource, index: int) -> Example:
+def plugin_example(source: PluginSource, index: int) -> Example:
     """Make example `index`: a pure function of the arguments if the generator takes all randomness from its `rng`.
 
     Attempt a gets numpy's Generator of the key (seed, "plugin", task_id, index, a). An exception in either function

@@ -34,7 +34,7 @@ def task_ids() -> tuple[str, ...]:
     return tuple(sorted(_library().generate))
 
 
-def make_example(source: RearcSource, task_id: str, index: int) -> Example:
+def rearc_example(source: RearcSource, task_id: str, index: int) -> Example:
     """Make example `index` of a task: a pure function of the arguments, except where the time limit strikes.
 
     Attempt a draws from the key (seed, "rearc", task_id, index, a), so that no rejected attempt moves the next one.

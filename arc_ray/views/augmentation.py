@@ -18,9 +18,9 @@ from arc_ray.tasks.task import MAX_SIDE, NUM_COLORS, Grid
 
 SAME_COLORS = tuple(range(NUM_COLORS))
 
-Side = Literal["input", "output"]
+PairSide = Literal["input", "output"]
 Kind = Literal["geometric", "padding", "upscale", "mirror"]
-SIDES: tuple[Side, ...] = get_args(Side)
+SIDES: tuple[PairSide, ...] = get_args(PairSide)
 KINDS: dict[Kind, int] = {"geometric": 1, "padding": 3, "upscale": 2, "mirror": 1}
 """Kind -> number of its parameters; its place here is its number in codes."""
 MIRRORS = ("right", "left", "down", "up")
@@ -40,7 +40,7 @@ _Bits = npt.NDArray[np.uint64]
 class OneSided:
     """A change of all inputs or of all outputs of a task."""
 
-    side: Side
+    side: PairSide
     kind: Kind
     parameters: tuple[int, ...]
     """geometric: the symmetry. padding: rows above and below, columns left and right, colour. upscale: factors of
@@ -130,12 +130,12 @@ class Augmentation:
         if sorted(self.colors) != list(SAME_COLORS):
             raise ValueError(f"colours {self.colors} are no bijection: two colours would merge")
 
-    def apply(self, grid: Grid, side: Side | None = None) -> Grid:
+    def apply(self, grid: Grid, side: PairSide | None = None) -> Grid:
         """Transform a grid, uint8 (h, w); `side` says whose it is, which matters if one side is changed alone."""
         change = self._change(side)
         return np.asarray(self.colors, np.uint8)[turn(change.apply(grid) if change else grid, self.symmetry)]
 
-    def invert(self, grid: Grid, side: Side | None = None) -> Grid:
+    def invert(self, grid: Grid, side: PairSide | None = None) -> Grid:
         """Undo `apply`. Raises ValueError for a grid that a one-sided change cannot have made."""
         change = self._change(side)
         common = turn_back(np.argsort(self.colors).astype(np.uint8)[grid], self.symmetry)
@@ -148,13 +148,13 @@ class Augmentation:
         parts = [self.one_sided.name if self.one_sided else "", symmetry_name(self.symmetry), colors]
         return ".".join(filter(None, parts)) or "same"
 
-    def _change(self, side: Side | None) -> OneSided | None:
+    def _change(self, side: PairSide | None) -> OneSided | None:
         assert side or not self.one_sided, "an augmentation that changes one side must be told whose grid it gets"
         return self.one_sided if self.one_sided and self.one_sided.side == side else None
 
 
 def changed_shapes(
-    codes: Codes, side: Side, height: npt.NDArray[np.integer], width: npt.NDArray[np.integer]
+    codes: Codes, side: PairSide, height: npt.NDArray[np.integer], width: npt.NDArray[np.integer]
 ) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]:
     """Return the shapes that grids of a side have after the changes: heights and widths, all (n,)."""
     is_on = codes[:, 0] == 1 + SIDES.index(side)

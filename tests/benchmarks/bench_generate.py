@@ -109,7 +109,7 @@ def measure_examples(count: int) -> tuple[Seconds, float]:
 
 def make(task_id: str, index: int) -> Example:
     """Make an example of the default source."""
-    return rearc.make_example(RearcSource(kind="rearc", seed=SEED), task_id, index)
+    return rearc.rearc_example(RearcSource(kind="rearc", seed=SEED), task_id, index)
 
 
 def bare_seconds(task_id: str, attempts: Sequence[int]) -> float:

@@ -86,7 +86,7 @@ def codec_of(tokenizer: Any, config: Config) -> Any:
 def rearc_table(examples: int) -> TaskTable:
     """Make RE-ARC's 400 tasks with so many examples each."""
     made = {
-        task_id: [rearc.make_example(RearcSource(kind="rearc"), task_id, i).pair for i in range(examples)]
+        task_id: [rearc.rearc_example(RearcSource(kind="rearc"), task_id, i).pair for i in range(examples)]
         for task_id in rearc.task_ids()
     }
     return TaskTable.of(Task(task_id, tuple(pair for pair in pairs if pair), ()) for task_id, pairs in made.items())

@@ -79,7 +79,7 @@ def make_config(folder: Path, steps: int) -> Config:
 def make_task(rule: str) -> Task:
     """Make a task of four shown RE-ARC examples and one to answer."""
     source = RearcSource(kind="rearc", difficulty=(0.0, 0.15), max_side=10)
-    examples = [rearc.make_example(source, rule, index) for index in range(5)]
+    examples = [rearc.rearc_example(source, rule, index) for index in range(5)]
     pairs = tuple(example.pair for example in examples if example.pair)
     assert len(pairs) == 5, rule
     return Task(rule, pairs[:4], pairs[4:])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from arc_ray.errors import UserError
-from arc_ray.prompts.encoders import ENCODERS, Failure, encoder_named
+from arc_ray.prompts.encoders import ENCODERS, NoGrid, encoder_named
 from arc_ray.tasks.task import NUM_COLORS, Grid
 
 shapes = st.tuples(st.integers(1, 30), st.integers(1, 30))
@@ -61,7 +61,7 @@ def test_text_around_an_answer_does_not_matter(name: str):
         assert np.array_equal(encoder.parse(text.format(encoder.render(grid))), grid)
 
 
-BAD: list[tuple[str, str, Failure]] = [
+BAD: list[tuple[str, str, NoGrid]] = [
     ("plain", "", "empty"),
     ("plain", "\n\n", "empty"),
     ("plain", "12\n3a", "bad_cell"),
@@ -94,13 +94,13 @@ BAD: list[tuple[str, str, Failure]] = [
 
 
 @pytest.mark.parametrize(("name", "text", "reason"), BAD)
-def test_what_is_no_grid_gives_the_reason(name: str, text: str, reason: Failure):
+def test_what_is_no_grid_gives_the_reason(name: str, text: str, reason: NoGrid):
     """Would catch a wrong answer that is repaired in silence, and a report that blames the wrong thing."""
     assert ENCODERS[name].parse(text) == reason
 
 
 def test_every_reason_has_a_test():
-    assert {reason for _, _, reason in BAD} == set(Failure.__args__)
+    assert {reason for _, _, reason in BAD} == set(NoGrid.__args__)
 
 
 @settings(deadline=None)
@@ -108,7 +108,7 @@ def test_every_reason_has_a_test():
 def test_no_text_at_all_makes_parsing_fail_otherwise(name: str, text: str):
     """Would catch an exception in the middle of an evaluation, raised by whatever a model happened to write."""
     read = ENCODERS[name].parse(text)
-    assert isinstance(read, np.ndarray) or read in Failure.__args__
+    assert isinstance(read, np.ndarray) or read in NoGrid.__args__
 
 
 @settings(deadline=None)

@@ -34,7 +34,7 @@ def make(
     task_id: str, index: int = 0, seed: int = 0, difficulty: tuple[float, float] = (0, 1), max_side: int = 30
 ) -> Example:
     source = RearcSource(kind="rearc", seed=seed, difficulty=difficulty, max_side=max_side)
-    return rearc.make_example(source, task_id, index)
+    return rearc.rearc_example(source, task_id, index)
 
 
 def as_tuples(grid: Grid | None) -> tuple[tuple[int, ...], ...]:
@@ -275,11 +275,11 @@ def test_global_random_state_is_left_alone():
 
 def test_plugin_examples_are_pure_and_verified():
     source = plugin_source(verify="example_plugins:unmirror", difficulty=(0.1, 0.5))
-    first, again, other = (plugin.make_example(source, index) for index in (4, 4, 5))
+    first, again, other = (plugin.plugin_example(source, index) for index in (4, 4, 5))
     assert content(first) == content(again) != content(other)
     assert first.pair is not None
     assert same_grid(first.pair.output, first.pair.input[:, ::-1])
-    refused = plugin.make_example(plugin_source(verify="example_plugins:refuse"), 0)
+    refused = plugin.plugin_example(plugin_source(verify="example_plugins:refuse"), 0)
     assert (refused.outcome, refused.rejects["unverified"] > 50) == ("gave_up", True)
 
 
@@ -295,7 +295,7 @@ def test_plugin_examples_are_pure_and_verified():
 )
 def test_a_users_mistake_is_named(path: str, message: str):
     with pytest.raises(UserError, match=message):
-        plugin.make_example(plugin_source(generate=path), 0)
+        plugin.plugin_example(plugin_source(generate=path), 0)
 
 
 def test_an_import_that_fails_is_named(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from arc_ray.views.augmentation import (
     SAME_COLORS,
     Augmentation,
     OneSided,
-    Side,
+    PairSide,
     changed_shapes,
     draw_one_sided,
 )
@@ -39,7 +39,7 @@ augmentations = st.builds(
 
 @settings(deadline=None)
 @given(augmentations, grids, sides)
-def test_inverting_gives_the_grid_back(augmentation: Augmentation, grid: Grid, side: Side):
+def test_inverting_gives_the_grid_back(augmentation: Augmentation, grid: Grid, side: PairSide):
     """Would catch answers that are turned back the wrong way round: right ones would be scored as wrong."""
     turned = augmentation.apply(grid, side)
     assert turned.dtype == np.uint8
@@ -52,7 +52,7 @@ def test_inverting_gives_the_grid_back(augmentation: Augmentation, grid: Grid, s
 def test_one_side_is_changed_and_the_other_is_not(change: OneSided, grid: Grid):
     """Would catch a change of both sides, which leaves the puzzle as it was, and one that is lost in the codes."""
     augmentation = Augmentation(one_sided=change)
-    other: Side = "output" if change.side == "input" else "input"
+    other: PairSide = "output" if change.side == "input" else "input"
     assert np.array_equal(augmentation.apply(grid, other), grid)
     assert np.array_equal(augmentation.apply(grid, change.side), change.apply(grid))
     code = np.array(
