@@ -1,7 +1,7 @@
 """From predictions to attempts, scores and what the gallery shows; reads files only, so it can be redone at any time."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,10 +26,8 @@ def puzzle_scores(
 
     `scores` are needed for the product of experts only. Without the outputs of all tasks there are no scores.
     """
-    chosen = {
-        task.id: [choose(config, predictions, scores, task.id, i) for i in range(len(task.test))] for task in tasks
-    }
-    greedy = {task.id: [_greedy(config, predictions, task.id, i) for i in range(len(task.test))] for task in tasks}
+    chosen = _each_output(tasks, lambda *at: choose(config, predictions, scores, *at))
+    greedy = _each_output(tasks, lambda *at: _greedy(config, predictions, *at))
     answers = [
         _answer(config, name, task, i, chosen[task.id][i], greedy[task.id][i])
         for task in tasks
@@ -37,16 +35,17 @@ def puzzle_scores(
     ]
     if any(pair.output is None for task in tasks for pair in task.test):
         return {}, answers, chosen
-    confidence = config.study.confidence
-    found = {(rule,): score for rule, score in score_attempts(tasks, chosen, confidence).items()}
+    confidence, sizes = config.study.confidence, sample_sizes(config)
+    samples = _each_output(tasks, lambda *at: [_grid(row) for row in predictions.get(at, ())])
+    found = score_attempts(tasks, chosen, confidence) | score_samples(tasks, samples, chosen, sizes, confidence)
+    by_path = {(rule,): score for rule, score in found.items()}
     if config.evaluate.decode == "greedy":
-        found |= {("greedy", rule): score for rule, score in score_attempts(tasks, greedy, confidence).items()}
-    samples = {
-        task.id: [[_grid(row) for row in predictions.get((task.id, i), ())] for i in range(len(task.test))]
-        for task in tasks
-    }
-    sampled = score_samples(tasks, samples, chosen, sample_sizes(config), confidence)
-    return found | {(rule,): score for rule, score in sampled.items()}, answers, chosen
+        by_path |= {("greedy", rule): score for rule, score in score_attempts(tasks, greedy, confidence).items()}
+    return by_path, answers, chosen
+
+
+def _each_output(tasks: Sequence[Task], find: Callable[[str, int], Any]) -> dict[str, list[Any]]:
+    return {task.id: [find(task.id, i) for i in range(len(task.test))] for task in tasks}
 
 
 def choose(config: Config, predictions: Rows, scores: Rows, task_id: str, output: int) -> Attempts:
