@@ -14,6 +14,7 @@ from arc_ray.config import Config, load_config, parse_assignments, to_yaml
 from arc_ray.errors import UserError
 from arc_ray.runs.folder import as_made, claim, is_finished, run_folder
 from arc_ray.runs.starts import with_start
+from arc_ray.scores.records import read_record
 from arc_ray.scores.submission import MISTAKES
 from arc_ray.storage import Folder
 
@@ -162,12 +163,14 @@ def evaluate(
 
 
 def _show_scores(result: Mapping[str, Any], terminal: Terminal) -> None:
-    for key in (k for k in result if k.endswith(("/per_output", "/per_task_mean", "/strict", "/accuracy"))):
-        terminal.note(f"{key}: {100 * result[key]:.1f} %")
-    level = f"{100 * result.get('confidence', 0.95):g} %"
-    for key in (k for k in result if k.endswith("/gain")):
-        low, high = 100 * result[f"{key}/low"], 100 * result[f"{key}/high"]
-        terminal.note(f"{key}: {100 * result[key]:+.1f} points, {level} interval {low:+.1f} to {high:+.1f}")
+    scores, level = read_record(result), f"{100 * result.get('confidence', 0.95):g} %"
+    for path, score in scores.items():
+        if path[-1] in ("per_output", "per_task_mean", "strict", "accuracy"):
+            terminal.note(f"{'/'.join(path)}: {100 * score['value']:.1f} %")
+    for path, score in scores.items():
+        if path[-1] == "gain":
+            value, low, high = (100 * score[key] for key in ("value", "low", "high"))
+            terminal.note(f"{'/'.join(path)}: {value:+.1f} points, {level} interval {low:+.1f} to {high:+.1f}")
 
 
 @app.command(
