@@ -234,6 +234,30 @@ def test_a_pass_asks_the_device_for_no_number(at_once: bool, monkeypatch: pytest
     assert model.get_input_embeddings().weight.grad is not None
 
 
+@pytest.mark.gpu
+def test_a_gpu_computes_the_same_in_one_call_and_is_waited_for_by_nothing(monkeypatch: pytest.MonkeyPatch):
+    """Would catch a kernel that lets views see each other or takes heads for others, and a wait that hides in torch."""
+    found = []
+    for at_once in (False, True):
+        if not at_once:
+            monkeypatch.setattr(attention, "attends_at_once", lambda model, device: False)
+        model = toy().to("cuda", torch.bfloat16)
+        loss = LearnedLoss(model)
+        for mode in ("default", "error"):  # what is made at a first call may wait
+            torch.cuda.set_sync_debug_mode(mode)
+            try:
+                model.zero_grad()
+                losses, _ = loss(**inputs(device="cuda"))
+                losses.sum().backward()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        found.append([losses.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+        monkeypatch.undo()
+    assert attention.attends_at_once(model, torch.device("cuda"))
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() <= 0.02 * one.norm()
+
+
 @pytest.mark.slow
 def test_other_lengths_of_views_are_not_compiled_anew(monkeypatch: pytest.MonkeyPatch):
     """Would catch a compilation, some twenty seconds of a GPU's time, for each new number of views or longest view."""
