@@ -121,7 +121,7 @@ def _fit(config: Any, model: Any, maker: Any, start: Any, rank: int, num_workers
 
     engine = make_engine(LearnedLoss(model), config.train, config.model, num_workers)
     begin(engine, model, start)
-    rows, micro = rows_of_rank(maker.plan, config, rank, num_workers, start.step), config.train.micro_rows
+    rows, micro = rows_of_rank(maker.plan, config, rank, num_workers, start.step), config.train.rows_at_once
     batches = (maker.make(rows[i : i + micro]) for i in range(0, len(rows), micro))
     hooks = make_hooks(engine, engine)
     fit(engine, batches, maker.plan, config.train, config.seed, start.step, rank, num_workers, hooks)

@@ -335,7 +335,7 @@ def train_under_torchrun(path: Path, found: Path) -> None:
     engine = make_engine(LearnedLoss(model), config.train, config.model, num_workers)
     rows = rows_of_rank(maker.plan, config, rank, num_workers, 0)
     loader: Any = DataLoader(
-        rows.reshape(-1, config.train.micro_rows), batch_size=None, num_workers=1, collate_fn=maker.make
+        rows.reshape(-1, config.train.rows_at_once), batch_size=None, num_workers=1, collate_fn=maker.make
     )
     records: list[dict[str, Any]] = []
 

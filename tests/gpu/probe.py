@@ -158,7 +158,7 @@ def measure_arm(arguments: argparse.Namespace, overrides: dict[str, Any]) -> dic
         if profiler and step == arguments.steps - 1:
             profiler.start()
 
-    micro = config.train.micro_rows
+    micro = config.train.rows_at_once
     rows = range(0, arguments.steps * config.train.batch_rows, micro)
     batches = iter([maker.make(range(first, first + micro)) for first in rows])  # made before, as Ray Data makes them
     hooks = Hooks(measures, log, lambda _: {}, lambda _: None, lambda _: [])
