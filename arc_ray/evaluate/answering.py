@@ -4,10 +4,9 @@ A batch whose file is there is not answered again, so a killed evaluation goes o
 model.
 """
 
-import dataclasses
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from arc_ray.decode.writer import Answer, Writer
 from arc_ray.evaluate.decoding import decode
 from arc_ray.evaluate.pool import Pool
 from arc_ray.evaluate.questions import Prompt
+from arc_ray.evaluate.work import SCHEMA, SCORES, Work
 from arc_ray.models.attention import place
 from arc_ray.models.build import load_for_inference, merge_checkpoint
 from arc_ray.models.loss import LearnedLoss
@@ -37,69 +37,7 @@ from arc_ray.rows.prepare import codec_of
 from arc_ray.rows.validation import ValidationSet
 from arc_ray.runs.cores import usable_cores
 from arc_ray.storage import Folder
-from arc_ray.tasks.task import Grid
 from arc_ray.train.accuracy import validate
-
-SCHEMA = pa.schema(
-    [
-        ("task", pa.string()),
-        ("output", pa.int32()),
-        ("view", pa.string()),
-        ("text", pa.string()),
-        ("grid", pa.string()),
-        ("failure", pa.string()),
-        ("log_probability", pa.float64()),
-        ("passes", pa.int32()),
-    ]
-)
-"""One prediction a row: what was written, and the grid read from it (JSON, turned back from the view) or why none was.
-
-`passes` are the forward passes that it took part in. Where search found nothing, text and log_probability are null.
-"""
-
-SCORES = pa.schema(
-    [
-        ("task", pa.string()),
-        ("output", pa.int32()),
-        ("view", pa.string()),
-        ("grid", pa.string()),
-        ("log_probability", pa.float64()),
-    ]
-)
-"""One candidate grid (JSON, not turned) under one view a row."""
-
-Predictions = Mapping[tuple[str, int], list[dict[str, Any]]]
-"""(task id, number of the test pair) -> rows of SCHEMA, or of SCORES."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Work:
-    """One file of predictions to make."""
-
-    name: str
-    task_ids: tuple[str, ...]
-    prompts: tuple[Prompt, ...]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ScoringWork:
-    """One file of scores to make: candidate grids (not turned) of each prompt's output."""
-
-    name: str
-    task_ids: tuple[str, ...]
-    prompts: tuple[Prompt, ...]
-    grids: tuple[tuple[Grid, ...], ...]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class CountingWork:
-    """Counting questions to answer, one to a view: exact greedy answers take one forward pass."""
-
-    name: str
-    questions: ValidationSet
-
-
-AnyWork = Work | ScoringWork | CountingWork
 
 
 class Answerer:
@@ -116,41 +54,39 @@ class Answerer:
             _ = self._model
         _ = self._codec
 
-    def do(self, work: AnyWork) -> None:
+    def do(self, work: Work) -> None:
         """Do a work and write its file."""
-        if isinstance(work, CountingWork):
-            self._folder.write_json(work.name, self.count(work))
+        if work.questions is not None:
+            self._folder.write_json(work.name, self.count(work.questions))
         else:
-            table = self.score(work) if isinstance(work, ScoringWork) else self.predict(work)
-            self._folder.write_parquet(work.name, table)
+            self._folder.write_parquet(work.name, self.predict(work) if work.candidates is None else self.score(work))
 
-    def predict(self, work: Any) -> pa.Table:
-        """Answer the prompts of a Work: a table of SCHEMA."""
+    def predict(self, work: Work) -> pa.Table:
+        """Answer the prompts of a work: a table of SCHEMA."""
         writer = self._vllm_writer if self._uses_vllm else self._writer
-        answers = decode(self._config, writer, work.prompts, work.task_ids)
         rows = [
-            {**_names(work, prompt), **self._read(prompt, answer)}
-            for prompt, of_prompt in zip(work.prompts, answers, strict=True)
-            for answer in of_prompt or [None]
+            {**_names(prompt), **self._read(prompt, answer)}
+            for prompt, answers in zip(work.prompts, decode(self._config, writer, work.prompts), strict=True)
+            for answer in answers or [None]
         ]
         return pa.Table.from_pylist(rows, SCHEMA)
 
-    def score(self, work: ScoringWork) -> pa.Table:
+    def score(self, work: Work) -> pa.Table:
         """Score the candidates of a work's prompts: a table of SCORES."""
         rows = []
-        for prompt, grids in zip(work.prompts, work.grids, strict=True):
+        for prompt, grids in zip(work.prompts, work.candidates or (), strict=True):
             answers = [self._codec.answer_ids(prompt.augmentation.apply(grid)) for grid in grids]
             scores = score_answers(self._writer, prompt.ids, answers)
             rows += [
-                {**_names(work, prompt), "grid": json.dumps(grid.tolist()), "log_probability": float(score)}
+                {**_names(prompt), "grid": json.dumps(grid.tolist()), "log_probability": float(score)}
                 for grid, score in zip(grids, scores, strict=True)
             ]
         return pa.Table.from_pylist(rows, SCORES)
 
-    def count(self, work: CountingWork) -> dict[str, bool]:
+    def count(self, questions: ValidationSet) -> dict[str, bool]:
         """Answer counting questions: name of the question -> whether the answer is right."""
         engine = _Inference(LearnedLoss(self._model))
-        outcome = validate(engine, work.questions, rows_at_once=4, rank=0, num_workers=1)
+        outcome = validate(engine, questions, rows_at_once=4, rank=0, num_workers=1)
         return dict(zip(outcome.names, outcome.solved.tolist(), strict=True))
 
     @property
@@ -224,7 +160,7 @@ def answer_all(
     config: Config,
     folder: Folder,
     encoder: Encoder,
-    works: Sequence[AnyWork],
+    works: Sequence[Work],
     progress: Callable[[int, int], None],
 ) -> None:
     """Do every work whose file is not there yet; `progress` gets (done, total). Raises UserError if a worker met one."""
@@ -243,14 +179,5 @@ def answer_all(
         progress(done, len(works))
 
 
-def read_predictions(folder: Folder, names: Iterable[str]) -> Predictions:
-    """Read all predictions, or scores, of these files."""
-    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for name in names:
-        for row in folder.read_parquet(name).to_pylist():
-            found.setdefault((row["task"], row["output"]), []).append(row)
-    return found
-
-
-def _names(work: Work | ScoringWork, prompt: Prompt) -> dict[str, Any]:
-    return {"task": work.task_ids[prompt.task], "output": prompt.output, "view": prompt.view}
+def _names(prompt: Prompt) -> dict[str, Any]:
+    return {"task": prompt.task, "output": prompt.output, "view": prompt.view}

@@ -14,12 +14,12 @@ from arc_ray.config import Config, with_overrides
 from arc_ray.config.sources import GENERATED
 from arc_ray.datasets.reading import load_source
 from arc_ray.errors import UserError
-from arc_ray.evaluate.answering import CountingWork, ScoringWork, Work, answer_all, read_predictions
-from arc_ray.evaluate.choice import candidate_grids
-from arc_ray.evaluate.questions import Prompt, make_batches, make_prompts, rows_of
+from arc_ray.evaluate.answering import answer_all
+from arc_ray.evaluate.questions import make_prompts, rows_of
 from arc_ray.evaluate.results import REDONE, is_counting, redone, select_answers
 from arc_ray.evaluate.ttt import check_tuning, tune_sets
 from arc_ray.evaluate.two_players import describe_sets, first_player
+from arc_ray.evaluate.work import Work, answering_works, read_predictions, scoring_works
 from arc_ray.models.weights import most_tokens, refuse_other_base
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.encoders import ENCODERS, encoder_named
@@ -119,14 +119,15 @@ def _answer(config: Config, folder: Folder, sets: Sets, progress: Advance) -> No
         puzzles |= {f"{name}{GENERATED}": tasks for name, tasks in described.items()}
     most = most_tokens(config.model, config.storage)
     prompts = {name: make_prompts(codec, TaskTable.of(tasks), config, most) for name, tasks in puzzles.items()}
-    works = {name: _puzzle_works(config, name, tasks, prompts[name]) for name, tasks in puzzles.items()}
+    tokens, rows = config.evaluate.batch_tokens, rows_of(config.evaluate)
+    works = {name: answering_works(name, own, tokens, rows) for name, own in prompts.items()}
     counting = {n: [_counting_work(config, codec, n, tasks)] for n, tasks in sets.items() if n not in puzzles}
     _make_files(config, folder / "predictions", {**works, **counting}, partial(progress, "batches answered"))
     if config.evaluate.selection == "product_of_experts":
-        files = folder.read_json("predictions/files.json")
+        there, files = folder / "predictions", folder.read_json("predictions/files.json")
         scoring = {
-            name: _scoring_works(config, folder / "predictions", files[name], name, tasks, prompts[name])
-            for name, tasks in puzzles.items()
+            name: scoring_works(name, own, read_predictions(there, files[name]), tokens)
+            for name, own in prompts.items()
         }
         _make_files(config, folder / "scores", scoring, partial(progress, "batches of candidates scored"))
     if config.evaluate.ttt and not folder.exists("tuning.json"):
@@ -134,7 +135,7 @@ def _answer(config: Config, folder: Folder, sets: Sets, progress: Advance) -> No
 
 
 def _make_files(
-    config: Config, folder: Folder, works: Mapping[str, Sequence[Any]], progress: Callable[[int, int], None]
+    config: Config, folder: Folder, works: Mapping[str, Sequence[Work]], progress: Callable[[int, int], None]
 ) -> None:
     """Do the works of every set, then write which files are whose."""
     every = [work for part in works.values() for work in part]
@@ -142,38 +143,11 @@ def _make_files(
     folder.write_json("files.json", {name: [work.name for work in part] for name, part in works.items()})
 
 
-def _puzzle_works(config: Config, name: str, tasks: Sequence[Task], prompts: Sequence[Prompt]) -> list[Work]:
-    ids = tuple(task.id for task in tasks)
-    batches = make_batches(prompts, config.evaluate.batch_tokens, rows_of(config.evaluate))
-    return [
-        Work(f"{name}-{number:05d}.parquet", ids, tuple(prompts[i] for i in batch))
-        for number, batch in enumerate(batches)
-    ]
-
-
-def _scoring_works(
-    config: Config, folder: Folder, files: Sequence[str], name: str, tasks: Sequence[Task], prompts: Sequence[Prompt]
-) -> list[ScoringWork]:
-    """Lay out every candidate of an output under every view of it; outputs without a candidate have nothing to score."""
-    predictions = read_predictions(folder, files)
-    grids = {key: candidate_grids(rows) for key, rows in predictions.items()}
-    asked = [prompt for prompt in prompts if grids.get((tasks[prompt.task].id, prompt.output))]
-    ids = tuple(task.id for task in tasks)
-    return [
-        ScoringWork(
-            f"{name}-{number:05d}.parquet",
-            ids,
-            tuple(asked[i] for i in batch),
-            tuple(grids[ids[asked[i].task], asked[i].output] for i in batch),
-        )
-        for number, batch in enumerate(make_batches(asked, config.evaluate.batch_tokens))
-    ]
-
-
-def _counting_work(config: Config, codec: Codec, name: str, tasks: Sequence[Task]) -> CountingWork:
+def _counting_work(config: Config, codec: Codec, name: str, tasks: Sequence[Task]) -> Work:
     single = TaskTable.of(one for task in tasks for one in _single_questions(task))
     pad_id = codec.tokenizer.pad_token_id or 0
-    return CountingWork(f"{name}.json", make_validation(codec, {name: single}, 1, config.train.row_tokens, pad_id))
+    questions = make_validation(codec, {name: single}, 1, config.train.row_tokens, pad_id)
+    return Work(f"{name}.json", questions=questions)
 
 
 def _single_questions(task: Task) -> list[Task]:

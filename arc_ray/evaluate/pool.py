@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 import ray
 from ray.exceptions import RayActorError, RayError
@@ -11,18 +11,10 @@ from ray.exceptions import RayActorError, RayError
 from arc_ray.cluster.roles import hidden_gpus
 from arc_ray.config import Config
 from arc_ray.errors import UserError, mistake_in
+from arc_ray.evaluate.work import Work
 
 RETRIES = 3
 """Further attempts at a work, and at a start of an actor, before the fault is taken for one that will not pass."""
-
-
-class Named(Protocol):
-    """A work: one file, or several, by whose name it is known."""
-
-    @property
-    def name(self) -> str:
-        """Name of its file."""
-        ...
 
 
 class Worker(Protocol):
@@ -31,16 +23,15 @@ class Worker(Protocol):
     def load(self) -> None:
         """Load the model; not in the constructor, because Ray would not say why that failed. Raises UserError."""
 
-    def do(self, work: Any, /) -> Any:
+    def do(self, work: Work, /) -> Any:
         """Do a work, write its files and return what is to be known of it."""
 
 
-W = TypeVar("W", bound=Named)
 Failure = RayError | UserError
 """How a work failed: at every attempt, or by an error that would only come again."""
 
 
-class Pool(Generic[W]):
+class Pool:
     """Does works by actors; one that has not started yet holds no work back."""
 
     def __init__(
@@ -67,9 +58,9 @@ class Pool(Generic[W]):
             num_gpus=gpus if on_gpu else 0,
             runtime_env={"env_vars": hidden_gpus(on_gpu)},
         )(worker)
-        self._running: dict[Any, tuple[Any, W | None]] = {}
+        self._running: dict[Any, tuple[Any, Work | None]] = {}
 
-    def run(self, works: Sequence[W]) -> Iterator[tuple[W, Any]]:
+    def run(self, works: Sequence[Work]) -> Iterator[tuple[Work, Any]]:
         """Yield each work with what `do` returned, or with how it failed; ends early when time is up.
 
         Raises UserError, and what failed where no actor can be started. The actors end with the iterator.

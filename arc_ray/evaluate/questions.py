@@ -22,8 +22,8 @@ from arc_ray.views.view import Views, plain_views, redrawn
 class Prompt:
     """One view to answer, as token ids."""
 
-    task: int
-    """Index into the table."""
+    task: str
+    """Id of the task."""
     output: int
     """Number of the test pair within its task."""
     augmentation: Augmentation
@@ -32,6 +32,11 @@ class Prompt:
     ids: npt.NDArray[np.int32]
     limit: int
     """Most tokens of the answer."""
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Which output is asked for."""
+        return self.task, self.output
 
 
 def make_prompts(codec: Codec, table: TaskTable, config: Config, most_tokens: int | None = None) -> list[Prompt]:
@@ -57,7 +62,7 @@ def make_prompts(codec: Codec, table: TaskTable, config: Config, most_tokens: in
                 ids = codec.prompt_ids(table, views, i)
                 prompts.append(
                     Prompt(
-                        task=int(views.task[i]),
+                        task=table.ids[views.task[i]],
                         output=int(nth[i]),
                         augmentation=augmentation,
                         view=f"{augmentation.name}#{copy}" if copy else augmentation.name,

@@ -12,9 +12,9 @@ import numpy as np
 
 from arc_ray.config import Config
 from arc_ray.config.sources import GENERATED, CountingSource, KaggleSource
-from arc_ray.evaluate.answering import read_predictions
 from arc_ray.evaluate.choice import puzzle_scores
 from arc_ray.evaluate.ttt import with_tuned
+from arc_ray.evaluate.work import read_predictions
 from arc_ray.runs.folder import finish
 from arc_ray.scores.intervals import Effect, paired_effect
 from arc_ray.scores.records import FloatArray, Interval, ScorePath, flat_record

@@ -5,10 +5,10 @@ nothing but the time. Answers are kept as they come, a Parquet file a task and t
 goes on. Every task has been answered untuned before, so one whose turn does not come keeps those answers.
 """
 
-import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -16,14 +16,21 @@ import torch
 
 from arc_ray.cluster.roles import reachable_room
 from arc_ray.config import Config
-from arc_ray.config.searching import EvaluateConfig
 from arc_ray.config.tuning import TttConfig
 from arc_ray.errors import TooLargeError, UserError
 from arc_ray.evaluate.adapter import Adapter, leave_one_out_batches, tuning_seed
-from arc_ray.evaluate.answering import Answerer, Predictions, ScoringWork, Work, read_predictions
-from arc_ray.evaluate.choice import candidate_grids
+from arc_ray.evaluate.answering import Answerer
 from arc_ray.evaluate.pool import Pool
-from arc_ray.evaluate.questions import make_batches, rows_of
+from arc_ray.evaluate.questions import Prompt, rows_of
+from arc_ray.evaluate.work import (
+    SCORES,
+    Predictions,
+    Work,
+    answering_works,
+    by_output,
+    read_predictions,
+    scoring_works,
+)
 from arc_ray.models.attention import place
 from arc_ray.models.build import load_for_tuning, without_adapter
 from arc_ray.prompts.encoders import Encoder, encoder_named
@@ -46,45 +53,15 @@ STATUSES = ("tuned", "no_views", "budget", "failed")
 """Tuned; nothing to learn from (fewer than two shown pairs, or all too long); out of time; failed at every attempt."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Job:
-    """One task to tune on and to answer; it holds no output of a test pair."""
-
-    name: str
-    set_name: str
-    task: Task
-    """Without its test pairs, which are in the prompts only."""
-    works: tuple[Work, ...]
-
-    @property
-    def size(self) -> int:
-        """Tokens of prompts and answers, to which both tuning and answering are about proportional."""
-        return sum(len(prompt.ids) + prompt.limit for work in self.works for prompt in work.prompts)
-
-
-def make_jobs(config: EvaluateConfig, set_name: str, tasks: Sequence[Task], works: Sequence[Work]) -> list[Job]:
-    """Make a job of each task that has a prompt; `works` are the set's, as they are answered untuned."""
-    prompts = [prompt for work in works for prompt in work.prompts]
-    jobs = []
-    for index, task in enumerate(tasks):
-        name, own = f"{set_name}-{index:05d}", [prompt for prompt in prompts if prompt.task == index]
-        batches = make_batches(own, config.batch_tokens, rows_of(config))
-        parts = [Work(name, works[0].task_ids, tuple(own[i] for i in batch)) for batch in batches]
-        if parts:
-            jobs.append(Job(name, set_name, without_tests(task), tuple(parts)))
-    return jobs
-
-
-def _scoring(works: Sequence[Work], answers: pa.Table) -> list[ScoringWork]:
-    """Lay out every candidate of an output under every view of it; outputs without a candidate have nothing to score."""
-    rows: dict[int, list[dict[str, Any]]] = {}
-    for row in answers.to_pylist():
-        rows.setdefault(row["output"], []).append(row)
-    grids = {output: candidate_grids(of_output) for output, of_output in rows.items()}
-    asked = [tuple(prompt for prompt in work.prompts if grids[prompt.output]) for work in works]
+def tuning_works(set_name: str, tasks: Sequence[Task], works: Sequence[Work]) -> list[Work]:
+    """Make a work of each task that has a prompt; `works` are the set's, as they are answered untuned."""
+    prompts: dict[str, list[Prompt]] = {}
+    for prompt in chain.from_iterable(work.prompts for work in works):
+        prompts.setdefault(prompt.task, []).append(prompt)
     return [
-        ScoringWork(work.name, work.task_ids, prompts, tuple(grids[prompt.output] for prompt in prompts))
-        for work, prompts in zip(works, asked, strict=True)
+        Work(f"{set_name}-{i:05d}", tuple(prompts[task.id]), task=without_tests(task), set_name=set_name)
+        for i, task in enumerate(tasks)
+        if task.id in prompts
     ]
 
 
@@ -114,24 +91,32 @@ class Tuner:
         self._answerer = Answerer(config, self._folder, self._encoder, without_adapter(model))
         self._codec = codec_of(config, load_tokenizer(config.model, config.storage))
 
-    def do(self, job: Job) -> Record:
+    def do(self, work: Work) -> Record:
         """Tune on a task and write its answers; return its record."""
         from arc_ray.models.fused import merged  # peft takes seconds to import
 
-        begun, record = time.monotonic(), {"set": job.set_name, "task": job.task.id}
-        batches = leave_one_out_batches(self._config, self._ttt, self._codec, job.set_name, job.task)
+        assert work.task, "there is nothing to tune on"
+        begun, record = time.monotonic(), {"set": work.set_name, "task": work.task.id}
+        batches = leave_one_out_batches(self._config, self._ttt, self._codec, work.set_name, work.task)
         if not batches:
             return {**record, "status": "no_views", "seconds": 0.0}
-        seed = tuning_seed(self._config, job.set_name, job.task.id)
+        seed = tuning_seed(self._config, work.set_name, work.task.id)
         first, last = self._adapter.tune(batches, self._train, self._ttt.lr, seed)
         # On the CPU products take the time, not kernels, and unmerged answers are what old evaluations go on with.
         with merged(self._model) if self._config.scaling.on_gpu else nullcontext():
-            answers = pa.concat_tables([self._answerer.predict(work) for work in job.works])
-            scores = pa.concat_tables([self._answerer.score(work) for work in _scoring(job.works, answers)])
-        self._folder.write_parquet(f"{job.name}.parquet", answers)
-        self._folder.write_parquet(f"{job.name}{SCORES_SUFFIX}.parquet", scores)
+            answers, scores = self._answer(work)
+        self._folder.write_parquet(f"{work.name}.parquet", answers)
+        self._folder.write_parquet(f"{work.name}{SCORES_SUFFIX}.parquet", scores)
         seconds = round(time.monotonic() - begun, 3)
         return {**record, "status": "tuned", "seconds": seconds, "first_loss": first, "last_loss": last}
+
+    def _answer(self, work: Work) -> tuple[pa.Table, pa.Table]:
+        """Answer the prompts of a task and score all candidates under all of its views."""
+        tokens, rows = self._config.evaluate.batch_tokens, rows_of(self._config.evaluate)
+        answering = answering_works(work.name, work.prompts, tokens, rows)
+        answers = pa.concat_tables([self._answerer.predict(part) for part in answering])
+        scoring = scoring_works(work.name, work.prompts, by_output(answers.to_pylist()), tokens)
+        return answers, pa.concat_tables([SCORES.empty_table(), *(self._answerer.score(part) for part in scoring)])
 
 
 def check_tuning(config: Config, ttt: TttConfig) -> None:
@@ -157,10 +142,10 @@ def tune_sets(
     """
     ttt = config.evaluate.ttt
     assert ttt, "evaluate.ttt is null"
-    jobs = [j for name in sets for j in make_jobs(config.evaluate, name, sets[name], works[name])]
+    tasks = [work for name in sets for work in tuning_works(name, sets[name], works[name])]
     encoder = encoder_named(config.prompt.encoder)
-    records = tune_all(config, ttt, folder / "tuned", encoder, jobs, progress)
-    folder.write_json("tuning.json", [{**r, "file": job.name} for job, r in zip(jobs, records, strict=True)])
+    records = tune_all(config, ttt, folder / "tuned", encoder, tasks, progress)
+    folder.write_json("tuning.json", [{**r, "file": work.name} for work, r in zip(tasks, records, strict=True)])
 
 
 def with_tuned(folder: Folder, name: str, predictions: Predictions, scores: Predictions) -> tuple[Predictions, ...]:
@@ -180,17 +165,19 @@ def tune_all(
     ttt: TttConfig,
     folder: Folder,
     encoder: Encoder,
-    jobs: Sequence[Job],
+    works: Sequence[Work],
     progress: Callable[[int, int], None],
 ) -> list[Record]:
-    """Tune and answer every job that has no record yet, within the budget; return the records of all, in their order.
+    """Tune and answer every task that has no record yet, within the budget; return the records of all, in their order.
 
     `progress` gets (done, total). Raises UserError, and whatever failed where no task could be tuned at all.
     """
-    records: dict[str, Record] = {job.name: found for job in jobs if (found := folder.read_json(f"{job.name}.json"))}
+    records: dict[str, Record] = {
+        work.name: found for work in works if (found := folder.read_json(f"{work.name}.json"))
+    }
     spent = max((record["at"] for record in records.values()), default=0.0)
-    left = sorted((job for job in jobs if job.name not in records), key=lambda job: (-job.size, job.name))
-    progress(len(records), len(jobs))
+    left = sorted((work for work in works if work.name not in records), key=lambda work: (-work.size, work.name))
+    progress(len(records), len(works))
     begun = time.monotonic() - spent
     pool = Pool(
         config,
@@ -203,20 +190,21 @@ def tune_all(
         own_failures=TASK_FAILURES,
     )
     failures: dict[str, Exception] = {}
-    for job, outcome in pool.run(left):
+    for work, outcome in pool.run(left):
         if isinstance(outcome, Exception):
-            failures[job.name] = outcome
+            failures[work.name] = outcome
             continue
-        records[job.name] = {**outcome, "at": round(time.monotonic() - begun, 3)}
-        folder.write_json(f"{job.name}.json", records[job.name])
-        progress(len(records), len(jobs))
-    if failures and len(failures) == len(jobs):
+        records[work.name] = {**outcome, "at": round(time.monotonic() - begun, 3)}
+        folder.write_json(f"{work.name}.json", records[work.name])
+        progress(len(records), len(works))
+    if failures and len(failures) == len(works):
         raise next(iter(failures.values()))
-    return [records.get(job.name) or _untuned(job, failures.get(job.name)) for job in jobs]
+    return [records.get(work.name) or _untuned(work, failures.get(work.name)) for work in works]
 
 
-def _untuned(job: Job, failure: Exception | None) -> Record:
-    record = {"set": job.set_name, "task": job.task.id, "status": "failed" if failure else "budget", "seconds": 0.0}
+def _untuned(work: Work, failure: Exception | None) -> Record:
+    assert work.task, "there is nothing to tune on"
+    record = {"set": work.set_name, "task": work.task.id, "status": "failed" if failure else "budget", "seconds": 0.0}
     return {**record, "error": str(failure)} if failure else record
 
 

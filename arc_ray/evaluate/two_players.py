@@ -12,8 +12,9 @@ import numpy as np
 
 from arc_ray.config import Config
 from arc_ray.errors import UserError
-from arc_ray.evaluate.answering import Work, answer_all
-from arc_ray.evaluate.questions import Prompt, make_batches
+from arc_ray.evaluate.answering import answer_all
+from arc_ray.evaluate.questions import Prompt
+from arc_ray.evaluate.work import Work, answering_works
 from arc_ray.models.weights import most_tokens
 from arc_ray.prompts.encoders import encoder_named
 from arc_ray.prompts.lengths import fit_views
@@ -63,7 +64,7 @@ def describe_sets(
         first,
         place,
         encoder_named(config.prompt.encoder),
-        [work for of_set in works.values() for work in of_set],
+        [work for own in works.values() for work in own],
         progress,
     )
     described: dict[str, list[Task]] = {}
@@ -87,13 +88,10 @@ def _works(config: Config, name: str, tasks: Sequence[Task], tokenizer: Any) -> 
     shown, _ = fit_views(codec, table, views, room, drop=False)
     views = views.showing(np.maximum(shown, 0))
     prompts = [
-        Prompt(int(views.task[i]), 0, Augmentation(), "same", codec.prompt_ids(table, views, int(i)), limit)
+        Prompt(table.ids[views.task[i]], 0, Augmentation(), "same", codec.prompt_ids(table, views, int(i)), limit)
         for i in np.flatnonzero(shown >= 0)
     ]
-    return [
-        Work(f"{name}-{number:05d}.parquet", table.ids, tuple(prompts[i] for i in batch))
-        for number, batch in enumerate(make_batches(prompts, config.evaluate.batch_tokens))
-    ]
+    return answering_works(name, prompts, config.evaluate.batch_tokens)
 
 
 def _side_by_side(

@@ -240,11 +240,11 @@ def generate(config: Config, writer: Writer, prompts: list[Prompt], lookahead: i
 
 def right(config: Config, codec: Codec, tasks: list[Task], prompts: list[Prompt], answers: list[Answer]) -> list[bool]:
     """Tell for each task whether the answer to its first output is right."""
-    encoder, solved = encoder_named(config.prompt.encoder), [False] * len(tasks)
+    encoder, solved, asked = encoder_named(config.prompt.encoder), dict[str, bool](), {task.id: task for task in tasks}
     for prompt, answer in zip(prompts, answers, strict=True):
         read = encoder.parse(codec.tokenizer.decode(answer.ids)) if answer.is_complete else "unfinished"
-        solved[prompt.task] = isinstance(read, np.ndarray) and same_grid(read, tasks[prompt.task].test[0].output)
-    return solved
+        solved[prompt.task] = isinstance(read, np.ndarray) and same_grid(read, asked[prompt.task].test[0].output)
+    return [solved.get(task.id, False) for task in tasks]
 
 
 class Plain:

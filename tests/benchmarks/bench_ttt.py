@@ -19,8 +19,9 @@ import torch
 
 from arc_ray.config import Config, config_from
 from arc_ray.config.sources import RearcSource
-from arc_ray.evaluate.questions import make_batches, make_prompts
-from arc_ray.evaluate.ttt import Job, Tuner, Work, make_jobs, tune_all
+from arc_ray.evaluate.questions import make_prompts
+from arc_ray.evaluate.ttt import Tuner, tune_all, tuning_works
+from arc_ray.evaluate.work import Work, answering_works
 from arc_ray.models.build import build_model
 from arc_ray.prompts.encoders import encoder_named
 from arc_ray.prompts.tokenizer import load_tokenizer
@@ -85,17 +86,14 @@ def make_task(rule: str) -> Task:
     return Task(rule, pairs[:4], pairs[4:])
 
 
-def jobs_of(config: Config, tasks: Sequence[Task]) -> list[Job]:
-    """Make the jobs that an evaluation would make."""
-    table = TaskTable.of(tasks)
+def jobs_of(config: Config, tasks: Sequence[Task]) -> list[Work]:
+    """Make the works that an evaluation would make."""
     codec = codec_of(config, load_tokenizer(config.model, config.storage))
-    prompts = make_prompts(codec, table, config)
-    batches = make_batches(prompts, config.evaluate.batch_tokens)
-    works = [Work(f"{i}", table.ids, tuple(prompts[p] for p in batch)) for i, batch in enumerate(batches)]
-    return make_jobs(config.evaluate, "set", tasks, works)
+    prompts = make_prompts(codec, TaskTable.of(tasks), config)
+    return tuning_works("set", tasks, answering_works("set", prompts, config.evaluate.batch_tokens))
 
 
-def seconds_on_ray(config: Config, jobs: Sequence[Job], num_workers: int, name: str) -> float:
+def seconds_on_ray(config: Config, jobs: Sequence[Work], num_workers: int, name: str) -> float:
     """Tune all tasks on so many workers; return the seconds from the first task's start to the last one's end."""
     assert config.evaluate.ttt
     ttt = config.evaluate.ttt.model_copy(update={"num_workers": num_workers})
@@ -105,7 +103,7 @@ def seconds_on_ray(config: Config, jobs: Sequence[Job], num_workers: int, name: 
     return max(r["at"] for r in records) - min(r["at"] - r["seconds"] for r in records)
 
 
-def gain_of_plain_processes(config: Config, jobs: Sequence[Job], repetitions: int) -> float:
+def gain_of_plain_processes(config: Config, jobs: Sequence[Work], repetitions: int) -> float:
     """Return how much faster two plain processes do the work than one: what this machine can give at best."""
     gains = []
     with multiprocessing.get_context("spawn").Pool(2) as pool:
@@ -116,7 +114,7 @@ def gain_of_plain_processes(config: Config, jobs: Sequence[Job], repetitions: in
     return median(gains)
 
 
-def plain_work(given: tuple[Config, Sequence[Job]]) -> float:
+def plain_work(given: tuple[Config, Sequence[Work]]) -> float:
     """Tune these tasks in this process; return the seconds without loading."""
     config, jobs = given
     assert config.evaluate.ttt

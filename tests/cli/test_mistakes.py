@@ -17,9 +17,9 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from arc_ray.config import Config, config_from
 from arc_ray.config.tuning import TttConfig
 from arc_ray.errors import UserError, mistake_in, unwrapped
-from arc_ray.evaluate.answering import Work
 from arc_ray.evaluate.evaluation import run_evaluation
-from arc_ray.evaluate.ttt import Job, tune_all
+from arc_ray.evaluate.ttt import tune_all
+from arc_ray.evaluate.work import Work
 from arc_ray.prompts.encoders import encoder_named
 from arc_ray.runs.folder import run_folder
 from arc_ray.tasks.task import Pair, Task, task_to_json
@@ -142,8 +142,8 @@ def evaluate(config: Config) -> None:
 
 def tune_on_a_task(config: Config) -> None:
     pair, ttt = Pair(np.zeros((1, 1), np.uint8), None), TttConfig(steps=1, retries=2)
-    job = Job("job", "set", Task("t", (pair,), ()), (Work("job", ("t",), ()),))
-    tune_all(config, ttt, run_folder(config), encoder_named("compact"), [job], lambda *_: None)
+    work = Work("work", task=Task("t", (pair,), ()), set_name="set")
+    tune_all(config, ttt, run_folder(config), encoder_named("compact"), [work], lambda *_: None)
 
 
 @pytest.mark.slow

@@ -85,8 +85,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         answerer = Answerer(config, folder, encoder) if missing else None
         for work in missing:
             assert answerer
-            make = answerer.score if hasattr(work, "grids") else answerer.predict
-            folder.write_parquet(work.name, make(work))
+            answerer.do(work)
             made.append(f"{folder.name}/{work.name}")
 
     monkeypatch.setattr(driver, "answer_all", do_all)
@@ -134,7 +133,7 @@ def test_copies_are_other_views_and_the_first_is_the_plain_one():
     """Would catch copies that are all alike, and greedy scores of a recoloured view."""
     plain, more = prompts_of(evaluate__symmetries=2), prompts_of(evaluate__symmetries=2, evaluate__copies=3)
     assert (len(plain), len(more)) == (12, 36)
-    views = [p.view for p in more if (p.task, p.output) == (2, 1)]
+    views = [p.view for p in more if p.key == ("p2", 1)]
     assert views[0] == "same"
     assert views[3] == "turn1"
     assert len(set(views)) == 6
@@ -151,7 +150,7 @@ def test_a_copy_follows_from_names_not_from_the_set_it_is_in():
     codec = codec_of(tiny_tokenizer())
     all_of_them = make_prompts(codec, TaskTable.of(tasks()), config)
     alone = make_prompts(codec, TaskTable.of(tasks()[2:3]), config)
-    assert [p.ids.tolist() for p in alone] == [p.ids.tolist() for p in all_of_them if p.task == 2]
+    assert [p.ids.tolist() for p in alone] == [p.ids.tolist() for p in all_of_them if p.task == "p2"]
     other = make_prompts(codec, TaskTable.of(tasks()[2:3]), config_from({"evaluate": {"copies": 2}}, {"seed": 4}))
     changed = [a.ids.tolist() != b.ids.tolist() for a, b in zip(alone, other, strict=True)]
     assert changed == ["#" in p.view for p in alone]
@@ -174,11 +173,11 @@ def test_a_sample_has_numbers_of_its_own():
     """Would catch two views or two samples that share their luck, and luck that depends on the number of samples."""
     prompts = prompts_of(evaluate__copies=2)
     few, many = (config_from({"evaluate": {"samples": n}}, {}) for n in (2, 5))
-    drawn = {(p.output, p.view): draws_for(many, "p2", p) for p in prompts if p.task == 2}
+    drawn = {(p.output, p.view): draws_for(many, p) for p in prompts if p.task == "p2"}
     firsts = [float(x) for of_view in drawn.values() for x in of_view[:, 0]]
     assert len(set(firsts)) == len(firsts) == 5 * 2 * 8 * 2
-    prompt = next(p for p in prompts if p.task == 2)
-    assert (draws_for(few, "p2", prompt) == draws_for(many, "p2", prompt)[:2]).all()
+    prompt = next(p for p in prompts if p.task == "p2")
+    assert (draws_for(few, prompt) == draws_for(many, prompt)[:2]).all()
 
 
 # Runs

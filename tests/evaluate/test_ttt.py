@@ -19,8 +19,9 @@ from arc_ray.config.training import LoraConfig, ModelConfig, TrainConfig
 from arc_ray.config.tuning import TttConfig
 from arc_ray.evaluate.adapter import Adapter, leave_one_out_batches
 from arc_ray.evaluate.evaluation import run_evaluation
-from arc_ray.evaluate.questions import make_batches, make_prompts
-from arc_ray.evaluate.ttt import Job, Work, make_jobs
+from arc_ray.evaluate.questions import make_prompts
+from arc_ray.evaluate.ttt import tuning_works
+from arc_ray.evaluate.work import Work, answering_works
 from arc_ray.models.build import load_for_tuning, trainable
 from arc_ray.prompts.encoders import encoder_named
 from arc_ray.rows.maker import IGNORED, Batch
@@ -35,12 +36,10 @@ def batches_of(task: Task, ttt: TttConfig, **changes: Any) -> list[Batch]:
     return leave_one_out_batches(CONFIG, ttt, codec_of(tiny_tokenizer(), **changes), "set", task)
 
 
-def job_of(task: Task) -> Job:
-    table = TaskTable.of([task])
-    prompts = make_prompts(codec_of(tiny_tokenizer()), table, CONFIG)
-    works = [Work("w", table.ids, tuple(prompts[i] for i in b)) for b in make_batches(prompts, 8192)]
-    (job,) = make_jobs(CONFIG.evaluate, "set", [task], works)
-    return job
+def work_of(task: Task) -> Work:
+    prompts = make_prompts(codec_of(tiny_tokenizer()), TaskTable.of([task]), CONFIG)
+    (work,) = tuning_works("set", [task], answering_works("w", prompts, 8192))
+    return work
 
 
 @settings(max_examples=25)
@@ -61,23 +60,23 @@ def test_tuning_rows_are_the_same_whatever_the_test_pairs_are(
 
 @settings(max_examples=25)
 @given(seed=st.integers(0, 2**32), num_test=st.integers(1, 3))
-def test_a_job_holds_no_test_output(seed: int, num_test: int) -> None:
-    """Catches an answer that travels to the worker: the job is the same with other outputs, and with none."""
+def test_a_work_holds_no_test_output(seed: int, num_test: int) -> None:
+    """Catches an answer that travels to the worker: the work is the same with other outputs, and with none."""
     rng = np.random.default_rng(seed)
     shown = puzzle("p").train
     inputs = [grid_of(rng) for _ in range(num_test)]
-    jobs = [job_of(Task("p", shown, tuple(Pair(i, grid_of(rng)) for i in inputs))) for _ in range(2)]
-    jobs.append(job_of(Task("p", shown, tuple(Pair(i, None) for i in inputs))))
+    works = [work_of(Task("p", shown, tuple(Pair(i, grid_of(rng)) for i in inputs))) for _ in range(2)]
+    works.append(work_of(Task("p", shown, tuple(Pair(i, None) for i in inputs))))
     written = [
         (
-            job.name,
-            task_to_json(job.task),
-            [(p.output, p.augmentation, p.limit, p.ids.tobytes()) for work in job.works for p in work.prompts],
+            work.name,
+            task_to_json(work.task),
+            [(p.output, p.augmentation, p.limit, p.ids.tobytes()) for p in work.prompts],
         )
-        for job in jobs
+        for work in works
     ]
     assert written[0] == written[1] == written[2]
-    assert not jobs[0].task.test
+    assert not works[0].task.test
 
 
 def test_every_view_asks_for_a_shown_pair_that_it_does_not_show() -> None:
