@@ -90,7 +90,7 @@ def checkpoint_gradients(model: Any) -> nn.Module:
     return model
 
 
-def compile_layers(model: Any) -> None:
+def compile_layers(model: Any, backend: str = "inductor") -> None:
     """Let torch.compile fuse what the layers of a model do between their matrix products; all share what one compiles.
 
     Raises UserError where nothing can be compiled.
@@ -98,19 +98,21 @@ def compile_layers(model: Any) -> None:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     try:
-        torch.compile(torch.exp)(torch.ones(8, device="cuda" if torch.cuda.is_available() else "cpu"))
+        torch.compile(torch.exp, backend=backend)(torch.ones(8, device="cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"train.compile: nothing can be compiled on this machine ({reason}); install a C++ compiler such as g++, or set"
             f" train.compile=false"
         ) from error
+    # The number of views, and the longest, are new in most batches: they are not to be compiled in.
+    torch.compiler.config.dynamic_sources = "L['kwargs']['cu_seq_lens_q'],L['kwargs']['max_length_q']"
     # Layers with and without a gradient of their input, in training and validation, are compiled apart; beyond the usual
     # limit of 8 nothing would be compiled any more.
     torch._dynamo.config.recompile_limit = 64
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):
-            layer.compile()
+            layer.compile(backend=backend)
 
 
 def load_for_inference(config: ModelConfig, storage: str, checkpoint: str | None) -> Any:

@@ -32,6 +32,7 @@ from transformers.masking_utils import flash_attention_mask
 from arc_ray.errors import UserError
 from arc_ray.models import attention
 from arc_ray.models.attention import place, spans_of, use_by_view
+from arc_ray.models.build import compile_layers
 from arc_ray.models.loss import LearnedLoss, inputs_of
 from arc_ray.models.supported import check_supported
 
@@ -259,6 +260,7 @@ def test_a_gpu_computes_the_same_in_one_call_and_is_waited_for_by_nothing(monkey
 
 
 @pytest.mark.slow
+@torch.compiler.config.patch(dynamic_sources="")
 def test_other_lengths_of_views_are_not_compiled_anew(monkeypatch: pytest.MonkeyPatch):
     """Would catch a compilation, some twenty seconds of a GPU's time, for each new number of views or longest view."""
 
@@ -275,10 +277,8 @@ def test_other_lengths_of_views_are_not_compiled_anew(monkeypatch: pytest.Monkey
         attention, "varlen_attn", lambda q, k, v, a, b, m, n, *, scale, **_: opaque(q, k, v, a, m, scale)
     )
     torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
     model = toy().eval()
-    for layer in model.get_decoder().layers:
-        layer.compile(backend="eager")
+    compile_layers(model, backend="eager")
     graphs, rows = [], np.arange(1600)[None]
     for lengths in ([800, 800], [100, 700, 800], [600, 1000], [1600], [200] * 8, [16] * 100, [513, 1087]):
         places = np.concatenate([np.arange(length) for length in lengths])[None]
@@ -286,7 +286,7 @@ def test_other_lengths_of_views_are_not_compiled_anew(monkeypatch: pytest.Monkey
         with torch.no_grad():
             LearnedLoss(model)(**inputs_of(batch, torch.device("cpu")))
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-    assert graphs[3:] == [3] * 4, graphs
+    assert len(set(graphs)) == 1, graphs
     torch._dynamo.reset()
 
 

@@ -21,7 +21,9 @@ pytestmark = pytest.mark.slow
 def fresh() -> Any:
     """Nothing that was compiled before, and nothing left of it."""
     torch._dynamo.reset()
-    yield
+    torch._dynamo.utils.counters.clear()
+    with torch.compiler.config.patch(dynamic_sources=""):
+        yield
     torch._dynamo.reset()
 
 
