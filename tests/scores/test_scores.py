@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arc_ray.errors import UserError
-from arc_ray.scores.records import Interval, flat_record, read_record
+from arc_ray.scores.records import Interval, ScorePath, flat_record, read_record
 from arc_ray.scores.rules import Grids, cell_accuracy, pass_at_n, score_attempts, score_samples
 from arc_ray.seeding import rng_for
 from arc_ray.tasks.task import Grid, Pair, Task
@@ -222,7 +222,7 @@ def test_names_of_scores_are_taken_apart_as_they_were_put_together():
     """Would catch a score that result.json holds and no report shows, and a number that is no score read as one."""
     tasks, attempts = random_case("names")
     gain = Interval(0.1, -0.1, 0.3)
-    scores = {("a", rule): score for rule, score in score_attempts(tasks, attempts).items()}
+    scores: dict[ScorePath, Interval] = {("a", rule): score for rule, score in score_attempts(tasks, attempts).items()}
     scores |= {("a", "tuning", "gain"): gain, ("a", "tuning", "greedy", "gain"): gain}
     read = read_record({"seconds": 3.0, "checkpoint": "a/b", "is/done": True, **flat_record(scores)})
     assert read["a", "strict"] == asdict(score_attempts(tasks, attempts)["strict"])
