@@ -32,11 +32,10 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 def chart_view(report: Report, chosen: Mapping[str, DataFrame]) -> dict[str, Any]:
     """Draw all charts of a report; `chosen` has each arm's trials of its chosen setting."""
-    is_search = report.kind in ("study", "tune")
     return {
-        "effect_charts": effect_charts(report) if is_search else [],
-        "equal_tokens": equal_tokens_chart(report) if is_search else None,
-        "parallel": parallel_chart(report) if is_search else None,
+        "effect_charts": effect_charts(report) if report.is_search else [],
+        "equal_tokens": equal_tokens_chart(report) if report.is_search else None,
+        "parallel": parallel_chart(report) if report.is_search else None,
         "curves": curve_charts(report, chosen),
     }
 

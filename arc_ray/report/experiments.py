@@ -49,7 +49,7 @@ def _read_trial(place: Folder, about: Mapping[str, Any]) -> TrialRows:
         folder.read_bytes(name).decode().strip().splitlines() if folder.exists(name) else []
         for name in ("result.json", "error.txt")
     )
-    records = [_record(json.loads(line)) for line in lines]
+    records = [_record(json.loads(line)) for line in lines if line]
     status = ENDED.get(about["status"], "running")
     trial = {
         "trial": about["trial_id"],

@@ -94,6 +94,11 @@ class Report:
         return ", ".join(self.trials["trial"]) if self.kind == "runs" else self.folder.name
 
     @property
+    def is_search(self) -> bool:
+        """Whether it compares settings: a study or a search."""
+        return self.kind in ("study", "tune")
+
+    @property
     def is_evaluation(self) -> bool:
         """Whether it is an evaluation by itself, which trains nothing."""
         return self.kind == "run" and self.run.get("command") == "evaluate"
@@ -101,7 +106,7 @@ class Report:
     @property
     def question(self) -> str:
         """What was asked; empty if nothing was. A run has none: it was made with its study's config."""
-        if self.kind in ("run", "runs"):
+        if not self.is_search:
             return ""
         return str((self.analysis or {}).get("question") or self.config.get("question") or "")
 
@@ -143,7 +148,7 @@ class Report:
 
         A study searches with every arm at every point, then measures each arm with every seed.
         """
-        if self.is_finished or self.kind in ("run", "runs"):
+        if self.is_finished or not self.is_search:
             return len(self.trials)
         space: Mapping[str, Any] = config_value(self.config, "tune.space", {})
         is_grid = config_value(self.config, "tune.search", "grid") == "grid"

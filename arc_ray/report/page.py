@@ -87,7 +87,6 @@ def view_of(report: Report) -> dict[str, Any]:
         "report": report,
         "kind_name": kind,
         "untitled": f"{kind.capitalize()} {report.name}",
-        "is_search": report.kind in ("study", "tune"),
         "progress": sentences.progress(report),
         "begun": str(report.run.get("started", ""))[:16].replace("T", " "),
         "sentences": sentences.sentences(report),

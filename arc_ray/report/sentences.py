@@ -35,7 +35,7 @@ def sentences(report: Report) -> list[str]:
     if report.is_evaluation:
         return list(_evaluated(report)) or [no_scores(report)]
     so_far = _best_so_far(report)
-    if report.kind in ("run", "runs") or (report.kind == "tune" and report.is_finished):
+    if not report.is_search or (report.kind == "tune" and report.is_finished):
         return [so_far]
     wait = "This page will say more when the search is over."
     if report.kind == "study":

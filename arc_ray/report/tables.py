@@ -31,7 +31,7 @@ def chosen_settings(report: Report) -> dict[str, Row]:
     """Return each arm's setting: the analysis's choice, or so far the best mean of the metric over seeds."""
     if report.analysis:
         return {arm["arm"]: dict(arm.get("setting") or {}) for arm in report.analysis.get("arms", [])}
-    if report.kind in ("run", "runs"):
+    if not report.is_search:
         return {arm: {} for arm in report.arms}
     chosen: dict[str, Row] = {}
     for arm, trials in report.measured.groupby("arm", sort=False):

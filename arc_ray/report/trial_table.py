@@ -50,10 +50,8 @@ def trial_view(report: Report, chosen: Mapping[str, DataFrame]) -> dict[str, Any
 
 
 def _columns(report: Report) -> list[Column]:
-    if report.kind in ("run", "runs"):
-        named = [Column("trial", "run", "", True)]
-    else:
-        named = [Column("trial", "trial", "", True), Column("arm", short_key(report.compare), "", True)]
+    named = [Column("trial", "trial" if report.is_search else "run", "", True)]
+    named += [Column("arm", short_key(report.compare), "", True)] if report.is_search else []
     named += [Column(key, short_key(key), key, False) for key in report.varied]
     named += [Column("seed", "seed", "", False), Column("status", "status", "", True)]
     for key in dict.fromkeys([report.metric, *SHOWN, *SUMS]):
