@@ -191,14 +191,17 @@ def least_gpu_memory() -> int:
     names = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
     if not names:
         return ray.get(ray.remote(num_gpus=1, num_cpus=0, max_calls=1)(gpu_memory).remote())
+    if names == [ray.get_runtime_context().get_node_id()] and (here := gpu_memory()):
+        return here  # a process of its own would take seconds to start
     return min(ray.get([run_on(name, gpu_memory, max_calls=1) for name in names]))
 
 
 def gpu_memory() -> int:
-    """Return the bytes of the smallest GPU that this process sees."""
+    """Return the bytes of the smallest GPU that this process sees; 0 where it sees none."""
     import torch
 
-    return min(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
+    sizes = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
+    return min(sizes, default=0)
 
 
 def hidden_gpus(on_gpu: bool) -> dict[str, str]:

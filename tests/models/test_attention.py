@@ -260,7 +260,7 @@ def test_a_gpu_computes_the_same_in_one_call_and_is_waited_for_by_nothing(monkey
 
 
 @pytest.mark.slow
-@torch.compiler.config.patch(dynamic_sources="")
+@torch.compiler.config.patch(dynamic_sources="")  # pyright: ignore[reportAttributeAccessIssue]
 def test_other_lengths_of_views_are_not_compiled_anew(monkeypatch: pytest.MonkeyPatch):
     """Would catch a compilation, some twenty seconds of a GPU's time, for each new number of views or longest view."""
 

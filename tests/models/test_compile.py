@@ -22,7 +22,7 @@ def fresh() -> Any:
     """Nothing that was compiled before, and nothing left of it."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    with torch.compiler.config.patch(dynamic_sources=""):
+    with torch.compiler.config.patch(dynamic_sources=""):  # pyright: ignore[reportAttributeAccessIssue]
         yield
     torch._dynamo.reset()
 
