@@ -1,0 +1,119 @@
+"""Caches of rows that grow: what they hold and write is what transformers' own generation does, batch by batch."""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen3Config
+
+from arc_ray.decode import continuations
+from arc_ray.decode.continuations import CachedRows, PaddedRows, read_prompts
+from arc_ray.decode.rescoring import score_answers
+from arc_ray.decode.threshold import find_answers
+from arc_ray.decode.writer import Writer, generate_greedily
+from arc_ray.models.attention import attends_to_all
+from arc_ray.seeding import rng_for
+
+SHAPE = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+CONFIGS = {
+    "llama": (LlamaConfig(**SHAPE), "sdpa", CachedRows),
+    "qwen": (Qwen3Config(**SHAPE, head_dim=16), "sdpa", CachedRows),
+    "eager": (LlamaConfig(**SHAPE), "eager", PaddedRows),
+    "window": (MistralConfig(**SHAPE, sliding_window=6), "sdpa", PaddedRows),
+}
+
+
+@cache
+def model_of(name: str) -> Any:
+    config, attention, _ = CONFIGS[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+
+
+def prompts_of(seed: int, lengths: list[int]) -> list[Any]:
+    return [rng_for(seed, i).integers(3, 40, length).astype(np.int32) for i, length in enumerate(lengths)]
+
+
+def generated(model: Any, prompts: list[Any], limit: int) -> list[list[int]]:
+    """What transformers writes, a prompt at a time, up to the end token."""
+    found = []
+    for prompt in prompts:
+        ids = torch.from_numpy(prompt.astype(np.int64))[None]
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, do_sample=False)
+        written = out[0, len(prompt) :].tolist()
+        found.append(written[: written.index(2)] if 2 in written else written)
+    return found
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@settings(max_examples=12, deadline=None)
+@given(
+    seed=st.integers(0, 2**16),
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=6),
+    limit=st.integers(1, 20),
+    lookahead=st.sampled_from([0, 1, 5]),
+)
+def test_a_batch_writes_what_transformers_writes(name: str, seed: int, lengths: list[int], limit: int, lookahead: int):
+    """Would catch keys in another row's memory, a window that gaps shift, heads that take a neighbour's keys."""
+    model, prompts = model_of(name), prompts_of(seed, lengths)
+    assert isinstance(read_prompts(model, prompts, 0, 1), CONFIGS[name][2])
+    lookahead = lookahead if attends_to_all(model) else 0
+    answers = generate_greedily(Writer(model, [2], 0), prompts, [limit] * len(prompts), lookahead)
+    assert [answer.ids.tolist() for answer in answers] == generated(model, prompts, limit)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_both_caches_score_and_search_alike(name: str, monkeypatch: pytest.MonkeyPatch):
+    """Would catch a doubled row that shares memory with its twin, and a step of many tokens that see each other."""
+    model, prompts = model_of(name), prompts_of(1, [7, 3, 12])
+    writer, answers = Writer(model, [2], 0), prompts_of(2, [5, 1, 9, 9])
+    scores = [score_answers(writer, prompt, answers) for prompt in prompts]
+    found = find_answers(writer, prompts, [4, 4, 4], 0.02)
+    monkeypatch.setattr(continuations, "use_by_view", lambda model: False)
+    assert np.allclose([score_answers(writer, prompt, answers) for prompt in prompts], scores, atol=1e-4)
+    again = find_answers(writer, prompts, [4, 4, 4], 0.02)
+    assert [[a.ids.tolist() for a in own] for own in again] == [[a.ids.tolist() for a in own] for own in found]
+
+
+def test_prompts_that_are_read_in_parts_are_read_alike(monkeypatch: pytest.MonkeyPatch):
+    """Would catch a part that is written into the rows of another."""
+    model, prompts = model_of("llama"), prompts_of(4, [9, 30, 2, 14, 14])
+    whole = CachedRows(model, prompts, 4)
+    monkeypatch.setattr(continuations, "MOST_AT_ONCE", {"cpu": 20})
+    parts = CachedRows(model, prompts, 4)
+    with torch.no_grad():
+        assert torch.allclose(parts.logits, whole.logits, atol=1e-5)
+        token = np.arange(5)[:, None] + 3
+        assert torch.allclose(parts.step(token), whole.step(token), atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_step_writes_into_memory_that_was_taken_once():
+    """Would catch a copy of the whole cache for each token, which takes most of a long prompt's time."""
+    model, prompts = model_of("llama"), prompts_of(5, [9, 30])
+    rows = CachedRows(model, prompts, 20)
+    memory = [store.data_ptr() for stores in rows._cache._stores for store in stores]
+    for size in (1, 3, 1):
+        rows.step(np.full((2, size), 7))
+        rows.keep([size, 1])
+    rows.select([0, 1])
+    assert [store.data_ptr() for stores in rows._cache._stores for store in stores] == memory
+    rows.select([1])
+    assert len(rows) == 1
+    assert rows._cache._stores[0][0].shape[:2] == (1, rows._cache.num_columns)
