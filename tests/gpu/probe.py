@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from bench_train import SMOLLM2, write_llama
 
 from arc_ray.config import Config, config_from, parse_assignments
-from arc_ray.models.build import build_model
+from arc_ray.models.build import build_model, compile_layers
 from arc_ray.models.loss import LearnedLoss, inputs_of
 from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.prepare import prepare
@@ -121,7 +121,8 @@ def config_of(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Confi
 def measure_arms(arguments: argparse.Namespace) -> None:
     """Train some steps of each arm; an arm that fails says so, and the next goes on."""
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29541")
-    torch.distributed.init_process_group("gloo" if arguments.cpu else "nccl")
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo" if arguments.cpu else "nccl")
     for arm in arguments.arms:
         words = [] if arm == "default" else shlex.split(arm)
         try:
@@ -143,6 +144,8 @@ def measure_arm(arguments: argparse.Namespace, overrides: dict[str, Any]) -> dic
     config = config_of(arguments, overrides)
     maker, tokenizer = prepare(config, known=KNOWN).maker, load_tokenizer(config.model, config.storage)
     model = build_model(config.model, config.storage, 0, config.train.full, tokenizer)
+    if config.train.compile:
+        compile_layers(model)
     measures = Measures(model, maker.plan, 1, device_peak())
     engine = make_engine(LearnedLoss(model), config.train, config.model, 1)
     begin(engine, model, Start())
