@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from arc_ray.config import Config
 from arc_ray.seeding import counter_bits, rng_for
 
 SHUFFLE_WINDOW = 8192
@@ -124,28 +125,25 @@ class Plan:
 
 
 def make_plan(
+    config: Config,
+    sources: Sequence[str],
     views: Addresses,
     shown: npt.NDArray[np.integer],
-    tokens: npt.NDArray[np.integer],
-    learned: npt.NDArray[np.integer],
-    *,
-    sources: Sequence[str],
-    row_tokens: int,
-    batch_rows: int,
-    max_steps: int | None,
-    seed: int,
+    lengths: npt.NDArray[np.integer],
     shortened: int = 0,
 ) -> Plan:
-    """Pack views into rows of at most `row_tokens`, epoch by epoch, in an order that follows from `seed`.
+    """Pack views into rows, epoch by epoch, in an order that follows from the config's seed.
 
-    `shown` is -1 where a view does not fit and is left out; the other arrays are (n,) alike. `shortened` is only counted.
+    `shown` is (n,), -1 where a view does not fit and is left out; `lengths` is (2, n), tokens and learned tokens.
+    `shortened` is only counted.
     """
+    train, (tokens, learned) = config.train, lengths
     fits = np.flatnonzero(shown >= 0)
-    index, first_view = _in_rows(views, fits, tokens, row_tokens, seed)
-    num_steps = -(-(len(first_view) - 1) // batch_rows)
-    if max_steps is not None and max_steps < num_steps:
-        num_steps = max_steps
-        first_view = first_view[: num_steps * batch_rows + 1]
+    index, first_view = _in_rows(views, fits, tokens, train.row_tokens, config.seed)
+    num_steps = -(-(len(first_view) - 1) // train.batch_rows)
+    if train.max_steps is not None and train.max_steps < num_steps:
+        num_steps = train.max_steps
+        first_view = first_view[: num_steps * train.batch_rows + 1]
         index = index[: first_view[-1]]
     counts: dict[str, Any] = {
         "views": len(shown),
@@ -161,8 +159,8 @@ def make_plan(
         tokens=tokens[index].astype(np.int32),
         learned=learned[index].astype(np.int32),
         first_view=first_view,
-        row_tokens=row_tokens,
-        batch_rows=batch_rows,
+        row_tokens=train.row_tokens,
+        batch_rows=train.batch_rows,
         num_steps=num_steps,
         sources=tuple(sources),
         counts=counts,

@@ -1,7 +1,7 @@
 """`prepare`: a config becomes tasks, which the guard lets pass, a codec, a plan and validation rows, before any worker."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -142,36 +142,23 @@ def plan_rows(config: Config, tables: Mapping[str, TaskTable], codec: Codec) -> 
 
     Raises UserError if nothing is left to train on.
     """
-    sources = mixed(config)
-    parts, shown, tokens, learned, shortened = [], [], [], [], 0
+    sources, train = mixed(config), config.train
+    parts, shown, lengths, shortened = [], [], [], 0
     for index, name in enumerate(sources):
         for addresses in _addresses(config, index, name, tables[name]):
             views = draw_views(config.view, tables[name], addresses.task, addresses.key)
-            fitting, lengths = fit_views(
-                codec, tables[name], views, config.train.row_tokens, drop=config.train.too_long == "drop"
-            )
+            fitting, needed = fit_views(codec, tables[name], views, train.row_tokens, drop=train.too_long == "drop")
             parts.append(addresses)
             shown.append(fitting)
-            tokens.append(lengths[0])
-            learned.append(lengths[1])
+            lengths.append(needed)
             shortened += int(((fitting >= 0) & (fitting < views.num_shown())).sum())
-    if not parts or not any((s >= 0).any() for s in shown):
+    if not any((fitting >= 0).any() for fitting in shown):
         raise UserError(
             "nothing to train on: data.mix names no source with tasks that fit into train.row_tokens"
-            f" = {config.train.row_tokens}; give a source at least one view per task, or longer rows"
+            f" = {train.row_tokens}; give a source at least one view per task, or longer rows"
         )
-    return make_plan(
-        Addresses.join(parts),
-        np.concatenate(shown),
-        np.concatenate(tokens),
-        np.concatenate(learned),
-        sources=sources,
-        row_tokens=config.train.row_tokens,
-        batch_rows=config.train.batch_rows,
-        max_steps=config.train.max_steps,
-        seed=config.seed,
-        shortened=shortened,
-    )
+    views = Addresses.join(parts)
+    return make_plan(config, sources, views, np.concatenate(shown), np.concatenate(lengths, axis=1), shortened)
 
 
 def first_views(config: Config, name: str, table: TaskTable) -> Views:
@@ -180,24 +167,13 @@ def first_views(config: Config, name: str, table: TaskTable) -> Views:
     return draw_views(config.view, table, task, keys_of(config.seed, name, table, task, np.zeros_like(task), 0))
 
 
-def _addresses(config: Config, index: int, name: str, table: TaskTable) -> list[Addresses]:
+def _addresses(config: Config, index: int, name: str, table: TaskTable) -> Iterator[Addresses]:
     """Address the views of one source, in chunks; copy is the slowest index within an epoch."""
-    copies = config.data.mix[name]
-    per_epoch = copies * len(table)
+    per_epoch = config.data.mix[name] * len(table)
     total = per_epoch * config.train.epochs
-    chunks = []
     for begin in range(0, total, CHUNK):
-        number = np.arange(begin, min(begin + CHUNK, total))
-        epoch, within = number // per_epoch, number % per_epoch
-        copy, task = within // len(table), within % len(table)
+        epoch, within = np.divmod(np.arange(begin, min(begin + CHUNK, total)), per_epoch)
+        copy, task = np.divmod(within, len(table))
         key = keys_of(config.seed, name, table, task, copy, epoch)
-        chunks.append(
-            Addresses(
-                source=np.full(len(number), index, np.int16),
-                task=task.astype(np.int32),
-                copy=copy.astype(np.int32),
-                epoch=epoch.astype(np.int32),
-                key=key,
-            )
-        )
-    return chunks
+        source = np.full(len(task), index, np.int16)
+        yield Addresses(source, task.astype(np.int32), copy.astype(np.int32), epoch.astype(np.int32), key)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from builders import codec_of, counting, merging_tokenizer, tiny_tokenizer
+from builders import codec_of, config_with, counting, merging_tokenizer, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plans import TABLES, config, planned
@@ -228,9 +228,8 @@ def test_more_views_than_a_window_are_planned_once_each():
     )
     tokens = np.random.default_rng(0).integers(5, 60, number)
     shown = np.where(np.arange(number) % 10 == 0, -1, 1)
-    plan = make_plan(
-        views, shown, tokens, tokens // 2, sources=["s"], row_tokens=64, batch_rows=8, max_steps=None, seed=0
-    )
+    config = config_with(train__row_tokens=64, train__batch_rows=8)
+    plan = make_plan(config, ["s"], views, shown, np.stack([tokens, tokens // 2]))
     assert sorted(plan.views.task.tolist()) == np.flatnonzero(shown > 0).tolist()
     assert np.array_equal(plan.tokens, tokens[plan.views.task])
     assert np.add.reduceat(plan.tokens, plan.first_view[:-1]).max() <= 64
