@@ -10,14 +10,14 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from arc_ray.config import Config, config_from
-from arc_ray.config.training import ModelConfig, ScratchConfig
+from arc_ray.config.training import ModelConfig, PromptConfig, ScratchConfig
 from arc_ray.models.build import build_model
 from arc_ray.models.loss import LearnedLoss, inputs_of
 from arc_ray.prompts.codec import Codec
-from arc_ray.prompts.encoders import SYMBOLS, encoder_named
-from arc_ray.prompts.formats import Learn, format_named
+from arc_ray.prompts.encoders import SYMBOLS
+from arc_ray.prompts.formats import Learn
 from arc_ray.prompts.sample import make_codec
-from arc_ray.prompts.tokenizer import frame_of, make_tiny_tokenizer, tiny_corpus
+from arc_ray.prompts.tokenizer import make_tiny_tokenizer, tiny_corpus
 from arc_ray.rows.maker import Batch
 from arc_ray.tasks.counting import CountingSource, counting_task
 from arc_ray.tasks.task import Grid, Pair, Task, TaskTable
@@ -164,7 +164,7 @@ def codec_of(
     quiet: bool | None = False,
 ) -> Codec:
     """The codec of these names. A warning about the slow path fails the test; is ignored if `quiet`; or, if None, heard."""
-    make = partial(make_codec, tokenizer, frame_of(tokenizer), encoder_named(encoder), format_named(format), learn)
+    make = partial(make_codec, tokenizer, PromptConfig(format=format, encoder=encoder, learn=learn))
     if quiet is None:
         return make()
     with warnings.catch_warnings():

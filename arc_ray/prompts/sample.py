@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from arc_ray.config.training import PromptConfig
 from arc_ray.errors import UserError
 from arc_ray.prompts.codec import Codec
-from arc_ray.prompts.encoders import Encoder
-from arc_ray.prompts.formats import FORMATS, Format, Frame, Layout, Learn, Text
+from arc_ray.prompts.encoders import encoder_named
+from arc_ray.prompts.formats import FORMATS, Layout, Text, format_named
 from arc_ray.prompts.template import CellsMergeError, find_cell_ids
+from arc_ray.prompts.tokenizer import frame_of
 from arc_ray.tasks.symmetries import NUM_SYMMETRIES
 from arc_ray.tasks.task import MAX_SIDE, NUM_COLORS, Grid, Pair, Question, Task, TaskTable, same_grid
 from arc_ray.views.view import Views, plain_views
@@ -25,13 +27,14 @@ _SIDES = (1, 2, 3, 5, 9, 10, 11, 14, 20, 29, 30)
 _MAX_SHOWN = 3
 
 
-def make_codec(tokenizer: Any, frame: Frame, encoder: Encoder, format: Format, learn: Learn) -> Codec:
-    """Make a codec, on the fast path if that gives the tokenizer's own ids on a sample of views, else on the slow one.
+def make_codec(tokenizer: Any, prompt: PromptConfig) -> Codec:
+    """Make a codec that looks ids up if that gives the tokenizer's own on a sample of views, else one that tokenizes.
 
     The slow path is correct for every tokenizer and 20 times slower; taking it is warned about once. Raises UserError
-    for a tokenizer that cannot write this encoder's grids or this format's words so that they can be read back.
+    for a tokenizer that cannot write this prompt's grids or words so that they can be read back.
     """
-    codec = Codec(tokenizer, frame, encoder, format, learn)
+    frame, encoder = frame_of(tokenizer), encoder_named(prompt.encoder)
+    codec = Codec(tokenizer, frame, encoder, format_named(prompt.format), prompt.learn)
     table, views = sample_views()
     layouts = codec.layouts_of(table, views)
     try:

