@@ -19,6 +19,8 @@ from arc_ray.scores.records import FloatArray
 from arc_ray.seeding import digest64
 from arc_ray.tasks.task import puzzle_of
 
+WORTH_SHOWING = 0.05
+"""Effect for which a larger study is planned where none is shown."""
 FEW_DIFFERING = 10
 """Fewer units than this on which the arms differ, and the sentence says so: intervals are then rough."""
 
@@ -155,7 +157,7 @@ class Finding:
     result: str
     """The effect with its interval, and whether it is shown."""
     needed: str | None
-    """What it would take to show an effect of a given size; None where one is shown."""
+    """What it would take to show an effect of `WORTH_SHOWING`; None where one is shown."""
     warnings: tuple[str, ...]
     """What the interval does not hold."""
 
@@ -165,11 +167,8 @@ class Finding:
         return "; ".join([self.result, *([self.needed] if self.needed else []), *self.warnings]) + "."
 
 
-def finding(effect: Effect, arm: str, baseline: str, size: float = 0.05) -> Finding:
-    """Say what was found, for outcomes between 0 and 1, in percentage points.
-
-    Where the interval holds zero, it says what it would take to show an effect of `size`.
-    """
+def finding(effect: Effect, arm: str, baseline: str) -> Finding:
+    """Say what was found, for outcomes between 0 and 1, in percentage points."""
     tasks = f"{effect.num_tasks} tasks" if effect.unit == "tasks" else f"{effect.num_units} puzzles"
     seeds = "1 seed" if effect.num_seeds == 1 else f"{effect.num_seeds} seeds"
     verdict = (
@@ -184,12 +183,12 @@ def finding(effect: Effect, arm: str, baseline: str, size: float = 0.05) -> Find
         unit = effect.unit.removesuffix("s") if effect.num_differing < 2 else effect.unit
         few = f"{effect.num_differing} {unit} only" if effect.num_differing else f"no {unit}"
         warnings.append(f"the interval is rough, since the arms differ on {few}")
-    return Finding(result, None if effect.shown else _needed_words(effect, size), tuple(warnings))
+    return Finding(result, None if effect.shown else _needed_words(effect), tuple(warnings))
 
 
-def _needed_words(effect: Effect, size: float) -> str:
-    seeds, units = needed(effect, size)
-    points = f"an effect of {100 * abs(size):g} points"
+def _needed_words(effect: Effect) -> str:
+    seeds, units = needed(effect, WORTH_SHOWING)
+    points = f"an effect of {100 * WORTH_SHOWING:g} points"
     if units is not None and units <= effect.num_units:
         return f"{points} would probably have been shown"
     if seeds is None and units is None:

@@ -23,6 +23,8 @@ FEWEST_PUZZLES = 4
 """Fewer puzzles than this say nothing about puzzles at large; an interval is then about further tasks of these."""
 MOST_NEEDED = 10_000
 """More seeds or tasks than this count as "no number would do"."""
+POWER = 0.8
+"""Chance with which a planned study is to show its effect."""
 NEARLY_NONE = 1e-9
 """Instead of no answer of a kind, for which the beta distribution is not defined."""
 QUIET_SEEDS = 0.25
@@ -121,20 +123,18 @@ def share_over_seeds(outcomes: FloatArray, units: IntArray, confidence: float) -
     return np.maximum(low, 0), np.minimum(high, 1)
 
 
-def paired_effect(
-    arm: FloatArray, baseline: FloatArray, task_ids: Sequence[str] | None = None, confidence: float = 0.95
-) -> Effect:
+def paired_effect(arm: FloatArray, baseline: FloatArray, task_ids: Sequence[str], confidence: float) -> Effect:
     """Interval the mean of arm - baseline, outcomes between 0 and 1, over seeds and tasks; with one seed, over tasks.
 
     Both are (num_seeds, num_tasks); row by row they share the seed, column by column the task. `task_ids` tells which
-    tasks come from one puzzle; None takes each for itself. Raises UserError for fewer than two tasks.
+    tasks come from one puzzle. Raises UserError for fewer than two tasks.
     """
     assert arm.shape == baseline.shape, f"{arm.shape} against {baseline.shape}"
     difference = np.asarray(arm, dtype=np.float64) - baseline
     num_seeds, num_tasks = difference.shape
     if num_tasks < 2:
         raise UserError(f"{num_tasks} measured task gives no interval; validate on more tasks")
-    units, unit = units_of(task_ids) if task_ids is not None else (np.arange(num_tasks), "tasks")
+    units, unit = units_of(task_ids)
     squares, low, high = difference_interval(difference, units, confidence)
     num_units, num_differing = int(units.max()) + 1, len(set(units[(difference != 0).any(axis=0)]))
     estimate = (float(difference.mean()), float(low), float(high))
@@ -201,8 +201,8 @@ def _seeds_part(squares: MeanSquares, num_seeds: int, num_units: int, confidence
     return student_quantile(confidence, num_seeds - 1) * np.sqrt(excess / (num_seeds * num_units))
 
 
-def needed(effect: Effect, size: float, power: float = 0.8) -> Needed:
-    """Plan from a finished comparison: how many seeds, or units, would show an effect of this size with this chance.
+def needed(effect: Effect, size: float) -> Needed:
+    """Plan from a finished comparison: how many seeds, or units, would show an effect of this size (see `POWER`).
 
     The variances of seeds, units and rest are taken as estimated, so the numbers are rough: "about 9 seeds".
     """
@@ -214,7 +214,7 @@ def needed(effect: Effect, size: float, power: float = 0.8) -> Needed:
         squares = MeanSquares(*map(np.asarray, expected))
         reach = float(half_width(squares, num_seeds, num_units, effect.confidence))
         error = (a_seed / num_seeds + a_unit / num_units + rest / (num_seeds * num_units)) ** 0.5
-        return reach + NormalDist().inv_cdf(power) * error <= abs(size)
+        return reach + NormalDist().inv_cdf(POWER) * error <= abs(size)
 
     numbers = range(2, MOST_NEEDED + 1)
     seeds = bisect_left(numbers, True, key=lambda n: shows(n, effect.num_units))

@@ -1,6 +1,7 @@
 """The controlled comparison: who chooses, who measures, and whether the interval keeps its word."""
 
 import runpy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,13 @@ def two_arms(key: str, num_seeds: int = 3, num_tasks: int = 40) -> tuple[np.ndar
     return shared + 0.006 * rng.normal(size=shared.shape), shared + 0.006 * rng.normal(size=shared.shape)
 
 
+def effect_between(
+    arm: np.ndarray, baseline: np.ndarray, ids: Sequence[str] | None = None, confidence: float = 0.95
+) -> Effect:
+    """The effect of tasks that are puzzles of their own, unless `ids` says otherwise."""
+    return paired_effect(arm, baseline, ids or [f"{i}" for i in range(arm.shape[1])], confidence)
+
+
 def effect_of(value: float, seed: float, unit: float, rest: float, num_seeds: int = 3, num_tasks: int = 40) -> Effect:
     """Make an effect with given mean squares, for plans and sentences; its interval is value +- 4 points."""
     squares = MeanSquares(*map(np.asarray, (seed, unit, rest)))
@@ -48,7 +56,7 @@ def effect_of(value: float, seed: float, unit: float, rest: float, num_seeds: in
 
 def test_the_formula_worked_by_hand():
     """Two seeds, two tasks: MS_seed .000225, MS_task .000625, MS_rest .000025, k = .1015 (a quartile), t(1) = 12.706."""
-    effect = paired_effect(np.array([[0.01, 0.03], [0.02, 0.05]]), np.zeros((2, 2)))
+    effect = effect_between(np.array([[0.01, 0.03], [0.02, 0.05]]), np.zeros((2, 2)))
     squares = effect.mean_squares
     assert (squares.seed, squares.unit, squares.rest) == pytest.approx((2.25e-4, 6.25e-4, 2.5e-5))
     h = 12.7062 * ((6.25e-4 + 2.25e-4 - 0.10153 * 2.5e-5) / 4) ** 0.5
@@ -57,7 +65,7 @@ def test_the_formula_worked_by_hand():
 
 def test_with_one_seed_it_is_the_paired_t_test_over_tasks():
     arm, baseline = two_arms("one seed", num_seeds=1)
-    effect = paired_effect(arm, baseline, confidence=0.9)
+    effect = effect_between(arm, baseline, confidence=0.9)
     theirs = stats.ttest_rel(arm[0], baseline[0]).confidence_interval(0.9)
     assert (effect.low, effect.high) == pytest.approx((theirs.low, theirs.high), rel=1e-5)
 
@@ -65,7 +73,7 @@ def test_with_one_seed_it_is_the_paired_t_test_over_tasks():
 def test_where_seeds_are_all_that_varies_it_is_the_t_test_over_seeds():
     """Every task of a seed shifts alike: 40 tasks are then no more evidence than one."""
     shift = np.array([[0.01], [0.03], [0.05]]) + np.zeros((3, 40))
-    effect = paired_effect(shift, np.zeros((3, 40)))
+    effect = effect_between(shift, np.zeros((3, 40)))
     theirs = stats.ttest_1samp(shift[:, 0], 0).confidence_interval(0.95)
     assert (effect.low, effect.high) == pytest.approx((theirs.low, theirs.high), rel=1e-5)
 
@@ -73,8 +81,8 @@ def test_where_seeds_are_all_that_varies_it_is_the_t_test_over_seeds():
 def test_pairing_removes_what_both_arms_share():
     """Unpaired, the seeds and tasks that both arms share would make the interval almost three times as wide."""
     arm, baseline = two_arms("paired")
-    paired = paired_effect(arm, baseline)
-    broken = paired_effect(arm, rng_for("shuffle").permuted(baseline, axis=1))
+    paired = effect_between(arm, baseline)
+    broken = effect_between(arm, rng_for("shuffle").permuted(baseline, axis=1))
     assert 2.5 * (paired.high - paired.low) < broken.high - broken.low
 
 
@@ -82,8 +90,8 @@ def test_pairing_removes_what_both_arms_share():
 @given(key=st.integers(0, 1000), num_seeds=st.integers(1, 5), num_tasks=st.integers(2, 12))
 def test_the_order_of_seeds_and_tasks_and_the_names_of_the_arms_do_not_matter(key, num_seeds, num_tasks):
     arm, baseline = two_arms(f"order {key}", num_seeds, num_tasks)
-    effect = paired_effect(arm, baseline)
-    swapped = paired_effect(baseline[::-1, ::-1], arm[::-1, ::-1])
+    effect = effect_between(arm, baseline)
+    swapped = effect_between(baseline[::-1, ::-1], arm[::-1, ::-1])
     assert (swapped.value, swapped.low, swapped.high) == pytest.approx((-effect.value, -effect.high, -effect.low))
 
 
@@ -100,9 +108,9 @@ def test_mean_squares_account_for_all_variation(key):
 def test_tasks_cut_from_one_puzzle_are_one_piece_of_evidence():
     """Five copies of every puzzle must not make the interval narrower."""
     arm, baseline = two_arms("puzzles", num_tasks=12)
-    single = paired_effect(arm, baseline, IDS[:12])
+    single = effect_between(arm, baseline, IDS[:12])
     copies = [f"{task_id}#{k}" for task_id in IDS[:12] for k in range(5)]
-    fivefold = paired_effect(np.repeat(arm, 5, axis=1), np.repeat(baseline, 5, axis=1), copies)
+    fivefold = effect_between(np.repeat(arm, 5, axis=1), np.repeat(baseline, 5, axis=1), copies)
     assert (fivefold.low, fivefold.high) == pytest.approx((single.low, single.high))
     assert (fivefold.unit, fivefold.num_units, fivefold.num_tasks) == ("puzzles", 12, 60)
 
@@ -110,7 +118,7 @@ def test_tasks_cut_from_one_puzzle_are_one_piece_of_evidence():
 def test_puzzles_of_unequal_size_keep_the_mean_over_tasks():
     ids = [f"p{i}#{k}" for i in range(6) for k in range(i + 1)]
     arm, baseline = two_arms("unequal", num_tasks=len(ids))
-    effect = paired_effect(arm, baseline, ids)
+    effect = effect_between(arm, baseline, ids)
     assert effect.value == pytest.approx((arm - baseline).mean())
     assert effect.unit == "puzzles"
     assert effect.low < effect.value < effect.high
@@ -125,7 +133,7 @@ def test_too_few_puzzles_are_not_taken_for_a_sample_of_puzzles():
 def test_arms_that_agree_on_every_task_are_not_proven_equal():
     """Both solve the same 7 of 20 tasks with each of 3 seeds; a variance of 0 would give an interval of no width."""
     solved = np.tile(np.arange(20) < 7, (3, 1)).astype(float)
-    effect = paired_effect(solved, solved)
+    effect = effect_between(solved, solved)
     assert effect.low == pytest.approx(-effect.high)
     assert 0.03 < effect.high < 0.15
     assert (effect.num_differing, effect.shown) == (0, False)
@@ -135,7 +143,7 @@ def test_one_gain_in_twenty_pairs_has_the_interval_of_bonett_and_price():
     """One seed, yes or no: (f12 + 1, f21 + 1) of n + 2 pairs, with Student's t instead of the normal quantile."""
     arm, baseline = np.zeros((1, 20)), np.zeros((1, 20))
     arm[0, 0] = 1.0
-    effect = paired_effect(arm, baseline)
+    effect = effect_between(arm, baseline)
     gain, loss = 2 / 22, 1 / 22
     reach = stats.t.ppf(0.975, 19) * ((gain + loss - (gain - loss) ** 2) / 22) ** 0.5
     assert (effect.value, effect.low, effect.high) == pytest.approx(
@@ -146,7 +154,7 @@ def test_one_gain_in_twenty_pairs_has_the_interval_of_bonett_and_price():
 def test_no_interval_leaves_what_is_possible():
     """Two loud seeds: the plain formula says -101.4 to +101.4 points."""
     arm = np.array([[1.0] * 12, [0.0] * 12])
-    effect = paired_effect(arm, np.zeros((2, 12)))
+    effect = effect_between(arm, np.zeros((2, 12)))
     assert (effect.low, effect.value, effect.high) == (-1.0, 0.5, 1.0)
 
 
@@ -296,8 +304,8 @@ def test_a_setting_that_failed_with_a_seed_is_left_out():
 # Words.
 
 
-def sentence(*about: Any, **size: float) -> str:
-    return finding(*about, **size).sentence
+def sentence(*about: Any) -> str:
+    return finding(*about).sentence
 
 
 def test_sentences_say_what_was_found_and_what_would_find_it():
@@ -316,11 +324,11 @@ def test_sentences_warn_where_the_interval_cannot_be_trusted():
     assert "1 seed x 40 tasks" in alone
     assert alone.endswith("with one seed its luck is not in the interval.")
     solved = np.tile(np.arange(20) < 7, (3, 1)).astype(float)
-    assert "the arms differ on no task." in sentence(paired_effect(solved, solved), "count", "base")
+    assert "the arms differ on no task." in sentence(effect_between(solved, solved), "count", "base")
     other = solved.copy()
     other[0, 0] = 0.0
-    assert "the arms differ on 1 task only." in sentence(paired_effect(solved, other), "count", "base")
-    assert "would probably have been" in sentence(effect_of(0.0, 0.5, 0.2, 0.1), "count", "base", size=0.9)
+    assert "the arms differ on 1 task only." in sentence(effect_between(solved, other), "count", "base")
+    assert "would probably have been" in sentence(effect_of(0.0, 0.005, 0.005, 0.001), "count", "base")
     one_seed = finding(effect_of(0.0, seed=0.0, unit=0.2, rest=0.0, num_seeds=1), "count", "base")
     assert (
         one_seed.needed
@@ -328,7 +336,7 @@ def test_sentences_warn_where_the_interval_cannot_be_trusted():
     )
     assert one_seed.warnings == ("with one seed its luck is not in the interval",)
     assert finding(effect_of(0.05, 0.5, 0.2, 0.1), "count", "base").needed is None
-    hopeless = sentence(effect_of(0.0, 9.0, 9.0, 0.1), "count", "base", size=0.01)
+    hopeless = sentence(effect_of(0.0, 9.0, 9.0, 0.1), "count", "base")
     assert "takes both more seeds and more tasks" in hopeless
 
 
