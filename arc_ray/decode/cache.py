@@ -15,9 +15,11 @@ NAME = "arc_ray_cached"
 class RowCache(Cache):
     """Keys and values of every layer, (rows, columns, heads, head size); a token's column is its position in its row.
 
-    rows of 3, 5 and 2 tokens      k0 k1 k2 .  .  .  .  .      a step of two tokens writes k3 k4, k5 k6 and k2 k3 there,
-    in 8 columns:                  k0 k1 k2 k3 k4 .  .  .      and later steps write over what did not count
-                                   k0 k1 .  .  .  .  .  .
+    Prompts of 3, 5 and 2 tokens in 8 columns, then a step of two tokens, of which the rows keep 1, 2 and 0, and another:
+
+        [11 12 13 0 0 0 0 0]     [11 12 13 14 15 0 0 0]     [11 12 13 14 16 17 0 0]
+        [21 22 23 24 25 0 0 0]   [21 22 23 24 25 26 27 0]   [21 22 23 24 25 26 27 28]
+        [31 32 0 0 0 0 0 0]      [31 32 33 34 0 0 0 0]      [31 32 35 34 0 0 0 0]
     """
 
     def __init__(self, num_rows: int, num_columns: int) -> None:

@@ -14,8 +14,7 @@ import torch
 from arc_ray.decode.cache import RowCache, attending_to_cache
 from arc_ray.decode.graphs import Pass, can_replay, recorded
 from arc_ray.models.attention import Spans, kept_apart, use_by_view
-
-Ids = npt.NDArray[np.int32]
+from arc_ray.prompts.template import Ids
 
 BLOCK = 128
 """Columns are attended to and taken from memory in multiples of this, so that kernels and allocator meet few sizes."""

@@ -1,13 +1,12 @@
 """Guesses at what comes next, copied from what is there: grids repeat rows, inputs and earlier outputs."""
 
 import numpy as np
-import numpy.typing as npt
+
+from arc_ray.prompts.template import Ids
 
 LONGEST_MATCH = 32
 """Tokens compared at most. On ARC's evaluation tasks with right answers, 8 give 3.5 tokens a forward pass, 32 give
 4.2 and 64 no more (8 guesses a pass; encoder compact)."""
-
-Ids = npt.NDArray[np.int32]
 
 
 def copied_draft(context: Ids, size: int) -> Ids:

@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from arc_ray.decode.continuations import Continuations, Ids, read_prompts
+from arc_ray.decode.continuations import Continuations, read_prompts
 from arc_ray.decode.writer import Writer
+from arc_ray.prompts.template import Ids
 
 MOST_LOGITS = 2**27
 """Logits held at once, half a GiB in float32."""

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from arc_ray.decode.continuations import Ids, read_prompts
+from arc_ray.decode.continuations import read_prompts
 from arc_ray.decode.grammar import State
 from arc_ray.decode.writer import Answer, Writer
+from arc_ray.prompts.template import Ids
 
 
 @dataclass(frozen=True, eq=False)

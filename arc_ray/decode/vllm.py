@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from arc_ray.decode.continuations import Ids
 from arc_ray.decode.writer import Answer
+from arc_ray.prompts.template import Ids
 
 
 class VllmWriter:

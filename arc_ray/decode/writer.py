@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from arc_ray.decode.continuations import Ids, read_prompts
+from arc_ray.decode.continuations import read_prompts
 from arc_ray.decode.drafts import copied_draft
 from arc_ray.decode.grammar import GridGrammar, State
+from arc_ray.prompts.template import Ids
 
 Choose = Callable[[torch.Tensor, npt.NDArray[np.float64]], torch.Tensor]
 """(logits (rows, n, choices), numbers in [0, 1) of (rows, n)) -> which of the choices, int64 (rows, n)."""
@@ -78,9 +79,8 @@ def generate_greedily(
 ) -> list[Answer]:
     """Continue every prompt with the most probable token until an end token, at most `limits[i]` tokens.
 
-    Prompts of about one length cost least, because shorter ones are padded. With `lookahead` up to so many tokens are
-    guessed before each pass, fewer in large batches; the model must then attend to all that it has read
-    (`attention.attends_to_all`).
+    Every prompt takes the memory of the longest. With `lookahead` up to so many tokens are guessed before each pass,
+    fewer in large batches; the model must then attend to all that it has read (`attention.attends_to_all`).
     """
     texts = [_Text(prompt, limit, writer) for prompt, limit in zip(prompts, limits, strict=True)]
     return _write(writer, texts, lambda logits, _: logits.argmax(-1), lookahead, copies=1)

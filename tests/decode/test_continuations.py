@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen3Config
 
 from arc_ray.decode import continuations
+from arc_ray.decode.cache import RowCache
 from arc_ray.decode.continuations import CachedRows, PaddedRows, read_prompts
 from arc_ray.decode.rescoring import score_answers
 from arc_ray.decode.threshold import find_answers
@@ -117,3 +118,19 @@ def test_a_step_writes_into_memory_that_was_taken_once():
     rows.select([1])
     assert len(rows) == 1
     assert rows._cache._stores[0][0].shape[:2] == (1, rows._cache.num_columns)
+
+
+def test_the_picture_of_the_cache():
+    """Would catch a picture of another layout than the kernels read."""
+    rows, states = RowCache(3, 8), []
+    for places, tokens in (
+        ([0, 1, 2, 8, 9, 10, 11, 12, 16, 17], [11, 12, 13, 21, 22, 23, 24, 25, 31, 32]),
+        ([3, 4, 13, 14, 18, 19], [14, 15, 26, 27, 33, 34]),
+        ([4, 5, 15, 18], [16, 17, 28, 35]),
+    ):
+        rows.write_to(torch.tensor(places), None)
+        rows.update(*[torch.tensor(tokens, dtype=torch.float32)[None, None, :, None]] * 2, 0)
+        states.append(rows._stores[0][0][:, :, 0, 0].int().tolist())
+    for line in zip(*states, strict=True):
+        told = " ".join(str(row).replace(",", "") for row in line)
+        assert told in " ".join((RowCache.__doc__ or "").split())
