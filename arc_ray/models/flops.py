@@ -11,8 +11,6 @@ class Gpu:
     """A GPU as its maker describes it."""
 
     name: str
-    gigabytes: int
-    """Memory in units of 10^9 bytes, as it is sold."""
     tflops: float
     """Dense bfloat16 tensor-core peak with float32 accumulation (float16 on T4 and V100), in 10^12 per second."""
     bandwidth: float
@@ -20,26 +18,26 @@ class Gpu:
 
 
 GPUS = (
-    Gpu("T4", 16, 65.0, 0.32),
-    Gpu("V100", 32, 125.0, 0.9),
-    Gpu("RTX 3090", 24, 71.0, 0.936),
-    Gpu("RTX 4090", 24, 165.2, 1.008),
-    Gpu("RTX 5090", 32, 209.5, 1.792),
-    Gpu("RTX 6000 Ada", 48, 364.2, 0.96),
-    Gpu("RTX PRO 6000", 96, 503.8, 1.792),
-    Gpu("RTX PRO 6000 Max-Q", 96, 438.9, 1.792),
-    Gpu("A10G", 24, 70.0, 0.6),
-    Gpu("A10", 24, 125.0, 0.6),
-    Gpu("L4", 24, 121.0, 0.3),
-    Gpu("L40S", 48, 362.0, 0.864),
-    Gpu("A100", 80, 312.0, 2.0),
-    Gpu("H100 PCIe", 80, 756.0, 2.0),
-    Gpu("H100 NVL", 94, 835.5, 3.9),
-    Gpu("H100", 80, 989.4, 3.35),
-    Gpu("H200 NVL", 141, 835.5, 4.8),
-    Gpu("H200", 141, 989.4, 4.8),
-    Gpu("B200", 180, 2250.0, 8.0),
-    Gpu("GB200", 186, 2500.0, 8.0),
+    Gpu("T4", 65.0, 0.32),
+    Gpu("V100", 125.0, 0.9),
+    Gpu("RTX 3090", 71.0, 0.936),
+    Gpu("RTX 4090", 165.2, 1.008),
+    Gpu("RTX 5090", 209.5, 1.792),
+    Gpu("RTX 6000 Ada", 364.2, 0.96),
+    Gpu("RTX PRO 6000", 503.8, 1.792),
+    Gpu("RTX PRO 6000 Max-Q", 438.9, 1.792),
+    Gpu("A10G", 70.0, 0.6),
+    Gpu("A10", 125.0, 0.6),
+    Gpu("L4", 121.0, 0.3),
+    Gpu("L40S", 362.0, 0.864),
+    Gpu("A100", 312.0, 2.0),
+    Gpu("H100 PCIe", 756.0, 2.0),
+    Gpu("H100 NVL", 835.5, 3.9),
+    Gpu("H100", 989.4, 3.35),
+    Gpu("H200 NVL", 835.5, 4.8),
+    Gpu("H200", 989.4, 4.8),
+    Gpu("B200", 2250.0, 8.0),
+    Gpu("GB200", 2500.0, 8.0),
 )
 """From NVIDIA's data sheets of each (where they print the rate with sparsity, half of it) and, for the RTX cards, the white
 papers of the GA102, Ada and Blackwell architectures; A10G from AWS's description of G5 instances. H100 and H200 are the SXM
