@@ -18,7 +18,7 @@ from arc_ray.report.folders import TrialRows
 from arc_ray.report.frames import Row
 from arc_ray.storage import Folder
 
-ENDED = {"TERMINATED": "done", "ERROR": "failed"}
+TUNE_ENDINGS = {"TERMINATED": "done", "ERROR": "failed"}
 """Tune's words for ended trials; one that the scheduler stopped has ended to Tune like any other."""
 
 
@@ -50,7 +50,7 @@ def _read_trial(place: Folder, about: Mapping[str, Any]) -> TrialRows:
         for name in ("result.json", "error.txt")
     )
     records = [_record(json.loads(line)) for line in lines if line]
-    status = ENDED.get(about["status"], "running")
+    status = TUNE_ENDINGS.get(about["status"], "running")
     trial = {
         "trial": about["trial_id"],
         "status": status,

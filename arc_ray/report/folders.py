@@ -22,15 +22,15 @@ class TrialRows(NamedTuple):
 
 def read_trial_folder(folder: Folder, study: str, name: str, compare: str | None) -> TrialRows:
     """Read a run folder; `compare` is the config key that names its arm, None takes its own name. Raises UserError."""
-    config, about = read_yaml(folder, "config.yaml"), read_value(folder, "trial.json")
+    config, about = read_yaml(folder, "config.yaml"), read_json_file(folder, "trial.json")
     records, _ = _read(folder, "metrics.jsonl", "JSON", folder.read_json_lines)
-    result = read_value(folder, "result.json")
+    result = read_json_file(folder, "result.json")
     plan = folder.read_bytes("plan.parquet") if folder.exists("plan.parquet") else b""
     digest = hashlib.blake2b(plan, digest_size=6).hexdigest() if plan else None
     trial = frames.trial_row(study, name, about, config, records, result, compare) | {"plan_digest": digest}
     validation: list[Row] = []
     for file in (folder / "validation").names():
-        outcome = read_value(folder, f"validation/{file}")
+        outcome = read_json_file(folder, f"validation/{file}")
         frames.check_keys(outcome, ("names", "solved", "cell_accuracy", "loss"), f"{folder.uri}/validation/{file}")
         step = int(file.removeprefix("step-").removesuffix(".json"))
         validation += frames.validation_rows(trial, step, outcome)
@@ -49,13 +49,13 @@ def read_evaluations(place: Folder, runs: Iterable[Folder]) -> tuple[list[Row], 
     scores: list[Row] = []
     answers: list[Row] = []
     for arm, folder in folders:
-        result = read_value(folder, "result.json") or {}
+        result = read_json_file(folder, "result.json") or {}
         arm = result.get("arm", arm)
         scores += frames.score_rows(place.name, arm, result)
         seeds = [name for name in folder.names() if name.startswith("seed-")]
         for seed in seeds or [None]:
             answered = folder / seed if seed else folder
-            found = read_value(answered, "answers.json") or []
+            found = read_json_file(answered, "answers.json") or []
             for answer in found:
                 frames.check_keys(answer, ("set", "task", "attempts", "is_right"), f"{answered.uri}/answers.json")
             answers += frames.answer_rows(place.name, arm, found, int(seed.removeprefix("seed-")) if seed else None)
@@ -65,11 +65,11 @@ def read_evaluations(place: Folder, runs: Iterable[Folder]) -> tuple[list[Row], 
 def read_data(folder: Folder, study: str, config: Mapping[str, Any]) -> list[Row]:
     """Read the manifests of the generated datasets that a config uses, from <storage>/data. Raises UserError."""
     used = {source.get("dataset") for source in config_value(config, "data.sources", {}).values()}
-    manifests = {name: read_value(folder, f"{name}/manifest.json") for name in folder.names() if name in used}
+    manifests = {name: read_json_file(folder, f"{name}/manifest.json") for name in folder.names() if name in used}
     return [frames.data_row(study, name, manifest) for name, manifest in manifests.items() if manifest]
 
 
-def read_value(folder: Folder, name: str) -> Any:
+def read_json_file(folder: Folder, name: str) -> Any:
     """Read a JSON file; None if there is none. Raises UserError for a broken one."""
     return _read(folder, name, "JSON", folder.read_json)
 

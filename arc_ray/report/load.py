@@ -49,7 +49,7 @@ from arc_ray.config import value_name
 from arc_ray.errors import UserError
 from arc_ray.report import frames
 from arc_ray.report.experiments import is_experiment, read_experiment
-from arc_ray.report.folders import TrialRows, read_data, read_evaluations, read_trial_folder, read_value, read_yaml
+from arc_ray.report.folders import TrialRows, read_data, read_evaluations, read_json_file, read_trial_folder, read_yaml
 from arc_ray.report.frames import DataFrame, config_value, frame
 from arc_ray.storage import Folder
 
@@ -167,7 +167,7 @@ def load(folder: str) -> Report:
     made first, the generated data) is read where it was copied along. Raises UserError.
     """
     place = Folder.at(folder)
-    config, run = read_yaml(place, "config.yaml"), read_value(place, "run.json") or {}
+    config, run = read_yaml(place, "config.yaml"), read_json_file(place, "run.json") or {}
     analysis = _read_analysis(place)
     kind, beside = _kind_of(place, run, analysis), place.parent
     trials = _read_trials(place, kind, _compared(config, analysis))
@@ -189,8 +189,8 @@ def load(folder: str) -> Report:
         scores=frame("scores", scores),
         answers=frame("answers", answers),
         data=frame("data", read_data(beside / "data", place.name, config)),
-        quality=read_value(place, "quality.json"),
-        overlap=read_value(place, "overlap.json") or (),
+        quality=read_json_file(place, "quality.json"),
+        overlap=read_json_file(place, "overlap.json") or (),
     )
 
 
@@ -256,7 +256,7 @@ def _kind_of(place: Folder, run: Mapping[str, Any], analysis: object) -> ReportK
 
 def _read_analysis(place: Folder) -> dict[str, Any] | None:
     """Read analysis.json with the names of arms as text, which an older file may lack; None before it is made."""
-    analysis = read_value(place, "analysis.json")
+    analysis = read_json_file(place, "analysis.json")
     if analysis is None:
         return None
     frames.check_keys(analysis, ("baseline", "metric", "arms", "effects"), f"{place.uri}/analysis.json")
