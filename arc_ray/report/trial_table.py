@@ -8,8 +8,7 @@ from arc_ray.report.load import Report
 from arc_ray.report.tables import best_trial
 from arc_ray.report.words import duration, is_number, number, setting_value, short_key, show, word
 
-MEASURES = ("eval/solved", "eval/cell_accuracy", "eval/loss", "train/loss")
-SUMS = ("steps", "train/learned_tokens")
+MEASURES = ("eval/solved", "eval/cell_accuracy", "eval/loss", "train/loss", "steps", "train/learned_tokens")
 
 
 class Column(NamedTuple):
@@ -54,7 +53,7 @@ def _columns(report: Report) -> list[Column]:
     named += [Column("arm", short_key(report.compare), "", True)] if report.is_search else []
     named += [Column(key, short_key(key), key, False) for key in report.varied]
     named += [Column("seed", "seed", "", False), Column("status", "status", "", True)]
-    for key in dict.fromkeys([report.metric, *MEASURES, *SUMS]):
+    for key in dict.fromkeys([report.metric, *MEASURES]):
         words = word(key)
         named.append(Column(key, words.label, f"{words.meaning} {words.caution}".strip(), False))
     return [*named, Column("seconds", "time", "Seconds since the trial's start, starting up included.", False)]
@@ -64,6 +63,6 @@ def _cell(column: Column, value: Any) -> Cell:
     sort = value if is_number(value) or isinstance(value, str) else ""
     if column.key == "seconds":
         return Cell(duration(value), sort)
-    if column.key in (*MEASURES, *SUMS):
+    if "/" in column.key or column.key == "steps":
         return Cell(show(value, column.key), sort)
     return Cell(number(value) if column.key == "seed" and is_number(value) else setting_value(value), sort)

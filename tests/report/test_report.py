@@ -25,6 +25,7 @@ from arc_ray.report.charts import effect_charts, equal_tokens_chart
 from arc_ray.report.drawing import Scale
 from arc_ray.report.frames import COLUMNS, score_rows
 from arc_ray.report.sentences import progress, sentences
+from arc_ray.report.trial_table import trial_view
 from arc_ray.report.words import duration, in_points, number, percent
 from arc_ray.tasks.counting import Answered, accuracy_by_kind
 
@@ -259,6 +260,16 @@ def test_a_trial_that_was_stopped_early_is_not_the_best(study: Path) -> None:
     assert trials.set_index("trial").loc[best, "status"] == "done"
     trials["status"] = "stopped"
     assert trials.set_index("trial").loc[tables.best_trial(replace(report, trials=trials)), "eval/solved"] == 0.99
+
+
+def test_a_metric_of_one_source_is_written_as_its_metric(study: Path) -> None:
+    """Would catch a share that stands as 0.4525 in the table of trials because it is of one source only."""
+    report, metric = load(str(study)), "eval/solved/held_out"
+    trials = report.trials.assign(**{metric: report.trials["eval/solved"]})
+    view = trial_view(replace(report, trials=trials, analysis={**(report.analysis or {}), "metric": metric}), {})
+    (place,) = (i for i, column in enumerate(view["columns"]) if column.key == metric)
+    assert view["columns"][place].label == "solved, greedy: held_out"
+    assert view["rows"][0]["cells"][place].text == percent(trials["eval/solved"].max())
 
 
 def test_study_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
