@@ -71,7 +71,8 @@ def _children(
     totals = logs + torch.tensor([[p.log_probability] for p in alive], dtype=torch.float64, device=logs.device)
     hits = (totals > threshold).nonzero()
     children = []
-    for (row, token), total in zip(hits.tolist(), totals[hits[:, 0], hits[:, 1]].tolist(), strict=True):
+    for place, token, total in torch.cat([hits.double(), totals[hits[:, :1], hits[:, 1:]]], 1).tolist():
+        row, token = int(place), int(token)
         parent, state = alive[row], None
         if writer.grammar and parent.state:
             state = writer.grammar.next(parent.state).get(token)

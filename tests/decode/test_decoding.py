@@ -19,6 +19,7 @@ from builders import (
     tiny_model,
     tiny_tokenizer,
 )
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -170,6 +171,32 @@ def test_replayed_steps_write_the_same(monkeypatch: pytest.MonkeyPatch, lookahea
     assert [texts(own) for own in again[1]] == [texts(own) for own in plain[1]]
     assert {n for _, _, n in StandIn.recorded} <= {1, 9, 17}
     assert len({rows for _, rows, _ in StandIn.recorded}) > 1, "rows that have ended were to be dropped"
+
+
+class Waits(TorchFunctionMode):
+    """Counts calls that wait for a device to bring values to the host."""
+
+    number = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        names = ("tolist", "item", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__")
+        self.number += getattr(func, "__name__", "") in names
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("constrain", [False, True])
+def test_a_pass_waits_for_the_device_once(constrain: bool):
+    """Would catch log-probabilities, guesses or masks that go to the host one by one: each stops a GPU for its way back."""
+    _, grammar, end = grammar_of("tiny", "compact")
+    writer, prompts = Writer(trained()[0], [end], PAD, grammar if constrain else None), trained()[1]
+    for lookahead in (0, 6):
+        with Waits() as waits:
+            answers = generate_greedily(writer, prompts, [30] * 8, lookahead)
+        assert waits.number == max(answer.passes for answer in answers)
+    with Waits() as waits:
+        found = find_answers(writer, prompts, [30] * 8, 0.05)
+    assert any(found)
+    assert waits.number <= 2 * 30
 
 
 @pytest.mark.parametrize("is_right", [True, False])
