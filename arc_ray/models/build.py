@@ -11,6 +11,7 @@ from torch import nn
 
 from arc_ray.config.training import LoraConfig, ModelConfig, ScratchConfig
 from arc_ray.errors import UserError
+from arc_ray.models.attention import attends_at_once, use_by_view
 from arc_ray.models.supported import check_supported
 from arc_ray.models.weights import (
     SCRATCH_POSITIONS,
@@ -93,12 +94,18 @@ def checkpoint_gradients(model: Any) -> nn.Module:
 def compile_layers(model: Any, backend: str = "inductor") -> None:
     """Let torch.compile fuse what the layers of a model do between their matrix products; all share what one compiles.
 
-    Raises UserError where nothing can be compiled.
+    Raises UserError where nothing can be compiled, or nothing for long.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
+    device, causal = torch.device("cuda" if torch.cuda.is_available() else "cpu"), without_adapter(model)
+    if device.type == "cuda" and use_by_view(causal) and not attends_at_once(causal, device):
+        raise UserError(
+            f"train.compile: in {str(causal.dtype).removeprefix('torch.')} on this GPU attention goes view by view, and every"
+            f" new length would be compiled; set train.compile=false, or model.dtype=bfloat16 on an Ampere GPU or newer"
+        )
     try:
-        torch.compile(torch.exp, backend=backend)(torch.ones(8, device="cuda" if torch.cuda.is_available() else "cpu"))
+        torch.compile(torch.exp, backend=backend)(torch.ones(8, device=device))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(

@@ -52,6 +52,14 @@ def test_compiled_layers_have_the_same_losses_and_gradients(monkeypatch: pytest.
     assert not counted["graph_break"]
 
 
+def test_a_gpu_that_attends_view_by_view_is_not_compiled_for(monkeypatch: pytest.MonkeyPatch):
+    """Would catch a run on an old card, or in float32, that compiles for each new length and never trains."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(UserError, match="in float32 on this GPU attention goes view by view"):
+        compile_layers(tiny_model())
+
+
 @pytest.mark.usefixtures("fresh")
 def test_a_machine_without_a_compiler_is_told_so(monkeypatch: pytest.MonkeyPatch):
     """Would catch a traceback of inductor's from every worker, after the model was loaded and wrapped."""
