@@ -13,7 +13,7 @@ import torch
 
 from arc_ray.decode.cache import RowCache, attending_to_cache
 from arc_ray.decode.graphs import Pass, can_replay, recorded
-from arc_ray.models.attention import Spans, kept_apart, use_by_view
+from arc_ray.models.attention import Spans, attends_to_all, kept_apart, takes_flash_lengths, use_by_view
 from arc_ray.prompts.template import Ids
 
 BLOCK = 128
@@ -52,7 +52,7 @@ class Continuations(Protocol):
 
 def read_prompts(model: Any, prompts: Sequence[Ids], pad_id: int, room: int) -> Continuations:
     """Read prompts, each of which may grow by `room` tokens; a model that attends otherwise has transformers' own cache."""
-    if use_by_view(model):
+    if use_by_view(model) or (takes_flash_lengths(model) and attends_to_all(model)):
         return CachedRows(model, prompts, room)
     return PaddedRows(model, prompts, pad_id)
 

@@ -1,5 +1,6 @@
 """Caches of rows that grow: what they hold and write is what transformers' own generation does, batch by batch."""
 
+from copy import deepcopy
 from functools import cache
 from typing import Any
 
@@ -8,7 +9,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen3Config
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    Qwen3Config,
+)
+from transformers.masking_utils import flash_attention_mask
 
 from arc_ray.decode import continuations
 from arc_ray.decode.cache import RowCache
@@ -17,6 +26,7 @@ from arc_ray.decode.rescoring import score_answers
 from arc_ray.decode.threshold import find_answers
 from arc_ray.decode.writer import Writer, generate_greedily
 from arc_ray.models.attention import attends_to_all
+from arc_ray.models.supported import attend_like_flash
 from arc_ray.seeding import rng_for
 
 SHAPE = {
@@ -90,6 +100,18 @@ def test_both_caches_score_and_search_alike(name: str, monkeypatch: pytest.Monke
     assert np.allclose([score_answers(writer, prompt, answers) for prompt in prompts], scores, atol=1e-4)
     again = find_answers(writer, prompts, [4, 4, 4], 0.02)
     assert [[a.ids.tolist() for a in own] for own in again] == [[a.ids.tolist() for a in own] for own in found]
+
+
+def test_flash_attention_reads_prompts_and_pytorch_the_rest():
+    """Would catch a model of the package flash_attn that decodes with padding, a copy of its cache for each token."""
+    prompts = prompts_of(6, [7, 3, 12])
+    model = deepcopy(model_of("llama"))
+    AttentionInterface.register("like_flash", attend_like_flash)
+    AttentionMaskInterface.register("like_flash", flash_attention_mask)
+    model.config._attn_implementation = "like_flash"
+    assert isinstance(read_prompts(model, prompts, 0, 1), CachedRows)
+    answers = generate_greedily(Writer(model, [2], 0), prompts, [12] * 3, 4)
+    assert [answer.ids.tolist() for answer in answers] == generated(model_of("llama"), prompts, 12)
 
 
 def test_prompts_that_are_read_in_parts_are_read_alike(monkeypatch: pytest.MonkeyPatch):
