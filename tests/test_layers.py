@@ -67,7 +67,7 @@ HOMES = {
     "ray.data": ("datasets/generate", "rows/stream"),
     "ray.train": ("train/run", "train/record", "train/worker"),
     "ray.tune": ("tune/",),
-    "reasoning_gym": ("tasks/rearc",),
+    "reasoning_gym": ("tasks/generators",),
     "rich": ("cli/console", "cli/peek", "cli/predictions"),
     "safetensors": ("train/checkpoint",),
     "tokenizers": ("prompts/tokenizer",),

@@ -18,7 +18,7 @@ from arc_ray.config.sources import CountingSource, PluginSource, RearcSource
 from arc_ray.datasets.columns import STATS, counting_table, examples_table, timings_table
 from arc_ray.datasets.garbage import collector_paused
 from arc_ray.storage import Folder
-from arc_ray.tasks import plugin, rearc
+from arc_ray.tasks import generators
 from arc_ray.tasks.counting import counting_task
 from arc_ray.tasks.task import MAX_SIDE
 
@@ -60,7 +60,7 @@ class Block(NamedTuple):
 def seconds_per_example(source: GeneratedSource, task_id: str) -> float:
     """Estimate what one example of a task costs on one core."""
     if isinstance(source, RearcSource):
-        return rearc.SLOW_SECONDS.get(task_id, rearc.USUAL_SECONDS)
+        return generators.SLOW_SECONDS.get(task_id, generators.USUAL_SECONDS)
     return COUNTING_SECONDS if isinstance(source, CountingSource) else PLUGIN_SECONDS
 
 
@@ -96,9 +96,9 @@ def make_block(source: GeneratedSource, block: Block) -> tuple[pa.Table, pa.Tabl
         return counting_table(block.start, tasks), timings_table(block.start, [mean] * len(tasks), [None] * len(tasks))
     with collector_paused():
         if isinstance(source, PluginSource):
-            examples = [plugin.plugin_example(source, index) for index in indices]
+            examples = [generators.plugin_example(source, index) for index in indices]
         else:
-            examples = [rearc.rearc_example(source, block.task_id, index) for index in indices]
+            examples = [generators.rearc_example(source, block.task_id, index) for index in indices]
     timings = timings_table(block.start, [e.milliseconds for e in examples], [e.error for e in examples])
     return examples_table(block.start, examples), timings
 

@@ -10,7 +10,7 @@ from arc_ray.config.sources import AnySource, CountingSource, PluginSource, Rear
 from arc_ray.datasets.blocks import LAYOUT, GeneratedSource
 from arc_ray.errors import NotMadeYetError, UserError
 from arc_ray.storage import Folder
-from arc_ray.tasks import plugin, rearc
+from arc_ray.tasks import generators
 from arc_ray.tasks.selection import pick
 
 IDENTITY = {
@@ -54,7 +54,7 @@ def task_ids_of(source: GeneratedSource) -> list[str]:
     """List the tasks that a source takes from its dataset. Raises UserError for an unknown id."""
     match source:
         case RearcSource():
-            return pick(rearc.task_ids(), source.tasks, source.exclude)[: source.limit]
+            return pick(generators.rearc_ids(), source.tasks, source.exclude)[: source.limit]
         case PluginSource():
             return pick([source.task_id], source.tasks, source.exclude)
         case CountingSource():
@@ -116,8 +116,8 @@ def _refuse_difference(there: Mapping[str, Any], here: Mapping[str, Any], what: 
 def _made_with(source: GeneratedSource) -> dict[str, Any]:
     match source:
         case RearcSource():
-            return {"layout": LAYOUT, rearc.PACKAGE: importlib.metadata.version(rearc.PACKAGE)}
+            return {"layout": LAYOUT, generators.REARC_PACKAGE: importlib.metadata.version(generators.REARC_PACKAGE)}
         case PluginSource():
-            return {"layout": LAYOUT, "code": plugin.code_digest(source)}
+            return {"layout": LAYOUT, "code": generators.code_digest(source)}
         case CountingSource():
             return {"layout": LAYOUT, "arc_ray": importlib.metadata.version("arc_ray")}

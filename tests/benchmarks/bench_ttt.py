@@ -27,7 +27,7 @@ from arc_ray.prompts.encoders import encoder_named
 from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.prepare import codec_of
 from arc_ray.storage import Folder
-from arc_ray.tasks import rearc
+from arc_ray.tasks import generators
 from arc_ray.tasks.task import Task, TaskTable
 
 RULES = ("05269061", "6430c8c4", "9565186b", "6773b310", "a68b268e", "cdecee7f", "d037b0a7", "137eaa0f")
@@ -80,7 +80,7 @@ def make_config(folder: Path, steps: int) -> Config:
 def make_task(rule: str) -> Task:
     """Make a task of four shown RE-ARC examples and one to answer."""
     source = RearcSource(kind="rearc", difficulty=(0.0, 0.15), max_side=10)
-    examples = [rearc.rearc_example(source, rule, index) for index in range(5)]
+    examples = [generators.rearc_example(source, rule, index) for index in range(5)]
     pairs = tuple(example.pair for example in examples if example.pair)
     assert len(pairs) == 5, rule
     return Task(rule, pairs[:4], pairs[4:])

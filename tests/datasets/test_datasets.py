@@ -24,7 +24,7 @@ from arc_ray.errors import UserError
 from arc_ray.storage import Folder
 from arc_ray.tasks.counting import counting_task
 from arc_ray.tasks.examples import Example
-from arc_ray.tasks.rearc import task_ids
+from arc_ray.tasks.generators import rearc_ids
 from arc_ray.tasks.task import Grid, Pair, Task, same_grid, task_to_json
 from arc_ray.views.augmentation import Augmentation
 
@@ -180,7 +180,7 @@ def test_an_unknown_task_is_named():
 
 
 def test_all_tasks_are_taken_but_for_those_that_cannot_be_made(tmp_path, caplog):
-    entries = {task_id: {"examples": 0 if task_id in ("007bbfb7", "00d62c1b") else 110} for task_id in task_ids()}
+    entries = {task_id: {"examples": 0 if task_id in ("007bbfb7", "00d62c1b") else 110} for task_id in rearc_ids()}
     check_supply(rearc_source(max_side=8), {"tasks": entries}, Folder.at(str(tmp_path)))
     assert "2 tasks have too few examples: 007bbfb7 00d62c1b" in caplog.text
 

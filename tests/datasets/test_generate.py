@@ -20,7 +20,7 @@ from arc_ray.errors import UserError
 from arc_ray.storage import Folder
 from arc_ray.tasks.arc import folder_tasks, load_rearc_dump, parse_all
 from arc_ray.tasks.counting import counting_task
-from arc_ray.tasks.rearc import task_ids
+from arc_ray.tasks.generators import rearc_ids
 from arc_ray.tasks.task import Pair, Task, task_to_json
 
 TASKS = ["007bbfb7", "00d62c1b", "11852cab", "25d487eb", "484b58aa"]
@@ -90,7 +90,7 @@ def test_bundles_hold_every_block_once_longest_first_and_shrink(num_workers):
     of one task's blocks only, which takes ten times as long where that task was estimated wrongly."""
     from arc_ray.datasets.generate import bundle_limits, bundles_of
 
-    seconds = {task_id: seconds_per_example(rearc_source(), task_id) for task_id in task_ids()[:80]}
+    seconds = {task_id: seconds_per_example(rearc_source(), task_id) for task_id in rearc_ids()[:80]}
     blocks = [b for i, each in seconds.items() for b in Tally(i, each, probe=False).blocks_to(1000)]
     costs = {block: seconds[block.task_id] * (block.stop - block.start) for block in blocks}
     bundles = bundles_of(blocks, seconds, num_workers)
@@ -112,7 +112,7 @@ def test_a_thousand_nodes_do_not_wait_for_the_driver():
     """Would catch bundles so short that the driver, which serves one worker after the other, cannot hand them out."""
     from arc_ray.datasets.generate import DRIVER_SECONDS, bundles_of
 
-    num_workers, seconds = 16_000, dict.fromkeys(task_ids(), 100.0)
+    num_workers, seconds = 16_000, dict.fromkeys(rearc_ids(), 100.0)
     blocks = [b for i in seconds for b in Tally(i, 0.002, probe=False).blocks_to(400_000)]
     bundles = bundles_of(blocks, seconds, num_workers)
     work = sum(seconds[block.task_id] * (block.stop - block.start) for block in blocks) / num_workers

@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as hnp
 from arc_ray.config.sources import PluginSource, RearcSource
 from arc_ray.errors import UserError
 from arc_ray.seeding import python_random_for
-from arc_ray.tasks import plugin, rearc
+from arc_ray.tasks import generators
 from arc_ray.tasks.examples import MAX_ATTEMPTS, Draw, Example, as_grid, pso_difficulties, try_until_accepted
 from arc_ray.tasks.task import Grid, Pair, largest_side, same_grid
 
@@ -34,7 +34,7 @@ def make(
     task_id: str, index: int = 0, seed: int = 0, difficulty: tuple[float, float] = (0, 1), max_side: int = 30
 ) -> Example:
     source = RearcSource(kind="rearc", seed=seed, difficulty=difficulty, max_side=max_side)
-    return rearc.rearc_example(source, task_id, index)
+    return generators.rearc_example(source, task_id, index)
 
 
 def as_tuples(grid: Grid | None) -> tuple[tuple[int, ...], ...]:
@@ -54,8 +54,8 @@ def plugin_source(**changes: Any) -> PluginSource:
 
 
 def test_all_400_tasks_are_there_in_order():
-    assert len(rearc.task_ids()) == 400
-    assert list(rearc.task_ids()) == sorted(rearc.task_ids())
+    assert len(generators.rearc_ids()) == 400
+    assert list(generators.rearc_ids()) == sorted(generators.rearc_ids())
 
 
 def test_examples_pass_the_verifiers_of_the_published_package():
@@ -93,7 +93,7 @@ def test_bytes_are_the_same_in_other_processes_and_under_other_hash_seeds():
 
 def test_the_package_itself_is_not_imported():
     """Would catch an import of every environment of reasoning-gym in every worker (ten seconds where it is cold)."""
-    program = "import sys; from arc_ray.tasks import rearc; rearc.task_ids(); print('reasoning_gym' in sys.modules)"
+    program = "import sys; from arc_ray.tasks import generators; generators.rearc_ids(); print('reasoning_gym' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
@@ -109,7 +109,7 @@ def test_difficulty_is_that_of_the_accepted_attempt_alone():
     examples = ((index, make("484b58aa", index)) for index in range(20))
     index, example = next((index, example) for index, example in examples if example.attempts > 1)
     rng = python_random_for(0, "rearc", "484b58aa", index, example.attempts - 1)
-    made = rearc._library().generate["484b58aa"](rng, 0, 1)
+    made = generators._library().generate["484b58aa"](rng, 0, 1)
     assert example.pair is not None
     assert as_tuples(example.pair.input) == made["input"]
     samples = rng.difficulty_samples  # pyright: ignore[reportAttributeAccessIssue]
@@ -138,7 +138,7 @@ def test_a_task_that_cannot_fit_gives_up():
 def test_pso_difficulty_is_re_arcs():
     from reasoning_gym.arc.rearc_utils.utils import get_pso_difficulty
 
-    pairs = [pair for i, task_id in enumerate(rearc.task_ids()[::20]) if (pair := make(task_id, i).pair)]
+    pairs = [pair for i, task_id in enumerate(generators.rearc_ids()[::20]) if (pair := make(task_id, i).pair)]
     theirs = [get_pso_difficulty({"input": as_tuples(p.input), "output": as_tuples(p.output)}) for p in pairs]
     assert pso_difficulties(pairs) == pytest.approx(theirs)
 
@@ -275,11 +275,11 @@ def test_global_random_state_is_left_alone():
 
 def test_plugin_examples_are_pure_and_verified():
     source = plugin_source(verify="example_plugins:unmirror", difficulty=(0.1, 0.5))
-    first, again, other = (plugin.plugin_example(source, index) for index in (4, 4, 5))
+    first, again, other = (generators.plugin_example(source, index) for index in (4, 4, 5))
     assert content(first) == content(again) != content(other)
     assert first.pair is not None
     assert same_grid(first.pair.output, first.pair.input[:, ::-1])
-    refused = plugin.plugin_example(plugin_source(verify="example_plugins:refuse"), 0)
+    refused = generators.plugin_example(plugin_source(verify="example_plugins:refuse"), 0)
     assert (refused.outcome, refused.rejects["unverified"] > 50) == ("gave_up", True)
 
 
@@ -295,11 +295,11 @@ def test_plugin_examples_are_pure_and_verified():
 )
 def test_a_users_mistake_is_named(path: str, message: str):
     with pytest.raises(UserError, match=message):
-        plugin.plugin_example(plugin_source(generate=path), 0)
+        generators.plugin_example(plugin_source(generate=path), 0)
 
 
 def test_an_import_that_fails_is_named(tmp_path, monkeypatch):
     (tmp_path / "broken_plugin.py").write_text("import surely_not_installed\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=r"importing broken_plugin raised ModuleNotFoundError.*surely_not_installed"):
-        plugin.resolve("broken_plugin:f")
+        generators.resolve("broken_plugin:f")

@@ -1,9 +1,14 @@
-"""RE-ARC: generators and verifiers of 400 ARC training tasks (Hodel, arXiv 2404.07353), as reasoning-gym carries them.
+"""Generators of examples: RE-ARC's for 400 ARC training tasks (Hodel, arXiv 2404.07353), and a user's own.
 
-Only that package's `rearc_utils` is loaded, under a name of our own: importing reasoning_gym itself would import
-every environment it has, which takes ten seconds on a cold worker, and its own dataset class never calls the verifiers.
+RE-ARC comes in reasoning-gym, of which only `rearc_utils` is loaded, under a name of our own: importing reasoning_gym
+itself would import every environment it has, which takes ten seconds on a cold worker, and its own dataset class never
+calls the verifiers. A user's are `generate(rng, difficulty) -> (input, output)` and perhaps `verify(input) -> output`,
+named by their import path, "package.module:function", and imported where they run: the module must be importable on
+every node (installed, on PYTHONPATH, or in the job's working directory).
 """
 
+import difflib
+import hashlib
 import importlib
 import importlib.util
 import random
@@ -14,11 +19,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from arc_ray.config.sources import RearcSource
-from arc_ray.seeding import python_random_for
-from arc_ray.tasks.examples import Draw, Example, try_until_accepted
+from arc_ray.config.sources import PluginSource, RearcSource
+from arc_ray.errors import UserError
+from arc_ray.seeding import python_random_for, rng_for
+from arc_ray.tasks.examples import Draw, Example, as_grid, try_until_accepted
+from arc_ray.tasks.task import same_grid
 
-PACKAGE = "reasoning-gym"
+REARC_PACKAGE = "reasoning-gym"
 """Distribution whose version decides what an index yields."""
 
 _LOADED_AS = "arc_ray_rearc_utils"
@@ -29,7 +36,7 @@ class _Library(NamedTuple):
     verify: dict[str, Callable[[Any], Any]]
 
 
-def task_ids() -> tuple[str, ...]:
+def rearc_ids() -> tuple[str, ...]:
     """List the ids of all tasks that have a generator and a verifier, sorted."""
     return tuple(sorted(_library().generate))
 
@@ -74,6 +81,70 @@ def _library() -> _Library:
 
 def _named(prefix: str, module: Any) -> dict[str, Callable[..., Any]]:
     return {name.removeprefix(prefix): value for name, value in vars(module).items() if name.startswith(prefix)}
+
+
+def plugin_example(source: PluginSource, index: int) -> Example:
+    """Make example `index`: a pure function of the arguments if the generator takes all randomness from its `rng`.
+
+    Attempt a gets numpy's Generator of the key (seed, "plugin", task_id, index, a). An exception in either function
+    rejects the attempt. Raises UserError if a path leads nowhere, or if `generate` returns no pair.
+    """
+    generate = resolve(source.generate)
+    verify = resolve(source.verify) if source.verify else None
+
+    def draw(attempt: int) -> Draw:
+        made = generate(rng_for(source.seed, "plugin", source.task_id, index, attempt), source.difficulty)
+        if not isinstance(made, tuple | list) or len(made) != 2:
+            raise UserError(
+                f"plugin {source.generate}: example {index} is a {type(made).__name__} ({repr(made)[:40]});"
+                f" return a pair (input, output) of grids"
+            )
+        return Draw(*made)
+
+    def is_right(made: Draw) -> bool:
+        return verify is None or same_grid(as_grid(verify(made.input)), as_grid(made.output))
+
+    return try_until_accepted(draw, is_right, source.max_side, source.time_limit_seconds)
+
+
+@cache
+def resolve(path: str) -> Callable[..., Any]:
+    """Import the function that "package.module:function" names. Raises UserError saying which part is wrong."""
+    module_name, _, name = path.partition(":")
+    find_module(path)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise UserError(f"plugin {path}: importing {module_name} raised {error!r}") from error
+    if not hasattr(module, name):
+        near = difflib.get_close_matches(name, dir(module), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"plugin {path}: {module.__file__} has no {name}{hint}")
+    function = getattr(module, name)
+    if not callable(function):
+        raise UserError(f"plugin {path}: {name} is a {type(function).__name__}; name a function")
+    return function
+
+
+def find_module(path: str) -> Path:
+    """Return the file of a plugin's module, without running it. Raises UserError if there is none."""
+    module_name = path.partition(":")[0]
+    try:
+        spec = importlib.util.find_spec(module_name)
+    except ModuleNotFoundError:  # a parent package is missing
+        spec = None
+    if spec is None or spec.origin is None:
+        raise UserError(
+            f"plugin {path}: there is no module {module_name}; install it, or put its folder on PYTHONPATH"
+            f" (on a cluster: on every node, or in the job's working directory)"
+        )
+    return Path(spec.origin)
+
+
+def code_digest(source: PluginSource) -> str:
+    """Digest the files of a plugin's functions, so that a changed generator is noticed. Raises UserError."""
+    files = {find_module(path) for path in (source.generate, source.verify) if path}
+    return hashlib.blake2b(b"".join(file.read_bytes() for file in sorted(files)), digest_size=8).hexdigest()
 
 
 USUAL_SECONDS = 0.0016
