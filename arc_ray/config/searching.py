@@ -46,7 +46,8 @@ class EvaluateConfig(Section):
     """Give tasks of a Kaggle file that its source leaves out (tasks, exclude, limit, max_side) a place in submission.json,
     each output answered by [[0]]: the competition takes whole files only. Changed later, the submission is written again."""
     batch_tokens: int = Field(default=8192, ge=64)
-    """Tokens per generation batch (answers at a time x their length); batches are sorted by length."""
+    """Tokens per generation batch (answers at a time x their length); batches are sorted by length. Suits a CPU: a GPU has
+    room for far more, such as 200000 of a small model."""
     max_prompt_tokens: int = Field(default=8192, ge=16)
     """Outputs whose prompt is longer are unanswered, which counts as wrong. Where the model has fewer positions, prompts
     leave room for their answers there."""
