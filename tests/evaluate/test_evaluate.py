@@ -18,13 +18,16 @@ import pytest
 import yaml
 from builders import codec_of, merging_tokenizer, overfit, puzzle, tiny_tokenizer
 
+from arc_ray.cluster.roles import NodeKind, Room
 from arc_ray.config import Config, config_from, to_yaml, with_overrides
 from arc_ray.config.training import ModelConfig, ScratchConfig
 from arc_ray.errors import UserError
+from arc_ray.evaluate import answering
 from arc_ray.evaluate import evaluation as driver
 from arc_ray.evaluate.answering import Answerer
 from arc_ray.evaluate.decoding import draws_for
 from arc_ray.evaluate.questions import make_batches, make_prompts, rows_of
+from arc_ray.evaluate.work import Work
 from arc_ray.models.build import build_model
 from arc_ray.prompts.tokenizer import frame_of
 from arc_ray.report import write_report
@@ -494,3 +497,21 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path):
     for name, (when, content) in kept.items():
         assert ((folder / name).stat().st_mtime_ns, (folder / name).read_bytes()) == (when, content)
     assert json.loads((folder.parent / "result.json").read_text())["mine/greedy/per_output/right"] == 4
+
+
+def test_replicas_take_their_share_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Would catch a share that placement counts with and the actors do not ask for: all but one would wait for a GPU."""
+    asked: dict[str, Any] = {}
+
+    class Asked:
+        def __init__(self, config: Config, worker: Any, arguments: Any, number: int, gpus: float) -> None:
+            asked.update(number=number, gpus=gpus)
+
+        def run(self, works: Any) -> Any:
+            return ((work, None) for work in works)
+
+    monkeypatch.setattr(answering, "Pool", Asked)
+    monkeypatch.setattr(answering, "reachable_room", lambda: Room({NodeKind(8, 2): 1}, 1))
+    config = config_at(tmp_path, scaling__use_gpu=True, evaluate__gpus=0.25)
+    answering.answer_all(config, Folder.at(str(tmp_path)), None, [Work("a"), Work("b")], lambda *_: None)  # pyright: ignore[reportArgumentType]
+    assert asked == {"number": 8, "gpus": 0.25}
