@@ -94,14 +94,14 @@ def _fit(model: nn.Module, batches: Sequence[Batch], config: TrainConfig) -> lis
     for step, batch in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step, len(batches))
-        learned, mean = int((batch["labels"] != IGNORED).sum()), 0.0
+        learned, total = int((batch["labels"] != IGNORED).sum()), torch.zeros((), dtype=torch.float64, device=device)
         for start in range(0, len(batch["labels"]), config.rows_at_once):
             rows = slice(start, start + config.rows_at_once)
             losses, _ = loss_of(**inputs_of({name: array[rows] for name, array in batch.items()}, device))
             loss = losses.sum() / learned
             loss.backward()
-            mean += float(loss.detach())
-        if not math.isfinite(mean):
+            total += loss.detach()
+        if not math.isfinite(mean := float(total)):
             raise NonFiniteLossError(
                 f"test-time training, step {step}: the loss is {mean}; try a lower evaluate.ttt.lr"
             )

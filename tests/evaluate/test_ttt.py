@@ -13,6 +13,7 @@ import torch
 from builders import codec_of, config_with, grid_of, puzzle, tiny_model, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from arc_ray.config import Config, config_from
 from arc_ray.config.training import LoraConfig, ModelConfig, TrainConfig
@@ -141,17 +142,31 @@ def test_tuning_learns_the_shown_pairs_and_moves_nothing_else(base: str) -> None
         assert torch.equal(value, dict(model.named_parameters())[name]), name
 
 
+class Numbers(TorchDispatchMode):
+    """Counts the numbers that tensors tell the host."""
+
+    told = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.told += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
 def test_micro_rows_change_no_gradient(base: str) -> None:
-    """Catches a mean of means: a step's loss is divided by its learned tokens, however many passes it takes."""
+    """Catches a mean of means: a step's loss is divided by its learned tokens, however many passes it takes; and a pass
+    that waits for its loss, while a GPU has nothing to do."""
     task, ttt = puzzle("a", num_train=5), TttConfig(steps=1, views_per_step=6)
-    losses = []
+    losses, told = [], []
     for micro in (1, 8):
         config = CONFIG.train.model_copy(update={"micro_rows": micro, "row_tokens": 256})
         batches = leave_one_out_batches(
             CONFIG.model_copy(update={"train": config}), ttt, codec_of(tiny_tokenizer()), "set", task
         )
         assert len(batches[0]["labels"]) > 1
-        losses.append(adapter_of(base, dropout=0.0)[1].tune(batches, config, 1e-2, seed=0)[0])
+        with Numbers() as numbers:
+            losses.append(adapter_of(base, dropout=0.0)[1].tune(batches, config, 1e-2, seed=0)[0])
+        told.append(numbers.told)
+    assert told[0] == told[1]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
 
 
