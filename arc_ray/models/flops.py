@@ -98,9 +98,10 @@ def _words(name: str) -> set[str]:
 MATMUL_MFU = 0.6
 """Share of a GPU's peak that its matrix products reach by themselves."""
 
-H100_MFU = ((135e6, 0.11), (0.5e9, 0.16), (1.5e9, 0.21), (7e9, 0.31))
-"""Parameters of a model, and the MFU of training LoRA on all its linear layers on an H100: the first was measured on 2026-11-26
-(rows of 8,192 tokens, four at once), the others keep its share, three quarters, of what memory traffic lets them reach."""
+H100_MFU = ((135e6, 0.13), (0.5e9, 0.19), (1.5e9, 0.25), (7e9, 0.37))
+"""Parameters of a model, and the MFU of training LoRA on all its linear layers on an H100: the first two were measured on
+2026-11-26 (rows of 8,192 tokens, four at once, layers not compiled), the others keep their share, nine tenths, of what memory
+traffic lets them reach."""
 
 
 def expected_mfu(parameters: int, gpu: Gpu) -> float:
