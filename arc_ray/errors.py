@@ -1,7 +1,8 @@
 """The one exception for the user's mistakes, also where a worker finds them; everything else that escapes is ours."""
 
+import difflib
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -28,6 +29,12 @@ WHAT_HELPS = (
     "in training, lower train.micro_rows or train.row_tokens, or set model.gradient_checkpointing=true; in evaluation, lower"
     " evaluate.batch_tokens; `arc-ray check CONFIG` says what fits"
 )
+
+
+def nearest(wrong: str, known: Iterable[str], cutoff: float = 0.6, before: str = "") -> str:
+    """Return "; did you mean ...?" with what stands `before` a known name, or nothing where none is near (`cutoff`)."""
+    near = difflib.get_close_matches(wrong, sorted(known), n=1, cutoff=cutoff)
+    return f"; did you mean {before}{near[0]}?" if near else ""
 
 
 def mistake_in(error: BaseException) -> UserError | None:

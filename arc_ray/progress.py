@@ -1,6 +1,8 @@
 """What long work tells whoever watches it; the command line shows it, a test or a notebook may ignore it."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 
@@ -22,3 +24,22 @@ class Progress(Protocol):
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table in its newest state."""
         ...
+
+
+@contextmanager
+def watched(look: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Call `look` in a thread every so many seconds while the work within goes on, and once when it is over."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(seconds):
+            look()
+        look()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()

@@ -4,7 +4,6 @@ import logging
 import os
 import socket
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,16 +14,24 @@ import psutil
 
 from arc_ray.config import Config
 from arc_ray.errors import UserError
-from arc_ray.progress import Progress
+from arc_ray.progress import Progress, watched
 from arc_ray.runs.folder import JOB_FOLDER, MetricsTail, run_folder
 from arc_ray.storage import Folder
 
 if TYPE_CHECKING:
     from arc_ray.cluster.roles import Room
+    from arc_ray.rows.plan import Plan
 
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
+SHOWN = (
+    ("loss", "train/loss", 3),
+    ("tokens/s", "train/tokens_per_second", 0),
+    ("solved", "eval/solved", 3),
+    ("cells", "eval/cell_accuracy", 3),
+)
+"""What is shown of a training: name, metric and digits."""
 SHORT_TEMPORARY = "/tmp"
 MOST_TEMPORARY = 32
 """Characters: Ray adds up to 75 for its session and a socket's name, and a socket's path may have 107."""
@@ -207,46 +214,27 @@ def train_watched(config: Config, progress: Progress) -> dict[str, Any]:
     asked, config = config, with_rows(config)
     if asked.train.micro_rows == "auto" and config.scaling.on_gpu:
         progress.note(f"{config.name}: rows at once (train.micro_rows) {config.train.rows_at_once}")
-    folder, over = run_folder(config), threading.Event()
-    watcher = threading.Thread(target=_watch, args=(folder, progress, over), daemon=True)
-    watcher.start()
-    try:
+    with watched(_steps_shown(run_folder(config), progress), LOOK_SECONDS):
         return run_training(config)
-    finally:
-        over.set()
-        watcher.join()
 
 
-def _watch(folder: Folder, progress: Progress, over: threading.Event) -> None:
-    """Poll the run folder: workers may be anywhere, their metrics are there."""
-    num_steps, newest, metrics = None, -1, MetricsTail(folder)
-    while True:
-        is_last_look = over.wait(LOOK_SECONDS)
-        if num_steps is None and folder.exists("plan.parquet"):
-            num_steps = _num_steps(folder)
-        metrics.look()
-        if num_steps and metrics.newest and metrics.newest["step"] != newest:
-            newest = metrics.newest["step"]
-            progress.advance(f"{folder.name}, steps", newest, num_steps, _detail(metrics.newest))
-        if is_last_look:
-            return
-
-
-def _num_steps(folder: Folder) -> int:
+def _steps_shown(folder: Folder, progress: Progress) -> Callable[[], None]:
+    """Return a function that shows how far a run is: workers may be anywhere, their metrics are in its folder."""
     from arc_ray.rows.plan import load_plan
 
-    return load_plan(folder.read_bytes("plan.parquet")).num_steps
+    metrics, plans, shown = MetricsTail(folder), list["Plan"](), -1
 
+    def look() -> None:
+        nonlocal shown
+        if not plans and folder.exists("plan.parquet"):
+            plans.append(load_plan(folder.read_bytes("plan.parquet")))
+        metrics.look()
+        if plans and metrics.newest and metrics.newest["step"] != shown:
+            shown, newest = metrics.newest["step"], metrics.newest
+            said = (f"{name} {newest[key]:.{digits}f}" for name, key, digits in SHOWN if key in newest)
+            progress.advance(f"{folder.name}, steps", shown, plans[0].num_steps, " ".join(said))
 
-def _detail(last: dict[str, Any]) -> str:
-    shown = {
-        "loss": "train/loss",
-        "tokens/s": "train/tokens_per_second",
-        "solved": "eval/solved",
-        "cells": "eval/cell_accuracy",
-    }
-    digits = {"tokens/s": 0}
-    return " ".join(f"{name} {last[key]:.{digits.get(name, 3)}f}" for name, key in shown.items() if key in last)
+    return look
 
 
 def elapsed(begun: float) -> str:

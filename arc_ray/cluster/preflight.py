@@ -65,38 +65,33 @@ def check_address(address: str) -> None:
         ) from error
 
 
-def ask_nodes(storage: str, token: str) -> list[NodeReport]:
-    """Let every live node describe itself and write a file of its own into the storage folder."""
-    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-    asked = {i: run_on(i, _describe_node, storage, f"{_trace(token)}/{i}") for i in nodes}
-    return [_answer(nodes[i]["NodeManagerHostname"], nodes[i]["NodeManagerAddress"], asked[i]) for i in nodes]
-
-
 def check_cluster(config: Config, room: Room) -> Iterator[str]:
     """Yield a line for each node and what else is good to know; Ray must be connected. Raises UserError with all faults."""
-    token = uuid.uuid4().hex[:8]
+    storage, trace = config.storage, f".check-{uuid.uuid4().hex[:8]}"
     try:
-        nodes = ask_nodes(config.storage, token)
-        seen = who_sees_what(config.storage, token)
+        nodes = [_answer(node, report) for node, report in _ask_all(_describe_node, storage, trace)]
+        asked = _ask_all(_names, storage, trace, len(nodes))
+        addresses = {node["NodeID"]: node["NodeManagerAddress"] for node, _ in asked}
+        seen = {
+            addresses[node["NodeID"]]: [addresses.get(name, "") for name in ray.get(names)] for node, names in asked
+        }
     finally:
-        ray.get([run_on(n["NodeID"], _delete, config.storage, _trace(token)) for n in ray.nodes() if n["Alive"]])
+        ray.get([done for _, done in _ask_all(_delete, storage, trace)])
     for node in nodes:
         yield f"node {node.name}: ray {node.versions['ray']}, torch {node.versions['torch']}, {node.num_gpus} GPUs"
     faults = [
-        *storage_faults(config.storage, nodes, seen),
+        *storage_faults(storage, nodes, seen),
         *version_faults(nodes),
         *(size_faults(config, room) if room.is_limit_known else []),
     ]
     if faults:
         raise UserError("\n       ".join(faults))
-    yield f"storage {config.storage}: each of {len(nodes)} nodes reads what the others write"
+    yield f"storage {storage}: each of {len(nodes)} nodes reads what the others write"
 
 
-def who_sees_what(storage: str, token: str) -> dict[str, list[str]]:
-    """Return for each live node (its address) the addresses whose files it can read in the storage folder."""
-    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-    asked = {i: run_on(i, _names, storage, _trace(token), len(nodes)) for i in nodes}
-    return {nodes[i]: [nodes[name] for name in ray.get(names) if name in nodes] for i, names in asked.items()}
+def _ask_all(function: Callable[..., Any], *arguments: Any) -> list[tuple[dict[str, Any], "ray.ObjectRef[Any]"]]:
+    """Call a function on every live node; return Ray's description of each, and what it will answer."""
+    return [(node, run_on(node["NodeID"], function, *arguments)) for node in ray.nodes() if node["Alive"]]
 
 
 def storage_faults(storage: str, nodes: Sequence[NodeReport], seen: Mapping[str, Sequence[str]]) -> list[str]:
@@ -213,29 +208,27 @@ def _cpus_for_data(config: Config) -> float:
     return config.scaling.data_cpus if config.train.engine == "deepspeed" else 0.0
 
 
-def _answer(host: str, address: str, reference: "ray.ObjectRef[NodeReport]") -> NodeReport:
+def _answer(node: dict[str, Any], report: "ray.ObjectRef[NodeReport]") -> NodeReport:
     try:
-        return ray.get(reference, timeout=NODE_SECONDS)
+        return ray.get(report, timeout=NODE_SECONDS)
     except RayError as error:
         reason = str(error).strip().splitlines()[-1][:300] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{host} ({address}) cannot run a task: {reason}; is arc_ray installed there (setup_commands)?"
+            f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}) cannot run a task: {reason};"
+            f" is arc_ray installed there (setup_commands)?"
         ) from error
 
 
-def _describe_node(storage: str, name: str) -> NodeReport:
-    failure = ""
+def _describe_node(storage: str, folder: str) -> NodeReport:
+    """Describe this node, and write a file that is named after it."""
+    context, failure = ray.get_runtime_context(), ""
+    mine = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
     try:
-        Folder.at(storage).write_bytes(name, b"")
+        Folder.at(storage).write_bytes(f"{folder}/{mine['NodeID']}", b"")
     except UserError as error:
         failure = str(error)
-    versions = {
-        "python": platform.python_version(),
-        **{name: version_of(name) or "missing" for name in (*PACKAGES, "arc_ray")},
-    }
-    context = ray.get_runtime_context()
-    mine = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
-    gpus = int(mine["Resources"].get("GPU", 0))
+    installed = {name: version_of(name) or "missing" for name in (*PACKAGES, "arc_ray")}
+    versions, gpus = {"python": platform.python_version(), **installed}, int(mine["Resources"].get("GPU", 0))
     return NodeReport(socket.gethostname(), mine["NodeManagerAddress"], versions, gpus, failure)
 
 
@@ -249,7 +242,3 @@ def _names(storage: str, folder: str, expected: int) -> list[str]:
 
 def _delete(storage: str, folder: str) -> None:
     Folder.at(storage).delete(folder)
-
-
-def _trace(token: str) -> str:
-    return f".check-{token}"

@@ -71,10 +71,12 @@ class Room:
 
     def holds(self, cpus: float, gpus: float = 0.0, data_cpus: float = 0.0) -> int:
         """Count the workers that run at once, the roomiest nodes first, while a data task has its CPUs beside them."""
-        found = self._holds(cpus, gpus)
+        found = int(self._sum(lambda kind: kind.holds(cpus, gpus)))
         if not data_cpus:
             return found
-        with_data = (kind for kind in self.kinds if self._takes_data(kind) and kind.cpus + 1e-6 >= data_cpus)
+        with_data = [kind for kind in self.kinds if kind.cpus + 1e-6 >= data_cpus]
+        if self.is_divided():
+            with_data = [kind for kind in with_data if kind.role == "data"]
         lost = (k.holds(cpus, gpus) - replace(k, cpus=k.cpus - data_cpus).holds(cpus, gpus) for k in with_data)
         return max(0, found - min(lost, default=found))
 
@@ -90,18 +92,12 @@ class Room:
         """Return how much of `cpus` or `gpus` all nodes have together."""
         return self._sum(lambda kind: getattr(kind, resource))
 
-    def _holds(self, cpus: float, gpus: float) -> int:
-        return int(self._sum(lambda kind: kind.holds(cpus, gpus)))
-
     def _sum(self, size: Callable[[NodeKind], float]) -> float:
         left, total = self.most_nodes, 0.0
         for kind in sorted(self.kinds, key=size, reverse=True):
             number = self.kinds[kind] if kind.is_head else min(self.kinds[kind], left)
             total, left = total + number * size(kind), left if kind.is_head else left - number
         return total
-
-    def _takes_data(self, kind: NodeKind) -> bool:
-        return kind.role == "data" if self.is_divided() else True
 
 
 def data_selector() -> dict[str, str] | None:

@@ -1,6 +1,5 @@
 """YAML files in and out: numbers as everybody writes them, and `include`, by which configs share what they have in common."""
 
-import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from arc_ray.errors import UserError
+from arc_ray.errors import UserError, nearest
 
 INCLUDE = "include"
 """Key of a config file that names another one, relative to its own folder; it is no part of the config."""
@@ -73,8 +72,7 @@ def read_tree(path: Path, included_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         text = path.read_text()
     except OSError as error:
-        near = difflib.get_close_matches(str(path), [str(p) for p in Path("configs").rglob("*.yaml")], n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = nearest(str(path), map(str, Path("configs").rglob("*.yaml")))
         raise UserError(f"config {path}{where}: {error.strerror or error}{hint}") from error
     try:
         tree = yaml.load(text, Loader=Loader) or {}

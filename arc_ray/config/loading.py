@@ -10,10 +10,10 @@ import yaml
 from pydantic import ValidationError
 
 from arc_ray.config.files import Dumper, read_tree, read_value
-from arc_ray.config.mistakes import explain, is_section, known_keys, nearest
+from arc_ray.config.mistakes import explain, is_section, known_keys
 from arc_ray.config.section import DottedKeys, Section, absolute, absolute_model
 from arc_ray.config.tree import Config
-from arc_ray.errors import UserError
+from arc_ray.errors import UserError, nearest
 
 Overrides = Mapping[str, Any]
 """Dotted config keys and their values, such as {"train.lr": 2e-4}."""

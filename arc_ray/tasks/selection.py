@@ -1,6 +1,5 @@
 """Which tasks of a source are taken, how examples are cut into tasks, and the descriptions that tasks are given."""
 
-import difflib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,7 +8,7 @@ from itertools import islice
 from typing import Literal, TypeVar
 
 from arc_ray.config.sources import Selection
-from arc_ray.errors import UserError
+from arc_ray.errors import UserError, nearest
 from arc_ray.tasks.task import Pair, Task, largest_side, puzzle_of
 
 T = TypeVar("T")
@@ -24,8 +23,7 @@ def pick(known: Sequence[str], ids: Sequence[str] | Literal["all"], exclude: Seq
     for key, named in (("tasks", () if ids == "all" else ids), ("exclude", exclude)):
         for task_id in named:
             if task_id not in known:
-                near = difflib.get_close_matches(task_id, known, n=1, cutoff=0.0)
-                hint = f"; did you mean {near[0]}?" if near else ""
+                hint = nearest(task_id, known, cutoff=0.0)
                 raise UserError(f"{key}: {task_id!r} is none of the {len(known)} tasks of this source{hint}")
         refuse_twice(named, key)
     left = [task_id for task_id in (known if ids == "all" else ids) if task_id not in exclude]

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from arc_ray.config.mistakes import nearest
 from arc_ray.config.training import ModelConfig, TrainConfig
-from arc_ray.errors import UserError
+from arc_ray.errors import UserError, nearest
 from arc_ray.models.attention import avoid_cudnn
 from arc_ray.models.build import trainable
 from arc_ray.models.weights import refuse_misfits

@@ -6,9 +6,8 @@ within a second, a trial that was cut off reports its own and then trains on. So
 
 import dataclasses
 import re
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ray.tune.schedulers import FIFOScheduler
 from arc_ray.cluster.roles import TRIAL_CPUS, reachable_room
 from arc_ray.config import Config
 from arc_ray.errors import UserError, mistake_in
+from arc_ray.progress import watched
 from arc_ray.runs.folder import is_finished, run_folder
 from arc_ray.tune.space import Point, fixed_parts, points, trial_folder
 from arc_ray.tune.stopping import SCORE, make_scheduler
@@ -111,22 +111,9 @@ class Search:
             ),
         ).fit()
 
-    @contextmanager
-    def _watched(self, begun: Callable[[], Sequence[Point]]) -> Iterator[None]:
+    def _watched(self, begun: Callable[[], Sequence[Point]]) -> AbstractContextManager[None]:
         """Look at the trials' folders now and then while Tune runs: a callback of Tune's would have to be pickled."""
-        over = threading.Event()
-
-        def watch() -> None:
-            while not over.wait(WATCH_SECONDS):
-                self.show([*self.ended, *map(self._read, begun())])
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            over.set()
-            watcher.join()
+        return watched(lambda: self.show([*self.ended, *map(self._read, begun())]), WATCH_SECONDS)
 
     def _end(self, trials: Sequence[Point]) -> list[Trial]:
         """Show trials for the last time and return them."""
