@@ -214,11 +214,11 @@ def train_watched(config: Config, progress: Progress) -> dict[str, Any]:
     asked, config = config, with_rows(config)
     if asked.train.micro_rows == "auto" and config.scaling.on_gpu:
         progress.note(f"{config.name}: rows at once (train.micro_rows) {config.train.rows_at_once}")
-    with watched(_steps_shown(run_folder(config), progress), LOOK_SECONDS):
+    with watched(steps_shown(run_folder(config), progress), LOOK_SECONDS):
         return run_training(config)
 
 
-def _steps_shown(folder: Folder, progress: Progress) -> Callable[[], None]:
+def steps_shown(folder: Folder, progress: Progress) -> Callable[[], None]:
     """Return a function that shows how far a run is: workers may be anywhere, their metrics are in its folder."""
     from arc_ray.rows.plan import load_plan
 

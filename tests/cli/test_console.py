@@ -1,0 +1,65 @@
+"""What is shown of work that goes on: looked at in its folder, and once more at its end."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from plans import planned
+
+from arc_ray.cli.session import steps_shown
+from arc_ray.progress import watched
+from arc_ray.rows.plan import save_plan
+from arc_ray.runs.folder import MetricsFile
+from arc_ray.storage import Folder
+
+
+class Heard:
+    """Progress that remembers how far what is."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[str, float, float, str]] = []
+
+    def stage(self, number: int, total: int, title: str) -> None: ...
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...
+    def note(self, text: str) -> None: ...
+    def advance(self, what: str, done: float, total: float, detail: str = "") -> None:
+        self.steps.append((what, done, total, detail))
+
+
+def test_a_training_is_shown_from_its_folder(tmp_path: Any) -> None:
+    """Catches steps that are shown twice or before there is a plan, and an end that nobody is told of."""
+    folder, heard, plan = Folder.at(str(tmp_path / "run")), Heard(), planned()
+    file, look = MetricsFile(folder, -1), steps_shown(folder, heard)
+    look()
+    file.append([{"step": 1, "train/loss": 2.5}])
+    look()
+    assert heard.steps == [], "there is no plan yet"
+    folder.write_bytes("plan.parquet", save_plan(plan))
+    look()
+    look()
+    with watched(look, 60.0):
+        file.append([{"step": 2, "train/loss": 1.25, "train/tokens_per_second": 1234.5, "eval/solved": 0.5}])
+    assert heard.steps == [
+        ("run, steps", 1, plan.num_steps, "loss 2.500"),
+        ("run, steps", 2, plan.num_steps, "loss 1.250 tokens/s 1234 solved 0.500"),
+    ]
+
+
+def test_a_watch_ends_with_its_work_however_that_ends() -> None:
+    """Catches a thread that goes on looking after its work has failed, and one that waits for its next look."""
+    looks: list[int] = []
+    begun = time.monotonic()
+
+    def fail() -> None:
+        with watched(lambda: looks.append(1), 0.02):
+            time.sleep(0.2)
+            raise ValueError("failed")
+
+    with pytest.raises(ValueError, match="failed"):
+        fail()
+    seen = len(looks)
+    assert seen >= 3
+    assert time.monotonic() - begun < 10
+    time.sleep(0.1)
+    assert len(looks) == seen
