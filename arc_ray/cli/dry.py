@@ -143,8 +143,8 @@ def plan_lines(config: Config, asked: Config) -> Iterator[str]:
     )
     yield f"plan: {int(plan.tokens_per_step().sum())} tokens, {int(plan.learned_per_step().sum())} of them learned"
     yield f"plan: {counts['views']} views, {counts['dropped']} dropped as too long; by source {counts['views_per_source']}"
-    for name, of_task in counts["views_per_task"].items():
-        fewest, most, without = of_task["fewest"], of_task["most"], of_task["tasks_without"]
+    for name, views in counts["views_per_task"].items():
+        fewest, most, without = views["fewest"], views["most"], views["tasks_without"]
         yield f"plan: {name}: {fewest} to {most} views a task, {without} tasks without"
     yield from estimate_lines(as_on_gpus(config, asked), plan)
 

@@ -21,8 +21,8 @@ def show_predictions(config: Config, count: int, console: Console) -> None:
     folder = run_folder(config)
     places = [("", folder)]
     for arm in (folder / "evaluate").names():
-        of_arm = folder / "evaluate" / arm
-        places += [(arm, of_arm), *((f"{arm}, {seed}", of_arm / seed) for seed in of_arm.names() if "seed-" in seed)]
+        place = folder / "evaluate" / arm
+        places += [(arm, place), *((f"{arm}, {seed}", place / seed) for seed in place.names() if "seed-" in seed)]
     found = [(arm, place.read_json("answers.json")) for arm, place in places if place.exists("answers.json")]
     if not found:
         raise UserError(

@@ -251,10 +251,10 @@ def _is_same(key: str, old: Any, new: Any) -> bool:
 def _what(tree: dict[str, Any]) -> dict[str, Any]:
     """Leave out of a dumped config what its runs and starts say of where and how fast."""
 
-    def of_section(section: Any) -> dict[str, Any]:
+    def what_of(section: Any) -> dict[str, Any]:
         return {name: {k: v for k, v in own.items() if not _is_where(k)} for name, own in section.items()}
 
-    return {**tree, **{name: of_section(tree[name]) for name in ("runs", "starts") if name in tree}}
+    return {**tree, **{name: what_of(tree[name]) for name in ("runs", "starts") if name in tree}}
 
 
 def _is_where(key: str) -> bool:
