@@ -242,11 +242,11 @@ def peek(
     count: Annotated[int, typer.Option(min=1, help="Examples of each source")] = 2,
 ) -> None:
     """Show what the model really sees (tasks, views, prompts, tokens; what it learns is marked) or what it answered."""
-    from arc_ray.cli.peek import STAGES, show_examples
+    from arc_ray.cli.peek import VIEW_STAGES, show_examples
     from arc_ray.cli.predictions import show_predictions
 
-    if stage not in (*STAGES, "predictions"):
-        raise UserError(f"--stage {stage}: choose one of {', '.join(STAGES)}, predictions")
+    if stage not in (*VIEW_STAGES, "predictions"):
+        raise UserError(f"--stage {stage}: choose one of {', '.join(VIEW_STAGES)}, predictions")
     loaded, console = _load(config, assignments, writes=False), Terminal().console
     if stage == "predictions":
         show_predictions(loaded, count, console)

@@ -21,7 +21,7 @@ from arc_ray.views.view import Views
 PALETTE = ("#000000", "#1E93FF", "#F93C31", "#4FCC30", "#FFDC00", "#999999", "#E53AA3", "#FF851B", "#87D8F1", "#921231")
 """ARC's own ten colours, as the official viewer shows them."""
 
-STAGES = ("task", "view", "prompt", "tokens")
+VIEW_STAGES = ("task", "view", "prompt", "tokens")
 
 
 def show_examples(config: Config, stage: str, count: int, console: Console) -> None:

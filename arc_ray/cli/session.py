@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
-SHOWN = (
+STEP_METRICS = (
     ("loss", "train/loss", 3),
     ("tokens/s", "train/tokens_per_second", 0),
     ("solved", "eval/solved", 3),
@@ -231,7 +231,7 @@ def steps_shown(folder: Folder, progress: Progress) -> Callable[[], None]:
         metrics.look()
         if plans and metrics.newest and metrics.newest["step"] != shown:
             shown, newest = metrics.newest["step"], metrics.newest
-            said = (f"{name} {newest[key]:.{digits}f}" for name, key, digits in SHOWN if key in newest)
+            said = (f"{name} {newest[key]:.{digits}f}" for name, key, digits in STEP_METRICS if key in newest)
             progress.advance(f"{folder.name}, steps", shown, plans[0].num_steps, " ".join(said))
 
     return look

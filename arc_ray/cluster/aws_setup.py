@@ -8,11 +8,11 @@ import json
 import sys
 from typing import Any
 
-NAME = "arc-ray"
+ROLE_NAME = "arc-ray"
 POLICIES = ("AmazonEC2FullAccess", "AmazonS3FullAccess", "AmazonSSMReadOnlyAccess")
 
 
-def ensure_profile(iam: Any, name: str = NAME) -> str:
+def ensure_profile(iam: Any, name: str = ROLE_NAME) -> str:
     """Make what is missing of the role and its instance profile; return the profile's ARN. `iam`: boto3's IAM client."""
     exists = iam.exceptions.EntityAlreadyExistsException
     trust = {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}

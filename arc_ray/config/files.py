@@ -89,15 +89,15 @@ def read_tree(path: Path, included_by: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"config {path}{where}: include names one file, relative to {path.parent}; got {included!r}")
     if (other := path.parent / included).resolve() in {file.resolve() for file in (*included_by, path)}:
         raise UserError(f"config {path}{where}: {included} includes itself")
-    return merged(read_tree(other, (*included_by, path)), tree)
+    return put_over(read_tree(other, (*included_by, path)), tree)
 
 
-def merged(under: Mapping[str, Any], over: Mapping[str, Any], section: str = "") -> dict[str, Any]:
+def put_over(under: Mapping[str, Any], over: Mapping[str, Any], section: str = "") -> dict[str, Any]:
     """Put one tree over another: sections key by key, anything else as a whole; see `BY_NAME`."""
     result = dict(under)
     for key, value in over.items():
         below = result.get(key)
         if isinstance(below, Mapping) and isinstance(value, Mapping) and section not in BY_NAME:
-            value = merged(below, value, f"{section}.{key}" if section else str(key))
+            value = put_over(below, value, f"{section}.{key}" if section else str(key))
         result[key] = value
     return result

@@ -20,7 +20,7 @@ TIE = "eval/cell_accuracy"
 """Decides ties of the metric that the arms are compared by, and is compared itself."""
 
 
-SHOWN = ("value", "low", "high", "num_seeds", "num_tasks", "shown")
+EFFECT_KEYS = ("value", "low", "high", "num_seeds", "num_tasks", "shown")
 """What a study's result.json says of each effect."""
 
 
@@ -149,7 +149,7 @@ def _effect(metric: str, comparison: Comparison, config: Config) -> dict[str, An
     return {
         "arm": comparison.arm,
         "metric": metric,
-        **{key: getattr(effect, key) for key in (*SHOWN, "num_units", "unit")},
+        **{key: getattr(effect, key) for key in (*EFFECT_KEYS, "num_units", "unit")},
         "sentence": f"{metric.removeprefix('eval/').replace('_', ' ')}, {found.sentence}",
         "needed": found.needed,
         "warnings": list(found.warnings),

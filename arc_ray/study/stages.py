@@ -10,7 +10,7 @@ from arc_ray.report import write_report
 from arc_ray.rows.quality import describe_data
 from arc_ray.runs.folder import finish, run_folder
 from arc_ray.runs.starts import lineage
-from arc_ray.study.comparing import SHOWN, analyse, answer, finalists, split
+from arc_ray.study.comparing import EFFECT_KEYS, analyse, answer, finalists, split
 from arc_ray.study.evaluating import evaluate_arms
 from arc_ray.study.needs import Train, ensure, points_of
 from arc_ray.tune.search import Search
@@ -45,7 +45,7 @@ def run_study(config: Config, progress: Progress, train: Train) -> dict[str, Any
     scores = evaluate_arms(config, found, progress)
     stage("report")
     result = {"answer": answer(analysis), "question": config.question, "confidence": config.study.confidence}
-    result |= {f"effect/{e['arm']}/{e['metric']}/{key}": e[key] for e in analysis["effects"] for key in SHOWN}
+    result |= {f"effect/{e['arm']}/{e['metric']}/{key}": e[key] for e in analysis["effects"] for key in EFFECT_KEYS}
     result |= scores
     write_report([folder.uri])
     finish(folder, result)
