@@ -230,8 +230,7 @@ def report(folders: Annotated[list[str], typer.Argument(metavar="FOLDER...")]) -
     """Write report.html, report.md and trials.csv from the folders of finished or running studies; needs no Ray."""
     from arc_ray.report import write_report
 
-    for path in write_report(folders):
-        typer.echo(str(path))
+    typer.echo("\n".join(map(str, write_report(folders))))
 
 
 @app.command()
