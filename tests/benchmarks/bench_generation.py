@@ -105,7 +105,8 @@ def against_transformers(arguments: argparse.Namespace, number: int) -> None:
     }
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     if arguments.gpu:
-        generated(plain, prompts, 2, pad_id), generate_greedily(endless, prompts, [2] * number)
+        generated(plain, prompts, 2, pad_id)
+        generate_greedily(endless, prompts, [2] * number)
     for _ in range(arguments.repetitions):
         for name, way in ways.items():
             started = time.perf_counter(), time.process_time()

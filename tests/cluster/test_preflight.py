@@ -246,7 +246,8 @@ def test_kuberay_tells_what_it_may_start() -> None:
 def test_replicas_that_share_a_gpu() -> None:
     """Catches an evaluation that answers by one process on a GPU that one Python thread leaves idle, or that is refused."""
     room = cluster((NodeKind(8, 2, accelerator="H100"), 1))
-    for evaluate, number in (({}, 2), ({"gpus": 0.25}, 8), ({"gpus": 0.5, "num_actors": 3}, 3)):
+    cases: list[tuple[dict[str, object], int]] = [({}, 2), ({"gpus": 0.25}, 8), ({"gpus": 0.5, "num_actors": 3}, 3)]
+    for evaluate, number in cases:
         config = config_of(scaling={**GPU, "num_workers": 1, "cpus_per_worker": 1}, evaluate=evaluate)
         assert num_replicas(config, room) == number
         assert size_faults(config, room, trains=False) == []

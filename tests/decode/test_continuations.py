@@ -151,7 +151,8 @@ def test_the_picture_of_the_cache():
         ([4, 5, 15, 18], [16, 17, 28, 35]),
     ):
         rows.write_to(torch.tensor(places), None)
-        rows.update(*[torch.tensor(tokens, dtype=torch.float32)[None, None, :, None]] * 2, 0)
+        new = torch.tensor(tokens, dtype=torch.float32)[None, None, :, None]
+        rows.update(new, new, 0)
         states.append(rows._stores[0][0][:, :, 0, 0].int().tolist())
     for line in zip(*states, strict=True):
         told = " ".join(str(row).replace(",", "") for row in line)
