@@ -28,13 +28,12 @@ class Progress(Protocol):
 
 @contextmanager
 def watched(look: Callable[[], None], seconds: float) -> Iterator[None]:
-    """Call `look` in a thread every so many seconds while the work within goes on, and once when it is over."""
+    """Call `look` in a thread every so many seconds while the work within goes on, and once if it ends well."""
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(seconds):
             look()
-        look()
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -43,3 +42,4 @@ def watched(look: Callable[[], None], seconds: float) -> Iterator[None]:
     finally:
         over.set()
         watcher.join()
+    look()
