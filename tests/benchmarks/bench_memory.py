@@ -174,13 +174,15 @@ def train_two_steps(case: Case, before_steps: Any) -> None:
     """Build a case as the training worker does and train two steps on random rows."""
     import torch
 
-    from arc_ray.models.build import build_model
+    from arc_ray.models.build import adapted, checkpoint_gradients, scratch_model
     from arc_ray.models.loss import LearnedLoss, inputs_of
     from arc_ray.rows.maker import IGNORED
     from arc_ray.train.engine import make_engine
 
     model_config, train, tokenizer = configs(case)
-    model = build_model(model_config, "", 0, case.full, tokenizer)
+    model = adapted(scratch_model(model_config.scratch, tokenizer), model_config, "", case.full)
+    if case.checkpointing:
+        model = checkpoint_gradients(model)
     if case.dtype == "bfloat16":
         model = model.bfloat16()
     engine = make_engine(LearnedLoss(model), train, model_config, case.workers)
