@@ -39,16 +39,21 @@ def rows_for(config: Config, capacity: int) -> int:
 
     Rows are shared out equally among the workers, or in an elastic run none of them is left without. Raises UserError.
     """
-    from arc_ray.models.memory import Setting, footprint, rows_that_fit, simulate_pass
+    from arc_ray.models.memory import footprint, rows_that_fit, simulate_pass
 
     train, (low, high) = config.train, config.scaling.workers
     skeleton, learned = _skeleton(config), int(train.row_tokens * LEARNED_SHARE[config.prompt.learn])
-    held = footprint(
-        skeleton, simulate_pass(skeleton, 1, train.row_tokens, learned), Setting(train.zero, low, train.offload)
-    )
+    held = footprint(skeleton, simulate_pass(skeleton, 1, train.row_tokens, learned), _setting(config, train.zero))
     most, shared = rows_that_fit(held, 1, int(USABLE * capacity)), low if low == high else 1
     fitting = range(2, min(most, train.batch_rows // high) + 1)
     return max((rows for rows in fitting if train.batch_rows % (rows * shared) == 0), default=1)
+
+
+def _setting(config: Config, stage: int) -> Any:
+    from arc_ray.models.memory import Setting
+
+    is_compiled = config.train.compile and not config.model.gradient_checkpointing
+    return Setting(stage, config.scaling.workers[0], config.train.offload, is_compiled)
 
 
 def _skeleton(config: Config) -> Any:
@@ -64,7 +69,7 @@ def _skeleton(config: Config) -> Any:
 
 def _memory(config: Config, plan: Plan, skeleton: Any) -> Iterator[str]:
     """Say what one GPU holds at each ZeRO stage, and how many rows at once would fit."""
-    from arc_ray.models.memory import RUNTIME_BYTES, STAGES, Setting, footprint, rows_that_fit, simulate_pass
+    from arc_ray.models.memory import RUNTIME_BYTES, STAGES, footprint, rows_that_fit, simulate_pass
 
     rows, workers = config.train.rows_at_once, config.scaling.workers[0]
     learned = most_learned(plan, rows)
@@ -74,7 +79,7 @@ def _memory(config: Config, plan: Plan, skeleton: Any) -> Iterator[str]:
         f" them learned; total with {RUNTIME_BYTES / 1e9:.1f} GB for CUDA and NCCL:"
     )
     yield f"  {'ZeRO':>4}" + "".join(f"{word:>12}" for word in (*PARTS, "total")) + "   fits into"
-    held = [footprint(skeleton, found, Setting(stage, workers, config.train.offload)) for stage in STAGES]
+    held = [footprint(skeleton, found, _setting(config, stage)) for stage in STAGES]
     for stage, of_stage in zip(STAGES, held, strict=True):
         total = of_stage.total + RUNTIME_BYTES
         numbers = "".join(f"{number / 1e9:12.2f}" for number in (*(getattr(of_stage, p) for p in PARTS), total))

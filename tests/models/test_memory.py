@@ -7,9 +7,10 @@ import pytest
 import torch
 from builders import tiny_tokenizer
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from arc_ray.config.training import LoraConfig, ModelConfig, ScratchConfig
-from arc_ray.models.build import build_model
+from arc_ray.models.build import build_model, with_lora
 from arc_ray.models.memory import RUNTIME_BYTES, Pass, Setting, _LiveBytes, footprint, rows_that_fit, simulate_pass
 from arc_ray.models.skeleton import build_skeleton, count_parameters, work_of
 
@@ -114,3 +115,34 @@ def test_work_counts_linear_layers_once_and_the_output_layer_apart() -> None:
     assert (work.head, work.head_is_trained) == (len(tiny_tokenizer()) * 64, False)
     assert work.attention == 2 * 64
     assert work_of(skeleton(full=True)).trained == 2 * per_layer
+
+
+SHAPES = {
+    "135m": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
+    | {"num_key_value_heads": 3, "vocab_size": 49152},
+    "0.5b": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14}
+    | {"num_key_value_heads": 2, "vocab_size": 151936},
+}
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows", "is_compiled", "gigabytes"),
+    [
+        ("135m", 4, False, 25.47),
+        ("135m", 8, True, 40.51),
+        ("0.5b", 4, True, 41.34),
+    ],
+)
+def test_what_an_h100_held_was_foreseen(shape: str, rows: int, is_compiled: bool, gigabytes: float) -> None:
+    """Catches an estimate that parts from a GPU: LoRA on all linear layers, ZeRO 1, rows of 8,192 tokens, a tenth learned.
+
+    The figures are from tests/benchmarks/README.md, "On a GPU".
+    """
+    with torch.device("meta"):
+        base = LlamaForCausalLM._from_config(
+            LlamaConfig(**SHAPES[shape], tie_word_embeddings=True), dtype=torch.bfloat16
+        )
+        bare = with_lora(base, LoraConfig()).to(torch.bfloat16)
+    found = simulate_pass(bare, rows, 8192, learned=900 * rows)
+    held = footprint(bare, found, Setting(1, 1, is_compiled=is_compiled))
+    assert held.total / 1e9 == pytest.approx(gigabytes, rel=0.08)
