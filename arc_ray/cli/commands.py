@@ -230,7 +230,7 @@ def report(folders: Annotated[list[str], typer.Argument(metavar="FOLDER...")]) -
     """Write report.html, report.md and trials.csv from the folders of finished or running studies; needs no Ray."""
     from arc_ray.report import write_report
 
-    typer.echo("\n".join(map(str, write_report(folders))))
+    typer.echo("\n".join(write_report(folders).values()))
 
 
 @app.command()

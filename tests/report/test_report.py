@@ -17,8 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from study_folder import EPOCHS, KINDS, LRS, PAIRS_PER_TASK, QUESTION, SETS, TASKS, make_study
+from typer.testing import CliRunner
 
 import arc_ray.report
+from arc_ray.cli.commands import app
 from arc_ray.errors import UserError
 from arc_ray.report import gallery, load, load_many, tables, write_report
 from arc_ray.report.charts import effect_charts, equal_tokens_chart
@@ -43,6 +45,12 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page(study: Path) -> str:
     return Path(write_report([str(study)])["report.html"]).read_text()
+
+
+def test_the_command_says_where_the_report_is(study: Path) -> None:
+    """Would catch names of files where their places are meant, which open nothing from another folder."""
+    said = CliRunner().invoke(app, ["report", str(study)], catch_exceptions=False).output.split()
+    assert said == [str(study / name) for name in ("report.html", "report.md", "trials.csv")]
 
 
 class Page(HTMLParser):
