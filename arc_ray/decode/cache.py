@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
-NAME = "arc_ray_cached"
+CACHE_ATTENTION = "arc_ray_cached"
 
 
 class RowCache(Cache):
@@ -82,8 +82,8 @@ def attend_to_cache(
 @contextmanager
 def attending_to_cache(model: Any) -> Iterator[None]:
     """Let a model attend by `attend_to_cache` for a while."""
-    AttentionInterface.register(NAME, attend_to_cache)
-    name, model.config._attn_implementation = model.config._attn_implementation, NAME
+    AttentionInterface.register(CACHE_ATTENTION, attend_to_cache)
+    name, model.config._attn_implementation = model.config._attn_implementation, CACHE_ATTENTION
     try:
         yield
     finally:

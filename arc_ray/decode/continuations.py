@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from arc_ray.decode.cache import RowCache, attending_to_cache
-from arc_ray.decode.graphs import Pass, can_replay, recorded
+from arc_ray.decode.graphs import Forward, can_replay, recorded
 from arc_ray.models.attention import Spans, attends_to_all, kept_apart, takes_flash_lengths, use_by_view
 from arc_ray.prompts.template import Ids
 
@@ -70,7 +70,7 @@ class CachedRows:
         self._length = np.array([len(prompt) for prompt in prompts])
         columns = _whole_blocks(int(self._length.max()) + room + GUESSES)
         self._cache = RowCache(len(prompts), columns)
-        self._steps: dict[tuple[int, int], Pass | None] = {}
+        self._steps: dict[tuple[int, int], Forward | None] = {}
         self._is_replayed = can_replay(model)
         most = MOST_AT_ONCE.get(self.device.type, MOST_AT_ONCE["cpu"])
         self.logits = torch.cat([self._read(prompts, part) for part in _parts(self._length, most)])

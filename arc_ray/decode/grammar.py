@@ -16,7 +16,7 @@ from arc_ray.tasks.task import MAX_SIDE
 Shape = tuple[int, int]
 
 
-class State(NamedTuple):
+class GrammarState(NamedTuple):
     """Where an answer stands."""
 
     position: int
@@ -25,7 +25,7 @@ class State(NamedTuple):
     """Tokens of the cell that is being written."""
 
 
-ENDED = State(-1, frozenset())
+ENDED = GrammarState(-1, frozenset())
 """After the end token; nothing may follow."""
 
 
@@ -43,16 +43,16 @@ class GridGrammar:
             phases = np.full(len(template.ids), -1, np.int64)
             phases[template.slots] = np.arange(template.slots.shape[1])
             self._templates[shape] = template.ids.tolist(), phases.tolist()
-        self.start = State(0, frozenset(self._templates))
-        self._next: dict[State, Mapping[int, State]] = {ENDED: {}}
+        self.start = GrammarState(0, frozenset(self._templates))
+        self._next: dict[GrammarState, Mapping[int, GrammarState]] = {ENDED: {}}
 
-    def next(self, state: State) -> Mapping[int, State]:
+    def next(self, state: GrammarState) -> Mapping[int, GrammarState]:
         """Return the tokens that may follow and the state after each; empty after the end token."""
         if state not in self._next:
             self._next[state] = self._transitions(state)
         return self._next[state]
 
-    def _transitions(self, state: State) -> Mapping[int, State]:
+    def _transitions(self, state: GrammarState) -> Mapping[int, GrammarState]:
         constant: dict[int, set[Shape]] = {}
         in_cell: dict[int, set[Shape]] = {}
         for shape in state.shapes:
@@ -63,11 +63,11 @@ class GridGrammar:
                 constant.setdefault(ids[state.position], set()).add(shape)
             else:
                 in_cell.setdefault(phases[state.position], set()).add(shape)
-        found = {token: State(state.position + 1, frozenset(shapes)) for token, shapes in constant.items()}
+        found = {token: GrammarState(state.position + 1, frozenset(shapes)) for token, shapes in constant.items()}
         for phase, shapes in in_cell.items():
             possible = frozenset(shapes)
             for token in {cell[phase] for cell in self._cells if cell[:phase] == state.cell}:
                 assert token not in constant, "a token that is a cell's in one shape and something else in another"
                 is_half = phase < len(self._cells[0]) - 1
-                found[token] = State(state.position + 1, possible, (*state.cell, token) if is_half else ())
+                found[token] = GrammarState(state.position + 1, possible, (*state.cell, token) if is_half else ())
         return {token: ENDED if token == self._end else after for token, after in found.items()}

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-Pass = Callable[[torch.Tensor], torch.Tensor]
+Forward = Callable[[torch.Tensor], torch.Tensor]
 
 WAITING_ROPES = ("dynamic", "longrope")
 """Position embeddings that ask the device for the longest row."""
@@ -23,7 +23,7 @@ def can_replay(model: Any) -> bool:
     )
 
 
-def recorded(run: Pass, inputs: torch.Tensor) -> Pass:
+def recorded(run: Forward, inputs: torch.Tensor) -> Forward:
     """Record a pass that has run once; return it as it is, with a warning, if it cannot be recorded."""
     try:
         return Recording(run, inputs)
@@ -41,7 +41,7 @@ def _stream() -> torch.cuda.Stream:
 class Recording:
     """A function of a tensor of one shape, recorded by calling it; it must have been called before, and never wait."""
 
-    def __init__(self, run: Pass, like: torch.Tensor) -> None:
+    def __init__(self, run: Forward, like: torch.Tensor) -> None:
         self._inputs, self._graph = like.clone(), torch.cuda.CUDAGraph()
         _stream().wait_stream(torch.cuda.current_stream())
         # Not by torch.cuda.graph, which empties the allocator's cache each time.

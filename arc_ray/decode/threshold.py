@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from arc_ray.decode.continuations import read_prompts
-from arc_ray.decode.grammar import State
+from arc_ray.decode.grammar import GrammarState
 from arc_ray.decode.writer import Answer, Writer
 from arc_ray.prompts.template import Ids
 
@@ -26,7 +26,7 @@ class _Prefix:
     prompt: int
     ids: tuple[int, ...]
     log_probability: float
-    state: State | None
+    state: GrammarState | None
     """Of the grammar; None without one."""
 
 

@@ -15,7 +15,7 @@ import torch
 
 from arc_ray.decode.continuations import read_prompts
 from arc_ray.decode.drafts import copied_draft
-from arc_ray.decode.grammar import GridGrammar, State
+from arc_ray.decode.grammar import GrammarState, GridGrammar
 from arc_ray.prompts.template import Ids
 
 Choose = Callable[[torch.Tensor, npt.NDArray[np.float64]], torch.Tensor]
@@ -38,9 +38,9 @@ class Writer:
     pad_id: int
     grammar: GridGrammar | None = None
     """Restricts answers to grids; log-probabilities stay those of the unrestricted model."""
-    _allowed: dict[State, list[int]] = field(default_factory=dict)
+    _allowed: dict[GrammarState, list[int]] = field(default_factory=dict)
 
-    def allowed(self, states: Sequence[Sequence[State]], width: int) -> torch.Tensor:
+    def allowed(self, states: Sequence[Sequence[GrammarState]], width: int) -> torch.Tensor:
         """Return the tokens that may follow each state, in ascending order, -1 behind them: int64 (rows, width, most).
 
         There is none for the places of a row that has fewer than `width` states.
@@ -53,7 +53,7 @@ class Writer:
                 found[i, j, : len(tokens)] = tokens
         return torch.from_numpy(found)
 
-    def _tokens_after(self, state: State) -> list[int]:
+    def _tokens_after(self, state: GrammarState) -> list[int]:
         assert self.grammar is not None
         if state not in self._allowed:
             self._allowed[state] = sorted(self.grammar.next(state))
@@ -126,7 +126,7 @@ class _Text:
         self.draft: list[int] = []
         self.most = limit
         """Guesses worth making: twice as many as were right last time, since wrong ones are read in vain."""
-        self.states: list[State] = [writer.grammar.start] if writer.grammar else []
+        self.states: list[GrammarState] = [writer.grammar.start] if writer.grammar else []
         """States of the grammar now and after each guessed token."""
 
     @property

@@ -17,7 +17,7 @@ RETRIES = 3
 """Further attempts at a work, and at a start of an actor, before the fault is taken for one that will not pass."""
 
 
-class Worker(Protocol):
+class PoolWorker(Protocol):
     """What an actor of the pool is."""
 
     def load(self) -> None:
@@ -37,7 +37,7 @@ class Pool:
     def __init__(
         self,
         config: Config,
-        worker: type[Worker],
+        worker: type[PoolWorker],
         arguments: tuple[Any, ...],
         num_workers: int,
         gpus: float = 1,

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.attention.varlen import varlen_attn
 
-NAME = "sdpa_by_view"
+VIEW_ATTENTION = "sdpa_by_view"
 
 LONGEST_STEP = 512
 """The longest view is told to kernels as a multiple of this: else torch.compile would meet a new number in most batches."""
@@ -52,7 +52,7 @@ class Spans:
         return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
 
-def view_lengths(position_ids: npt.NDArray[np.integer]) -> list[list[int]]:
+def lengths_of_views(position_ids: npt.NDArray[np.integer]) -> list[list[int]]:
     """Return how many tokens each view of each row has, from position ids that start again at 0: (rows, tokens)."""
     width = position_ids.shape[1]
     return [np.diff(np.flatnonzero(row == 0), append=width).tolist() for row in position_ids]
@@ -65,7 +65,7 @@ def view_ends(lengths: list[list[int]]) -> npt.NDArray[np.int32]:
 
 def spans_of(position_ids: torch.Tensor) -> Spans:
     """Read where views lie from position ids that start again at 0, on any device: int64 (rows, tokens)."""
-    lengths = view_lengths(position_ids.numpy(force=True))
+    lengths = lengths_of_views(position_ids.numpy(force=True))
     return Spans.of(lengths, torch.from_numpy(view_ends(lengths)).to(position_ids.device))
 
 
@@ -131,10 +131,10 @@ def use_by_view(model: Any) -> bool:
 
     config = model.config
     if config._attn_implementation == "sdpa" and model._supports_attention_backend and attends_to_all(model):
-        AttentionInterface.register(NAME, attend_within_views)
-        AttentionMaskInterface.register(NAME, sdpa_mask)
-        config._attn_implementation = NAME
-    return config._attn_implementation == NAME
+        AttentionInterface.register(VIEW_ATTENTION, attend_within_views)
+        AttentionMaskInterface.register(VIEW_ATTENTION, sdpa_mask)
+        config._attn_implementation = VIEW_ATTENTION
+    return config._attn_implementation == VIEW_ATTENTION
 
 
 def takes_flash_lengths(model: Any) -> bool:

@@ -20,7 +20,7 @@ PARTS = ("weights", "gradients", "optimizer", "activations", "logits")
 
 def estimate_lines(config: Config, plan: Plan) -> Iterator[str]:
     """Describe memory and time of a training from its plan and its model's shape; says why if that is not known yet."""
-    from arc_ray.models.skeleton import count_parameters, work_of
+    from arc_ray.models.skeleton import count_parameters, flops_of
 
     try:
         skeleton = _skeleton(config)
@@ -31,7 +31,7 @@ def estimate_lines(config: Config, plan: Plan) -> Iterator[str]:
     yield f"model: {total / 1e6:,.2f} M parameters, {trained / 1e6:,.2f} M of them trained, in {config.model.dtype}"
     yield from _memory(config, plan, skeleton)
     sizes = plan.tokens_per_step(), plan.learned_per_step(), plan.squared_lengths_per_step()
-    yield _time(work_of(skeleton).of_steps(*sizes).sum(), total, config.scaling.workers[0])
+    yield _time(flops_of(skeleton).of_steps(*sizes).sum(), total, config.scaling.workers[0])
 
 
 def rows_for(config: Config, capacity: int) -> int:

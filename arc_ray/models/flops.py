@@ -51,7 +51,7 @@ MEMORY_SIZES = (24, 40, 80)
 
 
 @dataclass(frozen=True)
-class Work:
+class Flops:
     """What the FLOPs of a model depend on."""
 
     frozen: int

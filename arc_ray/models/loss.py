@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from arc_ray.models.attention import Spans, hidden_states, view_ends, view_lengths
+from arc_ray.models.attention import Spans, hidden_states, lengths_of_views, view_ends
 from arc_ray.models.build import without_adapter
 from arc_ray.rows.maker import IGNORED, Batch
 
@@ -52,7 +52,7 @@ def inputs_of(batch: Batch, device: torch.device) -> dict[str, Any]:
     labels, width = batch["labels"].ravel(), batch["labels"].shape[1]
     learned = np.flatnonzero(labels != IGNORED)
     learned = learned[learned % width > 0]  # nothing predicts the first token of a row
-    lengths = view_lengths(batch["position_ids"])
+    lengths = lengths_of_views(batch["position_ids"])
     parts = (
         batch["input_ids"].ravel(),
         batch["position_ids"].ravel(),

@@ -18,7 +18,7 @@ from arc_ray.models.build import (
     trainable,
     without_adapter,
 )
-from arc_ray.models.flops import Work
+from arc_ray.models.flops import Flops
 from arc_ray.models.supported import check_row_tokens
 from arc_ray.models.weights import DTYPES, load_base
 from arc_ray.prompts.tokenizer import load_tokenizer
@@ -48,7 +48,7 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in model.parameters()), sum(p.numel() for p in trainable(model).values())
 
 
-def work_of(model: nn.Module) -> Work:
+def flops_of(model: nn.Module) -> Flops:
     """Count what the FLOPs of a model depend on; call it before DeepSpeed shards the parameters."""
     causal = without_adapter(model)
     head = causal.get_output_embeddings()
@@ -62,7 +62,7 @@ def work_of(model: nn.Module) -> Work:
     ]
     about = causal.config
     head_size = getattr(about, "head_dim", None) or about.hidden_size // about.num_attention_heads
-    return Work(
+    return Flops(
         frozen=sum(weight.numel() for weight in matrices if not weight.requires_grad),
         trained=sum(weight.numel() for weight in matrices if weight.requires_grad),
         head=head.weight.numel(),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from arc_ray.models.flops import peak_flops
-from arc_ray.models.skeleton import work_of
+from arc_ray.models.skeleton import flops_of
 from arc_ray.rows.plan import Plan
 from arc_ray.train.loop import Metrics, Step
 
@@ -19,7 +19,7 @@ class Measures:
         """Take the peak of one device in FLOPs per second; None where none is known, and then there is no MFU."""
         self._plan, self._num_workers = plan, num_workers
         self._tokens, self._learned = plan.tokens_per_step(), plan.learned_per_step()
-        self._flops = work_of(model).of_steps(self._tokens, self._learned, plan.squared_lengths_per_step())
+        self._flops = flops_of(model).of_steps(self._tokens, self._learned, plan.squared_lengths_per_step())
         self._peak = peak * num_workers if peak else None
         self._before: tuple[int, float] | None = None
 

@@ -131,7 +131,7 @@ def test_view_by_view_equals_the_block_mask(checkpointing: bool):
     expected, gradients = losses_and_gradients(LearnedLoss(masked))
     found, by_view_gradients = losses_and_gradients(LearnedLoss(by_view).train(checkpointing))
     assert masked.config._attn_implementation == "eager"
-    assert by_view.config._attn_implementation == attention.NAME
+    assert by_view.config._attn_implementation == attention.VIEW_ATTENTION
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     for mine, theirs in zip(by_view_gradients, gradients, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from arc_ray.models.flops import GPUS, expected_mfu, hours, peak_flops
 from arc_ray.models.loss import LearnedLoss, inputs_of
-from arc_ray.models.skeleton import work_of
+from arc_ray.models.skeleton import flops_of
 from arc_ray.rows.maker import IGNORED
 
 
@@ -24,7 +24,7 @@ def test_flops_of_a_step_are_what_torch_counts(learned: int) -> None:
         losses, _ = LearnedLoss(model)(**inputs)
         losses.sum().backward()
     one = np.array([1])
-    ours = work_of(model).of_steps(64 * one, learned * one, 64 * 64 * one)
+    ours = flops_of(model).of_steps(64 * one, learned * one, 64 * 64 * one)
     assert ours[0] == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from arc_ray.config.training import LoraConfig, ModelConfig, ScratchConfig
 from arc_ray.models.build import build_model, with_lora
 from arc_ray.models.memory import RUNTIME_BYTES, Pass, Setting, _LiveBytes, footprint, rows_that_fit, simulate_pass
-from arc_ray.models.skeleton import build_skeleton, count_parameters, work_of
+from arc_ray.models.skeleton import build_skeleton, count_parameters, flops_of
 
 SHAPE = ScratchConfig(hidden_size=64, layers=2, heads=2, intermediate_size=96)
 
@@ -109,12 +109,12 @@ def test_rows_that_fit_fill_a_gpu_and_no_more() -> None:
 def test_work_counts_linear_layers_once_and_the_output_layer_apart() -> None:
     """Catches embeddings counted as multiplications, and an adapter counted as frozen."""
     per_layer = 4 * 64 * 64 + 3 * 64 * 96
-    work = work_of(skeleton())
+    work = flops_of(skeleton())
     assert work.frozen == 2 * per_layer
     assert work.trained == 2 * 4 * (4 * (64 + 64) + 3 * (64 + 96))
     assert (work.head, work.head_is_trained) == (len(tiny_tokenizer()) * 64, False)
     assert work.attention == 2 * 64
-    assert work_of(skeleton(full=True)).trained == 2 * per_layer
+    assert flops_of(skeleton(full=True)).trained == 2 * per_layer
 
 
 SHAPES = {

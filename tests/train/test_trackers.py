@@ -146,9 +146,9 @@ def test_mfu_is_the_plans_flops_over_the_devices_peak() -> None:
     """Catches MFU of another step's tokens, of one device instead of all, and one made up where no peak is known."""
     plan, model = planned(), tiny_model()
     tokens, learned, squares = plan.tokens_per_step(), plan.learned_per_step(), plan.squared_lengths_per_step()
-    from arc_ray.models.skeleton import work_of
+    from arc_ray.models.skeleton import flops_of
 
-    flops = work_of(model).of_steps(tokens, learned, squares)
+    flops = flops_of(model).of_steps(tokens, learned, squares)
     measure = Measures(model, plan, num_workers=2, peak=1e9)
     found = measure(Step(1, loss=1.0, lr=0.1, grad_norm=1.0, seconds=0.5, stalled=0.1))
     assert found["train/mfu"] == pytest.approx(flops[1] / (0.5 * 2e9))
