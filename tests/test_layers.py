@@ -163,6 +163,30 @@ def test_no_file_name_stands_twice():
     assert sorted(names) == sorted(set(names))
 
 
+def test_no_name_stands_for_two_things():
+    """Would catch a second `Work`: a reader who meets it has to find out which is meant."""
+    places: dict[str, list[str]] = {}
+    for name, module in sources().items():
+        for node in module.body:
+            targets = getattr(node, "targets", [getattr(node, "target", node)])
+            named = {getattr(target, "id", getattr(target, "name", "_")) for target in targets}
+            for word in named - {"logger", "main"}:
+                if not word.startswith("_"):
+                    places.setdefault(word, []).append(name)
+    assert {word: found for word, found in places.items() if len(found) > 1} == {}
+
+
+def test_files_and_functions_are_short_enough_to_read():
+    """Would catch a file that is two subjects, and a function that nobody sees whole."""
+    long = [
+        name for name, module in sources().items() if max((n.end_lineno or 0 for n in module.body), default=0) > 300
+    ]
+    for name, module in sources().items():
+        functions = [n for n in ast.walk(module) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+        long += [f"{name}:{f.name}" for f in functions if (f.end_lineno or 0) - f.lineno >= 50]
+    assert long == []
+
+
 def test_the_tour_names_every_file_once():
     """Would catch a file that a newcomer is not told of, and one that is told of after it is gone."""
     named = re.findall(r"`([\w/]+)\.py`", (PACKAGE / "README.md").read_text())
