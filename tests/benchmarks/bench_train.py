@@ -252,6 +252,7 @@ def by_trl(config: Any, model: Any, tokenizer: Any, maker: Any, rows: range, gpu
 
     from arc_ray.rows.maker import IGNORED
 
+    model.set_attn_implementation("sdpa")  # as a user of trl would have it, not as this package does
     views = maker.encode(range(*maker.plan.first_view[[rows.start, rows.stop]]))
     dataset = Dataset.from_dict(
         {
