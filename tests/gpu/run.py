@@ -264,7 +264,7 @@ def train_by_ray(machine: Machine, log: Log, shape: str = "135m", engine: str = 
 
 def probe(machine: Machine, what: str, *words: str) -> list[str]:
     """Return a command of probe.py, in small without a GPU."""
-    small = ["--cpu", "--layers", "1", "--row-tokens", "256", "--rows", "8", "--steps", "3"] if machine.cpu else []
+    small = ["--cpu", "--layers", "1", "--row-tokens", "256", "--rows", "8", "--steps", "4"] if machine.cpu else []
     paths = ["--figures", str(machine.figures), "--scratch", str(machine.out / "shapes")]
     return [sys.executable, str(HERE / "probe.py"), what, *words, *paths, *small]
 
