@@ -61,19 +61,22 @@ def test_packages_of_the_kit_are_pinned() -> None:
 
 
 @pytest.mark.slow
-def test_stages_run_in_small_without_a_gpu(tmp_path: Path) -> None:
+def test_all_stages_run_in_small_without_a_gpu(tmp_path: Path) -> None:
     """A stage that fails by a changed name would be seen only on a GPU machine, in minutes that are lent."""
-    stages = ["killed", "arms_135m", "losses", "writing", "attention"]
-    command = [sys.executable, str(HERE / "run.py"), "--cpu", "--out", str(tmp_path), "--seconds", "800"]
-    done = subprocess.run([*command, "--only", *stages], capture_output=True, text=True, env=os.environ)
+    command = [sys.executable, str(HERE / "run.py"), "--cpu", "--out", str(tmp_path), "--seconds", "1500"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     records = [json.loads(line) for line in (tmp_path / "figures.jsonl").read_text().splitlines()]
-    assert [r["status"] for r in records if r["kind"] == "stage"] == ["ok"] * len(stages), done.stdout + done.stderr
+    ended = {record["name"]: record["status"] for record in records if record["kind"] == "stage"}
+    assert len(ended) >= 14
+    assert set(ended.values()) == {"ok"}, done.stdout + done.stderr
     killed = next(record for record in records if record["kind"] == "killed worker")
     assert (killed["killed"], killed["rc"], killed["every_step"]) == (1, 0, True)
     arms = [record for record in records if record["kind"] == "train"]
     assert all("failed" not in arm for arm in arms), arms
+    arms = [arm for arm in arms if arm["shape"] == "135m"]
+    assert len(arms) == 5
     # The same rows in other numbers at once have the same losses but for bfloat16's rounding.
     assert all(abs(a - b) < 0.02 for arm in arms[1:] for a, b in zip(arm["losses"], arms[0]["losses"], strict=True))
-    means = [record["loss"] for record in records if record["kind"] == "loss"]
+    means = [record["loss"] for record in records if record["kind"] == "loss"][-4:]
     assert len(means) == 4
     assert all(abs(a - b) < 0.02 for a, b in zip(means[:2], means[2:], strict=True))
