@@ -2,7 +2,7 @@
 
     python tests/gpu/probe.py train SHAPE "OVERRIDES" ["OVERRIDES" ...]   # tokens/s, MFU, memory, loss of each arm
     python tests/gpu/probe.py losses SHAPE                       # bfloat16 on the GPU beside float32 on the CPU
-    python tests/gpu/probe.py attention                          # backends: what a new length costs; by view or in one call
+    python tests/gpu/probe.py attention                          # backends: what a new length costs, and NaN
 
 An arm is config keys, as `arc-ray train` takes them: "train.micro_rows=4 train.compile=true"; "default" changes nothing.
 Shapes have random weights, which are as fast as learned ones. `--cpu --layers 1 --row-tokens 512` tries a command.
@@ -208,11 +208,10 @@ class Profiler:
 def compare_losses(arguments: argparse.Namespace) -> None:
     """Take the loss of the first rows in bfloat16 where the product would train and in float32 on the CPU."""
     maker = prepare(config_of(arguments, {}), known=KNOWN).maker
-    places = {"cpu": "float32", "cpu " if arguments.cpu else "cuda": "bfloat16"}
-    for place, dtype in places.items():
+    for place, dtype in (("cpu", "float32"), ("cpu" if arguments.cpu else "cuda", "bfloat16")):
         config = config_of(arguments, {"model.dtype": dtype, "scaling.use_gpu": place == "cuda"})
         model = build_model(config.model, config.storage, 0, False, load_tokenizer(config.model, config.storage))
-        loss, device = LearnedLoss(model).eval(), torch.device(place.strip())
+        loss, device = LearnedLoss(model).eval(), torch.device(place)
         loss.to(device)
         for row in range(2):
             arrays = maker.make([row])

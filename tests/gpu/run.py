@@ -91,7 +91,7 @@ class Log:
         self.file, self.end = file, time.monotonic() + limit
 
     @contextmanager
-    def started(self, command: list[str], **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    def started(self, command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
         """Start a command in a session of its own; what is left of it at the end is interrupted, then killed."""
         self.file.write(f"\n$ {' '.join(command)}\n")
         self.file.flush()
@@ -100,7 +100,6 @@ class Log:
             stdout=self.file,
             stderr=subprocess.STDOUT,
             cwd=ROOT,
-            env=os.environ | environment,
             start_new_session=True,
         )
         try:
@@ -111,9 +110,9 @@ class Log:
                     os.killpg(process.pid, number)
                     wait_for(lambda: process.poll() is not None, time.monotonic() + seconds)
 
-    def run(self, command: list[str], **environment: str) -> int:
+    def run(self, command: list[str]) -> int:
         """Run a command to its end or to the stage's; return its exit status, 124 where it was cut off."""
-        with self.started(command, **environment) as process:
+        with self.started(command) as process:
             wait_for(lambda: process.poll() is not None, self.end)
             return 124 if process.returncode is None else process.returncode
 
