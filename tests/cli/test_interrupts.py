@@ -88,7 +88,7 @@ def test_a_study_ends_at_the_first_ctrl_c_while_it_searches_and_while_it_evaluat
     folder = tmp_path / "runs" / "quickstart"
     interrupt("study", config, lambda: "done" in statuses(folder))
     assert statuses(folder) == ["done", "running"] or statuses(folder) == ["done"]
-    assert not (folder / "best.yaml").exists()
+    assert not (folder / "analysis.json").exists()
     interrupt("study", config, lambda: list(folder.glob("evaluate/*/*/predictions")))
     assert set(statuses(folder)) == {"done"}
     assert len(statuses(folder)) == 4
