@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -54,12 +55,13 @@ def test_the_command_says_where_the_report_is(study: Path) -> None:
 
 
 class Page(HTMLParser):
-    """Collects ids and visible text, and fails on a tag that is closed wrongly: an unescaped value would do that."""
+    """Collects ids and what can be read, and fails on a tag that is closed wrongly: an unescaped value would do that."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.open: list[str] = []
         self.ids: list[str] = []
+        self.words: list[str] = []
         self.scripts = 0
         self.feed(html)
         assert self.open == []
@@ -68,11 +70,16 @@ class Page(HTMLParser):
         self.ids += [value for name, value in attrs if name == "id"]
         self.scripts += tag == "script"
         assert not any(name.startswith("on") for name, _ in attrs)
+        self.words += [value for name, value in attrs if name in ("title", "aria-label")]
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list) -> None:
         self.ids += [value for name, value in attrs if name == "id"]
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] not in (["script"], ["style"]):
+            self.words += data.split()
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -82,11 +89,16 @@ def rewrite(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_the_summary_of_a_study_says_what_it_always_said(study: Path) -> None:
-    """Would catch a table, a row, a sentence or a number that is lost on the way to report.md."""
-    write_report([str(study)], datetime(2026, 1, 1, tzinfo=UTC))
-    golden = Path(__file__).parent / "golden" / "report.md"
-    assert (study / "report.md").read_text() == golden.read_text()
+@pytest.mark.parametrize("name", ["report.html", "report.md", "trials.csv"])
+def test_the_report_of_a_study_says_what_it_always_said(study: Path, name: str) -> None:
+    """Would catch a table, a chart, a mark, a sentence or a number that is lost on the way to the page or its summary.
+
+    Of the page, what can be read on it, and what a reader who cannot see them is told of its pictures.
+    """
+    written = Path(write_report([str(study)], datetime(2026, 1, 1, tzinfo=UTC))[name]).read_text()
+    golden = Path(__file__).parent / "golden" / name.replace(".html", ".txt")
+    said = written if name != "report.html" else textwrap.fill(" ".join(Page(written).words), 120) + "\n"
+    assert said == golden.read_text()
 
 
 def test_every_template_is_a_section_that_can_be_read() -> None:
