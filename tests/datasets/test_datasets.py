@@ -1,6 +1,8 @@
 """Datasets without Ray: block boundaries, tables, what counts as usable, what is asked, and who may extend what."""
 
+import hashlib
 import itertools
+import json
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -13,13 +15,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from arc_ray.config.sources import AnySource, CountingSource, RearcSource
-from arc_ray.datasets.blocks import BLOCK_SECONDS, Block, blocks_from, read_stats, write_block
+from arc_ray.config.sources import AnySource, CountingSource, PluginSource, RearcSource
+from arc_ray.datasets.blocks import (
+    BLOCK_SECONDS,
+    Block,
+    GeneratedSource,
+    blocks_from,
+    may_yield_nothing,
+    read_stats,
+    seconds_per_example,
+    write_block,
+)
 from arc_ray.datasets.columns import STATS, counting_table, counting_tasks_of, examples_table, pairs_of, usable_rows
 from arc_ray.datasets.export import export_datasets, exporter_named
 from arc_ray.datasets.manifest import PATIENCE, PROBE_EXAMPLES, Tally, is_settled, make_manifest
 from arc_ray.datasets.reading import check_supply, within_quantiles
-from arc_ray.datasets.requests import claim_dataset, dataset_folder, requests_of
+from arc_ray.datasets.requests import claim_dataset, dataset_folder, requests_of, task_ids_of
 from arc_ray.errors import UserError
 from arc_ray.storage import Folder
 from arc_ray.tasks.counting import counting_task
@@ -46,6 +57,48 @@ def stats_of(start: int, numbers: Iterable[int | None]) -> pa.Table:
 
 def rearc_source(**changes: Any) -> RearcSource:
     return RearcSource.model_validate({"kind": "rearc", **changes})
+
+
+def make_here(source: GeneratedSource, storage: Folder) -> dict[str, Any]:
+    """Make a dataset as `arc-ray generate` does, but in this process; return its manifest."""
+    folder, entries = dataset_folder(storage, source.dataset), {}
+    claim_dataset(folder, source)
+    for task_id in task_ids_of(source):
+        tally = Tally(task_id, seconds_per_example(source, task_id), may_yield_nothing(source))
+        while blocks := tally.next_blocks(source.first + source.examples):
+            for block in blocks:
+                write_block(source, block, folder)
+            tally.add(read_stats(folder, blocks))
+        entries[task_id] = tally.entry()
+    manifest = make_manifest(folder.read_json("dataset.json"), entries)
+    folder.write_json("manifest.json", manifest)
+    return manifest
+
+
+GOLDEN_SOURCES: dict[str, GeneratedSource] = {
+    "rearc": rearc_source(tasks=["11852cab", "00d62c1b"], examples=25, max_side=20, difficulty=(0.1, 0.6)),
+    "plugin": PluginSource(
+        kind="plugin", generate="example_plugins:few", dataset="mine", task_id="few", examples=25, seed=3
+    ),
+    "counting": CountingSource(kind="counting", examples=60, max_side=9, connectivity=4),
+}
+GOLDEN = {"rearc": "d72b2917c0a036d4", "plugin": "86a7c2be5c7bd9ee", "counting": "d7300a43bee8f2ed"}
+"""Kind of source -> digest of a dataset: names, columns and rows of its blocks, and its manifest."""
+
+
+@pytest.mark.parametrize("kind", GOLDEN)
+def test_a_dataset_is_what_it_was(kind: str, tmp_path):
+    """Would catch examples, statistics, boundaries, duplicates or counts that change: a dataset would be of two makings."""
+    storage = Folder.at(str(tmp_path))
+    manifest = make_here(GOLDEN_SOURCES[kind], storage)
+    assert manifest.pop("made_with")["layout"] == 2
+    folder, found = dataset_folder(storage, GOLDEN_SOURCES[kind].dataset), hashlib.blake2b(digest_size=8)
+    for name in folder.names():
+        if name.startswith("part-"):
+            table = folder.read_parquet(name)
+            found.update(json.dumps([name, str(table.schema), table.to_pydict()]).encode())
+    found.update(json.dumps(manifest).encode())
+    assert found.hexdigest() == GOLDEN[kind]
 
 
 @given(st.floats(1e-4, 30.0))
@@ -205,14 +258,7 @@ def test_datasets_are_exported_by_name(tmp_path):
     with pytest.raises(UserError, match="arc_json, rearc"):
         exporter_named("csv")
     storage, source = Folder.at(str(tmp_path)), CountingSource(kind="counting", examples=10, max_side=6)
-    folder = dataset_folder(storage, "counting")
-    claim_dataset(folder, source)
-    tally = Tally("counting", 0.01, probe=False)
-    for block in tally.blocks_to(10):
-        write_block(source, block, folder)
-        tally.add(read_stats(folder, [block]))
-    manifest = make_manifest(folder.read_json("dataset.json"), {"counting": tally.entry()})
-    folder.write_json("manifest.json", manifest)
+    manifest = make_here(source, storage)
     manifests = {"counting": manifest}
     [line] = export_datasets(storage, manifests, "arc_json", exporter_named("arc_json"))
     written = list((tmp_path / "export/counting/arc_json").glob("*.json"))

