@@ -10,6 +10,16 @@ from arc_ray.config.section import PlacePath, Section
 Unit = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=1, le=30)]
 
+
+def _are_ordered(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"{list(bounds)}: give the lower bound first")
+    return bounds
+
+
+Bounds = Annotated[tuple[Unit, Unit], AfterValidator(_are_ordered)]
+"""A lower and an upper bound between 0 and 1."""
+
 VARIANTS = ("untuned", "generated")
 """Ways of answering that an evaluation scores beside its own: without test-time training, from generated descriptions."""
 GENERATED = "-generated"
@@ -63,9 +73,9 @@ class RearcSource(Selection):
     """Index of the first example taken: a held-out source starts where the training source ends."""
     shown: int | None = Field(default=None, ge=1, le=10)
     """null: one task is the pool of all its examples. n: examples are cut into tasks of n shown pairs and one to answer."""
-    difficulty: tuple[Unit, Unit] = (0.0, 1.0)
+    difficulty: Bounds = (0.0, 1.0)
     """Bounds handed to the generators: they shift sizes and counts towards their minimum (0) or maximum (1)."""
-    pso_quantiles: tuple[Unit, Unit] = (0.0, 1.0)
+    pso_quantiles: Bounds = (0.0, 1.0)
     """Of each task's examples keep those between these quantiles of PSO difficulty (pixels, colours, objects): [0.5, 1]
     keeps the harder half. Applied when the dataset is read."""
     time_limit_seconds: float = Field(default=60.0, gt=0)
@@ -74,10 +84,8 @@ class RearcSource(Selection):
     """Examples are a pure function of (seed, task, index)."""
 
     @model_validator(mode="after")
-    def _bounds_are_ordered(self) -> "RearcSource":
-        if self.difficulty[0] > self.difficulty[1]:
-            raise ValueError(f"difficulty {list(self.difficulty)}: give the lower bound first")
-        if self.pso_quantiles[0] >= self.pso_quantiles[1]:
+    def _quantiles_differ(self) -> "RearcSource":
+        if self.pso_quantiles[0] == self.pso_quantiles[1]:
             raise ValueError(f"pso_quantiles {list(self.pso_quantiles)}: give a lower and a higher quantile")
         return self
 
@@ -160,7 +168,7 @@ class PluginSource(Selection):
     examples: int = Field(default=100, ge=1)
     first: int = Field(default=0, ge=0)
     shown: int | None = Field(default=None, ge=1, le=10)
-    difficulty: tuple[Unit, Unit] = (0.0, 1.0)
+    difficulty: Bounds = (0.0, 1.0)
     time_limit_seconds: float = Field(default=60.0, gt=0)
     seed: int = 0
 

@@ -25,6 +25,7 @@ from arc_ray.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
 SOURCES = {"a": {"kind": "rearc"}, "b": {"kind": "counting"}}
+PLUGIN = {"kind": "plugin", "generate": "package:function", "dataset": "own", "task_id": "own"}
 
 
 def mistake(tree: dict[str, Any], overrides: dict[str, Any] | None = None) -> str:
@@ -148,7 +149,12 @@ def test_a_wrong_value_is_refused_with_its_key_as_it_was_written(tree: dict[str,
         ({"scaling": {"num_workers": [3, 1]}}, "give a number of at least 1, or [min, max]"),
         ({"scaling": {"num_workers": 0}}, "give a number of at least 1, or [min, max]"),
         ({"data": {"sources": {"a": {"kind": "rearc", "difficulty": [0.5, 0.1]}}}}, "give the lower bound first"),
+        (
+            {"data": {"sources": {"a": {**PLUGIN, "difficulty": [0.5, 0.1]}}}},
+            "a.difficulty: [0.5, 0.1]: give the lower",
+        ),
         ({"data": {"sources": {"a": {"kind": "rearc", "pso_quantiles": [1, 1]}}}}, "a lower and a higher quantile"),
+        ({"data": {"sources": {"a": {"kind": "rearc", "pso_quantiles": [1, 0.5]}}}}, "give the lower bound first"),
         ({"tune": {"metric": "eval/loss"}}, "a search maximises eval/solved"),
         ({"tune": {"search": "optuna", "num_trials": 2}}, "draws from space, which is empty"),
         ({"tune": {"space": {"train.lr": [1, 2]}}}, "space.train.lr: write {grid: [...]}"),
