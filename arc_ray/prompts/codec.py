@@ -26,9 +26,8 @@ from arc_ray.prompts.formats import (
     needs_description,
 )
 from arc_ray.prompts.template import Ids, Template, find_seam, make_template
-from arc_ray.tasks.symmetries import swaps_sides
 from arc_ray.tasks.task import NUM_COLORS, Grid, TaskTable
-from arc_ray.views.augmentation import OneSided
+from arc_ray.views.augmentation import OneSided, swaps_sides
 from arc_ray.views.view import Views, question_order
 
 Mask = npt.NDArray[np.bool_]

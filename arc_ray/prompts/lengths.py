@@ -6,9 +6,8 @@ import numpy.typing as npt
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.formats import GridSlot, Layout, Text
 from arc_ray.prompts.sample import refuse_unreadable_texts
-from arc_ray.tasks.symmetries import swaps_sides
 from arc_ray.tasks.task import MAX_SIDE, TaskTable
-from arc_ray.views.augmentation import changed_shapes
+from arc_ray.views.augmentation import changed_shapes, swaps_sides
 from arc_ray.views.view import Views, question_order
 
 Lengths = npt.NDArray[np.int64]

@@ -19,8 +19,7 @@ from arc_ray.prompts.encoders import encoder_named
 from arc_ray.prompts.formats import FORMATS, Layout, Text, format_named
 from arc_ray.prompts.template import CellsMergeError, find_cell_ids
 from arc_ray.prompts.tokenizer import frame_of
-from arc_ray.tasks.symmetries import NUM_SYMMETRIES
-from arc_ray.tasks.task import MAX_SIDE, NUM_COLORS, Grid, Pair, Question, Task, TaskTable, same_grid
+from arc_ray.tasks.task import MAX_SIDE, NUM_COLORS, NUM_SYMMETRIES, Grid, Pair, Question, Task, TaskTable, same_grid
 from arc_ray.views.view import Views, plain_views
 
 _SIDES = (1, 2, 3, 5, 9, 10, 11, 14, 20, 29, 30)

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from arc_ray.prompts.encoders import Encoder
-from arc_ray.tasks.symmetries import cell_order
 from arc_ray.tasks.task import NUM_COLORS
+from arc_ray.views.augmentation import cell_order
 
 Ids = npt.NDArray[np.int32]
 

@@ -16,8 +16,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from arc_ray.errors import UserError
-from arc_ray.tasks.symmetries import NUM_SYMMETRIES, turn
-from arc_ray.tasks.task import NUM_COLORS, Grid, Pair, Task, TaskTable, puzzle_of
+from arc_ray.tasks.task import NUM_COLORS, NUM_SYMMETRIES, Grid, Pair, Task, TaskTable, puzzle_of, turn
 
 OverlapKind = Literal["id", "task", "pair"]
 """One puzzle by name; equal content under two names; an equal pair within different tasks. Strongest first."""
@@ -64,15 +63,12 @@ def overlap(train_tasks: Iterable[Task], eval_tasks: Iterable[Task]) -> list[Ove
     by its input alone. Tasks with questions are compared by id only, since small counting grids repeat by chance.
     """
     train_tasks, eval_tasks = list(train_tasks), list(eval_tasks)
-    common = {puzzle_of(task.id) for task in train_tasks} & {puzzle_of(task.id) for task in eval_tasks}
-    by_id = (Overlap("id", puzzle, puzzle) for puzzle in common)
-    by_content = _overlap_by_content(
-        [task for task in train_tasks if not task.is_counting], [task for task in eval_tasks if not task.is_counting]
-    )
-    strongest: dict[tuple[str, str], Overlap] = {}
+    puzzles = {puzzle_of(task.id) for task in train_tasks} & {puzzle_of(task.id) for task in eval_tasks}
+    found = {Overlap("id", puzzle, puzzle) for puzzle in puzzles} | set(_overlap_by_content(train_tasks, eval_tasks))
     strength = get_args(OverlapKind).index
-    for found in sorted({*by_id, *by_content}, key=lambda o: (strength(o.kind), o.train_id, o.eval_id)):
-        strongest.setdefault((found.train_id, found.eval_id), found)
+    strongest: dict[tuple[str, str], Overlap] = {}
+    for overlap in sorted(found, key=lambda o: (strength(o.kind), o.train_id, o.eval_id)):
+        strongest.setdefault((overlap.train_id, overlap.eval_id), overlap)
     return list(strongest.values())
 
 
@@ -155,28 +151,19 @@ def _digests_in(fingerprints: str) -> list[bytes]:
 def _overlap_by_content(train_tasks: Sequence[Task], eval_tasks: Sequence[Task]) -> Iterator[Overlap]:
     by_sketch: defaultdict[bytes, list[tuple[Pair, Task]]] = defaultdict(list)
     for task in eval_tasks:
-        for pair in task.pairs:
+        for pair in () if task.is_counting else task.pairs:
             by_sketch[_sketch(pair)].append((pair, task))
-
-    @cache
-    def evaluated(sketch: bytes) -> Mapping[bytes, Sequence[Task]]:
-        found: defaultdict[bytes, list[Task]] = defaultdict(list)
-        for pair, task in by_sketch[sketch]:
-            found[canonical_pair(pair)].append(task)
-        return found
-
+    canonical = cache(canonical_pair)
     for task in train_tasks:
-        for pair in task.pairs:
+        for pair in () if task.is_counting else task.pairs:
             for known in (pair, Pair(pair.input, None)):
                 # Nearly every pair is cleared by its sketch, at a tenth of a fingerprint's cost.
-                if (sketch := _sketch(known)) not in by_sketch:
-                    continue
-                for other in evaluated(sketch).get(canonical_pair(known), ()):
-                    if puzzle_of(task.id) == puzzle_of(other.id):
+                for asked, other in by_sketch.get(_sketch(known), ()):
+                    if puzzle_of(task.id) == puzzle_of(other.id) or canonical(known) != canonical(asked):
                         continue
                     if len(task.pairs) == len(other.pairs) and canonical_task(task) == canonical_task(other):
                         yield Overlap("task", puzzle_of(task.id), puzzle_of(other.id))
-                    elif sum(grid.size for grid in _grids(known)) >= COINCIDENCE_CELLS:
+                    elif sum(grid.size for grid in known.grids) >= COINCIDENCE_CELLS:
                         yield Overlap("pair", puzzle_of(task.id), puzzle_of(other.id))
 
 
@@ -199,17 +186,13 @@ def _digests(pair: Pair) -> tuple[bytes, ...]:
 
 def _turned(pair: Pair) -> Iterator[tuple[Grid, ...]]:
     """Yield a pair's grids under each of the 8 symmetries."""
-    return (tuple(turn(grid, symmetry) for grid in _grids(pair)) for symmetry in range(NUM_SYMMETRIES))
+    return (tuple(turn(grid, symmetry) for grid in pair.grids) for symmetry in range(NUM_SYMMETRIES))
 
 
 def _sketch(pair: Pair) -> bytes:
     """Describe a pair by what no symmetry and no renaming changes: sides and colour counts of each grid, sorted."""
-    counts = (np.sort(np.bincount(grid.ravel(), minlength=NUM_COLORS)).tobytes() for grid in _grids(pair))
-    return bytes(side for grid in _grids(pair) for side in sorted(grid.shape)) + b"".join(counts)
-
-
-def _grids(pair: Pair) -> tuple[Grid, ...]:
-    return (pair.input,) if pair.output is None else (pair.input, pair.output)
+    counts = (np.sort(np.bincount(grid.ravel(), minlength=NUM_COLORS)).tobytes() for grid in pair.grids)
+    return bytes(side for grid in pair.grids for side in sorted(grid.shape)) + b"".join(counts)
 
 
 def _digest(content: bytes) -> bytes:

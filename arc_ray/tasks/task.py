@@ -1,12 +1,12 @@
 """`Grid`, `Pair`, `Task`: what a puzzle is, its ARC JSON, and `TaskTable`, the same puzzles as flat arrays.
 
-Everything that reads a puzzle from outside goes through `parse_task`, so a malformed grid is reported once,
-with file, task, pair and reason, and never met again further down.
+Everything that reads a puzzle from outside goes through `parse_task`: a malformed grid is reported once, with its place.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ Grid = npt.NDArray[np.uint8]
 
 MAX_SIDE = 30
 NUM_COLORS = 10
+NUM_SYMMETRIES = 8
+"""Those of the square: of a symmetry's number the low two bits are quarter turns counter-clockwise, bit 2 transposes first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +30,11 @@ class Pair:
 
     input: Grid
     output: Grid | None
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """The input and, if it is known, the output."""
+        return (self.input,) if self.output is None else (self.input, self.output)
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,40 @@ class Task:
         return f"<Task {self.id} | {len(self.train)} train | {len(self.test)} test | {len(self.questions)} questions>"
 
 
+def turn(grid: Grid, symmetry: int) -> Grid:
+    """Turn and mirror a grid without copying cells: (h, w) to (h, w) or (w, h)."""
+    grid = grid.T if symmetry & 4 else grid
+    match symmetry & 3:
+        case 0:
+            return grid
+        case 1:
+            return grid.T[::-1]
+        case 2:
+            return grid[::-1, ::-1]
+        case _:
+            return grid.T[:, ::-1]
+
+
+def same_grid(a: Grid | None, b: Grid | None) -> bool:
+    """Tell whether two grids agree in shape and every cell; a missing grid equals nothing."""
+    return a is not None and b is not None and a.shape == b.shape and bool((a == b).all())
+
+
+def without_tests(task: Task) -> Task:
+    """Return the task without its test pairs, so that no asked answer can be reached from it."""
+    return Task(task.id, task.train, (), description=task.description)
+
+
+def puzzle_of(task_id: str) -> str:
+    """Name the puzzle that a task was cut from: `id#k` comes from `id`, any other id is a puzzle of its own."""
+    return task_id.partition("#")[0]
+
+
+def largest_side(pairs: Sequence[Pair]) -> int:
+    """Return the longest side, in cells, of any grid of these pairs, 0 of none."""
+    return max((max(grid.shape) for pair in pairs for grid in pair.grids), default=0)
+
+
 def parse_grid(value: object, where: str) -> Grid:
     """Check and convert a list of lists of colours; `where` names file, task and pair in the error.
 
@@ -75,16 +116,13 @@ def parse_grid(value: object, where: str) -> Grid:
         raise UserError(f"{where}: a grid is a non-empty list of rows, each a list of colours; got {_short(value)}")
     widths = {len(row) for row in value}
     if len(widths) > 1:
-        raise UserError(
-            f"{where}: rows differ in length ({sorted(widths)}); every row of a grid has the same number of cells"
-        )
+        raise UserError(f"{where}: rows differ in length ({sorted(widths)}); every row has the same number of cells")
     height, width = len(value), widths.pop()
     if not 1 <= width <= MAX_SIDE or height > MAX_SIDE:
         raise UserError(f"{where}: the grid is {height}x{width}; sides go from 1 to {MAX_SIDE}")
-    for row in value:
-        for cell in row:
-            if isinstance(cell, bool) or not isinstance(cell, int | np.integer) or not 0 <= cell < NUM_COLORS:
-                raise UserError(f"{where}: {_short(cell)} is no colour; colours are the integers 0 to 9")
+    for cell in chain.from_iterable(value):
+        if isinstance(cell, bool) or not isinstance(cell, int | np.integer) or not 0 <= cell < NUM_COLORS:
+            raise UserError(f"{where}: {_short(cell)} is no colour; colours are the integers 0 to 9")
     return np.array(value, dtype=np.uint8)
 
 
@@ -108,9 +146,9 @@ def parse_task(task_id: str, value: object, file: str) -> Task:
 
 
 def parse_pair(value: object, where: str, hidden: bool) -> Pair:
-    """Check and convert one {"input": grid, "output": grid}; where `hidden` is allowed, the output may be missing.
+    """Check and convert one {"input": grid, "output": grid}, whose output may be missing only if it may be `hidden`.
 
-    Raises UserError that begins with `where`, which names file, task and pair.
+    Raises UserError that begins with `where`.
     """
     if not isinstance(value, dict) or "input" not in value:
         raise UserError(f'{where}: a pair is an object with "input" and "output"; got {_short(value)}')
@@ -118,6 +156,27 @@ def parse_pair(value: object, where: str, hidden: bool) -> Pair:
         raise UserError(f'{where}: "output" is missing')
     given = parse_grid(value["input"], f"{where}, input")
     return Pair(given, None if value.get("output") is None else parse_grid(value["output"], f"{where}, output"))
+
+
+def _parse_questions(value: object, where: str) -> tuple[Question, ...]:
+    keys = ("kind", "question", "answer")
+    if not isinstance(value, list):
+        raise UserError(f'{where}: "questions" is a list; got {_short(value)}')
+    for i, record in enumerate(value):
+        if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in keys):
+            raise UserError(f"{where}, question {i}: a question has the texts {', '.join(keys)}; got {_short(record)}")
+    return tuple(Question(*(record[key] for key in keys)) for record in value)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def pair_to_json(pair: Pair) -> dict[str, Any]:
+    """Convert a pair to ARC JSON; a hidden output is left out."""
+    record = {"input": pair.input.tolist()}
+    return record if pair.output is None else {**record, "output": pair.output.tolist()}
 
 
 def task_to_json(task: Task) -> dict[str, Any]:
@@ -196,44 +255,3 @@ class TaskTable:
     def num_pairs(self) -> npt.NDArray[np.int32]:
         """How many pairs each task owns: (num_tasks,)."""
         return np.diff(self.first_pair)
-
-
-def _parse_questions(value: object, where: str) -> tuple[Question, ...]:
-    keys = ("kind", "question", "answer")
-    if not isinstance(value, list):
-        raise UserError(f'{where}: "questions" is a list; got {_short(value)}')
-    for i, record in enumerate(value):
-        if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in keys):
-            raise UserError(f"{where}, question {i}: a question has the texts {', '.join(keys)}; got {_short(record)}")
-    return tuple(Question(*(record[key] for key in keys)) for record in value)
-
-
-def pair_to_json(pair: Pair) -> dict[str, Any]:
-    """Convert a pair to ARC JSON; a hidden output is left out."""
-    record = {"input": pair.input.tolist()}
-    return record if pair.output is None else {**record, "output": pair.output.tolist()}
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def same_grid(a: Grid | None, b: Grid | None) -> bool:
-    """Tell whether two grids agree in shape and every cell; a missing grid equals nothing."""
-    return a is not None and b is not None and a.shape == b.shape and bool((a == b).all())
-
-
-def without_tests(task: Task) -> Task:
-    """Return the task without its test pairs, so that no asked answer can be reached from it."""
-    return Task(task.id, task.train, (), description=task.description)
-
-
-def puzzle_of(task_id: str) -> str:
-    """Name the puzzle that a task was cut from: `id#k` comes from `id`, any other id is a puzzle of its own."""
-    return task_id.partition("#")[0]
-
-
-def largest_side(pairs: Sequence[Pair]) -> int:
-    """Return the longest side, in cells, of any grid of these pairs."""
-    return max(max(grid.shape) for pair in pairs for grid in (pair.input, pair.output) if grid is not None)

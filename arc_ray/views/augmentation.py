@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from arc_ray.seeding import below, unit_floats
-from arc_ray.tasks.symmetries import NUM_SYMMETRIES, swaps_sides, symmetry_name, turn, turn_back
-from arc_ray.tasks.task import MAX_SIDE, NUM_COLORS, Grid
+from arc_ray.tasks.task import MAX_SIDE, NUM_COLORS, NUM_SYMMETRIES, Grid, turn
 
 SAME_COLORS = tuple(range(NUM_COLORS))
 
@@ -34,6 +33,28 @@ Codes = npt.NDArray[np.uint8]
 """One-sided changes as columns: 0 for none or 1 + side, kind, and three parameters: (n, 5)."""
 _Ints = npt.NDArray[np.int64]
 _Bits = npt.NDArray[np.uint64]
+
+
+def turn_back(grid: Grid, symmetry: int) -> Grid:
+    """Undo `turn`; the result is contiguous."""
+    turned = turn(grid, -symmetry & 3)
+    return np.ascontiguousarray(turned.T if symmetry & 4 else turned)
+
+
+def swaps_sides(symmetry: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
+    """Tell for each symmetry whether it exchanges height and width."""
+    return ((symmetry >> 2) ^ symmetry) & 1 == 1
+
+
+def cell_order(height: int, width: int, symmetry: int) -> npt.NDArray[np.int64]:
+    """Return where each cell of a turned height x width grid comes from: `turned.ravel() == grid.ravel()[order]`."""
+    return turn(np.arange(height * width).reshape(height, width), symmetry).ravel()  # pyright: ignore
+
+
+def _symmetry_name(symmetry: int) -> str:
+    """Name a symmetry, such as transpose.turn1; the identity has an empty name."""
+    turns = [f"turn{symmetry & 3}"] if symmetry & 3 else []
+    return ".".join((["transpose"] if symmetry & 4 else []) + turns)
 
 
 @dataclass(frozen=True)
@@ -94,7 +115,7 @@ class OneSided:
         """A readable name that no other change has, such as output-scale2x3 or input-pad1x0c5."""
         match self.kind, self.parameters:
             case "geometric", (symmetry,):
-                return f"{self.side}-{symmetry_name(symmetry).replace('.', '-')}"
+                return f"{self.side}-{_symmetry_name(symmetry).replace('.', '-')}"
             case "padding", (rows, columns, color):
                 return f"{self.side}-pad{rows}x{columns}c{color}"
             case "upscale", (down, across):
@@ -119,7 +140,7 @@ class Augmentation:
     """
 
     symmetry: int = 0
-    """A number of `tasks.symmetries`."""
+    """A number below NUM_SYMMETRIES."""
     colors: tuple[int, ...] = SAME_COLORS
     """Colour c becomes colors[c]; always a bijection."""
     one_sided: OneSided | None = None
@@ -145,7 +166,7 @@ class Augmentation:
     def name(self) -> str:
         """A readable name that no other augmentation has, such as `transpose.turn1.colors0312456789`."""
         colors = "colors" + "".join(map(str, self.colors)) if self.colors != SAME_COLORS else ""
-        parts = [self.one_sided.name if self.one_sided else "", symmetry_name(self.symmetry), colors]
+        parts = [self.one_sided.name if self.one_sided else "", _symmetry_name(self.symmetry), colors]
         return ".".join(filter(None, parts)) or "same"
 
     def _change(self, side: PairSide | None) -> OneSided | None:

@@ -12,8 +12,7 @@ import numpy.typing as npt
 
 from arc_ray.config.training import ViewConfig
 from arc_ray.seeding import below, counter_bits, digest64, unit_floats, view_keys
-from arc_ray.tasks.symmetries import NUM_SYMMETRIES
-from arc_ray.tasks.task import NUM_COLORS, TaskTable
+from arc_ray.tasks.task import NUM_COLORS, NUM_SYMMETRIES, TaskTable
 from arc_ray.views.augmentation import NUM_DRAWS, SAME_COLORS, Augmentation, Codes, OneSided, draw_one_sided
 
 _SYMMETRY, _COLORS, _BACKGROUND, _PAIRS, _ORDER, _QUESTIONS, _ONE_SIDED, _NUM_SHOWN = range(8)

@@ -10,7 +10,6 @@ from hypothesis.extra import numpy as hnp
 from scipy import stats
 
 from arc_ray.seeding import counter_bits
-from arc_ray.tasks.symmetries import cell_order, swaps_sides
 from arc_ray.tasks.task import Grid
 from arc_ray.views.augmentation import (
     KINDS,
@@ -19,8 +18,10 @@ from arc_ray.views.augmentation import (
     Augmentation,
     OneSided,
     PairSide,
+    cell_order,
     changed_shapes,
     draw_one_sided,
+    swaps_sides,
 )
 
 grids = hnp.arrays(np.uint8, st.tuples(st.integers(1, 7), st.integers(1, 7)), elements=st.integers(0, 9))
