@@ -12,8 +12,8 @@ from arc_ray.config import Config
 from arc_ray.errors import NotMadeYetError, UserError
 from arc_ray.rows.prepare import codec_of
 from arc_ray.rows.quality import describe_data, quality_lines
-from arc_ray.runs.fetch import obtaining
-from arc_ray.runs.folder import PACKAGES, version_of
+from arc_ray.runs.base import obtaining
+from arc_ray.runs.machine import PACKAGES, version_of
 from arc_ray.runs.starts import lineage, with_start
 from arc_ray.study.needs import Needs
 

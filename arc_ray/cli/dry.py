@@ -9,7 +9,7 @@ from arc_ray.config import Config, to_yaml
 from arc_ray.datasets.requests import check_identity, dataset_folder, requests_of
 from arc_ray.errors import NotMadeYetError
 from arc_ray.models.estimate import estimate_lines
-from arc_ray.runs.fetch import obtaining
+from arc_ray.runs.base import obtaining
 from arc_ray.runs.folder import as_made, is_finished, resolve_reference, run_folder
 from arc_ray.storage import Folder
 from arc_ray.study.needs import Command, Needs, points_of

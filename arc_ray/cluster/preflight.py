@@ -20,7 +20,7 @@ from ray.exceptions import RayError
 from arc_ray.cluster.roles import TRIAL_CPUS, Room, run_on
 from arc_ray.config import Config
 from arc_ray.errors import UserError
-from arc_ray.runs.folder import PACKAGES, version_of
+from arc_ray.runs.machine import PACKAGES, version_of
 from arc_ray.storage import Folder
 
 REACH_SECONDS = 5.0

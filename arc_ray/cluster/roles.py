@@ -15,7 +15,7 @@ import ray
 import yaml
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from arc_ray.runs.cores import usable_cores
+from arc_ray.runs.machine import usable_cores
 
 ROLE = "arc-ray-role"
 """Label of a node: `head`, `data` (rows, generated examples) or `train`."""

@@ -11,9 +11,8 @@ from torch import nn
 from arc_ray.config.training import ModelConfig
 from arc_ray.errors import UserError
 from arc_ray.models.supported import longest_view
-from arc_ray.runs.base import explained, local_folder, model_path
-from arc_ray.runs.fetch import fingerprint, is_place_of
-from arc_ray.runs.folder import resolve_reference
+from arc_ray.runs.base import explained, fingerprint, local_folder, model_path
+from arc_ray.runs.folder import is_place_of, resolve_reference
 from arc_ray.storage import Folder
 
 DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -3,27 +3,20 @@
 <storage>/<name>/config.yaml  run.json  plan.parquet  metrics.jsonl  checkpoint-<step>/  result.json
 """
 
-import importlib.metadata
 import json
 import os
-import platform
 import re
-import subprocess
-import sys
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import yaml
 
 from arc_ray.config import Config, config_from, differing_keys, to_yaml, types_of, with_overrides
-from arc_ray.config.section import absolute, absolute_model
+from arc_ray.config.section import BUILT_IN, absolute, absolute_model
 from arc_ray.errors import NotMadeYetError, UserError
-from arc_ray.runs.cores import usable_cores
-from arc_ray.runs.fetch import is_place_of
+from arc_ray.runs.machine import describe_run
 from arc_ray.storage import Folder
 
-PACKAGES = ("ray", "torch", "transformers", "peft", "trl", "deepspeed", "pyarrow", "numpy", "reasoning-gym")
 METRICS_FILE = "metrics.jsonl"
 WHERE_NOT_WHAT = (
     "ray",
@@ -55,7 +48,6 @@ AUTO = (("scaling", "use_gpu"), ("scaling", "num_workers"), ("model", "dtype"), 
 
 JOB_FOLDER = "/runtime_resources/working_dir_files/"
 """Part of the path of a job's own copy of the directory from which it was submitted, another one for each cluster."""
-
 
 PERMISSIONS = ("data.allow_overlap",)
 """Config keys that let a run go on which would be refused; the folder's config.yaml then says so."""
@@ -109,26 +101,6 @@ def as_made(folder: Folder, config: Config) -> Config:
         if asked[section][key] == "auto"
     }
     return with_overrides(config, {key: value for key, value in found.items() if value != "auto"})
-
-
-def describe_run(config: Config, command: str) -> dict[str, Any]:
-    """Describe where a run was made: command, time, versions, hardware, git commit."""
-    return {
-        "command": command,
-        "arguments": sys.argv[1:],
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seed": config.seed,
-        "python": platform.python_version(),
-        "versions": {name: version_of(name) for name in PACKAGES},
-        "hardware": {"machine": platform.machine(), "system": platform.system(), "cores": usable_cores()},
-        "placement": {
-            "use_gpu": config.scaling.use_gpu,
-            "num_workers": config.scaling.num_workers,
-            "dtype": config.model.dtype,
-            "micro_rows": config.train.micro_rows,
-        },
-        "git_commit": _git_commit(),
-    }
 
 
 def is_finished(folder: Folder) -> bool:
@@ -233,6 +205,11 @@ def _with_defaults(made_by: dict[str, Any]) -> dict[str, Any]:
         return made_by
 
 
+def is_place_of(name: str, path: str) -> bool:
+    """Tell whether a path is where a storage keeps the built-in model of this name."""
+    return name in BUILT_IN and path.endswith(f"/models/{name}")
+
+
 def _is_same(key: str, old: Any, new: Any) -> bool:
     """Tell whether two values of a key are equal, or name the same place where a run folder was written in other words.
 
@@ -259,19 +236,3 @@ def _what(tree: dict[str, Any]) -> dict[str, Any]:
 
 def _is_where(key: str) -> bool:
     return any(key == where or key.startswith(f"{where}.") for where in WHERE_NOT_WHAT)
-
-
-def version_of(package: str) -> str | None:
-    """Return the version of an installed package, None of one that is not."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _git_commit() -> str | None:
-    try:
-        done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None

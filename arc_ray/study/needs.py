@@ -21,7 +21,7 @@ from arc_ray.errors import NotMadeYetError, UserError, nearest
 from arc_ray.evaluate.evaluation import REDONE, check_evaluation, run_evaluation
 from arc_ray.progress import Progress
 from arc_ray.rows.guard import refuse_overlap
-from arc_ray.runs.fetch import obtain_model
+from arc_ray.runs.base import obtain_model
 from arc_ray.runs.folder import claim, is_finished, refuse_other_config, run_folder
 from arc_ray.runs.starts import lineage, needed_runs, with_start
 from arc_ray.scores.analysis import choosing_half

@@ -15,8 +15,7 @@ from arc_ray.config import Config
 from arc_ray.errors import UserError
 from arc_ray.models.build import save_weights, trainable
 from arc_ray.prompts.tokenizer import frame_of
-from arc_ray.runs.base import model_path
-from arc_ray.runs.fetch import fingerprint
+from arc_ray.runs.base import fingerprint, model_path
 from arc_ray.runs.folder import checkpoint_name, checkpoint_steps
 from arc_ray.storage import Folder
 from arc_ray.train.engine import MOMENTS, State

@@ -22,8 +22,8 @@ from arc_ray.rows.maker import Batch, RowMaker
 from arc_ray.rows.plan import Plan
 from arc_ray.rows.stream import ahead, stream_rows
 from arc_ray.rows.validation import ValidationSet
-from arc_ray.runs.cores import usable_cores
 from arc_ray.runs.folder import run_folder
+from arc_ray.runs.machine import usable_cores
 from arc_ray.train.accuracy import validate
 from arc_ray.train.checkpoint import CheckpointWriter, newest_checkpoint, read_state
 from arc_ray.train.engine import Start, begin, gather_state, load_weights, make_engine

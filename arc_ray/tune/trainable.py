@@ -16,8 +16,8 @@ from arc_ray.config import Config
 from arc_ray.errors import unwrapped
 from arc_ray.rows.plan import Plan
 from arc_ray.rows.prepare import plan_key, prepare
-from arc_ray.runs.cores import usable_cores
 from arc_ray.runs.folder import checkpoint_steps, is_finished, read_metrics, run_folder
+from arc_ray.runs.machine import usable_cores
 from arc_ray.storage import Folder
 from arc_ray.train.run import SharedRows, in_store, run_training
 from arc_ray.tune.space import Point, trial_config

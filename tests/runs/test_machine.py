@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from arc_ray.runs.cores import cpu_quota, usable_cores
+from arc_ray.runs.machine import cpu_quota, usable_cores
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -45,8 +45,8 @@ def test_affinity_and_quota_are_both_kept(
 ) -> None:
     """Catches a half CPU that rounds to none, and a quota without the affinity."""
     write(tmp_path, {"cpu.max": limit, "membership": "0::/\n"})
-    monkeypatch.setattr("arc_ray.runs.cores.CGROUPS", tmp_path)
-    monkeypatch.setattr("arc_ray.runs.cores.MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr("arc_ray.runs.machine.CGROUPS", tmp_path)
+    monkeypatch.setattr("arc_ray.runs.machine.MEMBERSHIP", tmp_path / "membership")
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(64)))
     assert usable_cores() == cores
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {3})

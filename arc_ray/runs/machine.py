@@ -1,8 +1,20 @@
-"""How many cores this process may use: a machine may have many more than a container or a batch job is given."""
+"""What a run is made on: the cores that this process may use, versions, commit.
 
+A machine may have many more cores than a container or a batch job is given.
+"""
+
+import importlib.metadata
 import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+from arc_ray.config import Config
+
+PACKAGES = ("ray", "torch", "transformers", "peft", "trl", "deepspeed", "pyarrow", "numpy", "reasoning-gym")
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 """Where Linux mounts its control groups, and where it says which of them this process is in."""
@@ -41,3 +53,39 @@ def _quota(group: Path) -> float | None:
         quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
         return int(quota) / int(period) if int(quota) > 0 else None
     return None
+
+
+def describe_run(config: Config, command: str) -> dict[str, Any]:
+    """Describe where a run was made: command, time, versions, hardware, git commit."""
+    return {
+        "command": command,
+        "arguments": sys.argv[1:],
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": config.seed,
+        "python": platform.python_version(),
+        "versions": {name: version_of(name) for name in PACKAGES},
+        "hardware": {"machine": platform.machine(), "system": platform.system(), "cores": usable_cores()},
+        "placement": {
+            "use_gpu": config.scaling.use_gpu,
+            "num_workers": config.scaling.num_workers,
+            "dtype": config.model.dtype,
+            "micro_rows": config.train.micro_rows,
+        },
+        "git_commit": _git_commit(),
+    }
+
+
+def version_of(package: str) -> str | None:
+    """Return the version of an installed package, None of one that is not."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    try:
+        done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -12,8 +12,7 @@ from arc_ray.config.training import ModelConfig
 from arc_ray.errors import UserError
 from arc_ray.models.weights import load_base
 from arc_ray.prompts.tokenizer import load_tokenizer
-from arc_ray.runs.base import model_path
-from arc_ray.runs.fetch import obtain_model, obtaining
+from arc_ray.runs.base import model_path, obtain_model, obtaining
 from arc_ray.storage import Folder
 
 CONFIGS = Path(__file__).parents[2] / "configs"
