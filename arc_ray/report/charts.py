@@ -11,7 +11,6 @@ from arc_ray.report.drawing import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, Chart, Line
 from arc_ray.report.frames import DataFrame, Row, Series
 from arc_ray.report.load import Report
 from arc_ray.report.words import is_number, number, setting, setting_value, short_key, shortened, show, word
-from arc_ray.scores.curves import at_equal_tokens
 
 CURVES = ("train/loss", "eval/loss", "eval/solved", "eval/cell_accuracy")
 TOKENS = "train/learned_tokens"
@@ -58,8 +57,10 @@ def equal_tokens_chart(report: Report) -> tuple[Chart, float] | None:
     if not curves or key is None:
         return None
     tokens = min(float(xs[-1]) for xs, _ in curves.values())
-    values = done["trial"].map(at_equal_tokens(curves, tokens))
-    chart = _effect_chart(report, done.assign(**{report.metric: values}).dropna(subset=[report.metric]), key)
+    values = {trial: float(np.interp(tokens, *curve)) for trial, curve in curves.items() if curve[0][0] <= tokens}
+    chart = _effect_chart(
+        report, done.assign(**{report.metric: done["trial"].map(values)}).dropna(subset=[report.metric]), key
+    )
     return replace(chart, title=f"{chart.title}, at {number(tokens)} learned tokens"), tokens
 
 

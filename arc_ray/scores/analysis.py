@@ -2,9 +2,8 @@
 
     finished runs -> gather -> compare (choosing_half, choose_setting, paired_effect) -> finding
 
-The best of eight settings looks better than it is, because its luck was chosen too. Choosing on one half of the tasks
-and measuring on the other takes away the luck of the tasks, fresh seeds that of the seeds. Other ways to choose, and
-what they cost: `tests/benchmarks/STATISTICS.md`.
+The best of eight settings looks better than it is, because its luck was chosen too: see "Choosing settings" in
+`tests/benchmarks/STATISTICS.md`. Beside it, learning curves are read at one level of loss and at one number of tokens.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,9 @@ from arc_ray.scores.intervals import Effect, needed, paired_effect
 from arc_ray.scores.records import FloatArray
 from arc_ray.seeding import digest64
 from arc_ray.tasks.task import puzzle_of
+
+Points = Sequence[float] | FloatArray
+"""One coordinate of a curve, (num_points,)."""
 
 WORTH_SHOWING = 0.05
 """Effect for which a larger study is planned where none is shown."""
@@ -89,9 +91,9 @@ def gather(runs: Iterable[Run]) -> Outcomes:
 def choosing_half(task_ids: Sequence[str], seed: int) -> npt.NDArray[np.bool_]:
     """Mark the half of the tasks on which settings are chosen, (num_tasks,); the others, never fewer, measure.
 
-    The same tasks are marked in whatever order they come, and the tasks of a source (`source/...`) whether others are
-    there or not: a metric of one source is judged on the same halves. Outputs of one task, and tasks cut from one
-    puzzle, stay together, unless their source has only one. Raises UserError where nothing would be left to choose on.
+    The same are marked in whatever order they come, and of a source (`source/...`) whether others are there or not.
+    Outputs of one task, and tasks cut from one puzzle, stay together, unless their source has only one. Raises UserError
+    where nothing would be left to choose on.
     """
     by_source: dict[str, list[str]] = {}
     for task_id in task_ids:
@@ -195,3 +197,27 @@ def _needed_words(effect: Effect) -> str:
         return f"{points} takes both more seeds and more {effect.unit}"
     ways = [f"{seeds} seeds"] * (seeds is not None) + [f"{units} measured {effect.unit}"] * (units is not None)
     return f"{points} takes about {' or '.join(ways)}"
+
+
+def steps_to_loss(steps: Points, losses: Points, level: float) -> float | None:
+    """Return the step at which a curve first comes down to a level, linear between its points; None if it never does."""
+    steps, losses = np.asarray(steps, dtype=np.float64), np.asarray(losses, dtype=np.float64)
+    reached = np.flatnonzero(losses <= level)[:1]
+    if not len(reached):
+        return None
+    around = slice(max(int(reached[0]) - 1, 0), int(reached[0]) + 1)
+    return float(np.interp(-level, -losses[around], steps[around]))
+
+
+def at_equal_tokens(curves: Mapping[str, tuple[Points, Points]]) -> tuple[float, dict[str, float | None]]:
+    """Read every trial's curve, (tokens seen, value), at the most tokens that all have seen; return these and the values.
+
+    Settings with more epochs have seen more data at their end, which is no merit of theirs. A trial whose curve begins
+    later has None.
+    """
+    tokens = min((float(seen[-1]) for seen, _ in curves.values()), default=0.0)
+    values = {
+        name: float(np.interp(tokens, seen, values)) if seen[0] <= tokens else None
+        for name, (seen, values) in curves.items()
+    }
+    return tokens, values

@@ -1,6 +1,6 @@
 """Intervals: how far a share of tasks, or the difference of two arms over tasks and seeds, may be off.
 
-Why these methods, and how often they hold the truth: `tests/benchmarks/STATISTICS.md`.
+The formulas, their reasons, and how often the intervals hold the truth: `tests/benchmarks/STATISTICS.md`.
 """
 
 from bisect import bisect_left
@@ -72,10 +72,7 @@ class Needed(NamedTuple):
 
 
 def units_of(task_ids: Sequence[str]) -> tuple[IntArray, str]:
-    """Number the independent units of tasks, (num_tasks,), and say what they are: "puzzles" or "tasks".
-
-    Tasks of one puzzle are solved together, so that the puzzle is the unit, where there are at least four puzzles.
-    """
+    """Number the independent units of tasks, (num_tasks,), and name them: "puzzles" where there are enough, or "tasks"."""
     puzzles = [puzzle_of(task_id) for task_id in task_ids]
     if FEWEST_PUZZLES <= len(set(puzzles)) < len(puzzles):
         return np.unique(puzzles, return_inverse=True)[1], "puzzles"
@@ -88,9 +85,9 @@ def share_interval(
     """Return value, low and high of a share: a sum over tasks (`above`, each at most `below`) over another sum.
 
     Both are (..., num_tasks), the results (...); `units` is what `units_of` returns. Agresti and Coull's interval at an
-    effective sample size, cut where Clopper and Pearson's is narrower: STATISTICS.md, "A share of tasks".
+    effective sample size, cut where Clopper and Pearson's is narrower.
     """
-    right, of = by_unit(above, units), by_unit(below, units)
+    right, of = _by_unit(above, units), _by_unit(below, units)
     total, squares = of.sum(-1), (of**2).sum(-1)
     value = right.sum(-1) / total
     # Few informative units hardly tell how alike a unit's outcomes are: one more, all right or all wrong, is added.
@@ -112,10 +109,7 @@ def share_interval(
 
 
 def share_over_seeds(outcomes: FloatArray, units: IntArray, confidence: float) -> tuple[FloatArray, FloatArray]:
-    """Return low and high of the mean of outcomes (..., num_seeds, num_tasks) between 0 and 1, over seeds and tasks.
-
-    A unit's outcomes with all seeds are one to `share_interval`; the seeds' part of `half_width` is added as squares.
-    """
+    """Return low and high of the mean of outcomes (..., num_seeds, num_tasks) between 0 and 1, over seeds and tasks."""
     num_seeds, num_tasks = outcomes.shape[-2:]
     value, low, high = share_interval(outcomes.sum(-2), np.full(num_tasks, float(num_seeds)), units, confidence)
     seeds = _seeds_part(mean_squares(outcomes, units)[0], num_seeds, int(units.max()) + 1, confidence)
@@ -124,10 +118,10 @@ def share_over_seeds(outcomes: FloatArray, units: IntArray, confidence: float) -
 
 
 def paired_effect(arm: FloatArray, baseline: FloatArray, task_ids: Sequence[str], confidence: float) -> Effect:
-    """Interval the mean of arm - baseline, outcomes between 0 and 1, over seeds and tasks; with one seed, over tasks.
+    """Estimate the mean of arm - baseline, outcomes between 0 and 1, over seeds and tasks; with one seed, over tasks.
 
-    Both are (num_seeds, num_tasks); row by row they share the seed, column by column the task. `task_ids` tells which
-    tasks come from one puzzle. Raises UserError for fewer than two tasks.
+    Both are (num_seeds, num_tasks); row by row they share the seed, column by column the task of `task_ids`.
+    Raises UserError for fewer than two tasks.
     """
     assert arm.shape == baseline.shape, f"{arm.shape} against {baseline.shape}"
     difference = np.asarray(arm, dtype=np.float64) - baseline
@@ -144,11 +138,7 @@ def paired_effect(arm: FloatArray, baseline: FloatArray, task_ids: Sequence[str]
 def difference_interval(
     difference: FloatArray, units: IntArray, confidence: float
 ) -> tuple[MeanSquares, FloatArray, FloatArray]:
-    """Return mean squares, low and high of the mean of differences (..., num_seeds, num_tasks) between -1 and 1.
-
-    Seeds and units are crossed random effects; to differences of yes and no, a gain and a loss are added for each
-    seed: STATISTICS.md, "A difference of two arms".
-    """
+    """Return mean squares, low and high of the mean of differences (..., num_seeds, num_tasks) between -1 and 1."""
     squares, kept = mean_squares(difference, units)
     mean = difference.mean(axis=(-2, -1))
     centre, reach = mean * kept, half_width(squares, difference.shape[-2], int(units.max()) + 1, confidence)
@@ -156,16 +146,16 @@ def difference_interval(
 
 
 def mean_squares(difference: FloatArray, units: IntArray) -> tuple[MeanSquares, FloatArray]:
-    """Split the variation of differences (..., num_seeds, num_tasks) by seed and unit.
+    """Split the variation of differences (..., num_seeds, num_tasks) by seed and unit: crossed random effects.
 
-    Also returns the share of the mean that is kept when a gain and a loss are added (1 where none are). Units of
-    unequal size are linearised about the mean, as is usual for a ratio.
+    Also returns the share of the mean that is kept when a gain and a loss are added for each seed, as they are to
+    differences of yes and no. Units of unequal size are linearised about the mean, as is usual for a ratio.
     """
     num_seeds, num_tasks = difference.shape[-2:]
     sizes = np.bincount(units)
     num_units, scale = len(sizes), len(sizes) / num_tasks
     mean = difference.mean(axis=(-2, -1), keepdims=True)
-    centred = scale * by_unit(difference - mean, units)
+    centred = scale * _by_unit(difference - mean, units)
     seed_means, unit_means = centred.mean(axis=-1, keepdims=True), centred.mean(axis=-2, keepdims=True)
     seed = num_units * (seed_means**2).sum(axis=(-2, -1)) / max(num_seeds - 1, 1)
     rest = ((centred - seed_means - unit_means) ** 2).sum(axis=(-2, -1)) / max((num_seeds - 1) * (num_units - 1), 1)
@@ -184,10 +174,7 @@ def mean_squares(difference: FloatArray, units: IntArray) -> tuple[MeanSquares, 
 
 
 def half_width(squares: MeanSquares, num_seeds: int, num_units: int, confidence: float) -> FloatArray:
-    """Return half the width of an interval of a mean, in the shape of the mean squares; with one seed, the units' part.
-
-    The parts of seeds and units have a Student's factor each: STATISTICS.md, "A difference of two arms".
-    """
+    """Return half the width of an interval of a mean, in the shape of the mean squares; with one seed, the units' part."""
     unit = student_quantile(confidence, num_units - 1) * np.sqrt(squares.unit / (num_seeds * num_units))
     return np.hypot(unit, _seeds_part(squares, num_seeds, num_units, confidence))
 
@@ -202,10 +189,7 @@ def _seeds_part(squares: MeanSquares, num_seeds: int, num_units: int, confidence
 
 
 def needed(effect: Effect, size: float) -> Needed:
-    """Plan from a finished comparison: how many seeds, or units, would show an effect of this size (see `POWER`).
-
-    The variances of seeds, units and rest are taken as estimated, so the numbers are rough: "about 9 seeds".
-    """
+    """Plan from a comparison how many seeds, or units, would show an effect of this size; rough, as its variances are."""
     seed, unit, rest = (float(square) for square in effect.mean_squares)
     a_seed, a_unit = max(seed - rest, 0.0) / effect.num_units, max(unit - rest, 0.0) / effect.num_seeds
 
@@ -230,7 +214,7 @@ def student_quantile(confidence: float, degrees: npt.ArrayLike) -> FloatArray:
     return stdtrit(degrees, (1 + confidence) / 2)
 
 
-def by_unit(values: FloatArray, units: IntArray) -> FloatArray:
+def _by_unit(values: FloatArray, units: IntArray) -> FloatArray:
     """Add up the tasks of each unit: (..., num_tasks) -> (..., num_units)."""
     if len(units) == int(units.max()) + 1:
         return values[..., np.argsort(units)]

@@ -10,8 +10,16 @@ import numpy as np
 from arc_ray.config import Config, value_name
 from arc_ray.errors import UserError
 from arc_ray.runs.folder import read_metrics
-from arc_ray.scores.analysis import Comparison, Run, choosing_half, compare, finding, gather
-from arc_ray.scores.curves import at_equal_tokens, steps_to_loss
+from arc_ray.scores.analysis import (
+    Comparison,
+    Run,
+    at_equal_tokens,
+    choosing_half,
+    compare,
+    finding,
+    gather,
+    steps_to_loss,
+)
 from arc_ray.storage import Folder
 from arc_ray.tune.space import Point, trial_folder
 from arc_ray.tune.trials import Trial, candidates, read_outcomes
@@ -116,11 +124,10 @@ def _curves(measured: Sequence[Measured], metric: str) -> dict[str, Any]:
     arms, losses = [one.arm for one in measured], [one.column("eval/loss") for one in measured]
     level = max(map(min, losses))
     steps = [steps_to_loss(one.column("step"), loss, level) for one, loss in zip(measured, losses, strict=True)]
-    tokens = min(one.tokens[-1] for one in measured)
-    curves = {str(i): (one.tokens, one.column(metric)) for i, one in enumerate(measured)}
+    tokens, values = at_equal_tokens({str(i): (one.tokens, one.column(metric)) for i, one in enumerate(measured)})
     found = {
         "loss_at_step_0": _means(arms, [loss[0] for loss in losses]),
-        "equal_tokens": _means(arms, at_equal_tokens(curves, tokens).values()),
+        "equal_tokens": _means(arms, values.values()),
         "equal_tokens_at": tokens,
     }
     if to_level := _means(arms, steps):

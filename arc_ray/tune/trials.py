@@ -12,8 +12,7 @@ import numpy as np
 from arc_ray.config import Config, to_yaml
 from arc_ray.report.frames import frame, trial_row, trials_csv
 from arc_ray.runs.folder import MetricsTail, read_metrics, run_folder
-from arc_ray.scores.analysis import choosing_half
-from arc_ray.scores.curves import at_equal_tokens
+from arc_ray.scores.analysis import at_equal_tokens, choosing_half
 from arc_ray.storage import Folder
 from arc_ray.tune.space import Point, trial_config, trial_folder, trial_name
 
@@ -128,7 +127,7 @@ def candidates(config: Config, trials: Sequence[Trial], in_study: bool = False) 
         return rank(done)
     stopped = {trial.name: trial for trial in trials if trial.status == "stopped" and trial.merit}
     curves = {name: _curve(config, trial, in_study) for name, trial in stopped.items()}
-    values, ties = (at_equal_tokens({name: (c[0], c[i]) for name, c in curves.items()}) for i in (1, 2))
+    values, ties = (at_equal_tokens({name: (c[0], c[i]) for name, c in curves.items()})[1] for i in (1, 2))
     return rank([replace(t, merit=(v, ties[name])) for name, t in stopped.items() if (v := values[name]) is not None])
 
 

@@ -14,13 +14,14 @@ from scipy import stats
 from arc_ray.errors import UserError
 from arc_ray.scores.analysis import (
     Run,
+    at_equal_tokens,
     choose_setting,
     choosing_half,
     compare,
     finding,
     gather,
+    steps_to_loss,
 )
-from arc_ray.scores.curves import at_equal_tokens, steps_to_loss
 from arc_ray.scores.intervals import Effect, MeanSquares, mean_squares, needed, paired_effect, units_of
 from arc_ray.seeding import rng_for
 
@@ -103,6 +104,21 @@ def test_mean_squares_account_for_all_variation(key):
     assert kept == 1
     total = 3 * squares.seed + 8 * squares.unit + 24 * squares.rest
     assert total == pytest.approx(((difference - difference.mean()) ** 2).sum())
+
+
+def test_effects_and_plans_stay_what_they_were():
+    """Would catch a change of the formula that no coverage shows: yes and no, three seeds, puzzles of unequal size."""
+    rng = rng_for("test_analysis", "kept")
+    arm, baseline = (rng.random((2, 3, 60)) < [[[0.6]], [[0.4]]]).astype(float)
+    effect = effect_between(arm, baseline, [f"p{i % 7}#{i}" if i < 40 else f"{i}" for i in range(60)])
+    assert (effect.value, effect.low, effect.high) == pytest.approx((0.3, 0.1405, 0.4469), abs=5e-5)
+    assert (needed(effect, 0.05), needed(effect, 0.1)) == ((None, 750), (None, 189))
+    runs = [
+        run for name, rows in (("count", arm), ("base", baseline)) for run in runs_of(name, "a", rows[:, :40].tolist())
+    ]
+    (comparison,) = compare(gather(runs), "base", seed=1)
+    effect = comparison.effect
+    assert (effect.value, effect.low, effect.high) == pytest.approx((0.3, -0.1883, 0.7338), abs=5e-5)
 
 
 def test_tasks_cut_from_one_puzzle_are_one_piece_of_evidence():
@@ -359,6 +375,8 @@ def test_trials_are_compared_at_the_most_tokens_that_all_have_seen():
         "long": ([0, 400], [0.0, 0.8]),
         "late": ([150, 300], [0.1, 0.2]),
     }
-    assert at_equal_tokens(curves) == pytest.approx({"short": 0.3, "long": 0.4, "late": 0.1 + 0.1 / 3})
-    assert at_equal_tokens(curves, 100) == {"short": pytest.approx(0.2), "long": pytest.approx(0.2), "late": None}
-    assert at_equal_tokens(curves, 300)["short"] is None
+    tokens, values = at_equal_tokens(curves)
+    assert tokens == 200
+    assert values == pytest.approx({"short": 0.3, "long": 0.4, "late": 0.1 + 0.1 / 3})
+    begun_later = at_equal_tokens({**curves, "shorter": ([0, 50, 100], [0.0, 0.1, 0.2])})
+    assert begun_later == (100, {"short": 0.2, "long": pytest.approx(0.2), "late": None, "shorter": 0.2})

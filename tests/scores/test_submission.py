@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from arc_ray.errors import UserError
-from arc_ray.scores.rules import score_attempts
+from arc_ray.scores.attempts import score_attempts
 from arc_ray.scores.submission import MISTAKES, read_submission, write_submission
 from arc_ray.tasks.task import Pair, Task
 

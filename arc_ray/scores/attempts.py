@@ -1,10 +1,11 @@
-"""Scores of attempts and samples: the three official rules, always named, each with an interval.
+"""Two attempts at every test output: voted for by the predictions of many views, and scored by the three official rules.
 
-The scorer goes through the truth, never through the predictions: a task, output or attempt that is missing is wrong.
-Every score is a sum over tasks divided by another sum over tasks, which is all that its interval needs to know.
+A vote ranks the distinct grids among the candidates of one output; what it leaves open the grid itself decides (smaller
+shape, then smaller colours first), so that the order in which workers deliver never matters. Scoring goes through the
+truth, never through the predictions: a task, output or attempt that is missing is wrong.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 
@@ -13,11 +14,80 @@ import numpy as np
 from arc_ray.errors import UserError
 from arc_ray.scores.intervals import share_interval, units_of
 from arc_ray.scores.records import FloatArray, Interval
-from arc_ray.scores.vote import NUM_ATTEMPTS
 from arc_ray.tasks.task import Grid, Task, same_grid
 
+NUM_ATTEMPTS = 2
+"""Attempts that every official ARC rule allows per test output."""
+
+Attempts = tuple[Grid, ...]
+"""Up to two distinct grids, the better one first; empty where nothing could be read."""
 Grids = Mapping[str, Sequence[Sequence[Grid | None]]]
 """Task id -> for each test output -> predicted grids, best first; None is one that could not be read."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A grid that may be the answer, turned back from the view in which it was written."""
+
+    grid: Grid
+    log_probability: float
+    """Natural logarithm of the answer's probability under `view`, summed over its tokens."""
+    view: str
+    """Name of the view that produced or scored it."""
+
+
+def majority(candidates: Sequence[Candidate]) -> Attempts:
+    """Take the grids that most candidates agree on; equal counts go by the sum of log-probabilities."""
+    return _best(candidates, lambda logs: (len(logs), float(np.sum(logs))))
+
+
+def vote_with_log_probability(candidates: Sequence[Candidate]) -> Attempts:
+    """Let each candidate vote with its probability: the mixture of the views, where `product_of_experts` multiplies.
+
+    A grid that one view is sure of beats one that several views barely prefer; equal sums go by count.
+    """
+    return _best(candidates, lambda logs: (float(np.logaddexp.reduce(logs)), len(logs)))
+
+
+def product_of_experts(candidates: Sequence[Candidate]) -> Attempts:
+    """Take the grids with the largest sum of log-probabilities over all views, each view being an expert with a veto.
+
+    Every distinct grid must have been scored once under every view: a grid that lacks a view would win by having fewer
+    terms. (Franzen, Disselhoff and Hartmann, "Product of Experts with LLMs", 2025.)
+    """
+    grids, views = {_key(c.grid) for c in candidates}, {c.view for c in candidates}
+    scored = {(_key(c.grid), c.view) for c in candidates}
+    assert len(candidates) == len(scored) == len(grids) * len(views), (
+        f"{len(grids)} grids x {len(views)} views, but {len(candidates)} scores"
+    )
+    return _best(candidates, lambda logs: (float(np.sum(logs)),))
+
+
+SELECTIONS: dict[str, Callable[[Sequence[Candidate]], Attempts]] = {
+    rule.__name__: rule for rule in (majority, vote_with_log_probability, product_of_experts)
+}
+"""Values of `evaluate.selection`."""
+
+
+def distinct_grids(candidates: Iterable[Candidate]) -> list[Grid]:
+    """List the different grids among the candidates, in the fixed order of ties: what has to be rescored."""
+    grids = {_key(c.grid): c.grid for c in candidates}
+    return [grids[key] for key in sorted(grids)]
+
+
+def _best(candidates: Sequence[Candidate], score: Callable[[FloatArray], tuple[float, ...]]) -> Attempts:
+    """Rank distinct grids by a score of their candidates' log-probabilities, highest first, and keep two."""
+    logs: dict[tuple[int, int, bytes], list[float]] = {}
+    for candidate in candidates:
+        logs.setdefault(_key(candidate.grid), []).append(candidate.log_probability)
+    # Sorted before summing: a sum of floats depends on the order of its terms, and workers deliver in any order.
+    scored = [(score(np.sort(np.array(logs[_key(grid)]))), grid) for grid in distinct_grids(candidates)]
+    ranked = sorted(scored, key=lambda pair: pair[0], reverse=True)
+    return tuple(grid for _, grid in ranked[:NUM_ATTEMPTS])
+
+
+def _key(grid: Grid) -> tuple[int, int, bytes]:
+    return grid.shape[0], grid.shape[1], np.asarray(grid, dtype=np.uint8).tobytes()
 
 
 @dataclass(frozen=True)
@@ -70,15 +140,20 @@ def score_samples(
     """
     truth = _truth(tasks)
     counts = np.array([len(outputs) for outputs in truth.values()], dtype=np.float64)
-    chances = _per_task(truth, samples, lambda output, grids: _pass_at(sizes, output, grids))
+
+    def judge(output: Grid, found: Sequence[Grid | None]) -> list[float]:
+        num_right = sum(same_grid(output, grid) for grid in found)
+        # Samples that are missing from the n asked for are wrong ones.
+        return [*(pass_at_n(max(n, len(found)), num_right, n) for n in sizes), float(num_right > 0)]
+
     names = [*(f"pass_at_{n}" for n in sizes), "in_samples"]
-    sums = {name: (chance, counts) for name, chance in zip(names, chances, strict=True)}
+    sums = {name: (found, counts) for name, found in zip(names, _per_task(truth, samples, judge), strict=True)}
     voted = score_attempts(tasks, attempts, confidence)["per_output"]
     return {**_with_intervals(sums, list(truth), confidence), "vote_at_2": voted}
 
 
 def pass_at_n(num_samples: int, num_right: int, n: int) -> float:
-    """Interval without bias the chance that n samples hold a right one, from `num_samples` >= n of which some are.
+    """Estimate without bias the chance that n samples hold a right one, from `num_samples` >= n of which some are.
 
     Equation 1 of Chen et al., "Evaluating Large Language Models Trained on Code", 2021. Drawing with replacement
     instead would report too little.
@@ -136,18 +211,13 @@ def _judge(truth: Grid, attempts: Sequence[Grid | None]) -> tuple[bool, bool, fl
     )
 
 
-def _pass_at(sizes: Sequence[int], truth: Grid, samples: Sequence[Grid | None]) -> list[float]:
-    """Apply `pass_at_n` to one output, and tell last whether any sample is right; missing samples are wrong ones."""
-    num_right = sum(same_grid(truth, grid) for grid in samples)
-    return [*(pass_at_n(max(n, len(samples)), num_right, n) for n in sizes), float(num_right > 0)]
-
-
 def _with_intervals(
     sums: Mapping[str, tuple[FloatArray, FloatArray]], task_ids: Sequence[str], confidence: float
 ) -> dict[str, Score]:
     units, _ = units_of(task_ids)
-    shares = {name: share_interval(above, below, units, confidence) for name, (above, below) in sums.items()}
     return {
-        name: Score(*map(float, shares[name]), right=float(above.sum()), of=int(below.sum()))
+        name: Score(
+            *map(float, share_interval(above, below, units, confidence)), right=float(above.sum()), of=int(below.sum())
+        )
         for name, (above, below) in sums.items()
     }
