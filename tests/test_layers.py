@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import arc_ray
-from arc_ray.config.mistakes import known_keys
+from arc_ray.config.tree import known_keys
 
 PACKAGE = Path(arc_ray.__file__).parent
 

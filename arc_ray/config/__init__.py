@@ -7,11 +7,10 @@ from arc_ray.config.loading import (
     load_config,
     parse_assignments,
     to_yaml,
-    types_of,
     with_overrides,
 )
 from arc_ray.config.section import value_name
-from arc_ray.config.tree import Config
+from arc_ray.config.tree import Config, types_of
 
 __all__ = [
     "Config",

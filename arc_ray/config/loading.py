@@ -1,18 +1,17 @@
 """YAML and dotted overrides in, a checked `Config` out; every mistake becomes one line a person can act on."""
 
+import difflib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 from arc_ray.config.files import Dumper, read_tree, read_value
-from arc_ray.config.mistakes import explain, is_section, known_keys
-from arc_ray.config.section import DottedKeys, Section, absolute, absolute_model
-from arc_ray.config.tree import Config
+from arc_ray.config.section import absolute, absolute_model
+from arc_ray.config.tree import SOURCE_KINDS, Config, known_keys, sections_among, types_below, types_of
 from arc_ray.errors import UserError, nearest
 
 Overrides = Mapping[str, Any]
@@ -32,13 +31,13 @@ def config_from(tree: dict[str, Any], overrides: Overrides, origin: str = "confi
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError("\n".join(explain(item, tree, origin) for item in error.errors()[:5])) from error
-    for section in ("starts", "runs"):
-        for name, nested in getattr(config, section).items():
-            _check_keys(nested, f"{origin}: {section}.{name}")
-            _check_no_section(nested, f"{origin}: {section}.{name}")
-    _check_keys(config.tune.space, f"{origin}: tune.space")
-    _check_keys([config.study.compare], f"{origin}: study.compare")
+        raise UserError("\n".join(_explain(item, tree, origin) for item in error.errors()[:5])) from error
+    nested = {f"starts.{name}": keys for name, keys in config.starts.items()}
+    nested |= {f"runs.{name}": keys for name, keys in config.runs.items()}
+    nested |= {"tune.space": dict.fromkeys(config.tune.space), "study.compare": {config.study.compare: None}}
+    for where, keys in nested.items():
+        for key, value in keys.items():
+            _check_override(key, value, f"{origin}: {where}")
     return config
 
 
@@ -77,11 +76,6 @@ def differing_keys(
     )
 
 
-def types_of(key: str) -> tuple[Any, ...]:
-    """Return what the value of a dotted key may be: its type with the parts of that, `absolute` among them for a path."""
-    return _types_below((Config,), key)
-
-
 def _with_absolute_paths(config: Config) -> Config:
     """Fix local paths to the current directory, by the types of their keys: workers and trials have another one."""
     tree = _fixed(config.model_dump(mode="json"), (Config,))
@@ -93,41 +87,13 @@ def _with_absolute_paths(config: Config) -> Config:
 
 def _fixed(value: Any, types: tuple[Any, ...]) -> Any:
     if isinstance(value, dict):
-        return {name: _fixed(inner, _types_below(types, name)) for name, inner in value.items()}
+        return {name: _fixed(inner, types_below(types, name)) for name, inner in value.items()}
     if isinstance(value, list):
         return [_fixed(inner, types) for inner in value]
     if isinstance(value, str):
         for fix in (absolute, absolute_model):
             value = fix(value) if fix in types else value
     return value
-
-
-def _types_below(types: tuple[Any, ...], key: str) -> tuple[Any, ...]:
-    """Return the parts of the types that a key, which may be dotted, has in values of these types."""
-    name, _, rest = key.partition(".")
-    below: list[Any] = []
-    for kind in types:
-        if get_origin(kind) is dict:  # of names that a user chose, which may hold dots
-            values = _parts(get_args(kind)[1])
-            below += [*values, *_types_below(values, rest)]
-        elif name in (fields := _fields(kind)):
-            below += _types_below(_parts(fields[name]), rest) if rest else _parts(fields[name])
-    return tuple(below)
-
-
-def _parts(kind: Any) -> tuple[Any, ...]:
-    """Take unions, lists and annotations apart; dotted overrides are as the config itself."""
-    if kind is DottedKeys:
-        return (Config,)
-    if get_origin(kind) is dict:
-        return (kind,)
-    return (kind, *(part for argument in get_args(kind) for part in _parts(argument)))
-
-
-@cache
-def _fields(kind: Any) -> dict[str, Any]:
-    is_section = isinstance(kind, type) and issubclass(kind, Section)
-    return get_type_hints(kind, include_extras=True) if is_section else {}
 
 
 def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -146,9 +112,8 @@ def _plain(value: Any) -> Any:
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key in a nested dict; keys of `starts`, `runs` and `tune.space` are themselves dotted."""
     parts = key.split(".")
-    for prefix, depth in (("starts", 2), ("runs", 2), ("tune.space", 2)):
-        if key.startswith(prefix + ".") and len(parts) > depth:
-            parts = [*parts[:depth], ".".join(parts[depth:])]
+    if key.startswith(("starts.", "runs.", "tune.space.")) and len(parts) > 2:
+        parts = [*parts[:2], ".".join(parts[2:])]
     for part in parts[:-1]:
         child = tree.get(part)
         if child is None:
@@ -159,16 +124,61 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[parts[-1]] = value
 
 
-def _check_keys(keys: Iterable[str], where: str) -> None:
-    for key in keys:
-        is_free = key.startswith(("data.sources.", "data.mix.", "train.deepspeed."))
-        if key not in known_keys() and not is_free:
-            raise UserError(f"{where}: unknown key {key}{nearest(key, known_keys())}")
+def _check_override(key: str, value: Any, where: str) -> None:
+    """Refuse a key that does not exist, and nested keys such as {model: {adapter: ...}}: they would set the rest of
+    `model` back to its defaults. Sections that may be null, such as model.scratch, are given as a whole."""
+    is_free = key.startswith(("data.sources.", "data.mix.", "train.deepspeed."))
+    if key not in known_keys() and not is_free:
+        raise UserError(f"{where}: unknown key {key}{nearest(key, known_keys())}")
+    if isinstance(value, Mapping) and sections_among(types_of(key)[:1]):
+        inner = next(iter(value), "...")
+        raise UserError(f"{where}: {key} would be replaced as a whole; write the dotted key {key}.{inner}")
 
 
-def _check_no_section(overrides: Overrides, where: str) -> None:
-    """Refuse nested keys such as {model: {adapter: ...}}: they would set the rest of `model` back to its defaults."""
-    for key, value in overrides.items():
-        if isinstance(value, Mapping) and is_section(key):
-            inner = next(iter(value), "...")
-            raise UserError(f"{where}: {key} would be replaced as a whole; write the dotted key {key}.{inner}")
+def _explain(item: Any, tree: dict[str, Any], origin: str) -> str:
+    """Say in one line what is wrong; `item` is one of pydantic's errors about `tree`, which came from `origin`."""
+    path = _written_path(item, tree)
+    key = ".".join(path)
+    message = item["msg"].removeprefix("Value error, ")
+    match item["type"]:
+        case "extra_forbidden":
+            return f"{origin}: unknown key {key}{_hint(path, item['loc'])}"
+        case "union_tag_not_found":
+            return f"{origin}: {key}.kind is missing; it is one of {', '.join(SOURCE_KINDS)}"
+        case "union_tag_invalid":
+            kind = item["ctx"]["tag"]
+            return (
+                f"{origin}: {key}.kind is one of {', '.join(SOURCE_KINDS)}; got {kind!r}{nearest(kind, SOURCE_KINDS)}"
+            )
+        case "value_error" | "missing":
+            given = ""
+        case "string_type" if isinstance(item["input"], int | float):
+            given = f"; got {item['input']!r}, a number to YAML: put it in quotes"
+        case _:
+            given = f"; got {item['input']!r}"
+    return f"{origin}: {key + ': ' if key else ''}{message}{given}"
+
+
+def _written_path(item: Any, tree: Any) -> list[str]:
+    """Leave out of pydantic's path what nobody wrote: the kind of a source, the member of a union."""
+    path: list[str] = []
+    for part in item["loc"]:
+        if part in tree if isinstance(tree, dict) else isinstance(tree, list) and isinstance(part, int):
+            tree = tree[part]
+            path.append(str(part))
+    return [*path, str(item["loc"][-1])] if item["type"] == "missing" else path
+
+
+def _hint(path: Sequence[str], loc: Sequence[Any]) -> str:
+    """Name the valid key that is nearest to an unknown one: beside it, or anywhere in the tree."""
+    *parents, wrong = path
+    prefix, is_of_source = "".join(f"{part}." for part in parents), parents[:2] == ["data", "sources"]
+    types = (SOURCE_KINDS[loc[-2]],) if is_of_source else types_of(".".join(parents))
+    siblings = sorted({name for section in sections_among(types) for name in section.model_fields})
+    if beside := nearest(wrong, siblings, before=prefix):
+        return beside
+    if not is_of_source:
+        by_name = {key.rpartition(".")[2]: key for key in sorted(known_keys())}
+        for name in difflib.get_close_matches(wrong, sorted(by_name), n=1):
+            return f"; did you mean {by_name[name]}?"
+    return f"; valid keys there: {', '.join(siblings)}" if siblings else ""

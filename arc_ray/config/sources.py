@@ -61,12 +61,9 @@ class Selection(Section):
     tasks' own "description" says."""
 
 
-class RearcSource(Selection):
-    """RE-ARC: real generators of 400 ARC training tasks, each example checked by its verifier."""
+class GeneratorSource(Selection):
+    """What RE-ARC's generators and your own understand besides."""
 
-    kind: Literal["rearc"]
-    dataset: str = "rearc"
-    """Folder below <storage>/data that holds the generated examples; sources that name the same one share it."""
     examples: int = Field(default=100, ge=1)
     """Examples per task that this source takes."""
     first: int = Field(default=0, ge=0)
@@ -75,13 +72,21 @@ class RearcSource(Selection):
     """null: one task is the pool of all its examples. n: examples are cut into tasks of n shown pairs and one to answer."""
     difficulty: Bounds = (0.0, 1.0)
     """Bounds handed to the generators: they shift sizes and counts towards their minimum (0) or maximum (1)."""
-    pso_quantiles: Bounds = (0.0, 1.0)
-    """Of each task's examples keep those between these quantiles of PSO difficulty (pixels, colours, objects): [0.5, 1]
-    keeps the harder half. Applied when the dataset is read."""
     time_limit_seconds: float = Field(default=60.0, gt=0)
     """An example that takes longer is given up and named in the manifest; the one thing that depends on the machine."""
     seed: int = 0
     """Examples are a pure function of (seed, task, index)."""
+
+
+class RearcSource(GeneratorSource):
+    """RE-ARC: real generators of 400 ARC training tasks, each example checked by its verifier."""
+
+    kind: Literal["rearc"]
+    dataset: str = "rearc"
+    """Folder below <storage>/data that holds the generated examples; sources that name the same one share it."""
+    pso_quantiles: Bounds = (0.0, 1.0)
+    """Of each task's examples keep those between these quantiles of PSO difficulty (pixels, colours, objects): [0.5, 1]
+    keeps the harder half. Applied when the dataset is read."""
 
     @model_validator(mode="after")
     def _quantiles_differ(self) -> "RearcSource":
@@ -153,7 +158,7 @@ class RearcDumpSource(FileSource):
     """As for `rearc`."""
 
 
-class PluginSource(Selection):
+class PluginSource(GeneratorSource):
     """A generator of your own: `generate(rng, difficulty) -> (input, output)`, named by its import path."""
 
     kind: Literal["plugin"]
@@ -165,12 +170,6 @@ class PluginSource(Selection):
     """Folder below <storage>/data that holds the generated examples."""
     task_id: Name
     """Name of the puzzle that this generator makes."""
-    examples: int = Field(default=100, ge=1)
-    first: int = Field(default=0, ge=0)
-    shown: int | None = Field(default=None, ge=1, le=10)
-    difficulty: Bounds = (0.0, 1.0)
-    time_limit_seconds: float = Field(default=60.0, gt=0)
-    seed: int = 0
 
     @model_validator(mode="after")
     def _import_paths(self) -> "PluginSource":

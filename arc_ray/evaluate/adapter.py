@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from arc_ray.config import Config
+from arc_ray.config.searching import TttConfig
 from arc_ray.config.training import TrainConfig
-from arc_ray.config.tuning import TttConfig
 from arc_ray.models.build import trainable
 from arc_ray.models.loss import LearnedLoss, inputs_of
 from arc_ray.prompts.codec import Codec

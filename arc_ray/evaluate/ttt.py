@@ -16,7 +16,7 @@ import torch
 
 from arc_ray.cluster.roles import reachable_room
 from arc_ray.config import Config
-from arc_ray.config.tuning import TttConfig
+from arc_ray.config.searching import TttConfig
 from arc_ray.errors import TooLargeError, UserError
 from arc_ray.evaluate.adapter import Adapter, leave_one_out_batches, tuning_seed
 from arc_ray.evaluate.answering import Answerer

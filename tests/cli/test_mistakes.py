@@ -15,7 +15,7 @@ from ray.train import FailureConfig, WorkerGroupError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 
 from arc_ray.config import Config, config_from
-from arc_ray.config.tuning import TttConfig
+from arc_ray.config.searching import TttConfig
 from arc_ray.errors import UserError, mistake_in, unwrapped
 from arc_ray.evaluate.evaluation import run_evaluation
 from arc_ray.evaluate.ttt import tune_all

@@ -19,8 +19,8 @@ from arc_ray.config import (
     types_of,
     with_overrides,
 )
-from arc_ray.config.mistakes import known_keys
 from arc_ray.config.section import Section, absolute, absolute_model
+from arc_ray.config.tree import known_keys
 from arc_ray.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))

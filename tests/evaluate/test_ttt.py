@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from arc_ray.config import Config, config_from
+from arc_ray.config.searching import TttConfig
 from arc_ray.config.training import LoraConfig, ModelConfig, TrainConfig
-from arc_ray.config.tuning import TttConfig
 from arc_ray.evaluate.adapter import Adapter, leave_one_out_batches
 from arc_ray.evaluate.evaluation import run_evaluation
 from arc_ray.evaluate.questions import make_prompts
