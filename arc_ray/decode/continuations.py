@@ -1,18 +1,19 @@
 """`Continuations`: a batch of token rows that a model continues, with the cache of all it has read.
 
-Rows are of different lengths and grow by different numbers of tokens; what a row gets is what it would get alone.
+Rows are of different lengths and grow by different numbers of tokens; what a row gets is what it would get alone. Once
+the prompts are read, `logits` are those after each: (rows, vocabulary).
 """
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from arc_ray.decode.cache import RowCache, attending_to_cache
-from arc_ray.decode.graphs import Forward, can_replay, recorded
+from arc_ray.decode.kernels import Forward, can_replay, recorded
 from arc_ray.models.attention import Spans, attends_to_all, kept_apart, takes_flash_lengths, use_by_view
 from arc_ray.prompts.template import Ids
 
@@ -24,37 +25,6 @@ GUESSES = 8
 
 MOST_AT_ONCE = {"cpu": 2048, "cuda": 32768}
 """Tokens of prompts that are read in one pass, whose activations then fit into a CPU's cache, a GPU's memory."""
-
-
-class Continuations(Protocol):
-    """Rows of tokens, and the logits after each: (rows, vocabulary) once the prompts are read."""
-
-    device: torch.device
-    logits: torch.Tensor
-
-    def __len__(self) -> int: ...
-
-    def step(self, tokens: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Read n more tokens a row, (rows, n); return the logits after each, (rows, n, vocabulary).
-
-        They count from then on, until `keep` says how many of them do.
-        """
-        ...
-
-    def keep(self, counts: Sequence[int]) -> None:
-        """Forget all but the first `counts[i]` of the tokens that the last step read."""
-        ...
-
-    def select(self, rows: Sequence[int]) -> None:
-        """Go on with these rows, in this order; one that is named twice is doubled."""
-        ...
-
-
-def read_prompts(model: Any, prompts: Sequence[Ids], pad_id: int, room: int) -> Continuations:
-    """Read prompts, each of which may grow by `room` tokens; a model that attends otherwise has transformers' own cache."""
-    if use_by_view(model) or (takes_flash_lengths(model) and attends_to_all(model)):
-        return CachedRows(model, prompts, room)
-    return PaddedRows(model, prompts, pad_id)
 
 
 class CachedRows:
@@ -79,6 +49,10 @@ class CachedRows:
         return len(self._length)
 
     def step(self, tokens: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Read n more tokens a row, (rows, n); return the logits after each, (rows, n, vocabulary).
+
+        They count from then on, until `keep` says how many of them do.
+        """
         self._read_last = tokens.shape[1]
         if self._is_replayed:
             tokens = np.pad(tokens, ((0, 0), (0, -(self._read_last - 1) % GUESSES)))
@@ -95,9 +69,11 @@ class CachedRows:
         return logits[:, : self._read_last]
 
     def keep(self, counts: Sequence[int]) -> None:
+        """Forget all but the first `counts[i]` of the tokens that the last step read."""
         self._length = self._length - self._read_last + counts
 
     def select(self, rows: Sequence[int]) -> None:
+        """Go on with these rows, in this order; one that is named twice is doubled."""
         if list(rows) != list(range(len(self))):
             self._steps.clear()  # they read the memory that is given up here
             self._cache.select(torch.tensor(rows, device=self.device))
@@ -187,6 +163,16 @@ class PaddedRows:
         )
         self._cache: Any = out.past_key_values
         return out.logits
+
+
+Continuations = CachedRows | PaddedRows
+
+
+def read_prompts(model: Any, prompts: Sequence[Ids], pad_id: int, room: int) -> Continuations:
+    """Read prompts, each of which may grow by `room` tokens; a model that attends otherwise has transformers' own cache."""
+    if use_by_view(model) or (takes_flash_lengths(model) and attends_to_all(model)):
+        return CachedRows(model, prompts, room)
+    return PaddedRows(model, prompts, pad_id)
 
 
 def _whole_blocks(columns: int) -> int:

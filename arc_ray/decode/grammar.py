@@ -5,10 +5,11 @@ templates that agree with what is written: its state is the position, the shapes
 cell that is only half written (where a cell takes several).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from arc_ray.prompts.codec import Codec
 from arc_ray.tasks.task import MAX_SIDE
@@ -47,10 +48,23 @@ class GridGrammar:
         self._next: dict[GrammarState, Mapping[int, GrammarState]] = {ENDED: {}}
 
     def next(self, state: GrammarState) -> Mapping[int, GrammarState]:
-        """Return the tokens that may follow and the state after each; empty after the end token."""
+        """Return the tokens that may follow, in ascending order, and the state after each; empty after the end token."""
         if state not in self._next:
-            self._next[state] = self._transitions(state)
+            self._next[state] = dict(sorted(self._transitions(state).items()))
         return self._next[state]
+
+    def allowed(self, states: Sequence[Sequence[GrammarState]], width: int) -> npt.NDArray[np.int64]:
+        """Return the tokens that may follow the states of each row, -1 behind them: (rows, width, most).
+
+        There is none for the places of a row that has fewer than `width` states.
+        """
+        following = [[self.next(state) for state in row] for row in states]
+        most = max(len(tokens) for row in following for tokens in row)
+        found = np.full((len(states), width, most), -1, np.int64)
+        for i, row in enumerate(following):
+            for j, tokens in enumerate(row):
+                found[i, j, : len(tokens)] = list(tokens)
+        return found
 
     def _transitions(self, state: GrammarState) -> Mapping[int, GrammarState]:
         constant: dict[int, set[Shape]] = {}

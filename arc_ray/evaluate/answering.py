@@ -19,8 +19,8 @@ from arc_ray.cluster.preflight import num_replicas
 from arc_ray.cluster.roles import reachable_room
 from arc_ray.config import Config
 from arc_ray.decode.grammar import GridGrammar
-from arc_ray.decode.onednn import use_onednn
-from arc_ray.decode.rescoring import score_answers
+from arc_ray.decode.kernels import use_onednn
+from arc_ray.decode.likelihood import score_answers
 from arc_ray.decode.vllm import VllmWriter
 from arc_ray.decode.writer import Answer, Writer
 from arc_ray.evaluate.decoding import decode

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from arc_ray.config import Config
-from arc_ray.decode.threshold import find_answers
+from arc_ray.decode.likelihood import find_answers
 from arc_ray.decode.vllm import VllmWriter
 from arc_ray.decode.writer import Answer, Writer, generate_greedily, generate_samples
 from arc_ray.evaluate.questions import Prompt

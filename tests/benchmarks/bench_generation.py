@@ -32,8 +32,8 @@ from bench_train import SMOLLM2, write_llama
 from arc_ray.config import Config, load_config
 from arc_ray.config.training import ModelConfig, PromptConfig
 from arc_ray.datasets.reading import load_source
-from arc_ray.decode import drafts
-from arc_ray.decode.onednn import use_onednn
+from arc_ray.decode import writer as drafting
+from arc_ray.decode.kernels import use_onednn
 from arc_ray.decode.writer import Answer, Writer, generate_greedily
 from arc_ray.evaluate.questions import Prompt, make_batches, make_prompts
 from arc_ray.models.attention import place
@@ -164,7 +164,7 @@ def count_right_guesses() -> None:
     written = codec.encode(table, plain_views(table, 4))
     answers = [(ids[~learned], ids[learned]) for ids, learned in written]
     for longest in (8, 32, 64):
-        drafts.LONGEST_MATCH = longest
+        drafting.LONGEST_MATCH = longest
         passes = sum(passes_of(prompt, answer) for prompt, answer in answers)
         print(f"{longest:3} tokens compared: {sum(len(answer) for _, answer in answers) / passes:.2f} tokens a pass")
 
@@ -173,7 +173,7 @@ def passes_of(prompt: Any, answer: Any) -> int:
     """Count the passes that write an answer, the one over the prompt included."""
     done, passes = 1, 1
     while done < len(answer):
-        draft = drafts.copied_draft(np.concatenate([prompt, answer[:done]]), LOOKAHEAD)[: len(answer) - done - 1]
+        draft = drafting.copied_draft(np.concatenate([prompt, answer[:done]]), LOOKAHEAD)[: len(answer) - done - 1]
         wrong = np.flatnonzero(draft != answer[done : done + len(draft)])
         done += 1 + (int(wrong[0]) if len(wrong) else len(draft))
         passes += 1

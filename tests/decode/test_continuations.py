@@ -22,8 +22,7 @@ from transformers.masking_utils import flash_attention_mask
 from arc_ray.decode import continuations
 from arc_ray.decode.cache import RowCache
 from arc_ray.decode.continuations import CachedRows, PaddedRows, read_prompts
-from arc_ray.decode.rescoring import score_answers
-from arc_ray.decode.threshold import find_answers
+from arc_ray.decode.likelihood import find_answers, score_answers
 from arc_ray.decode.writer import Writer, generate_greedily
 from arc_ray.models.attention import attends_to_all
 from arc_ray.models.supported import attend_like_flash

@@ -23,11 +23,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from arc_ray.decode.drafts import copied_draft
+from arc_ray.decode import likelihood
 from arc_ray.decode.grammar import GridGrammar
-from arc_ray.decode.rescoring import score_answers
-from arc_ray.decode.threshold import find_answers
-from arc_ray.decode.writer import Writer, generate_greedily, generate_samples
+from arc_ray.decode.likelihood import find_answers, score_answers
+from arc_ray.decode.writer import Writer, copied_draft, generate_greedily, generate_samples
 from arc_ray.models.attention import attends_to_all
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.encoders import ENCODERS
@@ -161,7 +160,7 @@ def test_replayed_steps_write_the_same(monkeypatch: pytest.MonkeyPatch, lookahea
     writer, numbers, limits = Writer(model, [END], PAD), draws(prompts, 2, 20), [40, 9, 40, 23, 40, 40, 1, 40]
     plain = generate_greedily(writer, prompts, limits), generate_samples(writer, prompts, [20] * 8, numbers, 1.0)
     monkeypatch.setattr("arc_ray.decode.continuations.can_replay", lambda model: True)
-    monkeypatch.setattr("arc_ray.decode.graphs.Recording", StandIn)
+    monkeypatch.setattr("arc_ray.decode.kernels.Recording", StandIn)
     StandIn.recorded.clear()
     again = (
         generate_greedily(writer, prompts, limits, lookahead),
@@ -314,13 +313,11 @@ def test_search_finds_exactly_the_completions_above_the_threshold(threshold: flo
 
 def test_search_finds_what_greedy_writes_and_keeps_its_frontier_small(monkeypatch: pytest.MonkeyPatch):
     """At most 1 / threshold prefixes of one length can be that probable: the bound that memory is planned by."""
-    from arc_ray.decode import threshold as search
-
     model, prompts, _ = trained()
     seen = []
-    inner = search._children
+    inner = likelihood._children
     monkeypatch.setattr(
-        search,
+        likelihood,
         "_children",
         lambda w, alive, *rest: seen.append(Counter(p.prompt for p in alive)) or inner(w, alive, *rest),
     )
@@ -451,7 +448,7 @@ def test_answers_are_scored_as_one_pass_over_each_would(monkeypatch: pytest.Monk
     model, prompts, answers = trained()
     writer = Writer(model, [END], PAD)
     for chunk in (2**27, 9 * 384 * 2, 1):
-        monkeypatch.setattr("arc_ray.decode.rescoring.MOST_LOGITS", chunk)
+        monkeypatch.setattr("arc_ray.decode.likelihood.MOST_LOGITS", chunk)
         scores = score_answers(writer, prompts[0], answers)
         assert scores == pytest.approx([log_probability(model, prompts[0], a) for a in answers], abs=1e-3)
     single = score_answers(writer, prompts[1], [np.array([END], np.int32)])

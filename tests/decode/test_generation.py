@@ -10,7 +10,7 @@ import torch
 from builders import codec_of, overfit, puzzles, tiny_model, tiny_tokenizer
 from torch.profiler import ProfilerActivity, profile
 
-from arc_ray.decode.onednn import use_onednn
+from arc_ray.decode.kernels import use_onednn
 from arc_ray.decode.writer import Answer, Writer, generate_greedily
 from arc_ray.rows.maker import write_rows
 from arc_ray.views.view import plain_views
