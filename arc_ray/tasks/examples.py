@@ -1,8 +1,6 @@
-"""One example from a generator: draw, check, try again, and how hard it is. RE-ARC's generators and a user's own are
-used alike.
+"""One example from a generator, RE-ARC's or a user's: draw, check, try again, and how hard it is.
 
-What becomes of (seed, task, index) depends on nothing else, with one exception: the time limit. Where that strikes,
-the example is given up and its outcome says so.
+What becomes of (seed, task, index) depends on nothing else but the time limit: where that strikes, the outcome says so.
 """
 
 import signal
@@ -10,8 +8,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +27,7 @@ REASONS = ("generator_error", "invalid_grid", "too_large", "verifier_error", "un
 _COLORS = bytes(range(NUM_COLORS))
 
 
-@dataclass(frozen=True, eq=False)
-class Draw:
+class Draw(NamedTuple):
     """What a generator returned, before any check."""
 
     input: Any
@@ -51,7 +48,7 @@ class Example:
     rng_difficulty: float | None = None
     error: str | None = None
     """The last exception of the generator or the verifier, if there was one."""
-    milliseconds: float = field(default=0.0, compare=False)
+    milliseconds: float = 0.0
     """Wall time of all attempts and checks; the one field that is not reproducible."""
 
 
@@ -169,24 +166,25 @@ def pso_difficulties(pairs: Sequence[Pair]) -> npt.NDArray[np.float64]:
     The mean of three numbers (Hodel, arXiv 2404.07353): cells of both grids / 1800, colours of both / 10, and objects per
     cell, averaged over the two grids. An object is a patch of one colour, connected by edges; the background's count too.
     """
-    grids = [grid for pair in pairs for grid in (pair.input, pair.output) if grid is not None]
+    grids = [grid for pair in pairs for grid in pair.grids]
     assert len(grids) == 2 * len(pairs), "a hidden output cannot be rated"
-    sizes = np.array([grid.size for grid in grids], np.int64).reshape(-1, 2)
-    density = (count_patches(grids).reshape(-1, 2) / sizes).mean(axis=1)
+    if not grids:
+        return np.zeros(0)
+    sizes = np.array([grid.size for grid in grids]).reshape(-1, 2)
+    density = (_count_patches(grids).reshape(-1, 2) / sizes).mean(axis=1)
     is_used = np.zeros((len(pairs), NUM_COLORS), dtype=bool)
-    cells = np.concatenate([grid.ravel() for grid in grids]) if grids else np.zeros(0, np.uint8)
-    is_used[np.repeat(np.arange(len(pairs)), sizes.sum(axis=1)), cells] = True
+    is_used[np.repeat(np.arange(len(pairs)), sizes.sum(axis=1)), np.concatenate([grid.ravel() for grid in grids])] = (
+        True
+    )
     return (sizes.sum(axis=1) / (2 * MAX_SIDE**2) + is_used.mean(axis=1) + density) / 3
 
 
-def count_patches(grids: Sequence[Grid]) -> npt.NDArray[np.int64]:
+def _count_patches(grids: Sequence[Grid]) -> npt.NDArray[np.int64]:
     """Count each grid's patches of one colour, all by one labelling: (len(grids),).
 
     The grids lie under each other on a canvas of twice their size: cells at even places, and between two neighbours a
     bridge where they have the same colour. Labels are numbered from top to bottom, so each grid has a range of them.
     """
-    if not grids:
-        return np.zeros(0, np.int64)
     tops = np.cumsum([0, *(2 * grid.shape[0] for grid in grids)])
     canvas = np.zeros((tops[-1], 2 * max(grid.shape[1] for grid in grids) - 1), dtype=bool)
     for grid, top in zip(grids, tops, strict=False):

@@ -1,17 +1,15 @@
 """Which tasks of a source are taken, how examples are cut into tasks, and the descriptions that tasks are given."""
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
-from typing import Literal, TypeVar
+from typing import Literal
 
-from arc_ray.config.sources import Selection
+from arc_ray.config.sources import FileSource, Selection
 from arc_ray.errors import UserError, nearest
+from arc_ray.tasks.arc import Unparsed, read_json, refuse_twice
 from arc_ray.tasks.task import Pair, Task, largest_side, puzzle_of
 
-T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -32,42 +30,31 @@ def pick(known: Sequence[str], ids: Sequence[str] | Literal["all"], exclude: Seq
     return left
 
 
-def select(tasks: Mapping[str, Callable[[], Task]], source: Selection, skip_invalid: bool = False) -> list[Task]:
-    """Parse the tasks that a source takes; `tasks` maps ids to what parses a task.
+def select(tasks: Unparsed, source: Selection) -> list[Task]:
+    """Read the tasks that a source takes; with `skip_invalid` only those that can be parsed, with a warning of the rest.
 
-    Raises UserError for an unknown id, for a task that cannot be parsed unless `skip_invalid`, and if nothing is left.
+    A file that cannot be read at all is no invalid one. Raises UserError also if no task is left.
     """
-    chosen = pick(list(tasks), source.tasks, source.exclude)
-    parsed = (task for _, task in read_chosen(tasks, chosen, skip_invalid))
-    fitting = list(islice((task for task in parsed if largest_side(task.pairs) <= source.max_side), source.limit))
+    chosen, fitting, skipped = pick(list(tasks), source.tasks, source.exclude), [], []
+    for task_id in chosen:
+        if len(fitting) == source.limit:
+            break
+        try:
+            task = tasks[task_id]()
+        except UserError as error:
+            may_skip = isinstance(source, FileSource) and source.skip_invalid
+            if not may_skip or isinstance(error.__cause__, OSError):
+                raise
+            skipped.append(str(error))
+        else:
+            fitting += [task] if largest_side(task.pairs) <= source.max_side else []
+    if skipped:
+        logger.warning("skip_invalid: %d of %d skipped, the first: %s", len(skipped), len(chosen), skipped[0])
     if not fitting:
         raise UserError(
             f"no task is left: {len(chosen)} asked for (tasks), none with sides up to max_side = {source.max_side}"
         )
     return fitting
-
-
-def read_chosen(
-    unread: Mapping[str, Callable[[], T]], chosen: Sequence[str], skip_invalid: bool
-) -> Iterator[tuple[str, T]]:
-    """Read and parse what is chosen, one by one, with `skip_invalid` only what can be parsed, and warn of the rest.
-
-    A file that cannot be read at all is no invalid one. Raises UserError.
-    """
-    skipped: list[str] = []
-    try:
-        for name in chosen:
-            try:
-                value = unread[name]()
-            except UserError as error:
-                if not skip_invalid or isinstance(error.__cause__, OSError):
-                    raise
-                skipped.append(str(error))
-                continue
-            yield name, value
-    finally:
-        if skipped:
-            logger.warning("skip_invalid: %d of %d skipped, the first: %s", len(skipped), len(chosen), skipped[0])
 
 
 def cut_examples(task_id: str, pairs: Sequence[Pair], first: int, count: int | None, shown: int | None) -> list[Task]:
@@ -96,11 +83,14 @@ def cut_examples(task_id: str, pairs: Sequence[Pair], first: int, count: int | N
     return [Task(f"{task_id}#{k}", taken[s : s + shown], (taken[s + shown],)) for k, s in enumerate(starts)]
 
 
-def with_descriptions(tasks: Sequence[Task], descriptions: Mapping[str, str], file: str) -> list[Task]:
-    """Give tasks their descriptions; tasks cut from one puzzle (`id#k`) share its own, others keep what they have.
+def with_descriptions(tasks: Sequence[Task], file: str) -> list[Task]:
+    """Give tasks the descriptions of a JSON file {task id: the rule in words}; others keep what they have.
 
-    `file` names where the descriptions come from. Raises UserError if none belongs to any of the tasks.
+    Tasks cut from one puzzle (`id#k`) share its own. Raises UserError, also if none belongs to any of the tasks.
     """
+    descriptions = read_json(file)
+    if not isinstance(descriptions, dict) or not all(isinstance(text, str) and text for text in descriptions.values()):
+        raise UserError(f"{file}: descriptions are an object of task ids, each with a text that is not empty")
     puzzles = [puzzle_of(task.id) for task in tasks]
     if not descriptions.keys() & set(puzzles):
         raise UserError(
@@ -108,10 +98,3 @@ def with_descriptions(tasks: Sequence[Task], descriptions: Mapping[str, str], fi
             f" the source has {', '.join(puzzles[:3])}"
         )
     return [replace(t, description=descriptions.get(p, t.description)) for t, p in zip(tasks, puzzles, strict=True)]
-
-
-def refuse_twice(names: Iterable[str], where: str) -> None:
-    """Raise UserError, naming some, if names are not unique; `where` says what holds them."""
-    twice = [name for name, times in Counter(names).items() if times > 1]
-    if twice:
-        raise UserError(f"{where}: {', '.join(sorted(twice)[:3])} is there twice; names must be unique")

@@ -18,7 +18,7 @@ from arc_ray.datasets.manifest import Tally
 from arc_ray.datasets.reading import load_source
 from arc_ray.errors import UserError
 from arc_ray.storage import Folder
-from arc_ray.tasks.arc import folder_tasks, load_rearc_dump, parse_all
+from arc_ray.tasks.arc import folder_tasks, given_tasks, parse_all
 from arc_ray.tasks.counting import counting_task
 from arc_ray.tasks.generators import rearc_ids
 from arc_ray.tasks.task import Pair, Task, task_to_json
@@ -307,11 +307,13 @@ def test_exports_are_read_back(generate, unbroken, tmp_path):
     dataset, storage = Folder.at(str(unbroken)) / "data" / "rearc", Folder.at(str(unbroken))
     tasks = load_source(rearc_source(), storage)
     assert export_rearc(dataset, Folder.at(str(tmp_path / "dump"))) == 5
-    dump = load_rearc_dump(RearcDumpSource(kind="rearc_dump", path=str(tmp_path / "dump")))
-    assert [(i, grids_of(pairs)[:60]) for i, pairs in dump] == [(task.id, grids_of(task.train)) for task in tasks]
+    dump = parse_all(given_tasks(RearcDumpSource(kind="rearc_dump", path=str(tmp_path / "dump"))))
+    assert [(task.id, grids_of(task.train)[:60]) for task in dump] == [
+        (task.id, grids_of(task.train)) for task in tasks
+    ]
     metadata = json.loads((tmp_path / "dump/metadata.json").read_text())
-    for task_id, pairs in dump:
-        entry = metadata[task_id]
+    for task in dump:
+        entry, pairs = metadata[task.id], task.train
         assert entry["n_generations"] >= entry["n_verified"] >= entry["n_nondegenerate"] >= len(pairs)
         assert len(entry["rng_difficulties"]) == len(entry["pso_difficulties"]) == len(pairs)
         assert entry["runtime"] > 0

