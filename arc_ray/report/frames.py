@@ -1,4 +1,36 @@
-"""What the files of a study say, as rows of frames: pure functions from parsed JSON and YAML to dictionaries."""
+"""The frames of a report, and what a trial's files say as a row of them and as a line of trials.csv.
+
+Names with a slash are metrics, names with a dot config keys. Shares lie between 0 and 1, times are in seconds, losses
+in nats per learned token. `arm` is the value of the compared config key (`start` unless the study says otherwise) as
+text. Every frame has its documented columns even where it has no rows.
+
+trials      one row a trial; for a single run one row, for several runs one row each
+    study, trial             name of the folder that was read; name of the trial
+    arm, seed                what is compared; seed of its randomness
+    status                   "running" (or cut off), "done", "stopped" (early, by the scheduler) or "failed"
+    error                    why it failed; None if it did not
+    steps, seconds           optimizer steps made; seconds since its start
+    workers, on_gpu          training workers; whether each has a GPU
+    plan_digest              of plan.parquet: trials with the same one train on the same rows in the same order
+    train.lr, start...       every config key that the trial sets; true, null and lists as JSON text
+    eval/*, train/*, data/*  last value of every metric logged
+    plan/*                   rows, views, tokens and dropped views; only for a trial that ran to its end
+runs        the runs made first (`runs:` in the config), with the columns of `trials`; `arm` is their name
+metrics     one row a logged step of a trial or run: study, trial, arm, seed, step, seconds, then every metric;
+            `train/learned_tokens` is the tokens learned so far. Step 0 has eval/* only
+validation  one row a trial, validation step and output: study, trial, arm, seed, step, source, task, output (number
+            within the task), solved (greedy), cell_accuracy, loss
+scores      one row a score: study, arm, set, method ("greedy", "voting", "voting, untuned"...; "" of a gain), rule
+            ("per_output", "per_task_mean", "strict"...; "accuracy" for questions; "gain" for a difference), question
+            (its kind or "all"; of a gain what is gained by, such as "tuning"; "" for grids), value, low, high,
+            confidence (of the interval), right, of, seeds (of a study's arm: the seeds that it is the mean of, such as
+            "1, 2, 3"; right and of are sums)
+answers     one row an answered output: study, arm, seed (None outside studies), set, task, output, shown, input, truth,
+            attempts, greedy (grids as lists of lists, None where unknown), is_right (by an attempt), greedy_right,
+            cell_accuracy
+data        one row a generated dataset: study, dataset, kind, tasks, examples, attempts, rejected, duplicates, gave_up,
+            timed_out (counts of examples, but for tasks), reasons (why rejected -> count)
+"""
 
 from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,8 +39,6 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from arc_ray.config import value_name
-from arc_ray.errors import UserError
-from arc_ray.scores.records import read_record
 
 Row = dict[str, Any]
 if TYPE_CHECKING:
@@ -19,7 +49,7 @@ else:
     DataFrame, Series = pd.DataFrame, pd.Series
 
 TRIALS = ("study", "trial", "arm", "seed", "status", "error", "steps", "seconds", "workers", "on_gpu", "plan_digest")
-CSV = TRIALS[:8]
+WHO, CSV = TRIALS[:4], TRIALS[:8]
 MORE = {
     "metrics": "study trial arm seed step seconds train/learned_tokens",
     "validation": "study trial arm seed step source task output solved cell_accuracy loss",
@@ -98,83 +128,3 @@ def trials_csv(trials: DataFrame) -> str:
     columns = [*CSV, *(n for n in others if "/" not in n), *(n for n in others if "/" in n)]
     # Counts that some trials lack would be written as 480.0.
     return trials[columns].sort_values(["study", "trial"]).convert_dtypes().to_csv(index=False)
-
-
-def metric_rows(trial: Row, records: Iterable[Row]) -> list[Row]:
-    """Return the trial's metric records under its name; tokens of a record without any are those of its step."""
-    rows, tokens = [], 0.0
-    for record in records:
-        tokens = record.get("train/learned_tokens", tokens)
-        rows.append({**_who(trial), **record, "train/learned_tokens": tokens})
-    return rows
-
-
-def validation_rows(trial: Row, step: int, outcome: Mapping[str, Any]) -> list[Row]:
-    """Return one row per validation view of one step; names are <source>/<task id>/<output>."""
-    rows = []
-    columns = (outcome[key] for key in ("names", "solved", "cell_accuracy", "loss"))
-    for name, solved, cell_accuracy, loss in zip(*columns, strict=True):
-        source, *task, output = name.split("/")
-        where = {"step": step, "source": source, "task": "/".join(task), "output": int(output)}
-        rows.append({**_who(trial), **where, "solved": bool(solved), "cell_accuracy": cell_accuracy, "loss": loss})
-    return rows
-
-
-def score_rows(study: str, arm: str, result: Mapping[str, Any]) -> list[Row]:
-    """Return one row per score of an evaluation: by its set, how it was answered (`method`), rule and question.
-
-    What one way of answering gains over another has the rule "gain" and the ways as its question. `seeds` are those that
-    an arm's scores are over, as text; None where that was not written. Intervals of results that do not tell their
-    `confidence` are of 95 %.
-    """
-    seeds = ", ".join(str(seed) for seed in result.get("seeds", ())) or None
-    about = {"study": study, "arm": arm, "seeds": seeds, "confidence": result.get("confidence", 0.95)}
-    return [about | _described(*path) | score for path, score in read_record(result).items()]
-
-
-def _described(name: str, *path: str) -> Row:
-    *ways, rule = path
-    if rule == "gain":
-        return {"set": name, "method": "", "rule": "gain", "question": "/".join(ways)}
-    if path[0] == "accuracy":
-        return {"set": name, "method": "greedy", "rule": "accuracy", "question": "/".join(path[1:]) or "all"}
-    method = ", ".join(["greedy" if "greedy" in ways else "voting", *(way for way in ways if way != "greedy")])
-    return {"set": name, "method": method, "rule": rule, "question": ""}
-
-
-def answer_rows(study: str, arm: str, answers: Iterable[Row], seed: int | None = None) -> list[Row]:
-    """Return one row per answered output; `greedy_right` is None where there is no greedy grid or no truth."""
-    who = {"study": study, "arm": arm, "seed": seed}
-    rows = []
-    for answer in answers:
-        greedy, truth = answer.get("greedy"), answer.get("truth")
-        right = None if greedy is None or truth is None else greedy == truth
-        known = {"truth": truth, "greedy": greedy, "greedy_right": right}
-        rows.append({**who, "output": 0, "shown": [], "cell_accuracy": None, **answer, **known})
-    return rows
-
-
-def data_row(study: str, dataset: str, manifest: Mapping[str, Any]) -> Row:
-    """Sum a generated dataset's manifest up; `reasons` says why examples were rejected and how many."""
-    reasons = manifest.get("rejected") or {}
-    return {
-        "study": study,
-        "dataset": dataset,
-        "kind": manifest.get("kind", ""),
-        "tasks": manifest.get("num_tasks", len(manifest.get("tasks", {}))),
-        **{key: manifest.get(key, 0) for key in ("examples", "attempts", "duplicates", "gave_up")},
-        "rejected": sum(reasons.values()),
-        "timed_out": len(manifest.get("timed_out") or ()),
-        "reasons": dict(reasons),
-    }
-
-
-def check_keys(value: object, keys: Iterable[str], where: str) -> None:
-    """Refuse a file that is not what a study writes. Raises UserError naming file and missing key."""
-    for key in keys:
-        if not isinstance(value, Mapping) or key not in value:
-            raise UserError(f'{where}: "{key}" is missing; was the file changed by hand, or only partly copied?')
-
-
-def _who(trial: Row) -> Row:
-    return {key: trial[key] for key in TRIALS[:4]}

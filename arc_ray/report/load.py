@@ -1,37 +1,6 @@
 """`load`: the folder of a study, a search or a single run as pandas frames; from files alone, also while it runs.
 
-Names with a slash are metrics, names with a dot config keys. Shares lie between 0 and 1, times are in seconds, losses
-in nats per learned token. `arm` is the value of the compared config key (`start` unless the study says otherwise) as
-text. Every frame has its documented columns even where it has no rows.
-
-trials      one row a trial; for a single run one row, for several runs one row each
-    study, trial             name of the folder that was read; name of the trial
-    arm, seed                what is compared; seed of its randomness
-    status                   "running" (or cut off), "done", "stopped" (early, by the scheduler) or "failed"
-    error                    why it failed; None if it did not
-    steps, seconds           optimizer steps made; seconds since its start
-    workers, on_gpu          training workers; whether each has a GPU
-    plan_digest              of plan.parquet: trials with the same one train on the same rows in the same order
-    train.lr, start...       every config key that the trial sets; true, null and lists as JSON text
-    eval/*, train/*, data/*  last value of every metric logged
-    plan/*                   rows, views, tokens and dropped views; only for a trial that ran to its end
-runs        the runs made first (`runs:` in the config), with the columns of `trials`; `arm` is their name
-metrics     one row a logged step of a trial or run: study, trial, arm, seed, step, seconds, then every metric;
-            `train/learned_tokens` is the tokens learned so far. Step 0 has eval/* only
-validation  one row a trial, validation step and output: study, trial, arm, seed, step, source, task, output (number
-            within the task), solved (greedy), cell_accuracy, loss
-scores      one row a score: study, arm, set, method ("greedy", "voting", "voting, untuned"...; "" of a gain), rule
-            ("per_output", "per_task_mean", "strict"...; "accuracy" for questions; "gain" for a difference), question
-            (its kind or "all"; of a gain what is gained by, such as "tuning"; "" for grids), value, low, high,
-            confidence (of the interval), right, of, seeds (of a study's arm: the seeds that it is the mean of, such as
-            "1, 2, 3"; right and of are sums)
-answers     one row an answered output: study, arm, seed (None outside studies), set, task, output, shown, input, truth,
-            attempts, greedy (grids as lists of lists, None where unknown), is_right (by an attempt), greedy_right,
-            cell_accuracy
-data        one row a generated dataset: study, dataset, kind, tasks, examples, attempts, rejected, duplicates, gave_up,
-            timed_out (counts of examples, but for tasks), reasons (why rejected -> count)
-
-In a notebook:
+In a notebook (`arc_ray.report.frames` describes the frames):
 
     report = arc_ray.report.load("runs/quickstart")
     report.trials.groupby(["arm", "train.lr"])["eval/solved"].mean()
@@ -40,17 +9,24 @@ In a notebook:
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pandas as pd
 
 from arc_ray.config import value_name
 from arc_ray.errors import UserError
-from arc_ray.report import frames
-from arc_ray.report.experiments import is_experiment, read_experiment
-from arc_ray.report.folders import TrialRows, read_data, read_evaluations, read_json_file, read_trial_folder, read_yaml
-from arc_ray.report.frames import DataFrame, config_value, frame
+from arc_ray.report.folders import (
+    TrialRows,
+    check_keys,
+    read_data,
+    read_evaluations,
+    read_experiment,
+    read_json_file,
+    read_trial_folder,
+    read_yaml,
+)
+from arc_ray.report.frames import COLUMNS, TRIALS, WHO, DataFrame, Row, config_value, frame
 from arc_ray.storage import Folder
 
 ReportKind = Literal["study", "tune", "run", "runs"]
@@ -62,7 +38,7 @@ MADE_OF = "trials/ (a study or search), config.yaml or metrics.jsonl (a run), ex
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """Everything the files say. The frames are described at the top of this module."""
+    """Everything the files say. The frames are described in `arc_ray.report.frames`."""
 
     folder: Folder
     kind: ReportKind
@@ -74,6 +50,8 @@ class Report:
     """run.json: command, versions, hardware; empty if it is missing."""
     analysis: Mapping[str, Any] | None
     """analysis.json: what the comparison found; None before it is made."""
+    compare: str
+    """Config key whose values are the arms."""
     best: str | None
     """best.yaml as text."""
     trials: DataFrame
@@ -111,11 +89,6 @@ class Report:
         return str((self.analysis or {}).get("question") or self.config.get("question") or "")
 
     @property
-    def compare(self) -> str:
-        """Config key whose values are the arms."""
-        return _compared(self.config, self.analysis)
-
-    @property
     def metric(self) -> str:
         """Metric that the search maximises and the comparison measures."""
         return str((self.analysis or {}).get("metric") or config_value(self.config, "tune.metric", "eval/solved"))
@@ -139,7 +112,7 @@ class Report:
     @property
     def varied(self) -> list[str]:
         """Config keys with more than one value among the trials, apart from the compared one and the seed."""
-        keys = [key for key in self.trials.columns if "/" not in key and key not in (*frames.TRIALS, self.compare)]
+        keys = [key for key in self.trials.columns if "/" not in key and key not in (*TRIALS, self.compare)]
         return [key for key in keys if self.trials[key].astype(str).nunique() > 1]
 
     @property
@@ -168,24 +141,30 @@ def load(folder: str) -> Report:
     """
     place = Folder.at(folder)
     config, run = read_yaml(place, "config.yaml"), read_json_file(place, "run.json") or {}
-    analysis = _read_analysis(place)
-    kind, beside = _kind_of(place, run, analysis), place.parent
-    trials = _read_trials(place, kind, _compared(config, analysis))
+    analysis, beside, trials = _read_analysis(place), place.parent, read_experiment(place)
+    compare = str((analysis or {}).get("compare") or config_value(config, "study.compare", "start"))
+    if trials is None:
+        kind = _kind_of(place, run, analysis)
+        is_finished = place.exists("analysis.json") or place.exists("result.json")
+        trials = _read_trials(place, kind, compare)
+    else:
+        kind, is_finished = "tune", all(trial.trial["status"] != "running" for trial in trials)
     made_first = [beside / name for name in config.get("runs") or {} if (beside / name).exists("config.yaml")]
     runs = [read_trial_folder(folder, place.name, folder.name, None) for folder in made_first]
     scores, answers = read_evaluations(place, made_first)
     return Report(
         folder=place,
         kind=kind,
-        is_finished=_is_finished(place, trials),
+        is_finished=is_finished,
         config=config,
         run=run,
         analysis=analysis,
+        compare=compare,
         best=place.read_bytes("best.yaml").decode() if place.exists("best.yaml") else None,
         trials=frame("trials", [trial.trial for trial in trials]),
         runs=frame("runs", [run.trial for run in runs]),
-        metrics=frame("metrics", [row for trial in [*trials, *runs] for row in trial.metrics]),
-        validation=frame("validation", [row for trial in trials for row in trial.validation]),
+        metrics=frame("metrics", [_who(trial) | row for trial in [*trials, *runs] for row in trial.metrics]),
+        validation=frame("validation", [_who(trial) | row for trial in trials for row in trial.validation]),
         scores=frame("scores", scores),
         answers=frame("answers", answers),
         data=frame("data", read_data(beside / "data", place.name, config)),
@@ -194,20 +173,8 @@ def load(folder: str) -> Report:
     )
 
 
-def _read_trials(place: Folder, kind: ReportKind, compare: str) -> list[TrialRows]:
-    if is_experiment(place):
-        return read_experiment(place)
-    if kind == "run":
-        return [read_trial_folder(place, place.name, place.name, None)]
-    names = (place / "trials").names()
-    with ThreadPoolExecutor(TRIALS_AT_ONCE) as pool:
-        return list(pool.map(lambda n: read_trial_folder(place / "trials" / n, place.name, n, compare), names))
-
-
-def _is_finished(place: Folder, trials: Sequence[TrialRows]) -> bool:
-    if is_experiment(place):
-        return all(trial.trial["status"] != "running" for trial in trials)
-    return place.exists("analysis.json") or place.exists("result.json")
+def _who(trial: TrialRows) -> Row:
+    return {key: trial.trial[key] for key in WHO}
 
 
 def load_many(folders: Sequence[str]) -> list[Report]:
@@ -227,19 +194,26 @@ def load_many(folders: Sequence[str]) -> list[Report]:
 
 def _merge_runs(runs: Sequence[Report]) -> Report:
     first = runs[0]
-    merged: dict[str, DataFrame] = {}
-    for name in frames.COLUMNS:
+    merged: dict[str, Any] = {}
+    for name in COLUMNS:
         parts = [part for run in runs if len(part := getattr(run, name))]
         merged[name] = pd.concat(parts, ignore_index=True) if parts else getattr(first, name)
     # Runs of one storage folder share its data, which is counted once.
     merged["data"] = merged["data"].drop_duplicates("dataset", ignore_index=True)
     run = first.run if all(run.run == first.run for run in runs) else {}
-    return Report(first.folder, "runs", all(r.is_finished for r in runs), first.config, run, None, None, **merged)
+    about = {"analysis": None, "best": None, "quality": None, "overlap": ()}
+    return replace(first, kind="runs", is_finished=all(r.is_finished for r in runs), run=run, **about, **merged)
+
+
+def _read_trials(place: Folder, kind: ReportKind, compare: str) -> list[TrialRows]:
+    if kind == "run":
+        return [read_trial_folder(place, place.name, place.name, None)]
+    names = (place / "trials").names()
+    with ThreadPoolExecutor(TRIALS_AT_ONCE) as pool:
+        return list(pool.map(lambda n: read_trial_folder(place / "trials" / n, place.name, n, compare), names))
 
 
 def _kind_of(place: Folder, run: Mapping[str, Any], analysis: object) -> ReportKind:
-    if is_experiment(place):
-        return "tune"
     if not place.exists("trial.json"):
         if analysis is not None or run.get("command") == "study":
             return "study"
@@ -259,10 +233,6 @@ def _read_analysis(place: Folder) -> dict[str, Any] | None:
     analysis = read_json_file(place, "analysis.json")
     if analysis is None:
         return None
-    frames.check_keys(analysis, ("baseline", "metric", "arms", "effects"), f"{place.uri}/analysis.json")
+    check_keys(analysis, ("baseline", "metric", "arms", "effects"), f"{place.uri}/analysis.json")
     named = {key: [{**part, "arm": value_name(part["arm"])} for part in analysis[key]] for key in ("arms", "effects")}
     return {**analysis, "baseline": value_name(analysis["baseline"]), **named}
-
-
-def _compared(config: Mapping[str, Any], analysis: Mapping[str, Any] | None) -> str:
-    return str((analysis or {}).get("compare") or config_value(config, "study.compare", "start"))

@@ -26,7 +26,8 @@ from arc_ray.errors import UserError
 from arc_ray.report import gallery, load, load_many, tables, write_report
 from arc_ray.report.charts import effect_charts, equal_tokens_chart
 from arc_ray.report.drawing import Scale
-from arc_ray.report.frames import COLUMNS, score_rows
+from arc_ray.report.folders import score_rows
+from arc_ray.report.frames import COLUMNS
 from arc_ray.report.sentences import progress, sentences
 from arc_ray.report.trial_table import trial_view
 from arc_ray.report.words import duration, in_points, number, percent
