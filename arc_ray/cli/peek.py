@@ -1,6 +1,7 @@
-"""`arc-ray peek`: what the model really sees, in colour: tasks, views, prompts, tokens."""
+"""`arc-ray peek`: what the model really sees, in colour (tasks, views, prompts, tokens), and what it answered."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from rich.console import Console, Group, RenderableType
@@ -14,8 +15,9 @@ from arc_ray.errors import UserError
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.prepare import codec_of, first_views
+from arc_ray.runs.folder import run_folder
 from arc_ray.storage import Folder
-from arc_ray.tasks.task import Grid, Task, TaskTable
+from arc_ray.tasks.task import Grid, Task, TaskTable, parse_grid, same_grid
 from arc_ray.views.view import Views
 
 PALETTE = ("#000000", "#1E93FF", "#F93C31", "#4FCC30", "#FFDC00", "#999999", "#E53AA3", "#FF851B", "#87D8F1", "#921231")
@@ -44,6 +46,26 @@ def show_examples(config: Config, stage: str, count: int, console: Console) -> N
                 console.print(_view(table, views, i))
             else:
                 console.print(_prompt(codec, table, views, i) if stage == "prompt" else _tokens(codec, table, views, i))
+
+
+def show_predictions(config: Config, count: int, console: Console) -> None:
+    """Print `count` answered outputs of every set and arm from answers.json. Raises UserError where there is none."""
+    folder = run_folder(config)
+    places = [("", folder)]
+    for arm in (folder / "evaluate").names():
+        place = folder / "evaluate" / arm
+        places += [(arm, place), *((f"{arm}, {seed}", place / seed) for seed in place.names() if "seed-" in seed)]
+    found = [(arm, place.read_json("answers.json")) for arm, place in places if place.exists("answers.json")]
+    if not found:
+        raise UserError(
+            f"{folder.uri} holds no predictions yet; run arc-ray evaluate (or study) with this config first"
+        )
+    for arm, answers in found:
+        for name in dict.fromkeys(answer["set"] for answer in answers):
+            answered = [answer for answer in answers if answer["set"] == name]
+            console.rule(f"{arm} {name}: {_summary(answered)}".strip(), align="left")
+            for answer in answered[:count]:
+                console.print(_drawn(answer))
 
 
 def grid_text(grid: Grid | None) -> Text:
@@ -107,3 +129,37 @@ def _tokens(codec: Codec, table: TaskTable, views: Views, i: int) -> RenderableT
 def _words(codec: Codec, ids: list[int], learned: list[bool]) -> Iterator[tuple[str, bool]]:
     for token, is_learned in zip(ids, learned, strict=True):
         yield codec.tokenizer.decode([token]), is_learned
+
+
+def _summary(answers: Sequence[dict[str, Any]]) -> str:
+    if any(answer["truth"] is None for answer in answers):
+        return f"{len(answers)} outputs, answers not known"
+    return f"{sum(answer['is_right'] for answer in answers)} of {len(answers)} outputs right"
+
+
+def _drawn(answer: dict[str, Any]) -> RenderableType:
+    where = f"answers.json, task {answer['task']}"
+    truth = None if answer["truth"] is None else parse_grid(answer["truth"], where)
+    attempts = [parse_grid(grid, where) for grid in answer["attempts"]]
+    columns: list[tuple[str, RenderableType]] = [("input", grid_text(parse_grid(answer["input"], where)))]
+    if truth is not None:
+        columns.append(("right answer", grid_text(truth)))
+    columns += [
+        (f"attempt {i}", Group(grid_text(grid), Text(_verdict(grid, truth)))) for i, grid in enumerate(attempts, 1)
+    ]
+    table = Table.grid(padding=(0, 2))
+    table.add_row(*(title for title, _ in columns))
+    table.add_row(*(drawn for _, drawn in columns))
+    note = [] if attempts else [Text("unanswered: no view gave a grid", style="dim")]
+    title = f"{answer['task']}, output {answer['output']}"
+    return Panel(Group(table, *note), title=title, title_align="left")
+
+
+def _verdict(grid: Grid, truth: Grid | None) -> str:
+    if truth is None:
+        return ""
+    if same_grid(grid, truth):
+        return "right"
+    if grid.shape != truth.shape:
+        return f"{grid.shape[0]} x {grid.shape[1]}, not {truth.shape[0]} x {truth.shape[1]}"
+    return f"{int(np.sum(grid != truth))} of {truth.size} cells wrong"

@@ -1,40 +1,136 @@
-"""Around a command: Ray started or joined, a training watched through its run folder, errors turned into exit codes."""
+"""Around a command: Ray is started or joined, and what is `auto` in the config is chosen once, told, and seen to fit."""
 
 import logging
 import os
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from functools import cache, partial
+from typing import Any
 
 import psutil
+import ray
+from ray.exceptions import AuthenticationError
 
-from arc_ray.config import Config
+from arc_ray.cluster.preflight import check_address, describe_placement, placement, size_faults
+from arc_ray.cluster.roles import (
+    ALONE,
+    Room,
+    compute_in_bfloat16,
+    has_bfloat16,
+    live_room,
+    logical_cpus,
+    machine_room,
+    reachable_room,
+)
+from arc_ray.config import Config, with_overrides
 from arc_ray.errors import UserError
-from arc_ray.progress import Progress, watched
-from arc_ray.runs.folder import JOB_FOLDER, MetricsTail, run_folder
-from arc_ray.storage import Folder
-
-if TYPE_CHECKING:
-    from arc_ray.cluster.roles import Room
-    from arc_ray.rows.plan import Plan
+from arc_ray.progress import Progress
+from arc_ray.runs.folder import as_made, run_folder
+from arc_ray.study.needs import Command, Needs
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 1.0
-STEP_METRICS = (
-    ("loss", "train/loss", 3),
-    ("tokens/s", "train/tokens_per_second", 0),
-    ("solved", "eval/solved", 3),
-    ("cells", "eval/cell_accuracy", 3),
-)
-"""What is shown of a training: name, metric and digits."""
+JOIN_SECONDS = 60.0
 SHORT_TEMPORARY = "/tmp"
 MOST_TEMPORARY = 32
 """Characters: Ray adds up to 75 for its session and a socket's name, and a socket's path may have 107."""
+
+
+@contextmanager
+def placed(config: Config, command: Command, address: str | None, progress: Progress) -> Iterator[Needs]:
+    """Check what a command is given, join or start Ray, and yield its needs with places to run. Raises UserError."""
+    needs = Needs(config, command)
+    needs.check()
+    with connected(config, address) as room:
+        yield settled(needs, room, progress)
+
+
+def settled(needs: Needs, room: Room, progress: Progress) -> Needs:
+    """Choose what is `auto` for a command and the runs that it needs, say what was chosen, and see that it fits.
+
+    On a cluster it is said what is waited for. Raises UserError for what can never start on one machine.
+    """
+    if needs.config.scaling.use_gpu == "auto" and room.num_hosts and not room.gpu_kinds():
+        room = _with_hosts(room.num_hosts, progress)
+    needs = needs.placed(_chosen(needs, room))
+    progress.note(_described(needs, room))
+    faults = _faults(needs, room)
+    if faults and room.is_one_machine:
+        raise UserError(faults[0])
+    if not room.is_one_machine and not faults:
+        faults = _faults(needs, live_room(), is_now=True)
+    for fault in faults[:1]:
+        progress.note(f"waits for nodes: {fault}")
+    return needs
+
+
+def _with_hosts(number: int, progress: Progress) -> Room:
+    """Wait a while until a number of hosts has joined the head after `ray up`: before, nobody knows what they have."""
+    end = time.monotonic() + JOIN_SECONDS
+    while (joined := live_room().most_nodes) < number and time.monotonic() < end:
+        progress.advance("hosts that have joined", joined, number)
+        time.sleep(2)
+    return reachable_room()
+
+
+def foreseen(config: Config, command: Command, address: str | None, progress: Progress) -> Needs:
+    """Settle a config where nothing is to be done: for the cluster, if there is one, else for this machine."""
+    needs = Needs(config, command)
+    if is_cluster(address):
+        with connected(config, address) as room:
+            return settled(needs, room, progress)
+    room = machine_room(config.ray.num_cpus)
+    needs = needs.placed(_chosen(needs, room))
+    progress.note(f"on this machine {_described(needs, room)}; a cluster chooses for itself")
+    for fault in _faults(needs, room)[:1]:
+        progress.note(f"on this machine it would be refused: {fault}")
+    return needs
+
+
+def _chosen(needs: Needs, room: Room) -> Config:
+    """Choose for a config, and what differs for its start and for runs that it needs: they may share out other rows.
+
+    A run that was begun keeps its dtype.
+    """
+    in_bfloat16 = cache(lambda: compute_in_bfloat16(room) if ray.is_initialized() else has_bfloat16())
+
+    def place(asked: Config, is_search: bool) -> Config:
+        kept = with_overrides(asked, {"model.dtype": as_made(run_folder(asked), asked).model.dtype})
+        return with_overrides(kept, placement(kept, room, in_bfloat16, is_search))
+
+    config = needs.config
+    chosen, starts, runs = place(config, needs.is_search), dict(config.starts), dict(config.runs)
+
+    def own(asked: Config) -> dict[str, Any]:
+        workers, found = place(asked, is_search=False).scaling.num_workers, dict[str, Any]()
+        if asked.scaling.num_workers == "auto" and workers != chosen.scaling.num_workers:
+            found["scaling.num_workers"] = workers
+        dtype = as_made(run_folder(asked), asked).model.dtype
+        if asked.model.dtype == "auto" and dtype not in ("auto", chosen.model.dtype):
+            found["model.dtype"] = dtype
+        return found
+
+    for run in needs.runs:
+        runs[run.name] = {**runs[run.name], **own(run)}
+    if not needs.is_search:
+        starts[config.start] = {**starts[config.start], **own(needs.variants[0])}
+    return with_overrides(chosen, {"starts": starts, "runs": runs})
+
+
+def _described(needs: Needs, room: Room) -> str:
+    return describe_placement(needs.config, room, needs.is_search, needs.trains)
+
+
+def _faults(needs: Needs, room: Room, is_now: bool = False) -> list[str]:
+    """List what does not fit of settled variants and of the runs that they need."""
+    tune, at_once = needs.config.tune, 0
+    if needs.is_search:
+        at_once = min(tune.max_concurrent or 1, tune.num_trials or len(needs.variants))
+    found = [size_faults(variant, room, needs.trains, at_once, is_now) for variant in needs.variants]
+    found += [size_faults(run, room) for run in needs.runs]
+    return list(dict.fromkeys(fault for faults in found for fault in faults))
 
 
 @contextmanager
@@ -51,10 +147,6 @@ def connected(config: Config, address: str | None) -> Iterator["Room"]:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # Tune would end the search at Ctrl-C as if it were done, and the command would go on.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    import ray
-
-    from arc_ray.cluster.roles import reachable_room
-
     if is_cluster(address):
         _join(address or "auto")
     else:
@@ -92,10 +184,6 @@ def _init(config: Config) -> None:
     it looks at the machine's processes, and a second Ray on the machine would leave the workers of every stopped trial
     reserved for ever.
     """
-    import ray
-
-    from arc_ray.cluster.roles import ALONE, logical_cpus
-
     with socket.socket() as free:
         free.bind(("", 0))
         os.environ["RAY_GCS_SERVER_PORT"] = str(free.getsockname()[1])
@@ -150,8 +238,6 @@ def shorten_temporary_folder() -> None:
 
 def _own_address() -> str:
     """Return the address of the Ray that this process starts or started."""
-    import ray
-
     return f"{ray.util.get_node_ip_address()}:{os.environ.get('RAY_GCS_SERVER_PORT')}"
 
 
@@ -162,11 +248,6 @@ def is_cluster(address: str | None) -> bool:
 
 def _join(address: str) -> None:
     """Join a running Ray; what usually goes wrong becomes a UserError."""
-    import ray
-    from ray.exceptions import AuthenticationError
-
-    from arc_ray.cluster.preflight import check_address
-
     check_address(address)
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
@@ -176,68 +257,3 @@ def _join(address: str) -> None:
             f"--address {address}: Ray does not let this machine join: {reason}."
             f" Check RAY_AUTH_MODE and the token, and that Python and Ray are the same here and there"
         ) from error
-
-
-def check_storage(config: Config, creates: bool = True) -> None:
-    """Find out that nothing can be written, or that it would be lost, before any work is done. Raises UserError.
-
-    Unless it `creates` the folder, a file without a name is written to the nearest folder that exists.
-    """
-    refuse_own_folder(config)
-    folder = Folder.at(config.storage)
-    if creates or not folder.is_local:
-        folder.write_bytes(".writable", b"")
-        folder.delete(".writable")
-        return
-    nearest = next(place for place in (folder.local_path(), *folder.local_path().parents) if place.exists())
-    try:
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except OSError as error:
-        raise UserError(f"storage {folder.uri}: nothing can be written to {nearest}: {error.strerror}") from error
-
-
-def refuse_own_folder(config: Config) -> None:
-    """Refuse a storage that ends with the job. Raises UserError."""
-    folder = Folder.at(config.storage)
-    if JOB_FOLDER in folder.uri:
-        raise UserError(
-            f"storage {config.storage}: a job's own folder is deleted after it; give a place that outlives it and that"
-            f" all nodes see, such as storage=s3://bucket/runs or storage=/shared/runs"
-        )
-
-
-def train_watched(config: Config, progress: Progress) -> dict[str, Any]:
-    """Train a run and show its metrics as they appear in its folder."""
-    from arc_ray.train.run import run_training, with_rows
-
-    asked, config = config, with_rows(config)
-    if asked.train.micro_rows == "auto" and config.scaling.on_gpu:
-        progress.note(f"{config.name}: rows at once (train.micro_rows) {config.train.rows_at_once}")
-    with watched(steps_shown(run_folder(config), progress), LOOK_SECONDS):
-        return run_training(config)
-
-
-def steps_shown(folder: Folder, progress: Progress) -> Callable[[], None]:
-    """Return a function that shows how far a run is: workers may be anywhere, their metrics are in its folder."""
-    from arc_ray.rows.plan import load_plan
-
-    metrics, plans, shown = MetricsTail(folder), list["Plan"](), -1
-
-    def look() -> None:
-        nonlocal shown
-        if not plans and folder.exists("plan.parquet"):
-            plans.append(load_plan(folder.read_bytes("plan.parquet")))
-        metrics.look()
-        if plans and metrics.newest and metrics.newest["step"] != shown:
-            shown, newest = metrics.newest["step"], metrics.newest
-            said = (f"{name} {newest[key]:.{digits}f}" for name, key, digits in STEP_METRICS if key in newest)
-            progress.advance(f"{folder.name}, steps", shown, plans[0].num_steps, " ".join(said))
-
-    return look
-
-
-def elapsed(begun: float) -> str:
-    """Write the time since `begun` (time.monotonic) as minutes and seconds."""
-    seconds = int(time.monotonic() - begun)
-    return f"{seconds // 60} min {seconds % 60:02d} s"

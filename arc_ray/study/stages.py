@@ -1,44 +1,61 @@
-"""`run_study`: the stages of a study, each re-used if it is already done."""
+"""The stages of a study, each re-used if it is already done; other commands have some of them.
+
+Data and starting checkpoints are made by `ensure`, whichever command needs them.
+"""
 
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from arc_ray.config import Config, value_name
-from arc_ray.progress import Progress
+from arc_ray.config import Config, value_name, with_overrides
+from arc_ray.datasets.blocks import GeneratedSource
+from arc_ray.datasets.generate import ensure_datasets
+from arc_ray.datasets.reading import is_generated
+from arc_ray.evaluate.evaluation import REDONE, run_evaluation
+from arc_ray.progress import Progress, watched
 from arc_ray.report import write_report
+from arc_ray.rows.plan import Plan, load_plan
 from arc_ray.rows.quality import describe_data
-from arc_ray.runs.folder import finish, run_folder
+from arc_ray.runs.base import obtain_model
+from arc_ray.runs.folder import MetricsTail, as_made, claim, finish, is_finished, refuse_other_config, run_folder
 from arc_ray.runs.starts import lineage
 from arc_ray.study.comparing import EFFECT_KEYS, analyse, answer, finalists, split
-from arc_ray.study.evaluating import evaluate_arms
-from arc_ray.study.needs import Train, ensure, points_of
+from arc_ray.study.evaluating import evaluate_arms, shares
+from arc_ray.study.needs import Needs
+from arc_ray.train.run import run_training
 from arc_ray.tune.search import Search
-from arc_ray.tune.space import Point, check_points, num_trials
+from arc_ray.tune.space import num_trials
 from arc_ray.tune.trials import Trial, candidates, rank, write_search
 
 NUM_STAGES = 5
+LOOK_SECONDS = 1.0
+STEP_METRICS = (
+    ("loss", "train/loss", 3),
+    ("tokens/s", "train/tokens_per_second", 0),
+    ("solved", "eval/solved", 3),
+    ("cells", "eval/cell_accuracy", 3),
+)
+"""What is shown of a training: name, metric and digits."""
 
 
-def run_study(config: Config, progress: Progress, train: Train) -> dict[str, Any]:
+def run_study(needs: Needs, progress: Progress) -> dict[str, Any]:
     """Answer the config's question; interrupted and called again, it goes on. Returns the content of result.json.
 
     Raises UserError for what only the user can mend.
     """
-    folder, numbers = run_folder(config), itertools.count(1)
+    config, folder, numbers = needs.config, run_folder(needs.config), itertools.count(1)
 
     def stage(title: str) -> None:
         progress.stage(next(numbers), NUM_STAGES, title)
 
-    ensure(config, "study", progress, train, stage)
-    trials = points_of(config, "study")
+    ensure(needs, progress, stage)
     if not folder.exists("quality.json"):
-        variants = check_points(config, trials)
-        ancestors = {key: run for variant in variants for key, run in lineage(config, variant).items()}
-        folder.write_json("quality.json", describe_data(with_all_data(variants), ancestors))
-    seeds = len(config.study.seeds)
-    stage(f"search: {num_trials(config, trials)} trials, then {seeds} fresh seeds of each arm's best")
-    found = search_and_measure(config, trials, progress)
+        ancestors = {key: run for variant in needs.variants for key, run in lineage(config, variant).items()}
+        folder.write_json("quality.json", describe_data(with_all_data(needs.variants), ancestors))
+    stage(
+        f"search: {num_trials(config, needs.points)} trials, then {len(config.study.seeds)} fresh seeds of each arm's best"
+    )
+    found = search_and_measure(needs, progress)
     analysis = analyse(config, found)
     folder.write_json("analysis.json", analysis)
     stage("evaluation")
@@ -52,13 +69,86 @@ def run_study(config: Config, progress: Progress, train: Train) -> dict[str, Any
     return result
 
 
-def run_tune(config: Config, progress: Progress, train: Train) -> None:
+def run_tune(needs: Needs, progress: Progress) -> None:
     """Search as `tune` says, without seeds, arms or evaluation: trials.csv and best.yaml. Raises UserError."""
-    ensure(config, "tune", progress, train)
-    found = Search(config, _shown(config, progress)).run(points_of(config, "tune"))
-    best = candidates(config, found)[0]
+    ensure(needs, progress)
+    found = make_search(needs, progress).run(needs.points)
+    best = candidates(needs.config, found)[0]
     numbers = {f"best/{key}": value for key, value in best.metrics.items() if isinstance(value, int | float)}
-    finish(run_folder(config), {"best": best.name, "trials": len(found), **numbers})
+    finish(run_folder(needs.config), {"best": best.name, "trials": len(found), **numbers})
+
+
+def ensure(needs: Needs, progress: Progress, heading: Callable[[str], None] = lambda title: None) -> None:
+    """Make what is not there yet of a command's needs: models, data, runs and their evaluations.
+
+    A search's folder is claimed before. `heading` is told which of the two parts begins. Raises UserError where the
+    command's folder is another config's, and where what was generated holds what is evaluated.
+    """
+    if needs.is_search:
+        claim(run_folder(needs.config), needs.config, needs.command)
+    else:
+        [run] = needs.variants
+        refuse_other_config(run_folder(run), run, tuple(REDONE) if needs.command == "evaluate" else ())
+    heading("data")
+    _make_data(needs, progress)
+    heading("starting checkpoints")
+    for run in needs.runs:
+        if not is_finished(run_folder(run)):
+            kind = "a small model from random weights" if run.model.scratch else "LoRA training"
+            progress.note(f"{run.name}: {kind}")
+            train_watched(run, progress)
+        if run.evaluate.sets:
+            _evaluate(run, progress)
+
+
+def _make_data(needs: Needs, progress: Progress) -> None:
+    for model in needs.models:
+        obtain_model(model, needs.config.storage)
+    generated = [source for source in needs.sources.values() if isinstance(source, GeneratedSource)]
+    is_new = not all(is_generated(source, needs.storage) for source in generated)
+    for name, manifest in ensure_datasets(
+        needs.sources,
+        needs.storage,
+        lambda name, done, total, rate: progress.advance(f"{name}, examples", done, total),
+    ).items():
+        totals = manifest.get("totals", manifest)
+        counts = ", ".join(f"{key} {value}" for key, value in totals.items() if isinstance(value, int))
+        progress.note(f"{name}: {counts[:160]}")
+    if is_new:
+        needs.check_overlap()
+
+
+def _evaluate(run: Config, progress: Progress) -> None:
+    evaluation = with_overrides(run, {"name": f"{run.name}/evaluate", "evaluate.checkpoint": f"@{run.name}"})
+    result = run_evaluation(evaluation, lambda what, done, total: progress.advance(f"{run.name}, {what}", done, total))
+    progress.note(f"{run.name}: " + shares(result))
+
+
+def train_watched(config: Config, progress: Progress) -> dict[str, Any]:
+    """Train a run and show its metrics as they appear in its folder."""
+    with watched(steps_shown(config, progress), LOOK_SECONDS):
+        return run_training(config)
+
+
+def steps_shown(config: Config, progress: Progress) -> Callable[[], None]:
+    """Return a function that shows how far a run is: workers may be anywhere, their metrics are in its folder."""
+    folder = run_folder(config)
+    metrics, plans, shown = MetricsTail(folder), list[Plan](), -1
+
+    def look() -> None:
+        nonlocal shown
+        if not plans and folder.exists("plan.parquet"):
+            plans.append(load_plan(folder.read_bytes("plan.parquet")))
+            if config.train.micro_rows == "auto" and config.scaling.on_gpu:
+                rows = as_made(folder, config).train.rows_at_once
+                progress.note(f"{config.name}: rows at once (train.micro_rows) {rows}")
+        metrics.look()
+        if plans and metrics.newest and metrics.newest["step"] != shown:
+            shown, newest = metrics.newest["step"], metrics.newest
+            said = (f"{name} {newest[key]:.{digits}f}" for name, key, digits in STEP_METRICS if key in newest)
+            progress.advance(f"{folder.name}, steps", shown, plans[0].num_steps, " ".join(said))
+
+    return look
 
 
 def with_all_data(variants: Sequence[Config]) -> Config:
@@ -70,28 +160,25 @@ def with_all_data(variants: Sequence[Config]) -> Config:
     return variants[0].model_copy(update={"data": data.model_copy(update={"mix": mix})})
 
 
-def search_and_measure(config: Config, trials: Sequence[Point], progress: Progress) -> list[Trial]:
+def search_and_measure(needs: Needs, progress: Progress) -> list[Trial]:
     """Search with early stopping, then train each arm's chosen setting to its end with fresh seeds."""
-    search = Search(config, _shown(config, progress, in_study=True), in_study=True)
-    chosen = finalists(config, search.run(trials))
-    progress.note(f"chosen on one half of the validation tasks: {'; '.join(_settings(config, chosen))}")
+    search = make_search(needs, progress)
+    chosen = finalists(needs.config, search.run(needs.points))
+    settings = dict.fromkeys(" ".join(split(needs.config, point)[:2]) for point in chosen)
+    progress.note(f"chosen on one half of the validation tasks: {'; '.join(settings)}")
     search.run_points(chosen, stop_early=False)
     return search.ended
 
 
-def _shown(config: Config, progress: Progress, in_study: bool = False) -> Callable[[list[Trial]], None]:
-    """Return what a search tells of its trials: it writes and shows their table."""
+def make_search(needs: Needs, progress: Progress) -> Search:
+    """Make the search of a command, which writes and shows the table of its trials."""
+    config, in_study = needs.config, needs.command == "study"
 
     def show(found: list[Trial]) -> None:
         write_search(run_folder(config), config, found, in_study)
         progress.table(*trial_table(found))
 
-    return show
-
-
-def _settings(config: Config, chosen: Sequence[Point]) -> list[str]:
-    """Name each arm's chosen setting once."""
-    return list(dict.fromkeys(f"{arm} {setting}" for arm, setting, _ in (split(config, point) for point in chosen)))
+    return Search(config, show, in_study)
 
 
 def trial_table(trials: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:

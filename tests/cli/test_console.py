@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from plans import planned
 
-from arc_ray.cli.session import steps_shown
+from arc_ray.config import config_from, to_yaml
 from arc_ray.progress import watched
 from arc_ray.rows.plan import save_plan
-from arc_ray.runs.folder import MetricsFile
-from arc_ray.storage import Folder
+from arc_ray.runs.folder import MetricsFile, run_folder
+from arc_ray.study.stages import steps_shown
 
 
 class Heard:
@@ -19,18 +19,24 @@ class Heard:
 
     def __init__(self) -> None:
         self.steps: list[tuple[str, float, float, str]] = []
+        self.notes: list[str] = []
 
     def stage(self, number: int, total: int, title: str) -> None: ...
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...
-    def note(self, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
     def advance(self, what: str, done: float, total: float, detail: str = "") -> None:
         self.steps.append((what, done, total, detail))
 
 
 def test_a_training_is_shown_from_its_folder(tmp_path: Any) -> None:
-    """Catches steps that are shown twice or before there is a plan, and an end that nobody is told of."""
-    folder, heard, plan = Folder.at(str(tmp_path / "run")), Heard(), planned()
-    file, look = MetricsFile(folder, -1), steps_shown(folder, heard)
+    """Catches steps that are shown twice or before there is a plan, rows at once that nobody hears of, and an untold end."""
+    asked = config_from({"name": "run", "storage": str(tmp_path), "scaling": {"use_gpu": True}}, {})
+    folder, heard, plan = run_folder(asked), Heard(), planned()
+    begun = to_yaml(config_from(asked.model_dump(mode="json"), {"train.micro_rows": 4}))
+    folder.write_bytes("config.yaml", begun.encode())
+    file, look = MetricsFile(folder, -1), steps_shown(asked, heard)
     look()
     file.append([{"step": 1, "train/loss": 2.5}])
     look()
@@ -40,6 +46,7 @@ def test_a_training_is_shown_from_its_folder(tmp_path: Any) -> None:
     look()
     with watched(look, 60.0):
         file.append([{"step": 2, "train/loss": 1.25, "train/tokens_per_second": 1234.5, "eval/solved": 0.5}])
+    assert heard.notes == ["run: rows at once (train.micro_rows) 4"]
     assert heard.steps == [
         ("run, steps", 1, plan.num_steps, "loss 2.500"),
         ("run, steps", 2, plan.num_steps, "loss 1.250 tokens/s 1234 solved 0.500"),

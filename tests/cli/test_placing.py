@@ -13,13 +13,13 @@ import yaml
 from training import counting_tree, environment
 
 from arc_ray.cli.console import Terminal
-from arc_ray.cli.placing import settled
+from arc_ray.cli.session import settled
 from arc_ray.cluster.roles import NodeKind, Room
 from arc_ray.config import Config, config_from
 from arc_ray.errors import UserError
 from arc_ray.runs.folder import as_made, claim, run_folder
 from arc_ray.runs.starts import config_of_run, with_start
-from arc_ray.study.needs import variants_of
+from arc_ray.study.needs import Command, Needs
 
 GPUS = Room({NodeKind(32, 8, accelerator="H100"): 1}, 1, is_one_machine=True)
 CPUS = Room({NodeKind(4): 1}, 1, is_one_machine=True)
@@ -28,8 +28,8 @@ CPUS = Room({NodeKind(4): 1}, 1, is_one_machine=True)
 @pytest.fixture(autouse=True)
 def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """GPUs of these rooms compute in bfloat16; there are none here to be asked."""
-    monkeypatch.setattr("arc_ray.cli.placing.compute_in_bfloat16", lambda room: True)
-    monkeypatch.setattr("arc_ray.cli.placing.has_bfloat16", lambda: True)
+    monkeypatch.setattr("arc_ray.cli.session.compute_in_bfloat16", lambda room: True)
+    monkeypatch.setattr("arc_ray.cli.session.has_bfloat16", lambda: True)
 
 
 def asked(storage: Path, **overrides: Any) -> Config:
@@ -39,17 +39,21 @@ def asked(storage: Path, **overrides: Any) -> Config:
     return config_from({**tree, "storage": str(storage)}, {k.replace("__", "."): v for k, v in overrides.items()})
 
 
+def settle(config: Config, room: Room, command: Command = "train") -> Config:
+    return settled(Needs(config, command), room, Terminal()).config
+
+
 def place_of(config: Config) -> tuple[Any, Any, str]:
     return config.scaling.use_gpu, config.scaling.num_workers, config.model.dtype
 
 
 def test_every_run_of_a_command_shares_out_its_own_rows(tmp_path: Path) -> None:
     """Catches a base run with batches of 6 rows that is refused because its config's 16 go to 8 workers."""
-    chosen = settled(asked(tmp_path), GPUS, Terminal(), "train")
+    chosen = settle(asked(tmp_path), GPUS)
     assert place_of(chosen) == (True, 8, "bfloat16")
     assert place_of(config_of_run(chosen, "base")) == (True, 6, "bfloat16")
     started = asked(tmp_path, starts={"base": {}, "few": {"train.batch_rows": 4}}, start="few")
-    assert place_of(with_start(settled(started, GPUS, Terminal(), "train"))) == (True, 4, "bfloat16")
+    assert place_of(with_start(settle(started, GPUS))) == (True, 4, "bfloat16")
 
 
 def test_a_search_gives_each_trial_a_gpu_and_its_base_run_all(tmp_path: Path) -> None:
@@ -60,25 +64,25 @@ def test_a_search_gives_each_trial_a_gpu_and_its_base_run_all(tmp_path: Path) ->
         study={"arms": ["base", "other"], "seeds": [1]},
         tune__space={"train.batch_rows": {"grid": [5, 7]}},
     )
-    chosen = settled(searched, GPUS, Terminal(), "study")
-    assert {place_of(trial) for trial in variants_of(chosen, "study")} == {(True, 1, "bfloat16")}
+    chosen = settle(searched, GPUS, "study")
+    assert {place_of(trial) for trial in Needs(chosen, "study").variants} == {(True, 1, "bfloat16")}
     assert config_of_run(chosen, "base").scaling.num_workers == 6
 
 
 def test_a_run_keeps_its_dtype_on_another_device(tmp_path: Path) -> None:
     """Catches a run of a cluster's GPUs that a laptop refuses or goes on with in other arithmetic; and the other way."""
-    on_gpu = with_start(settled(asked(tmp_path), GPUS, Terminal(), "train"))
+    on_gpu = with_start(settle(asked(tmp_path), GPUS))
     claim(run_folder(on_gpu), on_gpu, "train")
     made = run_folder(on_gpu).read_json("run.json")
     assert made["placement"] == {"use_gpu": True, "num_workers": 8, "dtype": "bfloat16", "micro_rows": "auto"}
-    again = with_start(settled(asked(tmp_path), CPUS, Terminal(), "train"))
+    again = with_start(settle(asked(tmp_path), CPUS))
     assert place_of(again) == (False, 1, "bfloat16")
     claim(run_folder(again), again, "train")
     claim(run_folder(again), asked(tmp_path), "train")  # finished, and called again: nothing was chosen
     with pytest.raises(UserError, match=r"differs in: model\.dtype"):
         claim(
             run_folder(again),
-            with_start(settled(asked(tmp_path, model__dtype="float32"), CPUS, Terminal(), "train")),
+            with_start(settle(asked(tmp_path, model__dtype="float32"), CPUS)),
             "train",
         )
     assert as_made(run_folder(again), asked(tmp_path)).scaling.num_workers == 8
@@ -86,14 +90,14 @@ def test_a_run_keeps_its_dtype_on_another_device(tmp_path: Path) -> None:
 
 def test_a_base_that_was_begun_elsewhere_keeps_its_dtype_too(tmp_path: Path) -> None:
     """Catches a base run cut off on a laptop, before its own run had a folder, that the cluster then refuses."""
-    base = config_of_run(settled(asked(tmp_path), CPUS, Terminal(), "train"), "base")
+    base = config_of_run(settle(asked(tmp_path), CPUS), "base")
     claim(run_folder(base), base, "train")
-    chosen = settled(asked(tmp_path), GPUS, Terminal(), "train")
+    chosen = settle(asked(tmp_path), GPUS)
     again = config_of_run(chosen, "base")
     assert (chosen.model.dtype, again.model.dtype) == ("bfloat16", "float32")
     claim(run_folder(again), again, "train")
     claim(run_folder(chosen), chosen, "train")
-    later = settled(asked(tmp_path), CPUS, Terminal(), "train")  # another number of workers for its base, below `runs`
+    later = settle(asked(tmp_path), CPUS)  # another number of workers for its base, below `runs`
     claim(run_folder(later), later, "train")
 
 
@@ -117,7 +121,7 @@ def test_old_folders_go_on(tmp_path: Path) -> None:
     old["scaling"] |= {"use_gpu": False, "num_workers": 1}
     old["model"]["dtype"] = "float32"
     run_folder(config).write_bytes("config.yaml", yaml.safe_dump(old).encode())
-    chosen = settled(config, GPUS, Terminal(), "train")
+    chosen = settle(config, GPUS)
     assert place_of(chosen) == (True, 8, "float32")
     claim(run_folder(chosen), chosen, "train")
 
@@ -135,24 +139,26 @@ def test_what_can_never_start_here_is_refused(tmp_path: Path, scaling: Any, trai
     """Catches a command that waits for ever without a word."""
     config = asked(tmp_path, scaling=scaling, model={"scratch": {"hidden_size": 32}}, train__full=True)
     with pytest.raises(UserError, match=said):
-        settled(config, CPUS, Terminal(), "train" if trains else "evaluate")
+        settle(config, CPUS, "train" if trains else "evaluate")
 
 
 LOGICAL = """
 import sys, ray
 from arc_ray.cli.console import Terminal
-from arc_ray.cli.placing import settled
+from arc_ray.cli.session import settled
 from arc_ray.cluster.roles import ALONE, reachable_room
 from arc_ray.config import load_config
+from arc_ray.study.needs import Needs
 from arc_ray.train.run import run_training
 
 shape = {"num_cpus": 4, "num_gpus": 2, "labels": {ALONE: "true"}}
 ray.init(address="local", object_store_memory=100 * 2**20, log_to_driver=False, **shape)
 room = reachable_room()
 assert room.is_one_machine
-chosen = settled(load_config(sys.argv[1]), room, Terminal(), "train")
+chosen = settled(Needs(load_config(sys.argv[1]), "train"), room, Terminal()).config
 print((chosen.scaling.use_gpu, chosen.scaling.num_workers, chosen.model.dtype), flush=True)
-run_training(settled(load_config(sys.argv[1], {"scaling.use_gpu": False}), room, Terminal(), "train"))
+asked = load_config(sys.argv[1], {"scaling.use_gpu": False})
+run_training(settled(Needs(asked, "train"), room, Terminal()).config)
 """
 
 

@@ -11,7 +11,7 @@ from builders import config_with, puzzle
 from rich.console import Console
 
 from arc_ray.cli.console import Terminal
-from arc_ray.cli.predictions import show_predictions
+from arc_ray.cli.peek import show_predictions
 from arc_ray.cli.score import score_file
 from arc_ray.errors import UserError
 from arc_ray.evaluate.choice import puzzle_scores

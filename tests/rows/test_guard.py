@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from arc_ray.cli.check import describe_command
 from arc_ray.cli.console import Terminal
-from arc_ray.cli.dry import describe_training
 from arc_ray.config import Config, config_from, load_config, with_overrides
 from arc_ray.config.searching import EvaluateConfig
 from arc_ray.config.sources import ArckitSource, RearcSource
@@ -121,7 +121,7 @@ def test_a_mix_is_held_against_evaluation_sets_that_are_no_validation_sets(
     with pytest.raises(UserError, match="what is evaluated would be trained on"):
         prepare(leaking)
     with pytest.raises(UserError, match="what is evaluated would be trained on"):
-        describe_training(leaking, None, Terminal())
+        describe_command("train", leaking, None, Terminal())
     Needs(leaking.model_copy(update={"evaluate": EvaluateConfig()}), "train").check()
     allowed = with_overrides(leaking, {"data.allow_overlap": True})
     Needs(allowed, "train").check()

@@ -12,7 +12,7 @@ from builders import config_with, puzzle
 from rich.console import Console
 from study_folder import make_study, write_evaluation
 
-from arc_ray.cli.predictions import show_predictions
+from arc_ray.cli.peek import show_predictions
 from arc_ray.config import Config, load_config
 from arc_ray.evaluate.choice import puzzle_scores
 from arc_ray.evaluate.results import gains

@@ -9,9 +9,11 @@ import pytest
 from arc_ray.cli.console import Terminal
 from arc_ray.config import Config, config_from, with_overrides
 from arc_ray.errors import UserError
+from arc_ray.progress import Progress
 from arc_ray.runs.folder import claim, finish, run_folder
 from arc_ray.runs.starts import config_of_run
-from arc_ray.study.needs import Needs, ensure
+from arc_ray.study.needs import Needs
+from arc_ray.study.stages import ensure
 
 
 def config(folder: Path, **changes: Any) -> Config:
@@ -52,7 +54,9 @@ def test_a_path_that_is_no_model_is_found_before_examples_are_generated(tmp_path
             Needs(found, "train").check()
 
 
-def test_runs_are_made_once_and_in_order_but_not_for_a_folder_of_another_config(tmp_path: Path) -> None:
+def test_runs_are_made_once_and_in_order_but_not_for_a_folder_of_another_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches a base that is trained again by a second call, or before it is known that its run may not go on."""
     runs = {
         "tiny": {"model.base": None, "model.scratch": {}, "train.full": True},
@@ -61,19 +65,20 @@ def test_runs_are_made_once_and_in_order_but_not_for_a_folder_of_another_config(
     asked = with_overrides(config(tmp_path, runs=runs, model={"base": "@second"}), {"data.mix": {"mine": 1}})
     made: list[str] = []
 
-    def train(run: Config) -> dict[str, Any]:
+    def train(run: Config, progress: Progress) -> dict[str, Any]:
         made.append(run.name)
         assert run == config_of_run(asked, run.name)
         finish(run_folder(run), {})
         return {}
 
+    monkeypatch.setattr("arc_ray.study.stages.train_watched", train)
     for _ in range(2):
-        ensure(asked, "train", Terminal(), train)
+        ensure(Needs(asked, "train"), Terminal())
     assert made == ["tiny", "second"]
     run_folder(config_of_run(asked, "second")).delete()
     claim(run_folder(asked), asked, "train")
     with pytest.raises(UserError, match=r"made by another config \(differs in: train\.lr\)"):
-        ensure(with_overrides(asked, {"train.lr": 1.0}), "train", Terminal(), train)
+        ensure(Needs(with_overrides(asked, {"train.lr": 1.0}), "train"), Terminal())
     assert made == ["tiny", "second"]
 
 

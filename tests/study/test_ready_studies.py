@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from arc_ray.cli.check import describe_command
 from arc_ray.cli.console import Terminal
-from arc_ray.cli.dry import describe_study
 from arc_ray.config import Config, load_config, parse_assignments
-from arc_ray.study.needs import Needs, variants_of
+from arc_ray.study.needs import Needs
 
 FOLDER = Path(__file__).parents[2] / "configs" / "studies"
 STUDIES = sorted(FOLDER.glob("*.yaml"))
@@ -33,14 +33,14 @@ def test_a_ready_study_asks_in_its_first_line_and_can_be_planned(
     """Catches a study that a changed key has broken, one without its question, and one with arms that do not differ."""
     assert "?" in path.read_text().splitlines()[0]
     config = load_config(path, {"storage": str(tmp_path)})
-    describe_study(config, None, Terminal())
+    describe_command("study", config, None, Terminal())
     assert config.question.endswith("?")
     assert config.question.split()[0] in capsys.readouterr().out
     assert len(config.study.seeds) >= 3
     names = {"name", "start", "seed"}
     arms = {
         arm: {k: v for k, v in yaml.safe_load(yaml.safe_dump(c.model_dump(mode="json"))).items() if k not in names}
-        for arm, c in zip(config.study.arms, variants_of(config, "study"), strict=False)
+        for arm, c in zip(config.study.arms, Needs(config, "study").variants, strict=False)
     }
     assert len({repr(tree) for tree in arms.values()}) == len(config.study.arms)
 
@@ -51,7 +51,7 @@ def test_a_ready_study_takes_a_real_model_by_keys_alone(path: Path, tmp_path: Pa
     words = [*REAL, f"storage={tmp_path}"]
     if path.stem in ("shape", "encoder"):
         words.append("starts=" + next(w for w in path.read_text().splitlines() if "starts='" in w).split("'")[1])
-    for variant in variants_of(load_config(path, parse_assignments(words)), "study"):
+    for variant in Needs(load_config(path, parse_assignments(words)), "study").variants:
         assert variant.model.base == "some/model"
         assert (variant.scaling.use_gpu, variant.model.dtype) == ("auto", "auto")
 

