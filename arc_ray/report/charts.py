@@ -1,21 +1,31 @@
-"""The charts of the page: effect of each varied key, parallel coordinates, learning curves."""
+"""The charts of the page: effect of each varied key, parallel coordinates, learning curves; the template writes them down.
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+Drawn by hand rather than by matplotlib, which was tried: it takes 0.8 s to import and 0.08 s a chart where a whole report
+takes 1 s, a chart of it is 40 kB, and its SVG would have to be taken apart again for what the page does with a picture:
+colours and dashes of arms from the style sheet (light, dark and print from one drawing), a trial shown everywhere when
+pointed at, text that grows on a phone. Charts are about as wide as a phone; a desk shows several side by side.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from arc_ray.report.drawing import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, Chart, Line, Mark, Scale, Tick, heights, thinned
 from arc_ray.report.frames import DataFrame, Row, Series
 from arc_ray.report.load import Report
 from arc_ray.report.words import is_number, number, setting, setting_value, short_key, shortened, show, word
 
 CURVES = ("train/loss", "eval/loss", "eval/solved", "eval/cell_accuracy")
 TOKENS = "train/learned_tokens"
-WIDE, TALLER = 1000.0, 40.0
-"""Width of the parallel coordinates, which have a row of the page to themselves, and how much taller they are."""
+WIDTH, HEIGHT = 360.0, 200.0
+"""Size of an ordinary chart, in the units of its SVG, as are all places."""
+WIDE, TALL = 1000.0, 240.0
+"""Size of the parallel coordinates, which have a row of the page to themselves."""
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 12.0, 36.0
+"""Margins of the drawing area."""
 LOG_FROM = 4.0
 """Values whose largest is so many times the smallest are drawn on a logarithmic axis."""
 CHARACTER = 6.5
@@ -24,19 +34,87 @@ DODGE = 9.0
 """Distance between the arms' marks at the same value, so that they do not hide each other."""
 SPREAD = 28.0
 """Width over which the marks of one arm lie side by side."""
+MOST_POINTS = 120
+"""Points of a curve: a page need not hold each step."""
 
 Curve = tuple[np.ndarray, np.ndarray]
 """Learned tokens and values, each (num_points,)."""
+Ticks = dict[float, str]
+"""Place on an axis -> label."""
 
 
-def chart_view(report: Report, chosen: Mapping[str, DataFrame]) -> dict[str, Any]:
-    """Draw all charts of a report; `chosen` has each arm's trials of its chosen setting."""
-    return {
-        "effect_charts": effect_charts(report) if report.is_search else [],
-        "equal_tokens": equal_tokens_chart(report) if report.is_search else None,
-        "parallel": parallel_chart(report) if report.is_search else None,
-        "curves": curve_charts(report, chosen),
-    }
+@dataclass(frozen=True)
+class Scale:
+    """Maps values from [low, high] to [start, end] on the picture, by their logarithm if wanted; others to the ends."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    is_log: bool = False
+
+    def __call__(self, value: float) -> float:
+        value = min(max(value, self.low), self.high)
+        low, high, value = (math.log(v) if self.is_log else v for v in (self.low, self.high, value))
+        return round(self.start + (value - low) / (high - low) * (self.end - self.start), 1)
+
+    def ticks(self, about: int = 5) -> list[float]:
+        """Choose round values in the range: 1, 2 or 5 times a power of ten."""
+        if self.is_log:
+            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            values = [float(f"{step}e{decade}") for decade in decades for step in (1, 2, 5)]
+            values = values[::3] if len(decades) > about else values
+        else:
+            rough = (self.high - self.low) / about
+            power = 10.0 ** math.floor(math.log10(rough))
+            step = next(step * power for step in (1, 2, 5, 10) if step * power >= rough * 0.999)
+            values = [round(i * step, 12) for i in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
+        slack = 1e-9 * (self.high - self.low)
+        return [value for value in values if self.low - slack <= value <= self.high + slack]
+
+
+class Line(NamedTuple):
+    """A line of an arm; `trial` ties it to the rows and marks of the same trial."""
+
+    points: Sequence[tuple[float, float]]
+    arm: int
+    kind: str
+    """ "thin" (one seed), "mean", or "trial"."""
+    trial: str = ""
+    title: str = ""
+
+    @property
+    def path(self) -> str:
+        """The line as an SVG path, to a tenth of a unit."""
+        return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in self.points)
+
+
+class Mark(NamedTuple):
+    """A trial's value; its shape and colour are the arm's."""
+
+    x: float
+    y: float
+    arm: int
+    trial: str
+    title: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture with its axes."""
+
+    title: str
+    summary: str
+    """What a reader who cannot see it is told; the shortest true description."""
+    lines: Sequence[Line]
+    marks: Sequence[Mark] = ()
+    x_label: str = ""
+    x_ticks: Ticks = field(default_factory=dict)
+    y_ticks: Ticks = field(default_factory=dict)
+    axes: Sequence[tuple[float, str, Ticks]] = ()
+    """Vertical axes of parallel coordinates: place, name and ticks; none in an ordinary chart."""
+    width: float = WIDTH
+    height: float = HEIGHT
 
 
 def effect_charts(report: Report) -> list[Chart]:
@@ -58,9 +136,8 @@ def equal_tokens_chart(report: Report) -> tuple[Chart, float] | None:
         return None
     tokens = min(float(xs[-1]) for xs, _ in curves.values())
     values = {trial: float(np.interp(tokens, *curve)) for trial, curve in curves.items() if curve[0][0] <= tokens}
-    chart = _effect_chart(
-        report, done.assign(**{report.metric: done["trial"].map(values)}).dropna(subset=[report.metric]), key
-    )
+    reached = done.assign(**{report.metric: done["trial"].map(values)}).dropna(subset=[report.metric])
+    chart = _effect_chart(report, reached, key)
     return replace(chart, title=f"{chart.title}, at {number(tokens)} learned tokens"), tokens
 
 
@@ -72,25 +149,22 @@ def parallel_chart(report: Report) -> Chart | None:
     if not keys or len(trials) < 2:
         return None
     *xs, last = np.linspace(LEFT + 14, WIDE - LEFT - 14, len(keys) + 1).round(1)
-    result = heights(trials[metric], BOTTOM + TALLER, TOP + 18)
-    places, ticks = {}, {}
-    for key in keys:
-        places[key], ticks[key] = _places(report, trials[key], key, (BOTTOM + TALLER - 14, TOP + 32))
+    bottom, y = TALL - BOTTOM, _heights(trials[metric], TALL - BOTTOM, TOP + 18)
+    places = [_places(report, trials[key], key, (bottom - 14, TOP + 32)) for key in keys]
     lines = []
     for trial, aside in zip(trials.to_dict("records"), np.linspace(-6, 6, len(trials)), strict=True):
-        points = [(x, places[key](trial[key]) + aside) for x, key in zip(xs, keys, strict=True)]
-        points.append((last, result(trial[metric])))
+        points = [(x, place(trial[key]) + aside) for x, key, (place, _) in zip(xs, keys, places, strict=True)]
+        points.append((last, y(trial[metric])))
         title = _title(trial, metric, {key: trial[key] for key in keys if key not in ("arm", "seed")})
         lines.append(Line(points, report.arms.index(trial["arm"]), "trial", trial["trial"], title))
-    axes = [Tick(x, _name(report, key)) for x, key in zip(xs, keys, strict=True)] + [Tick(last, word(metric).label)]
-    values = [(x, tick) for x, key in zip(xs, keys, strict=True) for tick in ticks[key]]
-    values += [(last, tick) for tick in _y_ticks(result, metric)]
+    axes = [(x, _name(report, key), ticks) for x, key, (_, ticks) in zip(xs, keys, places, strict=True)]
+    axes.append((last, word(metric).label, _y_ticks(y, metric)))
     summary = f"Each line is one of {len(trials)} trials, from its settings to {word(metric).label}"
-    return Chart("every trial", summary, lines=lines, axes=axes, axis_values=values, width=WIDE, height=HEIGHT + TALLER)
+    return Chart("every trial", summary, lines, axes=axes, width=WIDE, height=TALL)
 
 
 def curve_charts(report: Report, chosen: Mapping[str, DataFrame]) -> list[Chart]:
-    """Draw losses and accuracies over learned tokens: an arm's chosen trials thin, their mean thick."""
+    """Draw losses and accuracies over learned tokens: each arm's `chosen` trials thin, their mean thick."""
     members = {arm: trials[trials["status"] != "failed"]["trial"] for arm, trials in chosen.items()}
     charts = []
     for metric in CURVES:
@@ -104,7 +178,7 @@ def curve_charts(report: Report, chosen: Mapping[str, DataFrame]) -> list[Chart]
 def _effect_chart(report: Report, trials: DataFrame, key: str) -> Chart:
     metric, name, trials = report.metric, _name(report, key), trials.dropna(subset=[key])
     place, ticks = _places(report, trials[key], key)
-    y = heights(trials[metric])
+    y = _heights(trials[metric])
     marks, lines = [], []
     for i, arm in enumerate(report.arms):
         here = trials[trials["arm"] == arm]
@@ -122,24 +196,30 @@ def _effect_chart(report: Report, trials: DataFrame, key: str) -> Chart:
             lines.append(Line(mean, i, "mean"))
     label = word(metric).label
     summary = f"{label} over {name}; {len(trials)} trials"
-    return Chart(f"{label} by {name}", summary, name, ticks, _y_ticks(y, metric), lines, marks)
+    return Chart(f"{label} by {name}", summary, lines, marks, name, ticks, _y_ticks(y, metric))
 
 
 def _curve_chart(by_arm: Mapping[str, Sequence[Curve]], metric: str, arms: Sequence[str]) -> Chart:
     # Tune's folders of other programs count no learned tokens.
     most = max(float(xs[-1]) for xs, _ in chain.from_iterable(by_arm.values())) or 1.0
-    x = Scale(0.0, most, LEFT, RIGHT)
-    thin = {arm: [thinned(*curve) for curve in curves] for arm, curves in by_arm.items()}
-    y = heights(value for curves in thin.values() for _, ys in curves for value in ys)
+    x = Scale(0.0, most, LEFT, WIDTH - RIGHT)
+    thin = {arm: [_thinned(*curve) for curve in curves] for arm, curves in by_arm.items()}
+    y = _heights(value for curves in thin.values() for _, ys in curves for value in ys)
     drawn = [(arm, "thin", curve) for arm, curves in thin.items() for curve in curves if len(curves) > 1]
     drawn += [(arm, "mean", _mean_curve(curves)) for arm, curves in thin.items() if curves]
-    lines = [
-        Line([(x(a), y(b)) for a, b in zip(*curve, strict=True)], arms.index(arm), kind) for arm, kind, curve in drawn
-    ]
+    lines = [Line([(x(a), y(b)) for a, b in zip(*c, strict=True)], arms.index(arm), kind) for arm, kind, c in drawn]
     seeds = ", ".join(f"{arm}: {len(curves)}" for arm, curves in by_arm.items())
     summary = f"{word(metric).label} over learned tokens; seeds of {seeds}"
-    ticks = [Tick(x(v), number(v)) for v in x.ticks()]
-    return Chart(word(metric).label, summary, word(TOKENS).label, ticks, _y_ticks(y, metric), lines)
+    ticks = {x(value): number(value) for value in x.ticks()}
+    return Chart(word(metric).label, summary, lines, (), word(TOKENS).label, ticks, _y_ticks(y, metric))
+
+
+def _thinned(x: np.ndarray, y: np.ndarray) -> Curve:
+    """Average neighbouring points until at most `MOST_POINTS` are left."""
+    if len(x) <= MOST_POINTS:
+        return x, y
+    parts = np.array_split(np.arange(len(x)), MOST_POINTS)
+    return np.array([x[p].mean() for p in parts]), np.array([y[p].mean() for p in parts])
 
 
 def _mean_curve(curves: Sequence[Curve]) -> Curve:
@@ -163,9 +243,9 @@ def _curves(report: Report, metric: str) -> dict[str, Curve]:
 
 def _places(
     report: Report, values: Series, key: str, ends: tuple[float, float] | None = None
-) -> tuple[Callable[[Any], float], list[Tick]]:
+) -> tuple[Callable[[Any], float], Ticks]:
     """Give every value its place on an axis, with ticks: numbers to scale, anything else at equal distances."""
-    start, end = ends or (LEFT + 26, RIGHT - 26)
+    start, end = ends or (LEFT + 26, WIDTH - RIGHT - 26)
     distinct = sorted(values.dropna().unique(), key=lambda v: (isinstance(v, str), v))
     if key == "arm":
         distinct = report.arms
@@ -173,18 +253,24 @@ def _places(
         low, high = float(distinct[0]), float(distinct[-1])
         scale = Scale(low, high, start, end, is_log=low > 0 and high / low >= LOG_FROM)
         shown = distinct if len(distinct) <= 5 else scale.ticks()
-        return scale, [Tick(scale(float(v)), setting_value(float(v))) for v in shown]
-    step = (end - start) / max(len(distinct) - 1, 1)
-    at = {value: round(start + i * step, 1) for i, value in enumerate(distinct)}
-    if len(distinct) == 1:
-        at = {distinct[0]: (start + end) / 2}
-    room = int(step / CHARACTER) if len(distinct) > 1 and not ends else 16
-    return at.__getitem__, [Tick(place, shortened(setting_value(value), room)) for value, place in at.items()]
+        return scale, {scale(float(v)): setting_value(float(v)) for v in shown}
+    gap, first = (end - start) / max(len(distinct) - 1, 1), start if len(distinct) > 1 else (start + end) / 2
+    at = {value: round(first + i * gap, 1) for i, value in enumerate(distinct)}
+    room = int(gap / CHARACTER) if len(distinct) > 1 and not ends else 16
+    return at.__getitem__, {place: shortened(setting_value(value), room) for value, place in at.items()}
 
 
-def _y_ticks(scale: Scale, metric: str) -> list[Tick]:
+def _heights(values: Iterable[float], bottom: float = HEIGHT - BOTTOM, top: float = TOP) -> Scale:
+    """Make a vertical scale from a little below the values, but not below 0, to a little above."""
+    values = [float(value) for value in values]
+    low, high = min(values), max(values)
+    room = 0.06 * (high - low) or 0.1 * abs(high) or 0.05
+    return Scale(max(low - room, 0.0), high + room, bottom, top)
+
+
+def _y_ticks(scale: Scale, metric: str) -> Ticks:
     is_share = word(metric).unit == "%"
-    return [Tick(scale(v), f"{100 * v:g} %" if is_share else f"{v:g}") for v in scale.ticks()]
+    return {scale(v): f"{100 * v:g} %" if is_share else f"{v:g}" for v in scale.ticks()}
 
 
 def _name(report: Report, key: str) -> str:

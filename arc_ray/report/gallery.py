@@ -2,13 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
-from typing import Any, NamedTuple
+from itertools import chain, pairwise
+from typing import NamedTuple
 
 import numpy as np
 
 from arc_ray.report.frames import DataFrame, Row
-from arc_ray.report.load import Report
 from arc_ray.report.words import is_number
 from arc_ray.tasks.task import Grid, parse_grid, puzzle_of, same_grid
 
@@ -24,8 +23,9 @@ GROUPS = {
     "unscored": "answer not known",
 }
 GRID_PIXELS = 100
-"""Longest side of the largest grid of a card on the page."""
-SMALLEST_CELL, LARGEST_CELL = 4, 14
+"""Longest side of the largest grid of a card on the page, as far as `CELL_PIXELS` allows."""
+CELL_PIXELS = (4, 14)
+"""Side of the smallest and of the largest cell."""
 
 
 class Drawing(NamedTuple):
@@ -37,8 +37,6 @@ class Drawing(NamedTuple):
     """Colour and path, each line `M x y h n` for n cells of one row; y is the middle of the row."""
     crosses: str
     """Path of the marks on wrong cells; empty if nothing is wrong or the size is."""
-    cell: int
-    """Pixels per cell."""
 
 
 class Prediction(NamedTuple):
@@ -60,22 +58,13 @@ class Card(NamedTuple):
     task: str
     output: int
     group: str
-    shown: tuple[tuple[Drawing, Drawing], ...]
+    cell: int
+    """Pixels per cell of all its grids."""
+    shown: Sequence[tuple[Drawing, ...]]
+    """Input and output of each shown pair."""
     input: Drawing
     truth: Drawing | None
-    predictions: tuple[Prediction, ...]
-
-
-def gallery_view(report: Report) -> dict[str, Any]:
-    """Draw the cards, and tell what there is to choose among them."""
-    cards = make_cards(report.answers)
-    groups = {card.group for card in cards}
-    return {
-        "cards": cards,
-        "card_groups": [group for group in GROUPS if group in groups],
-        "card_sets": list(dict.fromkeys(card.set for card in cards)),
-        "num_outputs": len(report.answers.drop_duplicates(["set", "task", "output"])),
-    }
+    predictions: Sequence[Prediction]
 
 
 def make_cards(answers: DataFrame) -> list[Card]:
@@ -94,7 +83,7 @@ def make_cards(answers: DataFrame) -> list[Card]:
     return [_card(rows, group) for (_, group), found in groups.items() for rows in _most_telling(found)[:PER_GROUP]]
 
 
-def draw(grid: Grid, cell: int, truth: Grid | None = None) -> Drawing:
+def draw(grid: Grid, truth: Grid | None = None) -> Drawing:
     """Draw a grid; cells that differ from a truth of the same size get a cross."""
     height, width = grid.shape
     paths: dict[int, str] = {}
@@ -104,7 +93,7 @@ def draw(grid: Grid, cell: int, truth: Grid | None = None) -> Drawing:
             paths[color] = f"{paths.get(color, '')}M{start} {y}.5h{stop - start}"
     wrong = np.argwhere(grid != truth) if truth is not None and truth.shape == grid.shape else np.zeros((0, 2), int)
     crosses = "".join(f"M{x}.25 {y}.25l.5.5m0-.5l-.5.5" for y, x in wrong.tolist())
-    return Drawing(height, width, tuple(sorted(paths.items())), crosses, cell)
+    return Drawing(height, width, tuple(sorted(paths.items())), crosses)
 
 
 def _group(rows: Sequence[Row]) -> str:
@@ -137,41 +126,40 @@ def _card(rows: Sequence[Row], group: str) -> Card:
     """Draw one output from the answers of all arms to it."""
     first = rows[0]
     where = f"answers of {first['set']}, task {first['task']}"
-    shown = [(parse_grid(p["input"], where), parse_grid(p["output"], where)) for p in first["shown"] or ()]
-    asked = parse_grid(first["input"], where)
+    shown = [
+        tuple(draw(parse_grid(pair[side], where)) for side in ("input", "output")) for pair in first["shown"] or ()
+    ]
+    asked = draw(parse_grid(first["input"], where))
     truth = None if first["truth"] is None else parse_grid(first["truth"], where)
-    attempts = [[parse_grid(grid, where) for grid in row["attempts"] if grid] for row in rows]
-    grids = [asked, *(grid for pair in shown for grid in pair), *(grid for grids in attempts for grid in grids)]
-    longest = max(max(grid.shape) for grid in [*grids, *([] if truth is None else [truth])])
-    cell = min(max(GRID_PIXELS // longest, SMALLEST_CELL), LARGEST_CELL)
+    drawn_truth = None if truth is None else draw(truth)
+    predictions = [prediction for row in rows for prediction in _predictions(row, truth, where)]
+    drawings = [asked, drawn_truth, *chain.from_iterable(shown), *(prediction.drawing for prediction in predictions)]
+    longest = max(max(drawing.height, drawing.width) for drawing in drawings if drawing)
     return Card(
         set=str(first["set"]),
         task=str(first["task"]),
         output=int(first["output"]),
         group=group,
-        shown=tuple((draw(a, cell), draw(b, cell)) for a, b in shown),
-        input=draw(asked, cell),
-        truth=None if truth is None else draw(truth, cell),
-        predictions=tuple(
-            _prediction(str(row["arm"]), title, grid, truth, cell)
-            for row, grids in zip(rows, attempts, strict=True)
-            for title, grid in _worth_showing(row, grids, truth, where)
-        ),
+        cell=int(np.clip(GRID_PIXELS // longest, *CELL_PIXELS)),
+        shown=shown,
+        input=asked,
+        truth=drawn_truth,
+        predictions=predictions,
     )
 
 
-def _worth_showing(
-    row: Row, attempts: Sequence[Grid], truth: Grid | None, where: str
-) -> Iterable[tuple[str, Grid | None]]:
-    """Choose what to show of an arm: its first attempt, the second if only that is right, greedy if only that is."""
-    yield "", attempts[0] if attempts else None
+def _predictions(row: Row, truth: Grid | None, where: str) -> Iterable[Prediction]:
+    """Draw an arm's first attempt, the second if only that is right, the greedy answer if only that is."""
+    arm, attempts = str(row["arm"]), [parse_grid(grid, where) for grid in row["attempts"] if grid]
+    yield _prediction(arm, "", attempts[0] if attempts else None, truth)
     if truth is not None and attempts and not same_grid(attempts[0], truth):
-        yield from (("attempt 2", grid) for grid in attempts[1:2] if same_grid(grid, truth))
+        if any(same_grid(grid, truth) for grid in attempts[1:2]):
+            yield _prediction(arm, "attempt 2", attempts[1], truth)
         if not row["is_right"] and row["greedy_right"]:
-            yield "greedy, outvoted", parse_grid(row["greedy"], where)
+            yield _prediction(arm, "greedy, outvoted", parse_grid(row["greedy"], where), truth)
 
 
-def _prediction(arm: str, title: str, grid: Grid | None, truth: Grid | None, cell: int) -> Prediction:
+def _prediction(arm: str, title: str, grid: Grid | None, truth: Grid | None) -> Prediction:
     is_right = None if truth is None else same_grid(grid, truth)
     if grid is None:
         return Prediction(arm, None, title, is_right, "nothing to read as a grid")
@@ -181,4 +169,4 @@ def _prediction(arm: str, title: str, grid: Grid | None, truth: Grid | None, cel
         note = f"{grid.shape[0]} × {grid.shape[1]}, not {truth.shape[0]} × {truth.shape[1]}"
     else:
         note = f"{int((grid != truth).sum())} of {truth.size} cells wrong"
-    return Prediction(arm, draw(grid, cell, truth), title, is_right, note)
+    return Prediction(arm, draw(grid, truth), title, is_right, note)

@@ -65,7 +65,7 @@ def _environment(is_markdown: bool) -> jinja2.Environment:
     )
     environment.globals.update({function.__name__: function for function in SPOKEN})
     environment.globals.update(words=words.WORDS, rules=words.RULES, more_rules=words.MORE_RULES, sections=SECTIONS)
-    environment.globals.update(gallery=gallery, most_puzzles=tables.MOST_PUZZLES)
+    environment.globals.update(charts=charts, gallery=gallery, most_puzzles=tables.MOST_PUZZLES)
     environment.filters["source"] = lambda name: Markup(loader.get_source(environment, name)[0])
     return environment
 
@@ -96,11 +96,14 @@ def view_of(report: Report) -> dict[str, Any]:
         "pairing": tables.pairing(report, chosen),
         **tables.answer_view(report),
         **trial_table.trial_view(report, chosen),
-        **charts.chart_view(report, chosen),
+        "effect_charts": charts.effect_charts(report) if report.is_search else [],
+        "equal_tokens": charts.equal_tokens_chart(report) if report.is_search else None,
+        "parallel": charts.parallel_chart(report) if report.is_search else None,
+        "curves": charts.curve_charts(report, chosen),
         "puzzles": tables.puzzle_table(report, chosen),
         **score_tables.score_view(report),
         "no_scores": sentences.no_scores(report),
-        **gallery.gallery_view(report),
+        "cards": gallery.make_cards(report.answers),
         "plans": tables.plan_table(report),
         "costs": costs,
         "on_gpu": any(row["gpu_hours"] for row in costs),

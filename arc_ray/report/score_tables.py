@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from arc_ray.report.drawing import Scale
+from arc_ray.report.charts import Scale
 from arc_ray.report.load import Report
 from arc_ray.report.tables import effect_axis
 from arc_ray.report.words import RULES, level

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from arc_ray.report.drawing import Scale
+from arc_ray.report.charts import Scale
 from arc_ray.report.frames import DataFrame, Row, Series, config_value, scalar
 from arc_ray.report.load import Report
 from arc_ray.report.words import is_number, number, setting, setting_value, show, word
