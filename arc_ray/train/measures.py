@@ -2,6 +2,7 @@
 
 import resource
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -55,6 +56,18 @@ class Measures:
 def device_peak() -> float | None:
     """Return the peak FLOPs per second of this worker's GPU, bfloat16; None without a GPU, or one that is not in the table."""
     return peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+
+
+RESETS_PEAK = Path("/proc/self/clear_refs")
+"""Where Linux takes 5 as the order to forget the most memory that this process has held."""
+
+
+def forget_peak_memory() -> None:
+    """Begin to measure peak memory anew, in a process that has trained before."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif RESETS_PEAK.exists():
+        RESETS_PEAK.write_text("5")
 
 
 def peak_memory_gb() -> float:

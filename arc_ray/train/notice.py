@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable
 
+import ray
 import torch
 import torch.distributed
 
@@ -15,7 +16,7 @@ class EndNotice:
     """Tells each worker once, at the same step, that the notice is there."""
 
     def __init__(self, ask: Callable[[], object | None], num_workers: int, device: torch.device) -> None:
-        """`ask` is ray.train.get_preemption_info: a barrier of all workers, who all get the same answer."""
+        """`ask` may be ray.train.get_preemption_info: a barrier of all workers, who all get the same answer."""
         # `arc-ray` switches Ray's watcher off where it starts Ray itself: nobody could give notice there.
         self._listens = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0"
         self._ask, self._num_workers, self._device = ask, num_workers, device
@@ -37,3 +38,8 @@ class EndNotice:
             torch.distributed.all_reduce(votes)
             is_time = bool(votes)
         return is_time
+
+
+def is_node_ending() -> object | None:
+    """Ask Ray, from a worker without a group, for the notice of its own machine; None as long as there is none."""
+    return ray._private.state.state.get_draining_nodes().get(ray.get_runtime_context().get_node_id())

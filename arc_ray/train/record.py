@@ -1,12 +1,10 @@
-"""The record of a training: what the loop logs, on its way into metrics.jsonl, a tracker and Ray's report."""
+"""The record of a training: what the loop logs, on its way into metrics.jsonl, a tracker and what is reported."""
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
-
-import ray.train
 
 from arc_ray.config import Config
 from arc_ray.runs.folder import MetricsFile, run_folder
@@ -23,12 +21,20 @@ def finite_metrics(metrics: Mapping[str, Any]) -> Metrics:
 
 
 class MetricsLog:
-    """Takes metric records: rank 0 writes them to metrics.jsonl, on a thread beside the training; all report to Ray."""
+    """Takes metric records: rank 0 writes them to metrics.jsonl, on a thread beside the training; all report validations."""
 
-    def __init__(self, config: Config, first_step: int, begun: float, ready: float, is_writer: bool) -> None:
+    def __init__(
+        self,
+        config: Config,
+        first_step: int,
+        begun: float,
+        ready: float,
+        is_writer: bool,
+        report: Callable[[dict[str, Any]], None],
+    ) -> None:
         """Go on after the records up to `first_step`; `begun` is `worker.Job`'s, `ready` is `worker.Worker`'s."""
         folder = run_folder(config)
-        self._begun, self._is_writer = begun, is_writer
+        self._begun, self._is_writer, self._report = begun, is_writer, report
         self._ready: float | None = ready
         if not is_writer:
             return
@@ -55,7 +61,7 @@ class MetricsLog:
                 self.flush()
         if is_validation:
             # Only validations are reported: a report is a barrier of all workers, and what Tune decides on.
-            ray.train.report(record)
+            self._report(record)
 
     def close(self) -> None:
         """Write what is not written yet, and end."""

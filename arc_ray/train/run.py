@@ -14,6 +14,7 @@ from ray.train.v2._internal.execution.failure_handling import DefaultFailurePoli
 
 from arc_ray.cluster.roles import hidden_gpus, least_gpu_memory
 from arc_ray.config import Config, with_overrides
+from arc_ray.config.training import ScalingConfig
 from arc_ray.errors import UserError, mistake_in, unwrapped
 from arc_ray.models.estimate import rows_for
 from arc_ray.models.skeleton import check_model
@@ -26,7 +27,7 @@ from arc_ray.runs.folder import as_made, checkpoint_steps, claim, finish, is_fin
 from arc_ray.storage import Folder
 from arc_ray.train.engine import check_deepspeed
 from arc_ray.train.trackers import check_tracker, tracker_environment
-from arc_ray.train.worker import Job, train_on_worker
+from arc_ray.train.worker import Job, Seat, train_on_worker
 
 
 def check_training(config: Config, trains: bool = True) -> None:
@@ -63,16 +64,21 @@ def in_store(prepared: Prepared) -> SharedRows:
     return SharedRows(prepared.plan, ray.put(prepared.maker), ray.put(prepared.validation))
 
 
+def train_in_group(job: Job, callbacks: Sequence[ray.train.UserCallback] = ()) -> None:
+    """Have the workers of Ray Train do a job. Raises TrainingFailedError where they failed too often."""
+    make_trainer(job, callbacks).fit()
+
+
 def run_training(
     config: Config,
-    callbacks: Sequence[ray.train.UserCallback] = (),
     command: str = "train",
     share: Callable[[Config, Folder], SharedRows] = share_rows,
+    train: Callable[[Job], None] = train_in_group,
 ) -> dict[str, Any]:
     """Train, or go on with a training that was cut off, or return the result of a finished one.
 
-    `share` may give rows that other runs have as well. Raises UserError for what only the user can mend and Ray's
-    TrainingFailedError where the workers failed too often.
+    `share` may give rows that other runs have as well. `train` does the job from its newest checkpoint to its end.
+    Raises UserError for what only the user can mend, and what `train` raises.
     """
     folder, config = run_folder(config), with_rows(config)
     check_tracker(config)
@@ -86,37 +92,55 @@ def run_training(
     rows = share(config, folder)
     job = Job(config, begun, rows.maker, rows.validation)
     with unwrapped():
-        make_trainer(config, folder, job, callbacks).fit()
+        train(job)
     result = summarize(folder, rows.plan, time.time() - begun)
     folder.delete("ray")
     finish(folder, result)
     return result
 
 
-def make_trainer(config: Config, folder: Folder, job: Job, callbacks: Sequence[ray.train.UserCallback]) -> TorchTrainer:
+def make_trainer(job: Job, callbacks: Sequence[ray.train.UserCallback]) -> TorchTrainer:
     """Make the trainer of one attempt at a run."""
+    config = job.config
     # Our checkpoints are in the run folder; Ray's own state serves one call of the driver and is not resumed from.
     attempt = f"attempt-{uuid.uuid4().hex[:8]}"
     low, high = config.scaling.workers
     return _Trainer(
-        train_on_worker,
+        _train_in_seat,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if config.scaling.on_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=low if low == high else (low, high),
             use_gpu=config.scaling.on_gpu,
-            resources_per_worker={"CPU": config.scaling.cpus_per_worker}
-            | ({"GPU": 1} if config.scaling.on_gpu else {}),
+            resources_per_worker=worker_resources(config.scaling),
             elastic_resize_monitor_interval_s=config.scaling.resize_seconds,
         ),
         run_config=ray.train.RunConfig(
             name=attempt,
-            storage_path=(folder / "ray").uri,
+            storage_path=(run_folder(config) / "ray").uri,
             failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
             callbacks=list(callbacks),
-            worker_runtime_env={"env_vars": {**tracker_environment(config), **hidden_gpus(config.scaling.on_gpu)}},
+            worker_runtime_env={"env_vars": worker_environment(config)},
         ),
     )
+
+
+def worker_resources(scaling: ScalingConfig) -> dict[str, float]:
+    """Return what Ray reserves for one worker."""
+    return {"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.on_gpu else {})
+
+
+def worker_environment(config: Config) -> dict[str, str]:
+    """Return the variables that a worker needs on its machine besides those that are there."""
+    return {**tracker_environment(config), **hidden_gpus(config.scaling.on_gpu)}
+
+
+def _train_in_seat(parts: dict[str, Job]) -> None:
+    """Run one worker of Ray Train's."""
+    context = ray.train.get_context()
+    rank, num_workers, num_on_node = context.get_world_rank(), context.get_world_size(), context.get_local_world_size()
+    seat = Seat(rank, num_workers, num_on_node, ray.train.report, ray.train.get_preemption_info)
+    train_on_worker(parts["job"], seat)
 
 
 class _Trainer(TorchTrainer):

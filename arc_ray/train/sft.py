@@ -8,7 +8,8 @@ is held in memory. (An iterable is what SFTTrainer is not ready for: without a l
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import datasets
@@ -16,10 +17,12 @@ import numpy as np
 import torch
 import torch.distributed
 from accelerate import PartialState
+from accelerate.state import AcceleratorState, GradientState
 from huggingface_hub import constants
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, TrainerCallback
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -52,10 +55,9 @@ def fit_with_trl(
         return  # SFTTrainer refuses a dataset without rows
     import_deepspeed()
     avoid_cudnn()
-    join_process_group(config)
     rows = PlannedRows(maker, start.step)
     constants.HF_HUB_DISABLE_TELEMETRY = True  # its environment variable is read once, at an import before this
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, joined_process_group(config):
         trainer = PlannedTrainer(
             config,
             maker.plan.num_steps,
@@ -71,14 +73,22 @@ def fit_with_trl(
         trainer.train()
 
 
-def join_process_group(config: Config) -> None:
-    """Tell accelerate, which SFTTrainer leaves it to, of the process group that Ray Train made.
+@contextmanager
+def joined_process_group(config: Config) -> Iterator[None]:
+    """Tell accelerate, which SFTTrainer leaves it to, of the process group that is there.
 
     Left alone on CPUs it either knows of no DeepSpeed or believes that each worker is alone: all would train on all rows.
+    What it and transformers keep for the whole process is dropped at the end: the next run here may be of another kind.
     """
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     state = PartialState(backend="nccl" if config.scaling.on_gpu else "gloo")
     assert state.num_processes == torch.distributed.get_world_size()
+    try:
+        yield
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        unset_hf_deepspeed_config()
 
 
 def trl_arguments(config: Config, num_workers: int, scratch: str) -> SFTConfig:

@@ -1,4 +1,4 @@
-"""What one training worker does: build, restore, stream its own rows, loop. Ray Train calls it on every worker."""
+"""What one training worker does: build, restore, stream its own rows, loop. It is told its seat, and knows no Ray Train."""
 
 import dataclasses
 import time
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import ray
-import ray.train
 import torch
 from torch import nn
 
@@ -46,12 +45,25 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True)
+class Seat:
+    """A worker's place among the workers of its run, and whom it talks to."""
+
+    rank: int
+    num_workers: int
+    num_on_node: int
+    """Workers that share this machine's cores."""
+    report: Callable[[dict[str, Any]], None]
+    """Called with the record of each validation, by all workers."""
+    ask_end: Callable[[], object | None]
+    """Returns something once the worker's machine is announced to end; called by all workers together."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Worker:
     """One worker of a run: who it is, what it was given, and the model it built."""
 
     config: Config
-    rank: int
-    num_workers: int
+    seat: Seat
     maker: RowMaker
     validation: ValidationSet | None
     tokenizer: Any
@@ -64,13 +76,12 @@ class Worker:
     """When it began (time.perf_counter), the loading of the model taken off."""
 
 
-def train_on_worker(parts: dict[str, Any]) -> None:
+def train_on_worker(job: Job, seat: Seat) -> None:
     """Run one worker of a training run to its end; started again after a fault, it goes on from the newest checkpoint."""
-    job: Job = parts["job"]
-    worker = make_worker(job)
-    folder, is_first = run_folder(worker.config), worker.rank == 0
-    measures = Measures(worker.model, worker.maker.plan, worker.num_workers, device_peak())
-    log = MetricsLog(worker.config, worker.start.step, job.begun, worker.ready, is_writer=is_first)
+    worker = make_worker(job, seat)
+    folder, is_first = run_folder(worker.config), seat.rank == 0
+    measures = Measures(worker.model, worker.maker.plan, seat.num_workers, device_peak())
+    log = MetricsLog(worker.config, worker.start.step, job.begun, worker.ready, is_first, seat.report)
     writer = CheckpointWriter(folder, worker.config, worker.model, worker.tokenizer)
     if is_first:
         writer.rehearse()
@@ -78,20 +89,17 @@ def train_on_worker(parts: dict[str, Any]) -> None:
     with ExitStack() as at_end:
         at_end.callback(log.close)
         at_end.callback(writer.wait)
-        train(worker, partial(_hooks, worker, measures, log, writer))
+        train(worker, partial(_hooks, worker, measures, log, writer, at_end))
 
 
-def make_worker(job: Job) -> Worker:
+def make_worker(job: Job, seat: Seat) -> Worker:
     """Fetch what the worker needs and build the model as it is at the newest checkpoint."""
     began = time.perf_counter()
-    config, context, folder = job.config, ray.train.get_context(), run_folder(job.config)
-    rank, num_workers = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(config.scaling.threads or max(1, usable_cores() // context.get_local_world_size()))
+    config, folder = job.config, run_folder(job.config)
+    torch.set_num_threads(config.scaling.threads or max(1, usable_cores() // seat.num_on_node))
     maker, validation = ray.get([job.maker, job.validation])
     step = newest_checkpoint(folder) or 0
-    batches = (
-        iter(()) if config.train.engine == "trl" else ahead(stream_share(job, maker.plan, rank, num_workers, step))
-    )
+    batches = iter(()) if config.train.engine == "trl" else ahead(stream_share(job, maker.plan, seat, step))
     loading = time.perf_counter()
     tokenizer = load_tokenizer(config.model, config.storage)
     train = config.train
@@ -102,23 +110,23 @@ def make_worker(job: Job) -> Worker:
         load_weights(model, start.state)
     if train.compile:
         compile_layers(model)
-    return Worker(config, rank, num_workers, maker, validation, tokenizer, model, start, batches, ready)
+    return Worker(config, seat, maker, validation, tokenizer, model, start, batches, ready)
 
 
-def stream_share(job: Job, plan: Plan, rank: int, num_workers: int, step: int) -> Iterator[Batch]:
+def stream_share(job: Job, plan: Plan, seat: Seat, step: int) -> Iterator[Batch]:
     """Stream the rows of one worker from a step on, made by Ray Data meanwhile."""
     config = job.config
-    rows = rows_of_rank(plan, config, rank, num_workers, step)
+    rows = rows_of_rank(plan, config, seat.rank, seat.num_workers, step)
     return stream_rows(job.maker, rows, config.train.rows_at_once, plan.row_tokens, config.scaling.data_cpus)
 
 
 def train_with_deepspeed(worker: Worker, make_hooks: Callable[[Any, Any], Hooks]) -> None:
     """Train by our loop, on rows that Ray Data makes meanwhile."""
-    config, start, num_workers = worker.config, worker.start, worker.num_workers
-    engine = make_engine(LearnedLoss(worker.model), config.train, config.model, num_workers)
+    config, start, seat = worker.config, worker.start, worker.seat
+    engine = make_engine(LearnedLoss(worker.model), config.train, config.model, seat.num_workers)
     begin(engine, worker.model, start)
     plan, hooks = worker.maker.plan, make_hooks(engine, engine)
-    fit(engine, worker.batches, plan, config.train, config.seed, start.step, worker.rank, num_workers, hooks)
+    fit(engine, worker.batches, plan, config.train, config.seed, start.step, seat.rank, seat.num_workers, hooks)
 
 
 def train_with_trl(worker: Worker, make_hooks: Callable[[Any, Any], Hooks]) -> None:
@@ -126,33 +134,40 @@ def train_with_trl(worker: Worker, make_hooks: Callable[[Any, Any], Hooks]) -> N
     from arc_ray.train.sft import fit_with_trl  # seconds to import, and not needed otherwise
 
     fit_with_trl(
-        worker.model, worker.tokenizer, worker.maker, worker.config, worker.start, worker.num_workers, make_hooks
+        worker.model, worker.tokenizer, worker.maker, worker.config, worker.start, worker.seat.num_workers, make_hooks
     )
 
 
 def _hooks(
-    worker: Worker, measures: Measures, log: MetricsLog, writer: CheckpointWriter, engine: Any, scoring: Any
+    worker: Worker,
+    measures: Measures,
+    log: MetricsLog,
+    writer: CheckpointWriter,
+    at_end: ExitStack,
+    engine: Any,
+    scoring: Any,
 ) -> Hooks:
     """Tie the loop to the run folder; `scoring` is called for the losses of validation, `engine` holds the state."""
-    config, plan, folder = worker.config, worker.maker.plan, run_folder(worker.config)
+    config, plan, folder, seat = worker.config, worker.maker.plan, run_folder(worker.config), worker.seat
+    at_end.callback(engine.destroy)  # its hooks would keep the model in memory for ever
 
     def run_validation(step: int) -> Metrics:
         if worker.validation is None:
             return {}
-        outcome = validate(scoring, worker.validation, config.train.rows_at_once, worker.rank, worker.num_workers)
-        if worker.rank == 0:
+        outcome = validate(scoring, worker.validation, config.train.rows_at_once, seat.rank, seat.num_workers)
+        if seat.rank == 0:
             (folder / "validation").write_json(f"step-{step:06d}.json", outcome.to_json())
         return outcome.metrics()
 
     def save(step: int) -> None:
         state = gather_state(engine, worker.model)
-        if worker.rank == 0:
+        if seat.rank == 0:
             writer.write(step, state, after=log.flush())
 
     def name_views(step: int) -> list[str]:
         return [name for row in plan.rows_of_step(step) if row < plan.num_rows for name in worker.maker.names_of(row)]
 
-    notice = EndNotice(ray.train.get_preemption_info, worker.num_workers, engine.device)
+    notice = EndNotice(seat.ask_end, seat.num_workers, engine.device)
     return Hooks(measures, log, run_validation, save, name_views, notice.is_new)
 
 

@@ -5,7 +5,6 @@ within a second, a trial that was cut off reports its own and then trains on. So
 """
 
 import dataclasses
-import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -13,24 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import ray.tune
-from ray import cloudpickle
 from ray.tune.schedulers import FIFOScheduler
 
-from arc_ray.cluster.roles import TRIAL_CPUS, reachable_room
+from arc_ray.cluster.roles import reachable_room
 from arc_ray.config import Config
-from arc_ray.errors import UserError, mistake_in
+from arc_ray.errors import UserError
 from arc_ray.progress import watched
+from arc_ray.rows.stream import settle_data_scheduling
 from arc_ray.runs.folder import is_finished, run_folder
+from arc_ray.train.run import worker_environment
 from arc_ray.tune.space import Point, fixed_parts, points, trial_folder
-from arc_ray.tune.stopping import SCORE, make_scheduler
-from arc_ray.tune.trainable import plan_of, start_preparer, train_trial
-from arc_ray.tune.trials import Trial, TrialReader, known_points, write_status
+from arc_ray.tune.stopping import SCORE, Ends, final_errors, make_scheduler
+from arc_ray.tune.trainable import plan_of, start_preparer, train_trial, trial_resources
+from arc_ray.tune.trials import Trial, TrialReader, known_points
 
 WATCH_SECONDS = 3.0
-ERROR_LINE = re.compile(r"[\w.]*(Error|Exception)\b")
-"""How the line begins that names an error, such as `torch.OutOfMemoryError: ...`."""
-MOST_OF_REASON = 500
-"""Characters of an error that the table shows."""
 
 
 class Search:
@@ -99,17 +95,26 @@ class Search:
     def _fit(self, space: dict[str, Any], tune_config: ray.tune.TuneConfig, num_trials: int) -> None:
         """Let Tune run trials: at most so many at once that all of them get their workers."""
         config, at_once = self.config, min(max_concurrent(self.config), num_trials)
-        trainable = ray.tune.with_parameters(train_trial, preparer=self._preparer)
-        ray.tune.Tuner(
-            ray.tune.with_resources(trainable, {"CPU": TRIAL_CPUS}),
+        # A trial that is stopped early first writes its last checkpoint; Tune would wait 2 s before it gives its process up.
+        environment = {**worker_environment(config), "TUNE_FUNCTION_THREAD_TIMEOUT_S": "600"}
+        trainable = ray.tune.with_parameters(train_trial, preparer=self._preparer, environment=environment)
+        settle_data_scheduling()
+        tuner = ray.tune.Tuner(
+            ray.tune.with_resources(trainable, trial_resources),
             param_space={"config": config, "at_once": at_once, "in_study": self.in_study, **space},
             tune_config=dataclasses.replace(
-                tune_config, metric=SCORE, mode="max", max_concurrent_trials=at_once, reuse_actors=False
+                tune_config, metric=SCORE, mode="max", max_concurrent_trials=at_once, reuse_actors=True
             ),
             run_config=ray.tune.RunConfig(
-                name="search", storage_path=str(_scratch(config)), callbacks=[_Ends(config)], verbose=0
+                name="search",
+                storage_path=str(_scratch(config)),
+                callbacks=[Ends(config)],
+                failure_config=ray.tune.FailureConfig(max_failures=config.train.max_failures),
+                verbose=0,
             ),
-        ).fit()
+        )
+        with final_errors():
+            tuner.fit()
 
     def _watched(self, begun: Callable[[], Sequence[Point]]) -> AbstractContextManager[None]:
         """Look at the trials' folders now and then while Tune runs: a callback of Tune's would have to be pickled."""
@@ -138,39 +143,6 @@ def max_concurrent(config: Config) -> int:
     scaling, room = config.scaling, reachable_room()
     beside = 0.0 if room.is_divided() else scaling.data_cpus
     return max(1, room.holds(scaling.cpus_per_worker + beside, float(scaling.on_gpu)) // scaling.workers[0])
-
-
-class _Ends(ray.tune.Callback):
-    """Notes in its folder how each trial ended, when it ends: a driver that dies later loses nothing."""
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """It ran to its end, or the scheduler stopped it."""
-        point = trial.config["point"]
-        folder = trial_folder(self._config, point)
-        write_status(folder, point, "done" if is_finished(folder) else "stopped")
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """It failed; the search goes on."""
-        point, mistake = trial.config["point"], _mistake_of(trial)
-        reason = " ".join(str(mistake).split()) if mistake else reason_of(trial.error_file)
-        write_status(trial_folder(self._config, point), point, "failed", reason, is_mistake=mistake is not None)
-
-
-def _mistake_of(trial: Any) -> UserError | None:
-    """Return the user's mistake that a trial failed by, if any. Tune's `get_error` looks where files are copied to later."""
-    file = trial.pickled_error_file
-    return mistake_in(cloudpickle.loads(Path(file).read_bytes())) if file and Path(file).exists() else None
-
-
-def reason_of(error_file: str | None) -> str:
-    """Take from Tune's error.txt the last error, with all its lines in one; traces and earlier causes stand above it."""
-    text = Path(error_file).read_text() if error_file and Path(error_file).exists() else ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    last = max((i for i, line in enumerate(lines) if ERROR_LINE.match(line)), default=len(lines) - 1)
-    return " ".join(lines[last:])[:MOST_OF_REASON] or "no reason given"
 
 
 def _scratch(config: Config) -> Path:

@@ -1,18 +1,33 @@
-"""Early stopping: ASHA, for each arm of a study apart, so that an arm's settings compete with each other alone."""
+"""How trials end: stopped early by ASHA, for each arm of a study apart, by an error, or by themselves."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import ray.tune
+from ray import cloudpickle
+from ray.train import TrainingFailedError
+from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from arc_ray.config import Config
+from arc_ray.errors import mistake_in
 from arc_ray.rows.plan import Plan
-from arc_ray.tune.space import Point, trial_config
+from arc_ray.runs.folder import is_finished
+from arc_ray.tune.space import Point, trial_config, trial_folder
+from arc_ray.tune.trials import write_status
 
 TIME = {"tokens": "train/learned_tokens", "epochs": "train/epoch"}
 SCORE = "score"
 """What the scheduler compares: the metric, and a thousandth of cell accuracy to break its ties."""
+
+ERROR_LINE = re.compile(r"[\w.]*(Error|Exception)\b")
+"""How the line begins that names an error, such as `torch.OutOfMemoryError: ...`."""
+MOST_OF_REASON = 500
+"""Characters of an error that the table shows."""
 
 
 def make_scheduler(
@@ -80,3 +95,55 @@ def _asha(config: Config, plan: Plan) -> AsyncHyperBandScheduler:
         # A trial that reaches max_t has done all its steps; it ends by itself, with its checkpoint written.
         stop_last_trials=False,
     )
+
+
+class Ends(ray.tune.Callback):
+    """Notes in its folder how each trial ended, when it ends: a driver that dies later loses nothing."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """It ran to its end, or the scheduler stopped it."""
+        point = trial.config["point"]
+        folder = trial_folder(self._config, point)
+        write_status(folder, point, "done" if is_finished(folder) else "stopped")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """It failed; the search goes on."""
+        point, mistake = trial.config["point"], mistake_in(_error_of(trial))
+        reason = " ".join(str(mistake).split()) if mistake else reason_of(trial.error_file)
+        write_status(trial_folder(self._config, point), point, "failed", reason, is_mistake=mistake is not None)
+
+
+@contextmanager
+def final_errors() -> Iterator[None]:
+    """Let a trial end at once by a user's mistake, or when its own workers failed too often; Tune tries all else again.
+
+    Tune has no public place for that.
+    """
+    recovers = TuneTrial.should_recover
+
+    def should_recover(trial: TuneTrial) -> bool:
+        error = _error_of(trial)
+        return not (mistake_in(error) or isinstance(error, TrainingFailedError)) and recovers(trial)
+
+    TuneTrial.should_recover = should_recover
+    try:
+        yield
+    finally:
+        TuneTrial.should_recover = recovers
+
+
+def _error_of(trial: TuneTrial) -> BaseException:
+    """Return what a trial has failed by. Tune's `get_error` looks where files are copied to later."""
+    file = trial.pickled_error_file
+    return cloudpickle.loads(Path(file).read_bytes()) if file and Path(file).exists() else RuntimeError("unknown")
+
+
+def reason_of(error_file: str | None) -> str:
+    """Take from Tune's error.txt the last error, with all its lines in one; traces and earlier causes stand above it."""
+    text = Path(error_file).read_text() if error_file and Path(error_file).exists() else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    last = max((i for i, line in enumerate(lines) if ERROR_LINE.match(line)), default=len(lines) - 1)
+    return " ".join(lines[last:])[:MOST_OF_REASON] or "no reason given"

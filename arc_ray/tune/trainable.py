@@ -3,23 +3,29 @@
 Tasks, guard, codec, plan and validation rows are made in one process, once for all trials that agree in them.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import ray
 import ray.tune
+from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from arc_ray.cluster.roles import TRIAL_CPUS
 from arc_ray.config import Config
+from arc_ray.config.training import ScalingConfig
 from arc_ray.errors import unwrapped
 from arc_ray.rows.plan import Plan
 from arc_ray.rows.prepare import plan_key, prepare
 from arc_ray.runs.folder import checkpoint_steps, is_finished, read_metrics, run_folder
 from arc_ray.runs.machine import usable_cores
 from arc_ray.storage import Folder
-from arc_ray.train.run import SharedRows, in_store, run_training
+from arc_ray.train.alone import train_alone
+from arc_ray.train.run import SharedRows, in_store, run_training, train_in_group, worker_resources
+from arc_ray.train.worker import Job
 from arc_ray.tune.space import Point, trial_config
 from arc_ray.tune.stopping import SCORE, TIME
 from arc_ray.tune.trials import merit, write_status
@@ -62,8 +68,20 @@ def plan_of(preparer: Any) -> Callable[[Config], Plan]:
     return ask
 
 
-def train_trial(parameters: dict[str, Any], preparer: Any) -> None:
-    """Run one trial in its Tune actor: replay what its folder holds, then train."""
+def trial_resources(parameters: dict[str, Any]) -> PlacementGroupFactory:
+    """Return what a trial's own process takes: a worker's resources where it is the worker, next to nothing otherwise."""
+    scaling = trial_config(parameters["config"], parameters["point"]).scaling
+    return PlacementGroupFactory([worker_resources(scaling) if is_alone(scaling) else {"CPU": TRIAL_CPUS}])
+
+
+def is_alone(scaling: ScalingConfig) -> bool:
+    """Tell whether a trial has one worker, which is then its own process: the next trial finds it started."""
+    return scaling.workers == (1, 1)
+
+
+def train_trial(parameters: dict[str, Any], preparer: Any, environment: Mapping[str, str]) -> None:
+    """Run one trial in its Tune actor, which runs one after another: replay what its folder holds, then train."""
+    os.environ.update(environment)
     point: Point = parameters["point"]
     searched: Config = parameters["config"]
     config = _sharing_cores(trial_config(searched, point), parameters["at_once"])
@@ -80,10 +98,18 @@ def train_trial(parameters: dict[str, Any], preparer: Any) -> None:
     write_status(folder, point, "running")
     run_training(
         config,
-        callbacks=[_Report(report)],
         command="trial",
         share=lambda trial, place: ray.get(preparer.share.remote(trial, place)),
+        train=partial(_train, report=report),
     )
+
+
+def _train(job: Job, report: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Do a trial's job here or in a group of workers, passing each validation on to Tune."""
+    if is_alone(job.config.scaling):
+        train_alone(job, lambda record: ray.tune.report(report(record)))
+    else:
+        train_in_group(job, [_Report(report)])
 
 
 def _sharing_cores(config: Config, trials_at_once: int) -> Config:

@@ -1,15 +1,17 @@
 """Where do a trial's seconds go that are not training? Phases of trials of a few steps, by when their files were written.
 
-    python tests/benchmarks/bench_trial_overhead.py [--trials 5] [--steps 8]
+    python tests/benchmarks/bench_trial_overhead.py [--trials 5] [--steps 8] [--ways group,alone]
 
-Trials run one after another on real Ray Tune and Ray Train, each with one worker. Medians over all trials but the first,
-which warms up: it starts the processes that later ones use again.
+Trials run one after another on real Ray Tune, each with one worker: in a worker group of Ray Train (group), or in Tune's
+process (alone). Medians over all trials but the first, which warms up: it starts the processes that later ones use again.
 
 start     from the end of the trial before it (or the start of the search) to the trial's own process at work (run.json)
 prepare   tasks, plan (plan.parquet)
-worker    Ray Train starts its controller and worker, which load the model (first validation ends)
+worker    Ray Train starts its controller and worker, if it is to, and the model is loaded (first validation ends)
 train     validations, steps and checkpoints, by the trial's own clock
 finish    from the last metric to result.json: checkpoint written, workers gone
+
+Below them the most memory that the training process held in a trial, resident: with --trials 50, what trials leave behind.
 """
 
 import argparse
@@ -19,10 +21,12 @@ import time
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 from arc_ray.cli.session import connected
+from arc_ray.cluster.roles import TRIAL_CPUS
 from arc_ray.config import Config, config_from
-from arc_ray.tune.search import Search
+from arc_ray.tune import search, trainable
 from arc_ray.tune.space import points
 
 PHASES = ("start", "prepare", "worker", "train", "finish")
@@ -61,23 +65,45 @@ def phases_of(trial: Path, ended: float) -> tuple[dict[str, float], float]:
     return dict(zip(PHASES, seconds, strict=True)), done
 
 
+def train_in_group(parameters: dict[str, Any], **given: Any) -> None:
+    """Run one trial with its worker in a group of Ray Train's."""
+    trainable.is_alone = lambda scaling: False
+    trainable.train_trial(parameters, **given)
+
+
 def main() -> None:
-    """Run the search and print the table."""
+    """Run the searches and print a table for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--ways", default="group,alone")
     arguments = parser.parse_args()
+    for way in arguments.ways.split(","):
+        print(f"{way}: ", end="")
+        if way == "alone":
+            measure(arguments)
+        else:
+            with (
+                patch.object(search, "train_trial", train_in_group),
+                patch.object(search, "trial_resources", {"CPU": TRIAL_CPUS}),
+            ):
+                measure(arguments)
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Run a search and print its table."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as storage:
         config = search_config(Path(storage), arguments)
         with connected(config, None):
             begun = time.time()
-            Search(config, lambda trials: None).run_points(points(config), stop_early=False)
+            search.Search(config, lambda trials: None).run_points(points(config), stop_early=False)
             whole = time.time() - begun
         trials = sorted((Path(storage) / "search" / "trials").iterdir(), key=lambda t: (t / "run.json").stat().st_mtime)
         ended, table = begun, []
         for trial in trials:
             phases, ended = phases_of(trial, ended)
             table.append(phases)
+        peaks = [json.loads((trial / "result.json").read_text())["train/memory_gb"] for trial in trials]
     print(f"{len(table)} trials of {arguments.steps} steps in {whole:.1f} s; medians of all but the first, in seconds:")
     for name in PHASES:
         of_phase = [phases[name] for phases in table[1:]]
@@ -86,6 +112,8 @@ def main() -> None:
         )
     totals = [sum(phases.values()) for phases in table[1:]]
     print(f"  {'all':8} {median(totals):6.2f}")
+    few = {i + 1: f"{peaks[i]:.3f}" for i in (0, 1, len(peaks) // 2, len(peaks) - 1)}
+    print("  peak memory, GB: " + ", ".join(f"trial {number} {peak}" for number, peak in few.items()))
 
 
 if __name__ == "__main__":

@@ -98,7 +98,9 @@ def test_a_study_ends_at_the_first_ctrl_c_while_it_searches_and_while_it_evaluat
 def test_a_search_that_was_interrupted_is_not_ended(tmp_path: Path) -> None:
     """Catches half a grid that is taken for the whole: best.yaml and exit code 0 after Ctrl-C."""
     config, folder = tmp_path / "search.yaml", tmp_path / "search"
-    config.write_text(yaml.safe_dump(small_search(tmp_path, {"train.lr": {"grid": [1e-2, 1e-3, 1e-4]}})))
+    tree = small_search(tmp_path, {"train.lr": {"grid": [1e-2, 1e-3, 1e-4]}})
+    tree["train"] |= {"epochs": 10}  # the trials that are left take longer than the signal
+    config.write_text(yaml.safe_dump(tree))
     interrupt("tune", config, lambda: "done" in statuses(folder))
     assert len(statuses(folder)) < 3
     assert not (folder / "result.json").exists()

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,11 @@ def test_a_watcher_begins_again_where_the_file_was_cut(folder: Folder, kept: int
     assert (tail.newest["step"], tail.newest["train/lr"]) == (7, 0.1)
 
 
-def log_of(config: Config, first_step: int = 0, spent: float = 0.0) -> MetricsLog:
+def log_of(
+    config: Config, first_step: int = 0, spent: float = 0.0, report: Callable[[Any], None] = lambda record: None
+) -> MetricsLog:
     run_folder(config).local_path().mkdir(exist_ok=True)
-    return MetricsLog(config, first_step, time.time() - spent, time.perf_counter(), is_writer=True)
+    return MetricsLog(config, first_step, time.time() - spent, time.perf_counter(), True, report)
 
 
 def config_in(tmp_path: Path, tracker: str = "tensorboard") -> Config:
@@ -102,9 +105,8 @@ def test_training_waits_for_its_metrics_at_validations_only(tmp_path: Path, monk
 
     monkeypatch.setattr(MetricsFile, "append", slow)
     monkeypatch.setitem(record.WRITE_METRICS_SECONDS, "local", 0.0)
-    monkeypatch.setattr("ray.train.report", lambda record: reported.append(read_metrics(run_folder(config))))
     config = config_in(tmp_path)
-    log = log_of(config)
+    log = log_of(config, report=lambda record: reported.append(read_metrics(run_folder(config))))
     for step in (1, 2, 3):
         log(step, {"train/loss": 1.0})
     assert read_metrics(run_folder(config)) == []

@@ -57,13 +57,17 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def kill_when(process: subprocess.Popen[str], is_time: Callable[[], bool]) -> None:
+def wait_for(process: subprocess.Popen[str], is_time: Callable[[], bool]) -> None:
     end = time.monotonic() + LIMIT_SECONDS
+    while not is_time():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, "it never came so far"
+        time.sleep(0.05)
+
+
+def kill_when(process: subprocess.Popen[str], is_time: Callable[[], bool]) -> None:
     try:
-        while not is_time():
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < end, "it never came so far"
-            time.sleep(0.05)
+        wait_for(process, is_time)
     finally:
         kill(process)
 
@@ -85,6 +89,28 @@ def records_of(trial: Path) -> list[dict[str, float]]:
 def status(trial: Path) -> str | None:
     about = trial / "trial.json"
     return json.loads(about.read_text())["status"] if about.exists() else None
+
+
+def processes(folder: Path) -> list[int]:
+    """The processes that trials reported from, by Tune's own files, in the order of the reports."""
+    lines = [line for path in folder.glob("tune/search/*/result.json") for line in path.read_text().splitlines()]
+    reports = sorted(map(json.loads, lines), key=lambda report: report["timestamp"])
+    return list(dict.fromkeys(report["pid"] for report in reports))
+
+
+def is_saved(trial: Path) -> bool:
+    return any(trial.glob("checkpoint-*/arc_ray.json"))
+
+
+def test_a_process_runs_one_trial_after_another_also_after_one_that_was_stopped(tmp_path: Path) -> None:
+    """Catches a trial that pays for a process of its own, and early stopping that takes the process along."""
+    asha = {"kind": "asha", "grace": 0.5, "reduction": 3}
+    space = {"train.lr": {"grid": [1e-2, 1e-8, 2e-8, 3e-8]}}
+    finish(start(small_search(tmp_path, space, scheduler=asha), tmp_path / "search.yaml"))
+    found = {name: row["status"] for name, row in rows(tmp_path / "search").items()}
+    assert found["lr-0.01"] == "done"
+    assert "stopped" in found.values()
+    assert len(processes(tmp_path / "search")) == 1
 
 
 def test_a_failing_trial_is_a_row_that_says_so_and_the_others_run(tmp_path: Path) -> None:
@@ -130,16 +156,25 @@ def test_a_search_of_failures_only_is_an_error(tmp_path: Path) -> None:
 
 
 def test_killed_and_called_again_the_table_is_the_same(tmp_path: Path) -> None:
-    """Catches a finished trial that is trained again, a running one that begins anew, and a lost row."""
+    """Catches a finished trial that is trained again, a running one that begins anew, and a lost row.
+
+    First a trial's process is killed, which a new one replaces, then the whole search.
+    """
     space = {"train.lr": {"grid": [1e-3, 3e-3]}}
-    finish(start(small_search(tmp_path / "whole", space), tmp_path / "whole.yaml"))
-    folder = tmp_path / "cut" / "search"
+
+    def search(name: str) -> dict[str, Any]:
+        config = small_search(tmp_path / name, space)
+        config["train"] |= {"max_failures": 1, "epochs": 20}  # long enough to be killed in the middle
+        return config
+
+    finish(start(search("whole"), tmp_path / "whole.yaml"))
+    config, folder = search("cut"), tmp_path / "cut" / "search"
     first, second = folder / "trials" / "lr-0.001", folder / "trials" / "lr-0.003"
-    config = small_search(tmp_path / "cut", space)
-    kill_when(
-        start(config, tmp_path / "cut.yaml"),
-        lambda: status(first) == "done" and any(second.glob("checkpoint-*/arc_ray.json")),
-    )
+    running = start(config, tmp_path / "cut.yaml")
+    wait_for(running, lambda: bool(is_saved(first) and processes(folder)))
+    os.kill(processes(folder)[-1], signal.SIGKILL)
+    assert not (first / "result.json").exists(), "it was killed too late to show anything"
+    kill_when(running, lambda: status(first) == "done" and is_saved(second))
     assert not (second / "result.json").exists(), "it was killed too late to show anything"
     ended = {path: path.stat().st_mtime_ns for path in (*first.glob("checkpoint-*/*"), first / "result.json")}
     step = max(int(path.parent.name.removeprefix("checkpoint-")) for path in second.glob("checkpoint-*/arc_ray.json"))

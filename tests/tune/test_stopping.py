@@ -8,8 +8,7 @@ import pytest
 from builders import config_with
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from arc_ray.tune.search import reason_of
-from arc_ray.tune.stopping import SCORE, TIME, Apart, make_scheduler
+from arc_ray.tune.stopping import SCORE, TIME, Apart, make_scheduler, reason_of
 
 
 def asha() -> AsyncHyperBandScheduler:
