@@ -126,7 +126,8 @@ def final_errors() -> Iterator[None]:
 
     def should_recover(trial: TuneTrial) -> bool:
         error = _error_of(trial)
-        return not (mistake_in(error) or isinstance(error, TrainingFailedError)) and recovers(trial)
+        gave_up = isinstance(getattr(error, "cause", error), TrainingFailedError)
+        return not (gave_up or mistake_in(error)) and recovers(trial)
 
     TuneTrial.should_recover = should_recover
     try:

@@ -15,6 +15,7 @@ from builders import tiny_model, tiny_tokenizer
 from arc_ray.config import Config, config_from
 from arc_ray.runs.folder import read_metrics, run_folder
 from arc_ray.train.alone import train_alone
+from arc_ray.train.engine import import_deepspeed
 from arc_ray.train.loop import NonFiniteLossError
 from arc_ray.train.run import run_training
 
@@ -57,11 +58,12 @@ def config_in(storage: Path, folder: str, kind: str) -> Config:
 
 def train_all(configs: list[Config]) -> list[int]:
     """Train one after another; return how many threads there are after each."""
+    import_deepspeed()  # sets variables
     environment, threads = dict(os.environ), []
     for config in configs:
         with suppress(NonFiniteLossError):
             run_training(config, train=train_alone)
-        assert dict(os.environ) == environment
+        assert not environment.items() ^ os.environ.items()
         assert not torch.distributed.is_initialized()
         threads.append(threading.active_count())
     return threads

@@ -6,9 +6,14 @@ from typing import Any
 
 import pytest
 from builders import config_with
+from ray import cloudpickle
+from ray.exceptions import ActorDiedError, RayTaskError
+from ray.train import WorkerGroupError
+from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from arc_ray.tune.stopping import SCORE, TIME, Apart, make_scheduler, reason_of
+from arc_ray.errors import UserError
+from arc_ray.tune.stopping import SCORE, TIME, Apart, final_errors, make_scheduler, reason_of
 
 
 def asha() -> AsyncHyperBandScheduler:
@@ -64,3 +69,26 @@ def test_the_reason_of_a_failure_is_its_last_error_whole(tmp_path: Path):
     file.write_text("something else\nhappened\n")
     assert reason_of(str(file)) == "happened"
     assert reason_of(str(tmp_path / "none")) == reason_of(None) == "no reason given"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_tried_again"),
+    [
+        (RayTaskError("f", "...", ValueError("a bug, or a disk that is away")), True),
+        (RayTaskError("f", "...", UserError("no such model")), False),
+        (RayTaskError("f", "...", WorkerGroupError("...", {0: ValueError("three times in a row")})), False),
+        (ActorDiedError(), True),
+        (None, True),
+    ],
+)
+def test_a_trial_is_tried_again_unless_that_would_find_the_same(
+    error: Exception | None, is_tried_again: bool, tmp_path: Path
+) -> None:
+    """Catches a trial that is lost with its process, and a mistake that is found, or workers that are started, N times N."""
+    (tmp_path / "error.pkl").write_bytes(cloudpickle.dumps(error) if error else b"")
+    file = str(tmp_path / "error.pkl") if error else None
+    failed: Any = SimpleNamespace(pickled_error_file=file, max_failures=2, run_metadata=SimpleNamespace(num_failures=2))
+    with final_errors():
+        assert TuneTrial.should_recover(failed) is is_tried_again
+        failed.run_metadata.num_failures = 3
+        assert not TuneTrial.should_recover(failed)
