@@ -21,7 +21,7 @@ from study_folder import EPOCHS, KINDS, LRS, PAIRS_PER_TASK, QUESTION, SETS, TAS
 from typer.testing import CliRunner
 
 import arc_ray.report
-from arc_ray.cli.commands import app
+from arc_ray.cli.looking import app
 from arc_ray.errors import UserError
 from arc_ray.report import gallery, load, load_many, tables, write_report
 from arc_ray.report.charts import Scale, effect_charts, equal_tokens_chart
