@@ -1,5 +1,6 @@
 """What is shown of work that goes on: looked at in its folder, and once more at its end."""
 
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -54,19 +55,18 @@ def test_a_training_is_shown_from_its_folder(tmp_path: Any) -> None:
 
 
 def test_a_watch_ends_with_its_work_however_that_ends() -> None:
-    """Catches a thread that goes on looking after its work has failed, and one that waits for its next look."""
-    looks: list[int] = []
-    begun = time.monotonic()
+    """Catches a thread that goes on looking after its work has failed, and a last look at what was interrupted."""
+    looks, threads = list[int](), threading.active_count()
 
     def fail() -> None:
-        with watched(lambda: looks.append(1), 0.02):
-            time.sleep(0.2)
+        with watched(lambda: looks.append(threading.get_ident()), 0.01):
+            while len(looks) < 3:
+                time.sleep(0.01)
             raise ValueError("failed")
 
     with pytest.raises(ValueError, match="failed"):
         fail()
-    seen = len(looks)
-    assert 3 <= seen <= 10, "what was interrupted is not looked at again: its search would seem to have ended"
-    assert time.monotonic() - begun < 10
-    time.sleep(0.1)
-    assert len(looks) == seen
+    assert threading.get_ident() not in looks, (
+        "what was interrupted is not looked at again: its search would seem ended"
+    )
+    assert threading.active_count() == threads

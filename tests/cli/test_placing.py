@@ -176,7 +176,7 @@ def test_a_machine_with_gpus_is_used_and_left_alone_as_asked(tmp_path: Path) -> 
     running = subprocess.Popen(command, env=seen, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         found: dict[str, str] = {}
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while not found and running.poll() is None and time.monotonic() < end:
             for process in psutil.Process(running.pid).children(recursive=True):
                 with suppress(psutil.Error):  # it may end meanwhile

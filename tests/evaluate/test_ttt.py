@@ -261,7 +261,7 @@ def test_tasks_beyond_the_budget_keep_their_untuned_answers(folder: Path) -> Non
     """Catches a budget that is not kept, and tasks that lose their answers or pass for tuned when it ends."""
     begun = time.monotonic()
     result = evaluate(folder, "short", budget_seconds=1e-3, steps=100_000)
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < 300, "100,000 steps take hours"
     assert set(statuses(folder, "short").values()) == {"budget"}
     assert {k.removeprefix("set/untuned/"): v for k, v in result.items() if k.startswith("set/untuned/")} == {
         k: result[f"set/{k}"] for k in (k.removeprefix("set/untuned/") for k in result if k.startswith("set/untuned/"))
