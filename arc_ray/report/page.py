@@ -14,7 +14,7 @@ import pandas as pd
 import yaml
 from markupsafe import Markup
 
-from arc_ray.report import charts, gallery, score_tables, sentences, tables, trial_table, words
+from arc_ray.report import answer, charts, gallery, tables, words
 from arc_ray.report.frames import config_value, trials_csv
 from arc_ray.report.load import Report, load_many
 
@@ -22,7 +22,7 @@ SECTIONS = ("answer", "search", "curves", "scores", "gallery", "data", "cost", "
 KIND_NAMES = {"study": "study", "tune": "search", "run": "run", "runs": "runs"}
 SPOKEN = (
     *(words.word, words.show, words.number, words.percent, words.level, words.in_points, words.duration),
-    *(words.setting, words.short_key, words.is_number, config_value),
+    *(words.setting, words.trial_value, words.short_key, words.is_number, config_value),
 )
 """Functions that templates call by their names."""
 
@@ -65,7 +65,7 @@ def _environment(is_markdown: bool) -> jinja2.Environment:
     )
     environment.globals.update({function.__name__: function for function in SPOKEN})
     environment.globals.update(words=words.WORDS, rules=words.RULES, more_rules=words.MORE_RULES, sections=SECTIONS)
-    environment.globals.update(charts=charts, gallery=gallery, most_puzzles=tables.MOST_PUZZLES)
+    environment.globals.update(charts=charts, gallery=gallery, most_puzzles=tables.MOST_PUZZLES, costs=tables.COSTS)
     environment.filters["source"] = lambda name: Markup(loader.get_source(environment, name)[0])
     return environment
 
@@ -87,22 +87,25 @@ def view_of(report: Report) -> dict[str, Any]:
         "report": report,
         "kind_name": kind,
         "untitled": f"{kind.capitalize()} {report.name}",
-        "progress": sentences.progress(report),
+        "progress": answer.progress(report),
         "begun": str(report.run.get("started", ""))[:16].replace("T", " "),
-        "sentences": sentences.sentences(report),
-        "warnings": sentences.warnings_of(report),
+        "sentences": answer.sentences(report),
+        "warnings": answer.warnings_of(report),
         "number_of": {arm: i for i, arm in enumerate(report.arms)},
         "chosen": settings,
-        "pairing": tables.pairing(report, chosen),
-        **tables.answer_view(report),
-        **trial_table.trial_view(report, chosen),
+        "pairing": answer.pairing(report, chosen),
+        **answer.answer_view(report),
+        "columns": tables.trial_columns(report),
+        "rows": tables.ranked(report, report.trials).to_dict("records"),
+        "members": {name for trials in chosen.values() for name in trials["trial"]} if report.varied else set(),
+        "best_trial": tables.best_trial(report),
         "effect_charts": charts.effect_charts(report) if report.is_search else [],
         "equal_tokens": charts.equal_tokens_chart(report) if report.is_search else None,
         "parallel": charts.parallel_chart(report) if report.is_search else None,
         "curves": charts.curve_charts(report, chosen),
         "puzzles": tables.puzzle_table(report, chosen),
-        **score_tables.score_view(report),
-        "no_scores": sentences.no_scores(report),
+        **tables.score_view(report),
+        "no_scores": answer.no_scores(report),
         "cards": gallery.make_cards(report.answers),
         "plans": tables.plan_table(report),
         "costs": costs,

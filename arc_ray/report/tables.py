@@ -1,18 +1,43 @@
-"""The tables of the page: arms, effects, puzzles, plans, cost. Plain values; the template writes them."""
+"""The tables of the page: trials, scores, gains, counting, puzzles, plans, cost. Plain values; the templates write them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from arc_ray.report.charts import Scale
-from arc_ray.report.frames import DataFrame, Row, Series, config_value, scalar
+from arc_ray.report.frames import DataFrame, Row, config_value, scalar
 from arc_ray.report.load import Report
-from arc_ray.report.words import is_number, number, setting, setting_value, show, word
+from arc_ray.report.words import RULES, is_number, level, setting_value, short_key, word
 from arc_ray.tasks.task import puzzle_of
 
 MOST_PUZZLES = 40
 """Puzzles shown in the comparison by puzzle: those on which the arms differ most."""
+MEASURES = ("eval/solved", "eval/cell_accuracy", "eval/loss", "train/loss", "steps", "train/learned_tokens")
+COSTS = ("train/learned_tokens", "train/tokens_per_second", "data/stall_share", "train/fill")
+
+METHODS = ("greedy, untuned", "voting, untuned", "greedy", "voting", "greedy, generated", "voting, generated")
+"""Ways of answering, in the order of the tables."""
+GAINS = {
+    "untuned/voting": "voting − greedy, untuned, one attempt",
+    "untuned/voting/two_attempts": "voting in two attempts − greedy in one, untuned",
+    "voting": "voting − greedy, one attempt",
+    "voting/two_attempts": "voting in two attempts − greedy in one",
+    "tuning": "test-time training − none, two attempts",
+    "tuning/greedy": "test-time training − none, one greedy attempt",
+    "generated": "generated − given descriptions, two attempts",
+}
+"""What one way of answering gains over another, in words, by what is gained by; in the order of the tables."""
+
+
+class Column(NamedTuple):
+    """A column of the table of trials."""
+
+    key: str
+    label: str
+    title: str = ""
+    """What the number means and does not; empty if the label says it."""
+    is_text: bool = False
 
 
 def chosen_trials(report: Report, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, DataFrame]:
@@ -43,16 +68,29 @@ def chosen_settings(report: Report) -> dict[str, Row]:
 
 
 def best_trial(report: Report) -> str | None:
-    """Return the finished trial with the best metric, ties by cell accuracy; until one has finished, of any so far.
-
-    None before the first validation.
-    """
-    if not len(report.measured):
-        return None
+    """Return the best finished trial; until one has finished, the best of any so far. None before the first validation."""
     done = report.measured[report.measured["status"] == "done"]
     trials = done if len(done) else report.measured
-    by = [name for name in (report.metric, "eval/cell_accuracy") if name in trials]
-    return str(trials.sort_values(by, ascending=False, kind="stable").iloc[0]["trial"])
+    return str(ranked(report, trials).iloc[0]["trial"]) if len(trials) else None
+
+
+def ranked(report: Report, trials: DataFrame) -> DataFrame:
+    """Order trials by the metric, ties by cell accuracy, best first."""
+    order = [name for name in (report.metric, "eval/cell_accuracy") if name in trials]
+    return trials.sort_values(order, ascending=False, kind="stable") if order else trials
+
+
+def trial_columns(report: Report) -> list[Column]:
+    """List the columns of the table of trials, as far as there are any: who it is, what it varies, what it measured."""
+    columns = [Column("trial", "trial" if report.is_search else "run", is_text=True)]
+    columns += [Column("arm", short_key(report.compare), is_text=True)] if report.is_search else []
+    columns += [Column(key, short_key(key), key) for key in report.varied]
+    columns += [Column("seed", "seed"), Column("status", "status", is_text=True)]
+    for key in dict.fromkeys([report.metric, *MEASURES]):
+        words = word(key)
+        columns.append(Column(key, words.label, f"{words.meaning} {words.caution}".strip()))
+    columns.append(Column("seconds", "time", "Seconds since the trial's start, starting up included."))
+    return [column for column in columns if column.key in report.trials]
 
 
 def effect_axis(effects: Sequence[Mapping[str, Any]]) -> Scale:
@@ -65,57 +103,60 @@ def effect_axis(effects: Sequence[Mapping[str, Any]]) -> Scale:
     return Scale(max(min(ends) - room, -1.05), min(max(ends) + room, 1.05), 0.0, 100.0)
 
 
-def answer_view(report: Report) -> dict[str, Any]:
-    """Lay out the effects, those asked about first, and the arms with headings of further findings; all as written."""
-    analysis, metric = report.analysis or {}, report.metric
-    arms = analysis.get("arms", [])
-    level, tokens = analysis.get("steps_to_loss_level"), analysis.get("equal_tokens_at")
-    titles = {
-        "loss_at_step_0": "validation loss before step 1",
-        "steps_to_loss": f"steps to loss {number(level)}" if is_number(level) else "steps to the same loss",
-        "equal_tokens": f"{word(metric).label} at {number(tokens) if is_number(tokens) else 'equal'} learned tokens",
+def score_view(report: Report) -> dict[str, Any]:
+    """Lay out scores, gains and counting, with their axes and what their intervals are and hold."""
+    gains, rated = gain_table(report), report.scores[report.scores["rule"].isin(RULES)]
+    highest = max([0.0, *rated["value"].astype(float), *rated["high"].dropna().astype(float)])
+    return {
+        "scores": score_table(report),
+        "score_axis": Scale(0.0, next((end for end in (0.1, 0.2, 0.5) if end >= highest), 1.0), 0.0, 100.0),
+        "seeds_note": _seeds_note(report),
+        "gains": gains,
+        "gain_axis": effect_axis(gains),
+        "confidence": " and ".join(level(share) for share in sorted(report.scores["confidence"].unique())),
+        "counting": question_table(report),
     }
-    titles = {key: title for key, title in titles.items() if {a["arm"] for a in arms} & set(analysis.get(key) or {})}
-    rows = [
-        {
-            "name": arm["arm"],
-            "setting": setting(arm.get("setting") or {}) or "the only one",
-            "value": show(arm.get("value"), metric),
-            "value_choosing": show(arm.get("value_choosing"), metric),
-            "findings": [show(analysis[k].get(arm["arm"]), metric if k == "equal_tokens" else "") for k in titles],
-            "num_seeds": len(arm.get("seeds") or ()),
-        }
-        for arm in arms
-    ]
-    effects = sorted(analysis.get("effects", ()), key=lambda effect: effect["metric"] != metric)
-    axis = effect_axis(effects) if effects else None
-    return {"effects": effects, "axis": axis, "findings": list(titles.values()), "arm_rows": rows}
 
 
-def pairing(report: Report, chosen: Mapping[str, DataFrame]) -> str | None:
-    """Say which arms were trained on the same rows in the same order, seed by seed, as their plans show.
+def _seeds_note(report: Report) -> str:
+    seeds = list(report.scores["seeds"].dropna().unique())
+    if any("," in listed for listed in seeds):
+        which = seeds[0] if len(seeds) == 1 else "each arm's own"
+        return f"Scores are means over seeds ({which}), counts are added up, and intervals hold the luck of seeds and tasks."
+    one = f"seed {seeds[0]} of each arm" if seeds else "one trial of each arm"
+    return f"Intervals hold the luck of the tasks, not of the seeds, because {one} is evaluated."
 
-    `chosen` has each arm's trials. None before the analysis, and where plans were not copied along.
+
+def score_table(report: Report) -> dict[str, list[Row]]:
+    """Return set -> rows of arm and method with the scores by rule; sets of questions are not among them."""
+    table: dict[str, dict[tuple[str, str], Row]] = {}
+    scores = report.scores[report.scores["method"].isin(METHODS) & (report.scores["rule"] != "accuracy")]
+    for score in scores.to_dict("records"):
+        arm, method = score["arm"], score["method"]
+        row = table.setdefault(score["set"], {}).setdefault((arm, method), {"arm": arm, "method": method, "scores": {}})
+        row["scores"][score["rule"]] = score
+    arms = list(dict.fromkeys([*report.arms, *report.scores["arm"]]))
+    order = {(arm, method): i for i, (arm, method) in enumerate((arm, method) for arm in arms for method in METHODS)}
+    return {name: [rows[key] for key in sorted(rows, key=order.__getitem__)] for name, rows in table.items()}
+
+
+def gain_table(report: Report) -> list[Row]:
+    """Return what ways of answering gain over others, with set, arm and words for the two ways."""
+    gains = report.scores[report.scores["rule"] == "gain"].to_dict("records")
+    known = [row | {"words": GAINS[row["question"]]} for row in gains if row["question"] in GAINS]
+    return sorted(known, key=lambda row: [*GAINS].index(row["question"]))
+
+
+def question_table(report: Report) -> dict[str, dict[str, dict[str, Row]]]:
+    """Return set -> question kind -> arm or run -> score; all kinds together come first.
+
+    Accuracy by side and by number of objects, "<kind>/side_06_10" and the like, is in the frame alone.
     """
-    seeds = sorted({seed for arm in (report.analysis or {}).get("arms", ()) for seed in arm.get("seeds") or ()})
-    digests = {arm: trials.drop_duplicates("seed").set_index("seed")["plan_digest"] for arm, trials in chosen.items()}
-    plans = pd.DataFrame(digests).reindex(seeds)
-    if plans.empty or plans.isna().any(axis=None):
-        return None
-    # Arms with the same number were trained on the same rows.
-    alike = {tuple(pd.factorize(row)[0]) for row in plans.to_numpy()}
-    if len(alike) > 1:
-        return "Which arms trained on the same rows differs from seed to seed."
-    groups: dict[int, list[str]] = {}
-    for arm, group in zip(plans, alike.pop(), strict=True):
-        groups.setdefault(group, []).append(arm)
-    alone = [arms[0] for arms in groups.values() if len(arms) == 1]
-    if len(alone) == len(groups):
-        return "The arms were trained on different rows: their data or their epochs differ."
-    together = (" and ".join(arms) for arms in groups.values() if len(arms) > 1)
-    parts = [f"{arms} were trained on the same rows in the same order" for arms in together]
-    parts += [f"{', '.join(alone)} on rows of {'its' if len(alone) == 1 else 'their'} own"] if alone else []
-    return f"With each seed, {'; '.join(parts)}."
+    table: dict[str, dict[str, dict[str, Row]]] = {}
+    is_kind = (report.scores["rule"] == "accuracy") & ~report.scores["question"].str.contains("/", regex=False)
+    for row in report.scores[is_kind].to_dict("records"):
+        table.setdefault(row["set"], {}).setdefault(row["question"], {})[row["arm"]] = row
+    return {name: dict(sorted(kinds.items(), key=lambda item: item[0] != "all")) for name, kinds in table.items()}
 
 
 def puzzle_table(report: Report, chosen: Mapping[str, DataFrame]) -> list[Row]:
@@ -123,9 +164,8 @@ def puzzle_table(report: Report, chosen: Mapping[str, DataFrame]) -> list[Row]:
 
     The puzzles on which the arms differ most come first; empty with fewer than two arms.
     """
-    done = report.validation[
-        report.validation["trial"].isin([n for trials in chosen.values() for n in trials["trial"]])
-    ]
+    names = [name for trials in chosen.values() for name in trials["trial"]]
+    done = report.validation[report.validation["trial"].isin(names)]
     last = done[done["step"] == done.groupby("trial")["step"].transform("max")]
     arms = [arm for arm in chosen if arm in set(last["arm"])]
     if len(arms) < 2:
@@ -159,25 +199,21 @@ def cost_table(report: Report) -> list[Row]:
     return [_cost(report.metrics, str(name), kind, trials) for name, kind, trials in groups if len(trials)]
 
 
-def _cost(metrics: DataFrame, name: str, kind: str, trials: DataFrame) -> dict[str, Any]:
+def _cost(metrics: DataFrame, name: str, kind: str, trials: DataFrame) -> Row:
     steps = metrics[metrics["trial"].isin(trials["trial"]) & (metrics["step"] > 0)]
-    seconds, stall = _column(steps, "train/step_seconds"), _column(steps, "data/stall_share")
+    # Columns that nothing has logged yet are empty: means and medians are NaN, sums 0.
+    steps = steps.reindex(columns=[*COSTS, "train/step_seconds"]).astype(float)
+    seconds = steps["train/step_seconds"]
     on_gpus = trials[trials["on_gpu"].astype(bool)]
-    gpu_hours = float((on_gpus["seconds"] * on_gpus["workers"]).sum()) / 3600
     return {
         "name": name,
         "kind": kind,
         "trials": len(trials),
         "steps": int(trials["steps"].sum()),
         "seconds": float(trials["seconds"].sum()),
-        "gpu_hours": gpu_hours or None,
-        "learned_tokens": float(_column(trials, "train/learned_tokens").sum()),
-        "train/tokens_per_second": float(_column(steps, "train/tokens_per_second").median()),
-        "train/fill": float(_column(steps, "train/fill").mean()),
-        "data/stall_share": float((stall * seconds).sum() / seconds.sum()) if seconds.sum() > 0 else None,
+        "gpu_hours": float((on_gpus["seconds"] * on_gpus["workers"]).sum()) / 3600 or None,
+        "train/learned_tokens": float(trials.reindex(columns=["train/learned_tokens"]).astype(float).sum().iloc[0]),
+        "train/tokens_per_second": steps["train/tokens_per_second"].median(),
+        "data/stall_share": (steps["data/stall_share"] * seconds).sum() / (seconds.sum() or float("nan")),
+        "train/fill": steps["train/fill"].mean(),
     }
-
-
-def _column(rows: DataFrame, name: str) -> Series:
-    """Return a column, empty where nothing has logged it yet: means and medians are then NaN, sums 0."""
-    return rows[name].astype(float) if name in rows else pd.Series(dtype=float)

@@ -87,6 +87,15 @@ def setting_value(value: Any) -> str:
     return value_name(value.item() if hasattr(value, "item") else value)
 
 
+def trial_value(key: str, value: Any) -> str:
+    """Write what a trial has under a name: a metric with its unit, a time, or the value of a config key."""
+    if key == "seconds":
+        return duration(value)
+    if "/" in key or key == "steps":
+        return show(value, key)
+    return number(value) if key == "seed" and is_number(value) else setting_value(value)
+
+
 def setting(values: Mapping[str, Any]) -> str:
     """Write a setting in one line, keys by their last part: lr 0.002, epochs 2."""
     return ", ".join(f"{short_key(key)} {setting_value(value)}" for key, value in values.items())

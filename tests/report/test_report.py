@@ -24,12 +24,12 @@ import arc_ray.report
 from arc_ray.cli.looking import app
 from arc_ray.errors import UserError
 from arc_ray.report import gallery, load, load_many, tables, write_report
+from arc_ray.report.answer import pairing, progress, sentences
 from arc_ray.report.charts import Scale, effect_charts, equal_tokens_chart
 from arc_ray.report.folders import score_rows
 from arc_ray.report.frames import COLUMNS
-from arc_ray.report.sentences import progress, sentences
-from arc_ray.report.trial_table import trial_view
-from arc_ray.report.words import duration, in_points, number, percent
+from arc_ray.report.page import view_of
+from arc_ray.report.words import duration, in_points, number, percent, trial_value
 from arc_ray.tasks.counting import Answered, accuracy_by_kind
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -286,10 +286,9 @@ def test_a_metric_of_one_source_is_written_as_its_metric(study: Path) -> None:
     """Would catch a share that stands as 0.4525 in the table of trials because it is of one source only."""
     report, metric = load(str(study)), "eval/solved/held_out"
     trials = report.trials.assign(**{metric: report.trials["eval/solved"]})
-    view = trial_view(replace(report, trials=trials, analysis={**(report.analysis or {}), "metric": metric}), {})
-    (place,) = (i for i, column in enumerate(view["columns"]) if column.key == metric)
-    assert view["columns"][place].label == "solved, greedy: held_out"
-    assert view["rows"][0]["cells"][place].text == percent(trials["eval/solved"].max())
+    view = view_of(replace(report, trials=trials, analysis={**(report.analysis or {}), "metric": metric}))
+    assert {column.key: column.label for column in view["columns"]}[metric] == "solved, greedy: held_out"
+    assert trial_value(metric, view["rows"][0][metric]) == percent(trials["eval/solved"].max())
 
 
 def test_study_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
@@ -475,7 +474,7 @@ def test_the_page_says_which_arms_are_paired(tmp_path: Path) -> None:
     folder = make_study(tmp_path, arms=("base", "count", "mixed"))
     report = load(str(folder))
     chosen = tables.chosen_trials(report, tables.chosen_settings(report))
-    assert tables.pairing(report, chosen) is None, "plans were not copied along"
+    assert pairing(report, chosen) is None, "plans were not copied along"
     for trial in report.trials.to_dict("records"):
         rows = f"{trial['arm'] == 'mixed'} {trial['seed']} {trial['train.epochs']}"
         (folder / "trials" / trial["trial"] / "plan.parquet").write_bytes(rows.encode())

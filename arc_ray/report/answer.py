@@ -1,16 +1,21 @@
-"""The report in sentences: how far it is, the answer, and what a reader must know before believing a number."""
+"""What the page begins with: how far it is, the answer in sentences, the arms, and what to know before believing it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from arc_ray.report import score_tables, tables
-from arc_ray.report.frames import config_value
+import pandas as pd
+
+from arc_ray.report import tables
+from arc_ray.report.frames import DataFrame, config_value
 from arc_ray.report.load import Report
-from arc_ray.report.words import RULES, in_points, level, number, percent, setting, show, word
+from arc_ray.report.words import RULES, in_points, is_number, level, number, percent, setting, show, word
 
 MOST_NAMED = 10
 """Overlaps that a warning names."""
 MET_SHARE = 0.05
 """A set is warned of if more than this share of its asked pairs equal a training pair: then it moves a score."""
+SPOKEN_GAINS = ("voting/two_attempts", "tuning", "tuning/greedy", "generated")
+"""What a report of an evaluation says of what ways of answering gain, by the names of `tables.GAINS`."""
 
 
 def progress(report: Report) -> str:
@@ -92,8 +97,8 @@ def _best_so_far(report: Report) -> str:
 
 def _evaluated(report: Report) -> Iterable[str]:
     """Say for each set how much of it is solved and what voting and tuning gain; of questions, how many are right."""
-    gains = [g for g in score_tables.gain_table(report) if g["question"] in score_tables.ANSWERING_GAINS]
-    for name, rows in score_tables.score_table(report).items():
+    gains = [gain for gain in tables.gain_table(report) if gain["question"] in SPOKEN_GAINS]
+    for name, rows in tables.score_table(report).items():
         score = next(row for row in rows if row["method"] == "voting")["scores"][RULES[0]]
         yield (
             f"{name}: {percent(score['value'])} of {number(score['of'])} outputs solved in two attempts"
@@ -103,6 +108,63 @@ def _evaluated(report: Report) -> Iterable[str]:
             interval = f"{level(gain['confidence'])} interval {in_points(gain['low'])} to {in_points(gain['high'])}"
             shown = "." if gain["low"] > 0 or gain["high"] < 0 else ": no effect shown at this size."
             yield f"{name}, {gain['words']}: {in_points(gain['value'])} points ({interval}){shown}"
-    for name, kinds in score_tables.question_table(report).items():
+    for name, kinds in tables.question_table(report).items():
         for arm, score in kinds["all"].items():
             yield f"{name}: {percent(score['value'])} of {number(score['of'])} questions answered right by {arm}."
+
+
+def answer_view(report: Report) -> dict[str, Any]:
+    """Lay out the effects, those asked about first, and the arms with headings of further findings; all as written."""
+    analysis, metric = report.analysis or {}, report.metric
+    arms = analysis.get("arms", [])
+    loss, tokens = analysis.get("steps_to_loss_level"), analysis.get("equal_tokens_at")
+    titles = {
+        "loss_at_step_0": "validation loss before step 1",
+        "steps_to_loss": f"steps to loss {number(loss)}" if is_number(loss) else "steps to the same loss",
+        "equal_tokens": f"{word(metric).label} at {number(tokens) if is_number(tokens) else 'equal'} learned tokens",
+    }
+    titles = {key: title for key, title in titles.items() if {a["arm"] for a in arms} & set(analysis.get(key) or {})}
+    rows = [
+        {
+            "name": arm["arm"],
+            "setting": setting(arm.get("setting") or {}) or "the only one",
+            "value": show(arm.get("value"), metric),
+            "value_choosing": show(arm.get("value_choosing"), metric),
+            "findings": [show(analysis[k].get(arm["arm"]), metric if k == "equal_tokens" else "") for k in titles],
+            "num_seeds": len(arm.get("seeds") or ()),
+        }
+        for arm in arms
+    ]
+    effects = sorted(analysis.get("effects", ()), key=lambda effect: effect["metric"] != metric)
+    return {
+        "effects": effects,
+        "axis": tables.effect_axis(effects),
+        "findings": list(titles.values()),
+        "arm_rows": rows,
+    }
+
+
+def pairing(report: Report, chosen: Mapping[str, DataFrame]) -> str | None:
+    """Say which arms were trained on the same rows in the same order, seed by seed, as their plans show.
+
+    `chosen` has each arm's trials. None before the analysis, and where plans were not copied along.
+    """
+    seeds = sorted({seed for arm in (report.analysis or {}).get("arms", ()) for seed in arm.get("seeds") or ()})
+    digests = {arm: trials.drop_duplicates("seed").set_index("seed")["plan_digest"] for arm, trials in chosen.items()}
+    plans = pd.DataFrame(digests).reindex(seeds)
+    if plans.empty or plans.isna().any(axis=None):
+        return None
+    # Arms with the same number were trained on the same rows.
+    alike = {tuple(pd.factorize(row)[0]) for row in plans.to_numpy()}
+    if len(alike) > 1:
+        return "Which arms trained on the same rows differs from seed to seed."
+    groups: dict[int, list[str]] = {}
+    for arm, group in zip(plans, alike.pop(), strict=True):
+        groups.setdefault(group, []).append(arm)
+    alone = [arms[0] for arms in groups.values() if len(arms) == 1]
+    if len(alone) == len(groups):
+        return "The arms were trained on different rows: their data or their epochs differ."
+    together = (" and ".join(arms) for arms in groups.values() if len(arms) > 1)
+    parts = [f"{arms} were trained on the same rows in the same order" for arms in together]
+    parts += [f"{', '.join(alone)} on rows of {'its' if len(alone) == 1 else 'their'} own"] if alone else []
+    return f"With each seed, {'; '.join(parts)}."
