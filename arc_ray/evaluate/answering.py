@@ -33,8 +33,8 @@ from arc_ray.models.loss import LearnedLoss
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.encoders import Encoder
 from arc_ray.prompts.tokenizer import load_tokenizer
+from arc_ray.rows.maker import ValidationSet
 from arc_ray.rows.prepare import codec_of
-from arc_ray.rows.validation import ValidationSet
 from arc_ray.runs.machine import usable_cores
 from arc_ray.storage import Folder
 from arc_ray.train.accuracy import validate

@@ -26,8 +26,8 @@ from arc_ray.prompts.encoders import ENCODERS, encoder_named
 from arc_ray.prompts.formats import Frame
 from arc_ray.prompts.tokenizer import load_tokenizer, refuse_other_frame
 from arc_ray.rows.guard import refuse_overlap
+from arc_ray.rows.maker import make_validation
 from arc_ray.rows.prepare import codec_of
-from arc_ray.rows.validation import make_validation
 from arc_ray.runs.folder import claim, is_finished, resolve_reference, run_folder
 from arc_ray.runs.starts import lineage
 from arc_ray.storage import Folder

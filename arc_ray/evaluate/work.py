@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from arc_ray.evaluate.choice import candidate_grids
 from arc_ray.evaluate.questions import Prompt, make_batches
-from arc_ray.rows.validation import ValidationSet
+from arc_ray.rows.maker import ValidationSet
 from arc_ray.storage import Folder
 from arc_ray.tasks.task import Grid, Task
 

@@ -8,7 +8,7 @@ import io
 import json
 from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -29,48 +29,44 @@ KEPT_FIELDS = ("row_tokens", "batch_rows", "num_steps", "sources", "counts")
 _ORDER_STREAM = 64
 
 
-@dataclass(frozen=True, eq=False)
-class Addresses:
-    """Addresses of n views: where each comes from, and what its randomness is."""
+VIEW_COLUMNS = {
+    "source": np.int16,
+    "task": np.int32,
+    "copy": np.int32,
+    "epoch": np.int32,
+    "key": np.uint64,
+    "shown": np.int8,
+    "tokens": np.int32,
+    "learned": np.int32,
+}
+"""What is known of a planned view: where it comes from (`source` is an index into the plan's sources, `task` into the
+source's table), what its randomness is, the most pairs it may show (-1 where it fits into no row), and its length then."""
 
-    source: npt.NDArray[np.int16]
-    """Index into the plan's sources: (n,)."""
-    task: npt.NDArray[np.int32]
-    """Index into the source's task table: (n,)."""
-    copy: npt.NDArray[np.int32]
-    epoch: npt.NDArray[np.int32]
-    key: npt.NDArray[np.uint64]
-
-    def take(self, index: npt.NDArray[np.integer] | slice) -> "Addresses":
-        """Return the addresses at these positions."""
-        return Addresses(*(getattr(self, name)[index] for name in ADDRESS_COLUMNS))
-
-    @classmethod
-    def join(cls, parts: Sequence["Addresses"]) -> "Addresses":
-        """Concatenate addresses."""
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in ADDRESS_COLUMNS))
+PlannedViews = npt.NDArray[np.void]
+"""Planned views with the fields of `VIEW_COLUMNS`: (n,)."""
 
 
-ADDRESS_COLUMNS = tuple(field.name for field in fields(Addresses))
+def planned_views(*columns: Any) -> PlannedViews:
+    """Put the columns of views together, in the order of `VIEW_COLUMNS`; a number is that of all views."""
+    views = np.empty(np.broadcast(*columns).shape, np.dtype(list(VIEW_COLUMNS.items()), align=True))
+    for name, column in zip(VIEW_COLUMNS, columns, strict=True):
+        views[name] = column
+    return views
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
     """Views in row order, and what the rows add up to. Two steps of two rows of up to 10 tokens; the last row is empty:
 
-    tokens      [6, 4,  7,  5, 3]      learned  [2, 1, 2, 2, 1]
-    row          0  0   1   2  2       first_view  [0, 2, 3, 5]
-    views.task  [3, 0,  1,  0, 2]      shown    [3, 1, 3, 2, 1]
+    views["tokens"]  [6, 4,  7,  5, 3]      views["learned"]  [2, 1, 2, 2, 1]
+    row               0  0   1   2  2       first_view        [0, 2, 3, 5]
+    views["task"]    [3, 0,  1,  0, 2]      views["shown"]    [3, 1, 3, 2, 1]
     rows_of_step(0) == range(0, 2)     rows_of_step(1) == range(2, 4), of which 3 is no row
     learned_per_step() == [5, 3]       fill() == 25 / 30
     """
 
-    views: Addresses
-    """All planned views; those of a row stand together, rows in training order."""
-    shown: npt.NDArray[np.int8]
-    """Most pairs each view may show: (n,)."""
-    tokens: npt.NDArray[np.int32]
-    learned: npt.NDArray[np.int32]
+    views: PlannedViews
+    """All views that fit; those of a row stand together, rows in training order."""
     first_view: npt.NDArray[np.int64]
     """Row r holds views first_view[r] to first_view[r+1]: (num_rows + 1,)."""
     row_tokens: int
@@ -94,19 +90,19 @@ class Plan:
 
     def learned_per_row(self) -> npt.NDArray[np.int64]:
         """Return the learned tokens of each row: (num_rows,)."""
-        return np.diff(_totals(self.learned)[self.first_view])
+        return np.diff(_totals(self.views["learned"])[self.first_view])
 
     def learned_per_step(self) -> npt.NDArray[np.int64]:
         """Return the learned tokens of each step's global batch, which the loss is divided by: (num_steps,)."""
-        return self._per_step(self.learned)
+        return self._per_step(self.views["learned"])
 
     def tokens_per_step(self) -> npt.NDArray[np.int64]:
         """Return the non-padding tokens of each step: (num_steps,)."""
-        return self._per_step(self.tokens)
+        return self._per_step(self.views["tokens"])
 
     def squared_lengths_per_step(self) -> npt.NDArray[np.int64]:
         """Return the sum over each step's views of their squared length, which attention costs: (num_steps,)."""
-        return self._per_step(self.tokens.astype(np.int64) ** 2)
+        return self._per_step(self.views["tokens"].astype(np.int64) ** 2)
 
     def _per_step(self, values: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
         edges = np.minimum(np.arange(self.num_steps + 1) * self.batch_rows, self.num_rows)
@@ -121,64 +117,47 @@ class Plan:
 
     def fill(self) -> float:
         """Return the share of the rows' places that hold a token."""
-        return float(self.tokens.sum() / max(self.num_rows * self.row_tokens, 1))
+        return float(self.views["tokens"].sum() / max(self.num_rows * self.row_tokens, 1))
 
 
-def make_plan(
-    config: Config,
-    sources: Sequence[str],
-    views: Addresses,
-    shown: npt.NDArray[np.integer],
-    lengths: npt.NDArray[np.integer],
-    shortened: int = 0,
-) -> Plan:
-    """Pack views into rows, epoch by epoch, in an order that follows from the config's seed.
+def make_plan(config: Config, sources: Sequence[str], views: PlannedViews, shortened: int = 0) -> Plan:
+    """Pack the views that fit into rows, epoch by epoch, in an order that follows from the config's seed.
 
-    `shown` is (n,), -1 where a view does not fit and is left out; `lengths` is (2, n), tokens and learned tokens.
     `shortened` is only counted.
     """
-    train, (tokens, learned) = config.train, lengths
-    fits = np.flatnonzero(shown >= 0)
-    index, first_view = _in_rows(views, fits, tokens, train.row_tokens, config.seed)
+    train = config.train
+    fits = np.flatnonzero(views["shown"] >= 0)
+    index, first_view = _in_rows(views, fits, train.row_tokens, config.seed)
     num_steps = -(-(len(first_view) - 1) // train.batch_rows)
     if train.max_steps is not None and train.max_steps < num_steps:
         num_steps = train.max_steps
         first_view = first_view[: num_steps * train.batch_rows + 1]
         index = index[: first_view[-1]]
+    planned = views[index]
     counts: dict[str, Any] = {
-        "views": len(shown),
-        "dropped": len(shown) - len(fits),
+        "views": len(views),
+        "dropped": len(views) - len(fits),
         "shortened": shortened,
-        "epochs": int(views.epoch.max(initial=-1)) + 1,
-        "views_per_source": {name: int((views.source[index] == i).sum()) for i, name in enumerate(sources)},
-        "views_per_task": {name: _views_per_task(views, index, i) for i, name in enumerate(sources)},
+        "epochs": int(views["epoch"].max(initial=-1)) + 1,
+        "views_per_source": {name: int((planned["source"] == i).sum()) for i, name in enumerate(sources)},
+        "views_per_task": {name: _views_per_task(views, planned, i) for i, name in enumerate(sources)},
     }
-    return Plan(
-        views=views.take(index),
-        shown=shown[index].astype(np.int8),
-        tokens=tokens[index].astype(np.int32),
-        learned=learned[index].astype(np.int32),
-        first_view=first_view,
-        row_tokens=train.row_tokens,
-        batch_rows=train.batch_rows,
-        num_steps=num_steps,
-        sources=tuple(sources),
-        counts=counts,
-    )
+    return Plan(planned, first_view, train.row_tokens, train.batch_rows, num_steps, tuple(sources), counts)
 
 
 def _in_rows(
-    views: Addresses, fits: npt.NDArray[np.int64], tokens: npt.NDArray[np.integer], row_tokens: int, seed: int
+    views: PlannedViews, fits: npt.NDArray[np.int64], row_tokens: int, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Shuffle and pack the views that fit: their positions in row order, and where rows begin among them."""
     order: list[int] = []
     sizes: list[int] = []
-    for epoch in np.unique(views.epoch[fits]):
-        here = fits[views.epoch[fits] == epoch]
-        here = here[np.argsort(counter_bits(views.key[here], _ORDER_STREAM, 1)[:, 0], kind="stable")]
+    epochs = views["epoch"][fits]
+    for epoch in np.unique(epochs):
+        here = fits[epochs == epoch]
+        here = here[np.argsort(counter_bits(views["key"][here], _ORDER_STREAM, 1)[:, 0], kind="stable")]
         for begin in range(0, len(here), SHUFFLE_WINDOW):
             window = here[begin : begin + SHUFFLE_WINDOW]
-            rows = pack(tokens[window], row_tokens)
+            rows = pack(views["tokens"][window], row_tokens)
             rows = [rows[i] for i in rng_for(seed, "rows", int(epoch), begin).permutation(len(rows))]
             order += window[list(chain(*rows))].tolist()
             sizes += map(len, rows)
@@ -190,10 +169,10 @@ def _totals(values: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
 
 
-def _views_per_task(views: Addresses, planned: npt.NDArray[np.int64], source: int) -> dict[str, int]:
+def _views_per_task(views: PlannedViews, planned: PlannedViews, source: int) -> dict[str, int]:
     """Return the fewest and the most planned views of a task of a source, and how many of its tasks have none."""
-    num_tasks = int(views.task[views.source == source].max(initial=-1)) + 1
-    counts = np.bincount(views.task[planned][views.source[planned] == source], minlength=num_tasks)
+    num_tasks = int(views["task"][views["source"] == source].max(initial=-1)) + 1
+    counts = np.bincount(planned["task"][planned["source"] == source], minlength=num_tasks)
     return {
         "fewest": int(counts.min(initial=len(planned))),
         "most": int(counts.max(initial=0)),
@@ -226,9 +205,8 @@ def pack(lengths: npt.NDArray[np.integer], capacity: int) -> list[list[int]]:
 
 def save_plan(plan: Plan) -> bytes:
     """Write a plan as the bytes of a Parquet file."""
-    columns = {name: getattr(plan.views, name) for name in ADDRESS_COLUMNS}
-    rows = np.repeat(np.arange(plan.num_rows, dtype=np.int32), np.diff(plan.first_view))
-    columns |= {"shown": plan.shown, "tokens": plan.tokens, "learned": plan.learned, "row": rows}
+    columns = {name: plan.views[name] for name in VIEW_COLUMNS}
+    columns["row"] = np.repeat(np.arange(plan.num_rows, dtype=np.int32), np.diff(plan.first_view))
     about = {name: getattr(plan, name) for name in KEPT_FIELDS} | {"data": dict(plan.data)}
     table = pa.table(columns).replace_schema_metadata({"arc_ray.plan": json.dumps(about)})
     sink = io.BytesIO()
@@ -241,8 +219,6 @@ def load_plan(content: bytes) -> Plan:
     table = pq.read_table(io.BytesIO(content))
     about = json.loads(table.schema.metadata[b"arc_ray.plan"])
     about["sources"] = tuple(about["sources"])
-    column = {name: table[name].to_numpy() for name in table.column_names}
-    row = column.pop("row")
+    row = table["row"].to_numpy()
     first_view = np.searchsorted(row, np.arange(int(row.max(initial=-1)) + 2)).astype(np.int64)
-    views = Addresses(*(column.pop(name) for name in ADDRESS_COLUMNS))
-    return Plan(views, **column, first_view=first_view, **about)
+    return Plan(planned_views(*(table[name].to_numpy() for name in VIEW_COLUMNS)), first_view, **about)

@@ -1,7 +1,7 @@
 """`prepare`: a config becomes tasks, which the guard lets pass, a codec, a plan and validation rows, before any worker."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,8 @@ from arc_ray.prompts.lengths import fit_views
 from arc_ray.prompts.sample import make_codec
 from arc_ray.prompts.tokenizer import load_tokenizer, refuse_other_frame
 from arc_ray.rows.guard import mixed, refuse_overlap
-from arc_ray.rows.maker import RowMaker
-from arc_ray.rows.plan import Addresses, Plan, load_plan, make_plan, save_plan
-from arc_ray.rows.validation import ValidationSet, make_validation
+from arc_ray.rows.maker import RowMaker, ValidationSet, make_validation
+from arc_ray.rows.plan import Plan, load_plan, make_plan, planned_views, save_plan
 from arc_ray.storage import Folder
 from arc_ray.tasks.fingerprints import digest_tasks, refuse_changes
 from arc_ray.tasks.task import TaskTable
@@ -53,22 +52,21 @@ class Prepared:
 
 
 def prepare(config: Config, folder: Folder | None = None, known: dict[str, Any] | None = None) -> Prepared:
-    """Load tasks, refuse leaks, plan rows and write validation rows; with `folder`, also `keep` them. Raises UserError.
+    """Load tasks, refuse leaks, plan rows and write validation rows. Raises UserError; `folder` as `refuse_overlap`.
 
     Calls that are given the same `known` share what they make, as far as their configs agree in what it depends on.
     """
-    known = {} if known is None else known
-    if plan_key(config) not in known:
-        if inputs_key(config) not in known:
-            known[inputs_key(config)] = read_inputs(config, folder)
-        inputs: Inputs = known[inputs_key(config)]
+    known, key, inputs_at = {} if known is None else known, plan_key(config), inputs_key(config)
+    if inputs_at not in known:
+        known[inputs_at] = read_inputs(config, folder)
+    if key not in known:
+        inputs: Inputs = known[inputs_at]
         plan = plan_rows(config, inputs.tables, inputs.codec)
         plan = dataclasses.replace(plan, data={name: digest_tasks(table) for name, table in inputs.tables.items()})
         tables = tuple(inputs.tables[name] for name in plan.sources)
         maker = RowMaker(plan, tables, config.view, inputs.codec.without_tokenizer(), inputs.pad_id)
-        known[plan_key(config)] = Prepared(inputs.tables, maker, inputs.validation)
-    prepared: Prepared = known[plan_key(config)]
-    return keep(prepared, folder) if folder else prepared
+        known[key] = Prepared(inputs.tables, maker, inputs.validation)
+    return known[key]
 
 
 def keep(prepared: Prepared, folder: Folder) -> Prepared:
@@ -141,38 +139,27 @@ def plan_rows(config: Config, tables: Mapping[str, TaskTable], codec: Codec) -> 
 
     Raises UserError if nothing is left to train on.
     """
-    sources, train = mixed(config), config.train
-    parts, shown, lengths, shortened = [], [], [], 0
-    for index, name in enumerate(sources):
-        for addresses in _addresses(config, index, name, tables[name]):
-            views = draw_views(config.view, tables[name], addresses.task, addresses.key)
-            fitting, needed = fit_views(codec, tables[name], views, train.row_tokens, drop=train.too_long == "drop")
-            parts.append(addresses)
-            shown.append(fitting)
-            lengths.append(needed)
-            shortened += int(((fitting >= 0) & (fitting < views.num_shown())).sum())
-    if not any((fitting >= 0).any() for fitting in shown):
+    sources, train, parts, shortened = mixed(config), config.train, [], 0
+    for source, name in enumerate(sources):
+        table, per_epoch = tables[name], config.data.mix[name] * len(tables[name])
+        total = per_epoch * train.epochs
+        for begin in range(0, total, CHUNK):
+            epoch, within = np.divmod(np.arange(begin, min(begin + CHUNK, total)), per_epoch)
+            copy, task = np.divmod(within, len(table))
+            key = keys_of(config.seed, name, table, task, copy, epoch)
+            views = draw_views(config.view, table, task, key)
+            shown, lengths = fit_views(codec, table, views, train.row_tokens, drop=train.too_long == "drop")
+            parts.append(planned_views(source, task, copy, epoch, key, shown, *lengths))
+            shortened += int(((shown >= 0) & (shown < views.num_shown())).sum())
+    if not any((part["shown"] >= 0).any() for part in parts):
         raise UserError(
             "nothing to train on: data.mix names no source with tasks that fit into train.row_tokens"
             f" = {train.row_tokens}; give a source at least one view per task, or longer rows"
         )
-    views = Addresses.join(parts)
-    return make_plan(config, sources, views, np.concatenate(shown), np.concatenate(lengths, axis=1), shortened)
+    return make_plan(config, sources, np.concatenate(parts), shortened)
 
 
 def first_views(config: Config, name: str, table: TaskTable) -> Views:
     """Draw the first view of every task of a source, as training begins with it: for people to look at."""
     task = np.arange(len(table))
     return draw_views(config.view, table, task, keys_of(config.seed, name, table, task, np.zeros_like(task), 0))
-
-
-def _addresses(config: Config, index: int, name: str, table: TaskTable) -> Iterator[Addresses]:
-    """Address the views of one source, in chunks; copy is the slowest index within an epoch."""
-    per_epoch = config.data.mix[name] * len(table)
-    total = per_epoch * config.train.epochs
-    for begin in range(0, total, CHUNK):
-        epoch, within = np.divmod(np.arange(begin, min(begin + CHUNK, total)), per_epoch)
-        copy, task = np.divmod(within, len(table))
-        key = keys_of(config.seed, name, table, task, copy, epoch)
-        source = np.full(len(task), index, np.int16)
-        yield Addresses(source, task.astype(np.int32), copy.astype(np.int32), epoch.astype(np.int32), key)

@@ -115,15 +115,16 @@ def _count_merged_colors(tasks: Sequence[Task], views: Views) -> int:
 
 def _lengths(plan: Plan) -> Iterator[tuple[str, dict[str, int]]]:
     for index, name in enumerate(plan.sources):
-        tokens = plan.tokens[plan.views.source == index]
+        tokens = plan.views["tokens"][plan.views["source"] == index]
         if len(tokens):
             yield name, {key: int(np.quantile(tokens, share)) for key, share in QUANTILES.items()}
 
 
 def _waste(plan: Plan) -> dict[str, float]:
-    mean = float(plan.tokens.mean())
+    tokens = plan.views["tokens"]
+    mean = float(tokens.mean())
     return {
         "packed": round(1 - plan.fill(), 6),
         "one_view_a_row": round(1 - mean / plan.row_tokens, 6),
-        "padded_to_longest": round(1 - mean / float(plan.tokens.max()), 6),
+        "padded_to_longest": round(1 - mean / float(tokens.max()), 6),
     }

@@ -14,7 +14,7 @@ import torch
 import torch.distributed
 
 from arc_ray.models.loss import inputs_of
-from arc_ray.rows.validation import ValidationSet
+from arc_ray.rows.maker import ValidationSet
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,11 +18,10 @@ from arc_ray.config.training import ScalingConfig
 from arc_ray.errors import UserError, mistake_in, unwrapped
 from arc_ray.models.estimate import rows_for
 from arc_ray.models.skeleton import check_model
-from arc_ray.rows.maker import RowMaker
+from arc_ray.rows.maker import RowMaker, ValidationSet
 from arc_ray.rows.plan import Plan
-from arc_ray.rows.prepare import Prepared, prepare
+from arc_ray.rows.prepare import Prepared, keep, prepare
 from arc_ray.rows.stream import settle_data_scheduling
-from arc_ray.rows.validation import ValidationSet
 from arc_ray.runs.folder import as_made, checkpoint_steps, claim, finish, is_finished, read_metrics, run_folder
 from arc_ray.storage import Folder
 from arc_ray.train.engine import check_deepspeed
@@ -56,7 +55,7 @@ class SharedRows(NamedTuple):
 
 def share_rows(config: Config, folder: Folder) -> SharedRows:
     """Prepare a run whose folder is claimed, and put what its workers need into the store. Raises UserError."""
-    return in_store(prepare(config, folder))
+    return in_store(keep(prepare(config, folder), folder))
 
 
 def in_store(prepared: Prepared) -> SharedRows:

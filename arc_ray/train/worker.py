@@ -17,10 +17,9 @@ from arc_ray.config import Config
 from arc_ray.models.build import build_model, compile_layers
 from arc_ray.models.loss import LearnedLoss
 from arc_ray.prompts.tokenizer import load_tokenizer
-from arc_ray.rows.maker import Batch, RowMaker
+from arc_ray.rows.maker import Batch, RowMaker, ValidationSet
 from arc_ray.rows.plan import Plan
 from arc_ray.rows.stream import ahead, stream_rows
-from arc_ray.rows.validation import ValidationSet
 from arc_ray.runs.folder import run_folder
 from arc_ray.runs.machine import usable_cores
 from arc_ray.train.accuracy import validate

@@ -19,7 +19,7 @@ from arc_ray.config import Config
 from arc_ray.config.training import ScalingConfig
 from arc_ray.errors import unwrapped
 from arc_ray.rows.plan import Plan
-from arc_ray.rows.prepare import plan_key, prepare
+from arc_ray.rows.prepare import keep, plan_key, prepare
 from arc_ray.runs.folder import checkpoint_steps, is_finished, read_metrics, run_folder
 from arc_ray.runs.machine import usable_cores
 from arc_ray.storage import Folder
@@ -45,8 +45,9 @@ class Preparer:
     def share(self, config: Config, folder: Folder) -> SharedRows:
         """Prepare a trial whose folder is claimed. Raises UserError."""
         prepared, key = prepare(config, folder, self._known), plan_key(config)
-        if prepared is not self._known[key]:  # it goes on with the plan that it began with
-            return in_store(prepared)
+        kept = keep(prepared, folder)
+        if kept is not prepared:  # it goes on with the plan that it began with
+            return in_store(kept)
         if key not in self._shared:
             self._shared[key] = in_store(prepared)
         return self._shared[key]

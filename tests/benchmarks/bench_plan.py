@@ -90,7 +90,7 @@ def rearc_table(examples: int) -> TaskTable:
 
 def padded_fill(plan: Plan) -> float:
     """Return the fill of one view a row, padded to the longest view."""
-    return float(plan.tokens.mean() / np.max(plan.tokens))
+    return float(plan.views["tokens"].mean() / np.max(plan.views["tokens"]))
 
 
 def peak_mib() -> float:

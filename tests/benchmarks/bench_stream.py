@@ -61,7 +61,7 @@ def main() -> None:
 def throughput(maker: RowMaker, num_rows: int, repetitions: int) -> None:
     """Stream and make the same rows in turns; print tokens per second and core, and where the time goes."""
     rows = np.arange(num_rows) % maker.plan.num_rows
-    tokens = int(maker.plan.tokens.sum()) * num_rows / maker.plan.num_rows
+    tokens = int(maker.plan.views["tokens"].sum()) * num_rows / maker.plan.num_rows
     reference = ray.put(maker)
     block = BLOCK_TOKENS // maker.plan.row_tokens
     consume(reference, maker, rows[: 2 * block])  # the worker loads its modules and look-up tables

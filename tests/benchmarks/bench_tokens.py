@@ -77,7 +77,7 @@ def make_maker(tokenizer: object, num_views: int, row_tokens: int = ROW_TOKENS) 
 def texts_of(maker: RowMaker) -> tuple[list[str], list[list[int]]]:
     """Write every planned view as two strings, prompt and answer, and list the ids that ours gives each."""
     plan, table = maker.plan, maker.tables[0]
-    views = draw_views(maker.view, table, plan.views.task, plan.views.key).showing(plan.shown)
+    views = draw_views(maker.view, table, plan.views["task"], plan.views["key"]).showing(plan.views["shown"])
     texts = [piece for i in range(len(views)) for piece, _ in maker.codec.text(table, views, i)]
     encoded = maker.codec.encode(table, views)
     return texts, [part.tolist() for ids, learned in encoded for part in (ids[~learned], ids[learned])]

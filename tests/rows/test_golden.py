@@ -12,10 +12,9 @@ from builders import codec_of, config_with, counting, merging_tokenizer, puzzle,
 
 from arc_ray.config.sources import CountingSource, RearcSource
 from arc_ray.datasets.blocks import Block, blocks_from, make_block, seconds_per_example
-from arc_ray.rows.maker import RowMaker
+from arc_ray.rows.maker import RowMaker, make_validation
 from arc_ray.rows.plan import Plan, save_plan
 from arc_ray.rows.prepare import plan_rows
-from arc_ray.rows.validation import make_validation
 from arc_ray.tasks.task import TaskTable
 
 TABLES = {

@@ -5,9 +5,8 @@ import re
 
 import numpy as np
 
-from arc_ray.rows.maker import write_rows
-from arc_ray.rows.plan import Addresses, Plan
-from arc_ray.rows.validation import ValidationSet
+from arc_ray.rows.maker import ValidationSet, write_rows
+from arc_ray.rows.plan import Plan, planned_views
 from arc_ray.tasks.task import Pair, Question, Task, TaskTable
 
 
@@ -28,14 +27,12 @@ def test_the_table_of_tasks():
 
 def test_the_plan():
     """Would catch numbers of a step that are those of another."""
-    task = np.array([3, 0, 1, 0, 2], np.int32)
-    zero = np.zeros(5, np.int32)
-    views = Addresses(zero.astype(np.int16), task, zero, zero, zero.astype(np.uint64))
-    tokens, learned = np.array([6, 4, 7, 5, 3], np.int32), np.array([2, 1, 2, 2, 1], np.int32)
-    shown, first_view = np.array([3, 1, 3, 2, 1], np.int8), np.array([0, 2, 3, 5])
-    plan = Plan(views, shown, tokens, learned, first_view, 10, 2, 2, ("a",), {})
-    arrays = {"tokens": tokens, "learned": learned, "views.task": task, "shown": shown, "first_view": first_view}
-    said(Plan, *(f"{name} {array.tolist()}" for name, array in arrays.items()))
+    columns = {"task": [3, 0, 1, 0, 2], "tokens": [6, 4, 7, 5, 3], "learned": [2, 1, 2, 2, 1], "shown": [3, 1, 3, 2, 1]}
+    task, tokens, learned, shown = (np.array(column) for column in columns.values())
+    first_view = np.array([0, 2, 3, 5])
+    plan = Plan(planned_views(0, task, 0, 0, 0, shown, tokens, learned), first_view, 10, 2, 2, ("a",), {})
+    said(Plan, *(f'views["{name}"] {plan.views[name].tolist()}' for name in columns))
+    said(Plan, f"first_view {first_view.tolist()}")
     said(Plan, *(f"rows_of_step({step}) == {plan.rows_of_step(step)}" for step in range(2)))
     said(Plan, f"learned_per_step() == {plan.learned_per_step().tolist()}")
     assert (plan.fill(), plan.num_rows) == (25 / 30, 3)

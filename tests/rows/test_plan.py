@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from builders import codec_of, config_with, counting, merging_tokenizer, tiny_tokenizer
 from hypothesis import given, settings
@@ -12,7 +11,7 @@ from plans import TABLES, config, planned
 
 from arc_ray.errors import UserError
 from arc_ray.rows import prepare as rows
-from arc_ray.rows.plan import SHUFFLE_WINDOW, Addresses, Plan, load_plan, make_plan, pack, save_plan
+from arc_ray.rows.plan import SHUFFLE_WINDOW, Plan, load_plan, make_plan, pack, planned_views, save_plan
 from arc_ray.rows.prepare import plan_rows
 from arc_ray.tasks.task import TaskTable
 from arc_ray.views.view import draw_views
@@ -20,8 +19,7 @@ from arc_ray.views.view import draw_views
 
 def equal(a: Plan, b: Plan) -> bool:
     """Whether two plans agree in every array and number."""
-    arrays = [(getattr(a.views, f), getattr(b.views, f)) for f in Addresses.__dataclass_fields__]
-    arrays += [(getattr(a, f), getattr(b, f)) for f in ("shown", "tokens", "learned", "first_view")]
+    arrays = [(a.views, b.views), (a.first_view, b.first_view)]
     numbers = ("row_tokens", "batch_rows", "num_steps", "sources", "counts")
     same_types = all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in arrays)
     return same_types and all(getattr(a, f) == getattr(b, f) for f in numbers)
@@ -29,8 +27,7 @@ def equal(a: Plan, b: Plan) -> bool:
 
 def addresses(plan: Plan) -> list[tuple[int, int, int, int]]:
     """(source, task, copy, epoch) of every planned view, in row order."""
-    v = plan.views
-    return [tuple(map(int, row)) for row in zip(v.source, v.task, v.copy, v.epoch, strict=True)]  # pyright: ignore
+    return plan.views[["source", "task", "copy", "epoch"]].tolist()
 
 
 @settings(deadline=None)
@@ -74,14 +71,14 @@ def test_every_view_is_planned_once_an_epoch_and_epochs_follow_each_other():
     assert all(task == 1 and source == 1 for source, task, _, _ in left - dropped), (
         "only the 30x30 task may be too long"
     )
-    assert (np.diff(plan.views.epoch) >= 0).all()
+    assert (np.diff(plan.views["epoch"]) >= 0).all()
     assert plan.counts["views"] == len(whole)
     assert plan.counts["dropped"] == len(left)
     assert plan.counts["epochs"] == 2
-    assert sum(plan.counts["views_per_source"].values()) == len(plan.tokens)
+    assert sum(plan.counts["views_per_source"].values()) == len(plan.views["tokens"])
     for index, name in enumerate(plan.sources):
         tasks = [row[1] for row in whole if row[0] == index]
-        kept = np.bincount(plan.views.task[plan.views.source == index], minlength=max(tasks) + 1)
+        kept = np.bincount(plan.views["task"][plan.views["source"] == index], minlength=max(tasks) + 1)
         said = plan.counts["views_per_task"][name]
         assert said == {"fewest": kept.min(), "most": kept.max(), "tasks_without": (kept == 0).sum()}
 
@@ -91,21 +88,21 @@ def test_as_many_epochs_as_the_config_allows_are_counted():
     table = {"c": TaskTable.of([counting()])}
     plan = plan_rows(config(data__mix={"c": 1}, train__epochs=40_000), table, codec_of(tiny_tokenizer()))
     assert plan.counts["epochs"] == 40_000
-    assert plan.views.epoch.tolist() == list(range(40_000))
+    assert plan.views["epoch"].tolist() == list(range(40_000))
     assert equal(load_plan(save_plan(plan)), plan)
 
 
 def test_another_epoch_has_other_views_in_another_order():
     """Would catch an epoch that repeats the one before, augmentations included."""
     plan = planned(data__mix={"a": 3})
-    first, second = (plan.views.take(np.flatnonzero(plan.views.epoch == e)) for e in (0, 1))
-    assert not set(first.key.tolist()) & set(second.key.tolist())
-    assert list(zip(first.task, first.copy, strict=True)) != list(zip(second.task, second.copy, strict=True))
+    first, second = (plan.views[plan.views["epoch"] == e] for e in (0, 1))
+    assert not set(first["key"].tolist()) & set(second["key"].tolist())
+    assert first[["task", "copy"]].tolist() != second[["task", "copy"]].tolist()
 
 
 def test_rows_hold_no_more_than_their_tokens_and_no_row_is_empty():
     plan = planned()
-    sums = np.add.reduceat(plan.tokens, plan.first_view[:-1])
+    sums = np.add.reduceat(plan.views["tokens"], plan.first_view[:-1])
     assert (np.diff(plan.first_view) > 0).all()
     assert sums.max() <= plan.row_tokens
     assert plan.fill() == pytest.approx(sums.sum() / (plan.num_rows * 256))
@@ -115,7 +112,7 @@ def test_rows_hold_no_more_than_their_tokens_and_no_row_is_empty():
 def test_sources_are_mixed_within_an_epoch():
     """Would catch training on one source after another."""
     plan = planned(data__mix={"a": 10, "c": 10})
-    firsts = plan.views.source[plan.first_view[:-1]]
+    firsts = plan.views["source"][plan.first_view[:-1]]
     changes = (np.diff(firsts[: plan.num_rows // 2]) != 0).sum()
     assert changes > 3
 
@@ -123,7 +120,10 @@ def test_sources_are_mixed_within_an_epoch():
 def test_numbers_per_step_add_up():
     """Would catch a loss that is divided by the learned tokens of another step."""
     plan = planned()
-    for per_step, values in ((plan.learned_per_step(), plan.learned), (plan.tokens_per_step(), plan.tokens)):
+    for per_step, values in (
+        (plan.learned_per_step(), plan.views["learned"]),
+        (plan.tokens_per_step(), plan.views["tokens"]),
+    ):
         assert per_step.sum() == values.sum()
         assert len(per_step) == plan.num_steps
         for step in range(plan.num_steps):
@@ -138,10 +138,10 @@ def test_max_steps_cuts_the_plan_and_changes_nothing_before_the_cut():
     whole, cut = planned(), planned(train__max_steps=2)
     assert cut.num_steps == 2
     assert cut.num_rows == 8
-    assert addresses(cut) == addresses(whole)[: len(cut.tokens)]
+    assert addresses(cut) == addresses(whole)[: len(cut.views)]
     assert cut.epoch_of_step(2) == whole.epoch_of_step(2)
     assert 0 < cut.epoch_of_step(2) < 2
-    assert sum(cut.counts["views_per_source"].values()) == len(cut.tokens)
+    assert sum(cut.counts["views_per_source"].values()) == len(cut.views)
     assert equal(planned(train__max_steps=10**6), whole)
 
 
@@ -162,13 +162,13 @@ def test_a_plan_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_plan_follows_from_its_seed():
     assert equal(planned(), planned())
-    assert not set(planned(seed=1).views.key.tolist()) & set(planned().views.key.tolist())
+    assert not set(planned(seed=1).views["key"].tolist()) & set(planned().views["key"].tolist())
 
 
 def test_the_order_of_the_mix_does_not_matter_to_the_order_of_views():
     """Would catch a mix whose first source comes first in every row."""
     one, other = planned(data__mix={"a": 3, "c": 1}), planned(data__mix={"c": 1, "a": 3})
-    assert one.views.key.tolist() == other.views.key.tolist()
+    assert one.views["key"].tolist() == other.views["key"].tolist()
 
 
 def test_a_source_with_no_views_is_left_out():
@@ -190,9 +190,9 @@ def test_planned_lengths_are_those_of_the_views_that_will_be_made():
         plan = plan_rows(config(data__mix={"a": 2, "b": 1}, train__epochs=1), TABLES, codec)
         for i, (source, task, _, _) in enumerate(addresses(plan)):
             table = TABLES[plan.sources[source]]
-            views = draw_views(config().view, table, np.array([task]), plan.views.key[i : i + 1])
-            ids, learned = codec.encode(table, views.showing(plan.shown[i : i + 1]))[0]
-            assert (plan.tokens[i], plan.learned[i]) == (len(ids), learned.sum())
+            views = draw_views(config().view, table, np.array([task]), plan.views["key"][i : i + 1])
+            ids, learned = codec.encode(table, views.showing(plan.views["shown"][i : i + 1]))[0]
+            assert (plan.views["tokens"][i], plan.views["learned"][i]) == (len(ids), learned.sum())
 
 
 def test_views_that_lose_pairs_are_counted():
@@ -203,7 +203,7 @@ def test_views_that_lose_pairs_are_counted():
     )
     assert long.counts["shortened"] == long.counts["dropped"] == 0
     assert short.counts["shortened"] > 0
-    assert short.counts["shortened"] == (short.shown < 3).sum()
+    assert short.counts["shortened"] == (short.views["shown"] < 3).sum()
     dropping = planned(train__row_tokens=128, data__mix={"a": 3}, train__too_long="drop")
     assert dropping.counts["shortened"] == 0
     assert dropping.counts["dropped"] > 0
@@ -222,14 +222,11 @@ def test_nothing_to_train_on_is_the_users_mistake(overrides: dict[str, Any]):
 def test_more_views_than_a_window_are_planned_once_each():
     """Would catch a window whose rows are lost or counted from another window's beginning."""
     number = SHUFFLE_WINDOW * 2 + 100
-    zeros: npt.NDArray[np.integer] = np.zeros(number, np.int16)
-    views = Addresses(
-        zeros, np.arange(number, dtype=np.int32), zeros.astype(np.int32), zeros, np.arange(number, dtype=np.uint64)
-    )
+    task = np.arange(number)
     tokens = np.random.default_rng(0).integers(5, 60, number)
-    shown = np.where(np.arange(number) % 10 == 0, -1, 1)
+    shown = np.where(task % 10 == 0, -1, 1)
     config = config_with(train__row_tokens=64, train__batch_rows=8)
-    plan = make_plan(config, ["s"], views, shown, np.stack([tokens, tokens // 2]))
-    assert sorted(plan.views.task.tolist()) == np.flatnonzero(shown > 0).tolist()
-    assert np.array_equal(plan.tokens, tokens[plan.views.task])
-    assert np.add.reduceat(plan.tokens, plan.first_view[:-1]).max() <= 64
+    plan = make_plan(config, ["s"], planned_views(0, task, 0, 0, task, shown, tokens, tokens // 2))
+    assert sorted(plan.views["task"].tolist()) == np.flatnonzero(shown > 0).tolist()
+    assert np.array_equal(plan.views["tokens"], tokens[plan.views["task"]])
+    assert np.add.reduceat(plan.views["tokens"], plan.first_view[:-1]).max() <= 64

@@ -12,7 +12,7 @@ from arc_ray.config import Config, config_from, with_overrides
 from arc_ray.errors import UserError
 from arc_ray.rows import prepare as module
 from arc_ray.rows.plan import save_plan
-from arc_ray.rows.prepare import Prepared, inputs_key, plan_key, prepare
+from arc_ray.rows.prepare import Prepared, inputs_key, keep, plan_key, prepare
 from arc_ray.storage import Folder
 from arc_ray.tasks.task import task_to_json
 
@@ -105,27 +105,27 @@ def test_data_that_changed_since_a_run_was_planned_is_refused_by_name(tmp_path: 
     for name in "abc":
         write(name, 3)
     run = Folder.at(str(tmp_path / "run"))
-    plan = prepare(config, run).plan
-    assert prepare(config, run).plan.num_rows == plan.num_rows
+    plan = keep(prepare(config, run), run).plan
+    assert keep(prepare(config, run), run).plan.num_rows == plan.num_rows
     write("b", 4)
     with pytest.raises(
         UserError, match=r"run: the data of source mine has changed .* \(as many tasks; changed or new: b\)"
     ):
-        prepare(config, run)
+        keep(prepare(config, run), run)
     write("b", 3)
     write("d", 3)
     with pytest.raises(UserError, match=r"\(7 tasks then, 8 now; changed or new: d\)"):
-        prepare(config, run)
+        keep(prepare(config, run), run)
     (tmp_path / "mine" / "d.json").unlink()
     (tmp_path / "mine" / "c.json").unlink()
     with pytest.raises(UserError, match=r"\(7 tasks then, 6 now; changed or new: none"):
-        prepare(config, run)
+        keep(prepare(config, run), run)
     run.write_bytes("plan.parquet", save_plan(dataclasses.replace(plan, data={})))
-    prepare(config, run)  # an older run's plan says nothing of its data
+    keep(prepare(config, run), run)  # an older run's plan says nothing of its data
     frame = run.read_json("frame.json")
     run.write_json("frame.json", frame | {"begin": "Today is 23 Nov 2026"})
     with pytest.raises(UserError, match=r"run learned prompts with 'Today is 23 Nov 2026' where .* now writes '<bos>'"):
-        prepare(config, run)
+        keep(prepare(config, run), run)
     run.delete("frame.json")
-    prepare(config, run)  # an older run goes on, and knows its frame from then on
+    keep(prepare(config, run), run)  # an older run goes on, and knows its frame from then on
     assert run.read_json("frame.json") == frame

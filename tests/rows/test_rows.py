@@ -45,9 +45,9 @@ def views_of(row: int) -> list[Encoded]:
     """The views of a row, each drawn and written by itself."""
     whole, plan, encoded = maker(), maker().plan, []
     for at in range(*plan.first_view[row : row + 2]):
-        here = slice(at, at + 1)
-        [source], task, key = (getattr(plan.views, name)[here] for name in ("source", "task", "key"))
-        views = draw_views(whole.view, whole.tables[source], task, key).showing(plan.shown[here])
+        view = plan.views[at : at + 1]
+        [source], task, key = (view[name] for name in ("source", "task", "key"))
+        views = draw_views(whole.view, whole.tables[source], task, key).showing(view["shown"])
         encoded += whole.codec.encode(whole.tables[source], views)
     return encoded
 
@@ -98,7 +98,7 @@ def test_views_stand_one_after_another_and_padding_stands_apart():
             assert batch["labels"][row, span].tolist() == np.where(learned, ids, IGNORED).tolist()
             assert not learned[0], "the first token of a view would be predicted from the view before it"
             at += len(ids)
-        assert at == plan.tokens[slice(*plan.first_view[row : row + 2])].sum()
+        assert at == plan.views["tokens"][slice(*plan.first_view[row : row + 2])].sum()
         assert (batch["input_ids"][row, at:] == PAD).all()
         assert (batch["labels"][row, at:] == IGNORED).all()
         longest = max(len(ids) for ids, _ in views_of(row))
@@ -141,19 +141,18 @@ def test_names_say_where_each_view_of_a_row_comes_from():
     """Would catch an error message about a loss that is not finite which blames the wrong task."""
     plan = maker().plan
     names = [name for row in range(plan.num_rows) for name in maker().names_of(row)]
-    assert len(names) == len(set(names)) == len(plan.tokens)
-    v = plan.views
-    for i, name in enumerate(names):
+    assert len(names) == len(set(names)) == len(plan.views["tokens"])
+    for view, name in zip(plan.views, names, strict=True):
         source, task, copy, epoch = name.split("/")
-        assert plan.sources[v.source[i]] == source
-        assert TABLES[source].ids[v.task[i]] == task
-        assert (int(copy), int(epoch)) == (v.copy[i], v.epoch[i])
+        assert plan.sources[view["source"]] == source
+        assert TABLES[source].ids[view["task"]] == task
+        assert (int(copy), int(epoch)) == (view["copy"], view["epoch"])
 
 
 def test_learning_all_answers_learns_more_of_the_same_tokens():
     asked, every = maker(learn="asked"), maker(learn="all")
-    assert asked.plan.learned.sum() < every.plan.learned.sum()
-    assert asked.plan.tokens.sum() == every.plan.tokens.sum()
+    assert asked.plan.views["learned"].sum() < every.plan.views["learned"].sum()
+    assert asked.plan.views["tokens"].sum() == every.plan.views["tokens"].sum()
 
 
 def test_writing_rows_by_hand():

@@ -17,8 +17,7 @@ from builders import (
 )
 
 from arc_ray.errors import UserError
-from arc_ray.rows.maker import IGNORED
-from arc_ray.rows.validation import ValidationSet, make_validation
+from arc_ray.rows.maker import IGNORED, ValidationSet, make_validation
 from arc_ray.tasks.task import TaskTable
 from arc_ray.views.view import plain_views
 

