@@ -9,7 +9,13 @@ from typing import Any
 
 import numpy as np
 
-HEAVY = ["deepspeed", "peft", "trl", "transformers.models.llama.modeling_llama", "arc_ray.train.run"]
+HEAVY = [
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # which compiles, and DeepSpeed imports late
+    "transformers.models.llama.modeling_llama",
+    "arc_ray.rows.prepare",
+    "arc_ray.train.run",
+    "arc_ray.train.sft",
+]
 """Imported once, by the process that the workers are forked from."""
 
 State = dict[str, np.ndarray]

@@ -1,5 +1,6 @@
 """Training is exact: its steps are plain PyTorch's, with either engine, on any number of workers, at any ZeRO stage."""
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from workers import State, kind_of, on_workers, train_in_plain_pytorch, train_on
 
 from arc_ray.config import config_from
 from arc_ray.config.training import LoraConfig, ModelConfig
+from arc_ray.datasets.reading import load_source
 from arc_ray.models.build import build_model, save_weights, trainable
+from arc_ray.storage import Folder
+from arc_ray.tasks.task import task_to_json
 from arc_ray.train.run import warn_of_float16
 
 pytestmark = pytest.mark.slow
@@ -54,7 +58,12 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
         for name, parameter in trainable(adapted).items()
     }
     save_weights(adapted, weights, tiny_tokenizer(), Path(adapter))
-    return {**TREE, "storage": str(storage), "model": {**TREE["model"], "base": base, "adapter": adapter}}
+    tasks = storage / "tasks"  # of the 400, those that are read, because every worker reads them
+    tasks.mkdir()
+    for task in load_source(config_from(TREE, {}).data.sources["arc"], Folder.at(str(storage))):
+        (tasks / f"{task.id}.json").write_text(json.dumps(task_to_json(task)))
+    data = {"sources": {"arc": {"kind": "folder", "path": str(tasks)}}, "mix": {"arc": 1}}
+    return {**TREE, "storage": str(storage), "data": data, "model": {**TREE["model"], "base": base, "adapter": adapter}}
 
 
 def train(tree: Tree, num_workers: int = 1, **overrides: Any) -> tuple[np.ndarray, dict[int, State], np.ndarray]:
