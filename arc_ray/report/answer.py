@@ -136,12 +136,8 @@ def answer_view(report: Report) -> dict[str, Any]:
         for arm in arms
     ]
     effects = sorted(analysis.get("effects", ()), key=lambda effect: effect["metric"] != metric)
-    return {
-        "effects": effects,
-        "axis": tables.effect_axis(effects),
-        "findings": list(titles.values()),
-        "arm_rows": rows,
-    }
+    axis = tables.effect_axis(effects)
+    return {"effects": effects, "axis": axis, "findings": list(titles.values()), "arm_rows": rows}
 
 
 def pairing(report: Report, chosen: Mapping[str, DataFrame]) -> str | None:
@@ -155,16 +151,14 @@ def pairing(report: Report, chosen: Mapping[str, DataFrame]) -> str | None:
     if plans.empty or plans.isna().any(axis=None):
         return None
     # Arms with the same number were trained on the same rows.
-    alike = {tuple(pd.factorize(row)[0]) for row in plans.to_numpy()}
-    if len(alike) > 1:
+    numbers, *others = {tuple(pd.factorize(row)[0]) for row in plans.to_numpy()}
+    if others:
         return "Which arms trained on the same rows differs from seed to seed."
-    groups: dict[int, list[str]] = {}
-    for arm, group in zip(plans, alike.pop(), strict=True):
-        groups.setdefault(group, []).append(arm)
-    alone = [arms[0] for arms in groups.values() if len(arms) == 1]
+    groups = [list(arms) for _, arms in pd.Series(plans.columns).groupby(list(numbers))]
+    alone = [arms[0] for arms in groups if len(arms) == 1]
     if len(alone) == len(groups):
         return "The arms were trained on different rows: their data or their epochs differ."
-    together = (" and ".join(arms) for arms in groups.values() if len(arms) > 1)
+    together = (" and ".join(arms) for arms in groups if len(arms) > 1)
     parts = [f"{arms} were trained on the same rows in the same order" for arms in together]
     parts += [f"{', '.join(alone)} on rows of {'its' if len(alone) == 1 else 'their'} own"] if alone else []
     return f"With each seed, {'; '.join(parts)}."

@@ -16,7 +16,7 @@ import numpy as np
 
 from arc_ray.report.frames import DataFrame, Row, Series
 from arc_ray.report.load import Report
-from arc_ray.report.words import is_number, number, setting, setting_value, short_key, shortened, show, word
+from arc_ray.report.words import is_number, number, setting, setting_value, short_key, show, word
 
 CURVES = ("train/loss", "eval/loss", "eval/solved", "eval/cell_accuracy")
 TOKENS = "train/learned_tokens"
@@ -257,7 +257,9 @@ def _places(
     gap, first = (end - start) / max(len(distinct) - 1, 1), start if len(distinct) > 1 else (start + end) / 2
     at = {value: round(first + i * gap, 1) for i, value in enumerate(distinct)}
     room = int(gap / CHARACTER) if len(distinct) > 1 and not ends else 16
-    return at.__getitem__, {place: shortened(setting_value(value), room) for value, place in at.items()}
+    labels = {place: setting_value(value) for value, place in at.items()}
+    cut = {place: name if len(name) <= room else name[: max(room - 1, 1)] + "…" for place, name in labels.items()}
+    return at.__getitem__, cut
 
 
 def _heights(values: Iterable[float], bottom: float = HEIGHT - BOTTOM, top: float = TOP) -> Scale:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from arc_ray.errors import UserError
-from arc_ray.report.frames import Row, config_value, trial_row
+from arc_ray.report.frames import WHO, Row, config_value, trial_row
 from arc_ray.scores.records import read_record
 from arc_ray.storage import Folder
 
@@ -25,7 +25,7 @@ TUNE_ENDINGS = {"TERMINATED": "done", "ERROR": "failed"}
 
 
 class TrialRows(NamedTuple):
-    """One trial's files as rows of frames, which are still to be told whose they are."""
+    """One trial's files as rows of frames."""
 
     trial: Row
     metrics: Sequence[Row]
@@ -48,18 +48,22 @@ def read_trial_folder(folder: Folder, study: str, name: str, compare: str | None
         columns = (outcome[key] for key in ("names", "solved", "cell_accuracy", "loss"))
         for view, solved, cell_accuracy, loss in zip(*columns, strict=True):
             source, *task, output = view.split("/")
-            where = {"step": step, "source": source, "task": "/".join(task), "output": int(output)}
+            where = _who(trial) | {"step": step, "source": source, "task": "/".join(task), "output": int(output)}
             validation.append({**where, "solved": bool(solved), "cell_accuracy": cell_accuracy, "loss": loss})
-    return TrialRows(trial, _with_tokens(records), validation)
+    return TrialRows(trial, _metric_rows(trial, records), validation)
 
 
-def _with_tokens(records: Iterable[Row]) -> list[Row]:
-    """Give records without learned tokens those of their step."""
+def _metric_rows(trial: Row, records: Iterable[Row]) -> list[Row]:
+    """Return a trial's metric records under its name; tokens of a record without any are those of its step."""
     rows, tokens = [], 0.0
     for record in records:
         tokens = record.get("train/learned_tokens", tokens)
-        rows.append({**record, "train/learned_tokens": tokens})
+        rows.append({**_who(trial), **record, "train/learned_tokens": tokens})
     return rows
+
+
+def _who(trial: Row) -> Row:
+    return {key: trial[key] for key in WHO}
 
 
 def read_experiment(place: Folder) -> list[TrialRows] | None:
@@ -99,7 +103,7 @@ def _read_tune_trial(place: Folder, about: Mapping[str, Any]) -> TrialRows:
         "error": (error or ["no reason given"])[-1] if status == "failed" else None,
     }
     row = trial_row(place.name, about["trial_id"], trial, {"start": place.name}, records, None, "start")
-    return TrialRows(row | {"plan_digest": None}, _with_tokens(records))
+    return TrialRows(row | {"plan_digest": None}, _metric_rows(row, records))
 
 
 def _varied(parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -135,17 +135,8 @@ def _card(rows: Sequence[Row], group: str) -> Card:
     predictions = [prediction for row in rows for prediction in _predictions(row, truth, where)]
     drawings = [asked, drawn_truth, *chain.from_iterable(shown), *(prediction.drawing for prediction in predictions)]
     longest = max(max(drawing.height, drawing.width) for drawing in drawings if drawing)
-    return Card(
-        set=str(first["set"]),
-        task=str(first["task"]),
-        output=int(first["output"]),
-        group=group,
-        cell=int(np.clip(GRID_PIXELS // longest, *CELL_PIXELS)),
-        shown=shown,
-        input=asked,
-        truth=drawn_truth,
-        predictions=predictions,
-    )
+    cell = int(np.clip(GRID_PIXELS // longest, *CELL_PIXELS))
+    return Card(first["set"], first["task"], first["output"], group, cell, shown, asked, drawn_truth, predictions)
 
 
 def _predictions(row: Row, truth: Grid | None, where: str) -> Iterable[Prediction]:

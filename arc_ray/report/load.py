@@ -16,17 +16,8 @@ import pandas as pd
 
 from arc_ray.config import value_name
 from arc_ray.errors import UserError
-from arc_ray.report.folders import (
-    TrialRows,
-    check_keys,
-    read_data,
-    read_evaluations,
-    read_experiment,
-    read_json_file,
-    read_trial_folder,
-    read_yaml,
-)
-from arc_ray.report.frames import COLUMNS, TRIALS, WHO, DataFrame, Row, config_value, frame
+from arc_ray.report import folders
+from arc_ray.report.frames import COLUMNS, TRIALS, DataFrame, config_value, frame
 from arc_ray.storage import Folder
 
 ReportKind = Literal["study", "tune", "run", "runs"]
@@ -140,8 +131,8 @@ def load(folder: str) -> Report:
     made first, the generated data) is read where it was copied along. Raises UserError.
     """
     place = Folder.at(folder)
-    config, run = read_yaml(place, "config.yaml"), read_json_file(place, "run.json") or {}
-    analysis, beside, trials = _read_analysis(place), place.parent, read_experiment(place)
+    config, run = folders.read_yaml(place, "config.yaml"), folders.read_json_file(place, "run.json") or {}
+    analysis, beside, trials = _read_analysis(place), place.parent, folders.read_experiment(place)
     compare = str((analysis or {}).get("compare") or config_value(config, "study.compare", "start"))
     if trials is None:
         kind = _kind_of(place, run, analysis)
@@ -150,8 +141,8 @@ def load(folder: str) -> Report:
     else:
         kind, is_finished = "tune", all(trial.trial["status"] != "running" for trial in trials)
     made_first = [beside / name for name in config.get("runs") or {} if (beside / name).exists("config.yaml")]
-    runs = [read_trial_folder(folder, place.name, folder.name, None) for folder in made_first]
-    scores, answers = read_evaluations(place, made_first)
+    runs = [folders.read_trial_folder(folder, place.name, folder.name, None) for folder in made_first]
+    scores, answers = folders.read_evaluations(place, made_first)
     return Report(
         folder=place,
         kind=kind,
@@ -163,28 +154,24 @@ def load(folder: str) -> Report:
         best=place.read_bytes("best.yaml").decode() if place.exists("best.yaml") else None,
         trials=frame("trials", [trial.trial for trial in trials]),
         runs=frame("runs", [run.trial for run in runs]),
-        metrics=frame("metrics", [_who(trial) | row for trial in [*trials, *runs] for row in trial.metrics]),
-        validation=frame("validation", [_who(trial) | row for trial in trials for row in trial.validation]),
+        metrics=frame("metrics", [row for trial in [*trials, *runs] for row in trial.metrics]),
+        validation=frame("validation", [row for trial in trials for row in trial.validation]),
         scores=frame("scores", scores),
         answers=frame("answers", answers),
-        data=frame("data", read_data(beside / "data", place.name, config)),
-        quality=read_json_file(place, "quality.json"),
-        overlap=read_json_file(place, "overlap.json") or (),
+        data=frame("data", folders.read_data(beside / "data", place.name, config)),
+        quality=folders.read_json_file(place, "quality.json"),
+        overlap=folders.read_json_file(place, "overlap.json") or (),
     )
 
 
-def _who(trial: TrialRows) -> Row:
-    return {key: trial.trial[key] for key in WHO}
-
-
-def load_many(folders: Sequence[str]) -> list[Report]:
+def load_many(places: Sequence[str]) -> list[Report]:
     """Read several folders, in order; single runs among them become one report with a row of `trials` for each.
 
-    `pandas.concat([report.trials for report in load_many(folders)])` puts all trials into one frame. Raises UserError.
+    `pandas.concat([report.trials for report in load_many(places)])` puts all trials into one frame. Raises UserError.
     """
-    if not folders:
+    if not places:
         raise UserError("no folder to report on; name the folder of a study, a search or a run")
-    reports = [load(folder) for folder in dict.fromkeys(folders)]
+    reports = [load(folder) for folder in dict.fromkeys(places)]
     runs = [report for report in reports if report.kind == "run"]
     if len(runs) < 2:
         return reports
@@ -205,12 +192,12 @@ def _merge_runs(runs: Sequence[Report]) -> Report:
     return replace(first, kind="runs", is_finished=all(r.is_finished for r in runs), run=run, **about, **merged)
 
 
-def _read_trials(place: Folder, kind: ReportKind, compare: str) -> list[TrialRows]:
+def _read_trials(place: Folder, kind: ReportKind, compare: str) -> list[folders.TrialRows]:
     if kind == "run":
-        return [read_trial_folder(place, place.name, place.name, None)]
+        return [folders.read_trial_folder(place, place.name, place.name, None)]
     names = (place / "trials").names()
     with ThreadPoolExecutor(TRIALS_AT_ONCE) as pool:
-        return list(pool.map(lambda n: read_trial_folder(place / "trials" / n, place.name, n, compare), names))
+        return list(pool.map(lambda n: folders.read_trial_folder(place / "trials" / n, place.name, n, compare), names))
 
 
 def _kind_of(place: Folder, run: Mapping[str, Any], analysis: object) -> ReportKind:
@@ -230,9 +217,9 @@ def _kind_of(place: Folder, run: Mapping[str, Any], analysis: object) -> ReportK
 
 def _read_analysis(place: Folder) -> dict[str, Any] | None:
     """Read analysis.json with the names of arms as text, which an older file may lack; None before it is made."""
-    analysis = read_json_file(place, "analysis.json")
+    analysis = folders.read_json_file(place, "analysis.json")
     if analysis is None:
         return None
-    check_keys(analysis, ("baseline", "metric", "arms", "effects"), f"{place.uri}/analysis.json")
+    folders.check_keys(analysis, ("baseline", "metric", "arms", "effects"), f"{place.uri}/analysis.json")
     named = {key: [{**part, "arm": value_name(part["arm"])} for part in analysis[key]] for key in ("arms", "effects")}
     return {**analysis, "baseline": value_name(analysis["baseline"]), **named}

@@ -6,7 +6,7 @@ Both are templates of the same views; `templates/report.html.j2` and `report.md.
 import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jinja2
@@ -19,7 +19,6 @@ from arc_ray.report.frames import config_value, trials_csv
 from arc_ray.report.load import Report, load_many
 
 SECTIONS = ("answer", "search", "curves", "scores", "gallery", "data", "cost", "again")
-KIND_NAMES = {"study": "study", "tune": "search", "run": "run", "runs": "runs"}
 SPOKEN = (
     *(words.word, words.show, words.number, words.percent, words.level, words.in_points, words.duration),
     *(words.setting, words.trial_value, words.short_key, words.is_number, config_value),
@@ -66,6 +65,9 @@ def _environment(is_markdown: bool) -> jinja2.Environment:
     environment.globals.update({function.__name__: function for function in SPOKEN})
     environment.globals.update(words=words.WORDS, rules=words.RULES, more_rules=words.MORE_RULES, sections=SECTIONS)
     environment.globals.update(charts=charts, gallery=gallery, most_puzzles=tables.MOST_PUZZLES, costs=tables.COSTS)
+    environment.filters["yaml"] = partial(
+        yaml.dump, Dumper=yaml.CSafeDumper, sort_keys=False, default_flow_style=None, width=100
+    )
     environment.filters["source"] = lambda name: Markup(loader.get_source(environment, name)[0])
     return environment
 
@@ -80,15 +82,11 @@ def _markdown(value: object) -> object:
 
 def view_of(report: Report) -> dict[str, Any]:
     """Compute everything that the templates write about one study, search or run."""
-    settings, kind = tables.chosen_settings(report), KIND_NAMES[report.kind]
+    settings = tables.chosen_settings(report)
     chosen = tables.chosen_trials(report, settings)
-    costs, config = tables.cost_table(report), dict(report.config)
     return {
         "report": report,
-        "kind_name": kind,
-        "untitled": f"{kind.capitalize()} {report.name}",
         "progress": answer.progress(report),
-        "begun": str(report.run.get("started", ""))[:16].replace("T", " "),
         "sentences": answer.sentences(report),
         "warnings": answer.warnings_of(report),
         "number_of": {arm: i for i, arm in enumerate(report.arms)},
@@ -108,13 +106,8 @@ def view_of(report: Report) -> dict[str, Any]:
         "no_scores": answer.no_scores(report),
         "cards": gallery.make_cards(report.answers),
         "plans": tables.plan_table(report),
-        "costs": costs,
-        "on_gpu": any(row["gpu_hours"] for row in costs),
+        "costs": tables.cost_table(report),
         "commands": _commands(report),
-        "seeds": ", ".join(str(seed) for seed in sorted(set(report.trials["seed"]))) or words.NO_NUMBER,
-        "config_text": yaml.dump(config, Dumper=yaml.CSafeDumper, sort_keys=False, default_flow_style=None, width=100)
-        if config
-        else "",
     }
 
 

@@ -106,11 +106,6 @@ def short_key(key: str) -> str:
     return key.rsplit(".", 1)[-1]
 
 
-def shortened(text: str, most: int) -> str:
-    """Cut a text that is longer than `most` characters, with a mark that says so."""
-    return text if len(text) <= most else text[: max(most - 1, 1)] + "…"
-
-
 def duration(seconds: Any) -> str:
     """Write seconds as people say them: 48 s, 3 min 20 s, 2 h 05 min."""
     if not is_number(seconds):
