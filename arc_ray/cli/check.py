@@ -16,7 +16,7 @@ from arc_ray.cli.session import connected, foreseen, is_cluster, settled
 from arc_ray.cluster.preflight import check_cluster
 from arc_ray.config import Config, to_yaml
 from arc_ray.datasets.generate import estimate
-from arc_ray.datasets.requests import check_identity, dataset_folder, requests_of
+from arc_ray.datasets.makers import check_identity, dataset_folder, requests_of
 from arc_ray.errors import NotMadeYetError, UserError
 from arc_ray.evaluate.evaluation import asking_codec, check_prompt, load_set, needs_model
 from arc_ray.evaluate.questions import make_prompts
@@ -130,13 +130,14 @@ def describe_generation(config: Config, terminal: Terminal) -> None:
     if not requests:
         terminal.note("nothing to generate: no source is of kind rearc, counting or plugin")
     for request in requests:
-        folder = dataset_folder(storage, request.dataset)
+        dataset = request.source.dataset
+        folder = dataset_folder(storage, dataset)
         if folder.exists("dataset.json"):
             check_identity(folder, request.source)
-        users = [n for n, source in config.data.sources.items() if getattr(source, "dataset", None) == request.dataset]
+        users = [n for n, source in config.data.sources.items() if getattr(source, "dataset", None) == dataset]
         wanted, missing = sum(request.wanted.values()), estimate(request, storage)
         terminal.note(
-            f"dataset {request.dataset} (for {', '.join(users)}): {wanted} examples of {len(request.wanted)} tasks;"
+            f"dataset {dataset} (for {', '.join(users)}): {wanted} examples of {len(request.wanted)} tasks;"
             f" {wanted - missing.wanted} there, {missing.wanted} missing: {missing.examples} to make in whole blocks,"
             f" about {missing.core_seconds / 60:.1f} minutes of a core"
         )

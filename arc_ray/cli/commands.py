@@ -69,20 +69,18 @@ def generate(
 
         return describe_generation(loaded, terminal)
     from arc_ray.cli.session import connected
-    from arc_ray.datasets.export import export_datasets, exporter_named
+    from arc_ray.datasets.export import check_format, export_datasets
     from arc_ray.datasets.generate import ensure_datasets
 
-    write, storage = exporter_named(export) if export else None, Folder.at(loaded.storage)
+    if export:
+        check_format(export)
+    storage = Folder.at(loaded.storage)
     with connected(loaded, address):
-        manifests = ensure_datasets(
-            loaded.data.sources,
-            storage,
-            lambda name, done, total, rate: terminal.advance(f"{name}, examples", done, total),
-        )
+        manifests = ensure_datasets(loaded.data.sources, storage, terminal)
     for name in manifests:
         terminal.note((storage / f"data/{name}/manifest.json").uri)
-    if write:
-        for place in export_datasets(storage, manifests, str(export), write):
+    if export:
+        for place in export_datasets(storage, manifests, export):
             terminal.note(place)
 
 

@@ -4,10 +4,10 @@ The driver only decides which blocks are missing and in which order they are sta
 again, it goes on: blocks are files written whole, so at most those in flight are made again.
 """
 
-import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -16,22 +16,21 @@ import ray.data
 
 from arc_ray.cluster.roles import data_selector, reachable_room
 from arc_ray.config.sources import AnySource
-from arc_ray.datasets.blocks import (
-    Block,
+from arc_ray.datasets.blocks import Block, read_stats, write_block
+from arc_ray.datasets.makers import (
     GeneratedSource,
-    may_yield_nothing,
-    read_stats,
-    seconds_per_example,
-    write_block,
+    Request,
+    check_identity,
+    claim_dataset,
+    dataset_folder,
+    maker_of,
+    requests_of,
 )
-from arc_ray.datasets.manifest import Tally, make_manifest, open_wishes
+from arc_ray.datasets.manifest import Tally, empty_tallies, make_manifest, open_wishes
 from arc_ray.datasets.reading import READ_THREADS, check_supply
-from arc_ray.datasets.requests import Request, check_identity, claim_dataset, dataset_folder, requests_of
 from arc_ray.errors import UserError, unwrapped
+from arc_ray.progress import Progress
 from arc_ray.storage import Folder
-
-Made = Callable[[str, int, int, float], None]
-"""Called with a dataset's name, examples made, examples to make, and examples per second."""
 
 MIN_BUNDLE_SECONDS, MAX_BUNDLE_SECONDS = 0.5, 12.0
 """Bounds of a bundle of blocks. A worker waits 0.13 s after each, since Ray Data looks for finished tasks every 0.1 s:
@@ -57,44 +56,42 @@ class Missing(NamedTuple):
 
 
 def ensure_datasets(
-    sources: Mapping[str, AnySource], storage: Folder, progress: Made | None = None, num_workers: int | None = None
+    sources: Mapping[str, AnySource],
+    storage: Folder,
+    progress: Progress | None = None,
+    num_workers: int | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Make what is missing of every dataset that these sources need; return dataset -> manifest.
 
-    Nothing is started if nothing is missing. Raises UserError for sources that do not fit a dataset or yield nothing.
+    `num_workers` bounds the blocks made at the same time; None leaves it to the CPUs that Ray has. Neither that nor an
+    interruption changes any byte outside `timings/`. Nothing is started if nothing is missing; else Ray must be
+    connected. Raises UserError for sources that do not fit a dataset or yield nothing.
     """
-    manifests = {
-        request.dataset: generate_dataset(request, storage, progress, num_workers) for request in requests_of(sources)
-    }
+    requests = requests_of(sources)
+    manifests = {r.source.dataset: _ensure_dataset(r, storage, progress, num_workers) for r in requests}
     for source in sources.values():
         if isinstance(source, GeneratedSource):
             check_supply(source, manifests[source.dataset], dataset_folder(storage, source.dataset))
     return manifests
 
 
-def generate_dataset(
-    request: Request, storage: Folder, progress: Made | None = None, num_workers: int | None = None
+def _ensure_dataset(
+    request: Request, storage: Folder, progress: Progress | None, num_workers: int | None
 ) -> dict[str, Any]:
-    """Make what is missing of one dataset, write its manifest and return it.
-
-    `num_workers` bounds the blocks made at the same time; None leaves it to the CPUs that Ray has. Neither that nor an
-    interruption changes any byte outside `timings/`. Ray must be connected. Raises UserError.
-    """
-    folder = dataset_folder(storage, request.dataset)
+    source, folder = request.source, dataset_folder(storage, request.source.dataset)
     manifest = folder.read_json("manifest.json")
     wanted = open_wishes(manifest, request.wanted)
     if manifest and not wanted:
-        check_identity(folder, request.source)
+        check_identity(folder, source)
         return manifest
-    claim_dataset(folder, request.source)
-    started, done, total = time.monotonic(), 0, estimate(request, storage).examples
-    tallies = _empty_tallies(request.source, wanted)
+    claim_dataset(folder, source)
+    done, total, tallies = 0, estimate(request, storage).examples, empty_tallies(source, wanted)
     while missing := _missing_blocks(folder, tallies, wanted):
         total = max(total, done + sum(block.stop - block.start for block in missing))
-        for num_examples in _write_blocks(request.source, folder, missing, num_workers):
+        for num_examples in _write_blocks(source, folder, missing, num_workers):
             done += num_examples
             if progress:
-                progress(request.dataset, done, total, done / (time.monotonic() - started))
+                progress.advance(f"{source.dataset}, examples", done, total)
     entries = {**(manifest["tasks"] if manifest else {}), **{tally.task_id: tally.entry() for tally in tallies}}
     manifest = make_manifest(folder.read_json("dataset.json"), entries)
     folder.write_json("manifest.json", manifest)
@@ -103,9 +100,9 @@ def generate_dataset(
 
 def estimate(request: Request, storage: Folder) -> Missing:
     """Estimate the work for one dataset from the blocks that are not there; needs no Ray."""
-    folder = dataset_folder(storage, request.dataset)
+    folder = dataset_folder(storage, request.source.dataset)
     wanted, names = open_wishes(folder.read_json("manifest.json"), request.wanted), set(folder.names())
-    tallies = _empty_tallies(request.source, wanted)
+    tallies = empty_tallies(request.source, wanted)
     missing = [(t, b) for t in tallies for b in t.blocks_to(wanted[t.task_id]) if b.name not in names]
     return Missing(
         examples=sum(b.stop - b.start for _, b in missing),
@@ -144,10 +141,6 @@ def bundles_of(blocks: Sequence[Block], seconds: Mapping[str, float], num_worker
     return bundles
 
 
-def _empty_tallies(source: GeneratedSource, wanted: Mapping[str, int]) -> list[Tally]:
-    return [Tally(task_id, seconds_per_example(source, task_id), may_yield_nothing(source)) for task_id in wanted]
-
-
 def _missing_blocks(folder: Folder, tallies: Sequence[Tally], wanted: Mapping[str, int]) -> list[Block]:
     """Take in all blocks that are there; return the ones to make in the next round."""
     names = set(folder.names())
@@ -168,15 +161,14 @@ def _write_blocks(
     source: GeneratedSource, folder: Folder, blocks: Sequence[Block], num_workers: int | None
 ) -> Iterator[int]:
     """Make blocks in parallel; yield numbers of examples as they are done. Raises UserError if a worker met one."""
-    seconds = {block.task_id: seconds_per_example(source, block.task_id) for block in blocks}
+    seconds = {block.task_id: maker_of(source).seconds(block.task_id) for block in blocks}
     at_once = num_workers or max(1, reachable_room().holds(1))
     bundles = bundles_of(blocks, seconds, at_once)
     # One item a bundle: from_arrow would first run a task for each, to look at it.
     items = [{"bundle": [block._asdict() for block in bundle]} for bundle in bundles]
+    news_seconds = max(NEWS_SECONDS, at_once * DRIVER_SECONDS)
     done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        functools.partial(
-            _write_bundle, source=source, folder=folder, news_seconds=max(NEWS_SECONDS, at_once * DRIVER_SECONDS)
-        ),
+        partial(_write_bundle, source=source, folder=folder, news_seconds=news_seconds),
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=1,

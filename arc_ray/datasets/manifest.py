@@ -1,39 +1,56 @@
-"""What is in a generated dataset, counted task by task; and what is still to be made.
+"""Which blocks a dataset has and which are still to be made; what is in it, counted task by task.
 
-The manifest is written last and says how many indices of each task belong to the dataset, so a reader never sees a
-half-made extension. It is a pure function of the blocks.
+Where blocks begin and end depends on the task alone, never on how many examples are asked or on who makes them. So
+asking for more adds files, and a file that exists is right. The manifest is written last and says how many indices of
+each task belong to the dataset, so a reader never sees a half-made extension. It is a pure function of the blocks.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import takewhile
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from arc_ray.datasets.blocks import Block, blocks_from
-from arc_ray.datasets.columns import STATS, usable_rows
+from arc_ray.datasets.blocks import STATS, Block, usable_rows
+from arc_ray.datasets.makers import GeneratedSource, maker_of
 from arc_ray.tasks.examples import REASONS
 
+BLOCK_SECONDS = 4.0
+"""A block is estimated to take at most this long: what a crash costs a worker, and far less than a large job takes."""
+FIRST_SECONDS, FIRST_EXAMPLES = 0.2, 50
+"""A task's first blocks are small (the smaller of the two), so that few examples are soon made."""
 PROBE_EXAMPLES = 10
 """Indices of a task tried before the rest: where none is usable (grids always above max_side), none will be."""
 PATIENCE = 4
 """Indices tried for each usable example that is asked before a task is left short."""
 
 
+def blocks_from(task_id: str, start: int, seconds_each: float) -> Iterator[Block]:
+    """Yield a task's blocks from the boundary `start` on, without end.
+
+    Sizes are 1, 2 or 5 times a power of ten and divide their start, so 100 and 1000 are boundaries of every task. Later
+    blocks are at most half as long as all before them, so rounding up costs little.
+    """
+    first = min(FIRST_EXAMPLES, FIRST_SECONDS / seconds_each)
+    while True:
+        limit = min(max(first, start // 2), BLOCK_SECONDS / seconds_each)
+        sizes = [digit * 10**power for power in range(5) for digit in (1, 2, 5)]
+        size = max((size for size in sizes if size <= limit and start % size == 0), default=1)
+        yield Block(task_id, start, start + size)
+        start += size
+
+
 class Tally:
     """The blocks of one task from index 0 on that are there, by their statistics."""
 
     def __init__(self, task_id: str, seconds_each: float, probe: bool) -> None:
-        self.task_id = task_id
-        self.probe = probe
-        """Whether the task may yield nothing, so that a few examples are tried first."""
-        self.seconds_each = seconds_each
-        """Estimated cost of an example, which decides the size of blocks."""
-        self.stats = pa.schema(STATS).empty_table()
+        """`seconds_each` is the estimated cost of an example; with `probe`, since the task may yield nothing, a few
+        examples are tried first."""
+        self.task_id, self.seconds_each, self.probe = task_id, seconds_each, probe
+        self.stats = STATS.empty_table()
         self.usable = usable_rows(self.stats)
 
     def blocks_to(self, goal: int) -> list[Block]:
@@ -59,20 +76,27 @@ class Tally:
 
     def entry(self) -> dict[str, Any]:
         """Describe the task for the manifest; difficulties are means over usable examples."""
-        outcomes, usable = Counter(self.stats["outcome"].to_pylist()), self.stats.take(self.usable)
+        outcomes, usable = self.stats["outcome"].to_pylist(), self.stats.take(self.usable)
         rejected = {reason: sum(self.stats[f"rejected_{reason}"].to_pylist()) for reason in REASONS}
+        content = [self.stats[name].to_pylist() for name in ("outcome", "input_digest", "output_digest")]
         return {
             "examples": len(usable),
             "indices": len(self.stats),
-            "duplicates": outcomes["accepted"] - len(usable),
-            "gave_up": outcomes["gave_up"],
-            "timed_out": np.flatnonzero(self.stats["outcome"].to_numpy() == "timed_out").tolist(),
+            "duplicates": outcomes.count("accepted") - len(usable),
+            "gave_up": outcomes.count("gave_up"),
+            "timed_out": [index for index, outcome in enumerate(outcomes) if outcome == "timed_out"],
             "attempts": sum(self.stats["attempts"].to_pylist()),
             "rejected": {reason: count for reason, count in rejected.items() if count},
             "rng_difficulty": _mean(usable["rng_difficulty"]),
             "pso_difficulty": _mean(usable["pso_difficulty"]),
-            "fingerprint": _fingerprint(self.stats),
+            "fingerprint": _digest("".join(map(repr, content))),
         }
+
+
+def empty_tallies(source: GeneratedSource, wanted: Iterable[str]) -> list[Tally]:
+    """Begin a tally of each task that is wanted of a source."""
+    maker = maker_of(source)
+    return [Tally(task_id, maker.seconds(task_id), maker.may_yield_nothing) for task_id in wanted]
 
 
 def is_settled(indices: int, examples: int, want: int) -> bool:
@@ -102,19 +126,15 @@ def blocks_by_task(manifest: Mapping[str, Any], names: Iterable[str]) -> dict[st
 def make_manifest(record: Mapping[str, Any], entries: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """Sum up tasks; `record` is what dataset.json says. `timed_out` lists [task, index] where the time limit struck."""
     tasks = dict(sorted(entries.items()))
-    totals = {
-        key: sum(entry[key] for entry in tasks.values())
-        for key in ("examples", "indices", "duplicates", "gave_up", "attempts")
-    }
     rejected = sum((Counter(entry["rejected"]) for entry in tasks.values()), Counter())
-    fingerprints = "".join(f"{task_id} {entry['fingerprint']}\n" for task_id, entry in tasks.items())
+    totals = ("examples", "indices", "duplicates", "gave_up", "attempts")
     return {
         **record,
         "num_tasks": len(tasks),
-        **totals,
+        **{key: sum(entry[key] for entry in tasks.values()) for key in totals},
         "rejected": dict(sorted(rejected.items())),
         "timed_out": [[task_id, index] for task_id, entry in tasks.items() for index in entry["timed_out"]],
-        "fingerprint": hashlib.blake2b(fingerprints.encode(), digest_size=16).hexdigest(),
+        "fingerprint": _digest("".join(f"{task_id} {entry['fingerprint']}\n" for task_id, entry in tasks.items())),
         "tasks": tasks,
     }
 
@@ -125,9 +145,5 @@ def _mean(column: pa.ChunkedArray) -> float | None:
     return fmean(values) if values else None
 
 
-def _fingerprint(stats: pa.Table) -> str:
-    """Digest outcome and content of every example, in order; block boundaries and the file format do not enter."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in ("outcome", "input_digest", "output_digest"):
-        digest.update(repr(stats[name].to_pylist()).encode())
-    return digest.hexdigest()
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

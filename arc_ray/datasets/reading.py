@@ -1,7 +1,7 @@
 """Tasks of a source, wherever they come from: the one door through which training and evaluation get their puzzles."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -9,11 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from arc_ray.config import sources
-from arc_ray.datasets.blocks import Block, GeneratedSource, read_block, read_rows, read_stats
-from arc_ray.datasets.columns import COUNTING, PAIRS, counting_tasks_of, pairs_of, usable_rows
+from arc_ray.config.sources import AnySource, CountingSource, RearcDumpSource, RearcSource, Selection
+from arc_ray.datasets.blocks import Block, read_examples, read_stats, tasks_in, usable_rows
+from arc_ray.datasets.makers import GeneratedSource, check_identity, dataset_folder, task_ids_of, wanted_of
 from arc_ray.datasets.manifest import blocks_by_task, open_wishes
-from arc_ray.datasets.requests import check_identity, dataset_folder, requests_of, task_ids_of
 from arc_ray.errors import NotMadeYetError, UserError
 from arc_ray.storage import Folder
 from arc_ray.tasks.arc import given_tasks
@@ -26,51 +25,41 @@ READ_THREADS = 16
 logger = logging.getLogger(__name__)
 
 
-def load_source(source: sources.AnySource, storage: Folder) -> list[Task]:
+def load_source(source: AnySource, storage: Folder) -> list[Task]:
     """Load the tasks that a source selects, with their descriptions; generated kinds are read from their dataset.
 
     The dataset is below `storage`. Raises UserError for whatever is wrong with files or the selection, and if
     `arc-ray generate` has yet to run.
     """
     if isinstance(source, GeneratedSource):
-        tasks = _load_generated(source, storage)
+        tasks = _generated_tasks(source, dataset_folder(storage, source.dataset))
     else:
         tasks = select(given_tasks(source), source)
-    if isinstance(source, sources.RearcDumpSource):
+    if isinstance(source, RearcDumpSource):
         cut = (cut_examples(task.id, task.train, source.first, source.examples, source.shown) for task in tasks)
         tasks = [task for some in cut for task in some]
-    if isinstance(source, sources.Selection):
+    if isinstance(source, Selection):
         tasks = [without_tests(task) for task in tasks] if source.shown_only else tasks
         tasks = with_descriptions(tasks, source.descriptions) if source.descriptions else tasks
     return tasks
 
 
-def _load_generated(source: GeneratedSource, storage: Folder) -> list[Task]:
-    if isinstance(source, sources.CountingSource):
-        return [task for _, rows in read_examples(source, storage, COUNTING) for task in counting_tasks_of(rows)]
-    examples = read_examples(source, storage, PAIRS)
-    return [t for i, rows in examples for t in cut_examples(i, pairs_of(rows), 0, None, source.shown)]
-
-
 def is_generated(source: GeneratedSource, storage: Folder) -> bool:
     """Tell whether all that a source takes is in its dataset, so that it can be loaded. Raises UserError."""
     manifest = dataset_folder(storage, source.dataset).read_json("manifest.json")
-    [request] = requests_of({source.dataset: source})
-    return manifest is not None and not open_wishes(manifest, request.wanted)
+    return manifest is not None and not open_wishes(manifest, wanted_of(source))
 
 
-def read_examples(source: GeneratedSource, storage: Folder, columns: Sequence[str]) -> list[tuple[str, pa.Table]]:
-    """Read columns of what a source takes of each of its tasks: usable examples `first` to `first + examples`.
+def _generated_tasks(source: GeneratedSource, folder: Folder) -> list[Task]:
+    """Read what a source takes of each of its tasks: usable examples `first` to `first + examples`.
 
     Examples are counted after duplicates and failures are left out, which later ones cannot change: sources whose
     ranges do not overlap share no example. A task that has too few gives what it has. Raises UserError if the dataset
     is not there or smaller than asked, and as `check_supply` does.
     """
-    folder = dataset_folder(storage, source.dataset)
     check_identity(folder, source)
     manifest = folder.read_json("manifest.json")
-    [request] = requests_of({source.dataset: source})
-    for task_id, want in open_wishes(manifest, request.wanted).items():
+    for task_id, want in open_wishes(manifest, wanted_of(source)).items():
         have = manifest["tasks"].get(task_id, {"examples": 0})["examples"] if manifest else 0
         raise NotMadeYetError(
             f"dataset {folder.uri} has {have} of {want} examples of task {task_id}; run `arc-ray generate` first"
@@ -78,14 +67,34 @@ def read_examples(source: GeneratedSource, storage: Folder, columns: Sequence[st
     check_supply(source, manifest, folder)
     blocks, task_ids = blocks_by_task(manifest, folder.names()), task_ids_of(source)
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        tables = list(pool.map(lambda task_id: _read_task(source, folder, blocks[task_id], columns), task_ids))
+        tables = list(pool.map(lambda task_id: _read_task(source, folder, blocks[task_id]), task_ids))
     taken = [(i, rows) for i, rows in zip(task_ids, tables, strict=True) if len(rows) >= _fewest(source)]
     if not taken:
         raise UserError(
             f"a source of dataset {source.dataset} takes at most {max(map(len, tables))} examples of a task, but a task"
             f" is made of {_fewest(source)}; raise `examples`, lower `shown`, or widen `pso_quantiles`"
         )
-    return taken
+    shown = None if isinstance(source, CountingSource) else source.shown
+    return [task for task_id, rows in taken for task in tasks_in(rows, task_id, shown)]
+
+
+def _read_task(source: GeneratedSource, folder: Folder, blocks: list[Block]) -> pa.Table:
+    stats = read_stats(folder, blocks)
+    rows = usable_rows(stats)[source.first : source.first + source.examples]
+    if isinstance(source, RearcSource):
+        rows = rows[within_quantiles(stats["pso_difficulty"].to_numpy()[rows], *source.pso_quantiles)]
+    return read_examples(folder, blocks, rows)
+
+
+def _fewest(source: GeneratedSource) -> int:
+    """Return how many examples make a task: shown ones and one to answer; a pool needs two."""
+    return 1 if isinstance(source, CountingSource) else (source.shown or 1) + 1
+
+
+def within_quantiles(values: npt.NDArray[np.float64], low: float, high: float) -> npt.NDArray[np.int64]:
+    """Return the positions, ascending, of values between two quantiles; of equal values the earlier counts as lower."""
+    order = np.argsort(values, kind="stable")
+    return np.sort(order[round(low * len(order)) : round(high * len(order))])
 
 
 def check_supply(source: GeneratedSource, manifest: Mapping[str, Any], folder: Folder) -> None:
@@ -98,12 +107,12 @@ def check_supply(source: GeneratedSource, manifest: Mapping[str, Any], folder: F
     short = [task_id for task_id in task_ids_of(source) if manifest["tasks"][task_id]["examples"] < need]
     if not short:
         return
-    if isinstance(source, sources.RearcSource) and source.tasks == "all" and len(short) < len(task_ids_of(source)):
+    if isinstance(source, RearcSource) and source.tasks == "all" and len(short) < len(task_ids_of(source)):
         logger.warning("dataset %s: %d tasks have too few examples: %s", source.dataset, len(short), " ".join(short))
         return
     entry = manifest["tasks"][short[0]]
     first_block = blocks_by_task(manifest, folder.names())[short[0]][0]
-    errors = read_block(folder / "timings", first_block, ["error"])["error"].drop_null().to_pylist()
+    errors = (folder / "timings").read_parquet(first_block.name)["error"].drop_null().to_pylist()
     others = f" (too few have {' '.join(short[1:])} as well)" if len(short) > 1 else ""
     raise UserError(
         f"dataset {folder.uri}: task {short[0]} has {entry['examples']} usable examples, {need} are needed:"
@@ -118,22 +127,3 @@ def _attempts(entry: Mapping[str, Any]) -> str:
     rejected = f"{sum(entry['rejected'].values())} were rejected{f' ({reasons})' if reasons else ''}"
     timed_out, duplicates = len(entry["timed_out"]), entry["duplicates"]
     return f"of {entry['attempts']} attempts {rejected}, {timed_out} timed out, {duplicates} were duplicates"
-
-
-def within_quantiles(values: npt.NDArray[np.float64], low: float, high: float) -> npt.NDArray[np.int64]:
-    """Return the positions, ascending, of values between two quantiles; of equal values the earlier counts as lower."""
-    order = np.argsort(values, kind="stable")
-    return np.sort(order[round(low * len(order)) : round(high * len(order))])
-
-
-def _read_task(source: GeneratedSource, folder: Folder, blocks: list[Block], columns: Sequence[str]) -> pa.Table:
-    stats = read_stats(folder, blocks)
-    rows = usable_rows(stats)[source.first : source.first + source.examples]
-    if isinstance(source, sources.RearcSource):
-        rows = rows[within_quantiles(stats["pso_difficulty"].to_numpy()[rows], *source.pso_quantiles)]
-    return read_rows(folder, blocks, rows, columns)
-
-
-def _fewest(source: GeneratedSource) -> int:
-    """Return how many examples make a task: shown ones and one to answer; a pool needs two."""
-    return 1 if isinstance(source, sources.CountingSource) else (source.shown or 1) + 1

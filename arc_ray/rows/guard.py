@@ -12,9 +12,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from arc_ray.config import Config, sources
-from arc_ray.datasets.blocks import GeneratedSource
+from arc_ray.datasets.makers import GeneratedSource, identity_of, task_ids_of
 from arc_ray.datasets.reading import is_generated, load_source
-from arc_ray.datasets.requests import identity_of, task_ids_of
 from arc_ray.errors import UserError
 from arc_ray.seeding import digest64
 from arc_ray.storage import Folder

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from arc_ray.config.training import ViewConfig
-from arc_ray.datasets.garbage import collector_paused
+from arc_ray.datasets.blocks import collector_paused
 from arc_ray.errors import UserError
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.formats import GridSlot

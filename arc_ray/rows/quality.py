@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from arc_ray.config import Config
-from arc_ray.datasets.blocks import GeneratedSource
+from arc_ray.datasets.makers import GeneratedSource, dataset_folder
 from arc_ray.datasets.reading import load_source
-from arc_ray.datasets.requests import dataset_folder
 from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.guard import NAMED, find_overlaps, mixed
 from arc_ray.rows.plan import Plan
@@ -108,7 +107,7 @@ def _count_merged_colors(tasks: Sequence[Task], views: Views) -> int:
     """Count, among a view of each task, those with fewer colours than their task: each is another puzzle."""
     merged = 0
     for task, colors in zip(tasks, views.colors, strict=True):
-        used = np.unique(np.concatenate([g.ravel() for p in task.pairs for g in (p.input, p.output) if g is not None]))
+        used = np.unique(np.concatenate([grid.ravel() for pair in task.pairs for grid in pair.grids]))
         merged += len(np.unique(colors[used])) < len(used)
     return merged
 

@@ -13,9 +13,8 @@ from arc_ray.config import Config
 from arc_ray.config.searching import ACCURACIES
 from arc_ray.config.section import BUILT_IN
 from arc_ray.config.sources import AnySource, CountingSource, PluginSource, RearcSource
-from arc_ray.datasets.blocks import GeneratedSource
+from arc_ray.datasets.makers import GeneratedSource, requests_of, task_ids_of
 from arc_ray.datasets.reading import load_source
-from arc_ray.datasets.requests import requests_of, task_ids_of
 from arc_ray.errors import NotMadeYetError, UserError, nearest
 from arc_ray.evaluate.evaluation import check_evaluation
 from arc_ray.rows.guard import refuse_overlap

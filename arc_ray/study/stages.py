@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from arc_ray.config import Config, value_name, with_overrides
-from arc_ray.datasets.blocks import GeneratedSource
 from arc_ray.datasets.generate import ensure_datasets
+from arc_ray.datasets.makers import GeneratedSource
 from arc_ray.datasets.reading import is_generated
 from arc_ray.evaluate.evaluation import REDONE, run_evaluation
 from arc_ray.progress import Progress, watched
@@ -106,11 +106,7 @@ def _make_data(needs: Needs, progress: Progress) -> None:
         obtain_model(model, needs.config.storage)
     generated = [source for source in needs.sources.values() if isinstance(source, GeneratedSource)]
     is_new = not all(is_generated(source, needs.storage) for source in generated)
-    for name, manifest in ensure_datasets(
-        needs.sources,
-        needs.storage,
-        lambda name, done, total, rate: progress.advance(f"{name}, examples", done, total),
-    ).items():
+    for name, manifest in ensure_datasets(needs.sources, needs.storage, progress).items():
         totals = manifest.get("totals", manifest)
         counts = ", ".join(f"{key} {value}" for key, value in totals.items() if isinstance(value, int))
         progress.note(f"{name}: {counts[:160]}")

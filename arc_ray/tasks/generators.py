@@ -25,9 +25,6 @@ from arc_ray.seeding import python_random_for, rng_for
 from arc_ray.tasks.examples import Draw, Example, as_grid, try_until_accepted
 from arc_ray.tasks.task import same_grid
 
-REARC_PACKAGE = "reasoning-gym"
-"""Distribution whose version decides what an index yields."""
-
 _LOADED_AS = "arc_ray_rearc_utils"
 
 

@@ -33,9 +33,9 @@ import pyarrow.parquet as pq
 import ray
 
 from arc_ray.config.sources import RearcSource
-from arc_ray.datasets.blocks import seconds_per_example
-from arc_ray.datasets.garbage import collector_paused
+from arc_ray.datasets.blocks import collector_paused
 from arc_ray.datasets.generate import DRIVER_SECONDS, bundles_of, ensure_datasets
+from arc_ray.datasets.makers import maker_of
 from arc_ray.datasets.manifest import Tally
 from arc_ray.seeding import python_random_for, rng_for
 from arc_ray.storage import Folder
@@ -127,7 +127,7 @@ def bare_seconds(task_id: str, attempts: Sequence[int]) -> float:
 def simulate(seconds: Seconds, num_workers: int) -> tuple[float, float]:
     """Play the schedule: each free worker takes the next bundle. Return (ideal / makespan, ideal seconds)."""
     rng = rng_for("bench_generate")
-    estimates = {task_id: seconds_per_example(RearcSource(kind="rearc"), task_id) for task_id in seconds}
+    estimates = {task_id: maker_of(RearcSource(kind="rearc")).seconds(task_id) for task_id in seconds}
     blocks = [b for t, each in estimates.items() for b in Tally(t, each, probe=False).blocks_to(EXAMPLES_PER_TASK)]
     free, total, driver = [0.0] * num_workers, 0.0, 0.0
     for bundle in bundles_of(blocks, estimates, num_workers):

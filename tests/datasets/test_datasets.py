@@ -17,20 +17,28 @@ from hypothesis.extra import numpy as hnp
 
 from arc_ray.config.sources import AnySource, CountingSource, PluginSource, RearcSource
 from arc_ray.datasets.blocks import (
-    BLOCK_SECONDS,
+    STATS,
     Block,
-    GeneratedSource,
-    blocks_from,
-    may_yield_nothing,
+    examples_table,
+    pairs_in,
     read_stats,
-    seconds_per_example,
+    tasks_in,
+    usable_rows,
     write_block,
 )
-from arc_ray.datasets.columns import STATS, counting_table, counting_tasks_of, examples_table, pairs_of, usable_rows
-from arc_ray.datasets.export import export_datasets, exporter_named
-from arc_ray.datasets.manifest import PATIENCE, PROBE_EXAMPLES, Tally, is_settled, make_manifest
+from arc_ray.datasets.export import check_format, export_datasets
+from arc_ray.datasets.makers import GeneratedSource, claim_dataset, dataset_folder, requests_of, task_ids_of
+from arc_ray.datasets.manifest import (
+    BLOCK_SECONDS,
+    PATIENCE,
+    PROBE_EXAMPLES,
+    Tally,
+    blocks_from,
+    empty_tallies,
+    is_settled,
+    make_manifest,
+)
 from arc_ray.datasets.reading import check_supply, within_quantiles
-from arc_ray.datasets.requests import claim_dataset, dataset_folder, requests_of, task_ids_of
 from arc_ray.errors import UserError
 from arc_ray.storage import Folder
 from arc_ray.tasks.counting import counting_task
@@ -52,7 +60,7 @@ def accepted(number: int) -> Example:
 
 def stats_of(start: int, numbers: Iterable[int | None]) -> pa.Table:
     table = examples_table(start, [FAILED if number is None else accepted(number) for number in numbers])
-    return table.select([field.name for field in STATS])
+    return table.select(STATS.names)
 
 
 def rearc_source(**changes: Any) -> RearcSource:
@@ -63,13 +71,12 @@ def make_here(source: GeneratedSource, storage: Folder) -> dict[str, Any]:
     """Make a dataset as `arc-ray generate` does, but in this process; return its manifest."""
     folder, entries = dataset_folder(storage, source.dataset), {}
     claim_dataset(folder, source)
-    for task_id in task_ids_of(source):
-        tally = Tally(task_id, seconds_per_example(source, task_id), may_yield_nothing(source))
+    for tally in empty_tallies(source, task_ids_of(source)):
         while blocks := tally.next_blocks(source.first + source.examples):
             for block in blocks:
                 write_block(source, block, folder)
             tally.add(read_stats(folder, blocks))
-        entries[task_id] = tally.entry()
+        entries[tally.task_id] = tally.entry()
     manifest = make_manifest(folder.read_json("dataset.json"), entries)
     folder.write_json("manifest.json", manifest)
     return manifest
@@ -132,7 +139,7 @@ def test_pairs_survive_the_table(values: list[tuple[Grid, Grid] | None]):
     examples = [FAILED if v is None else Example("accepted", 1, Counter(), Pair(*v)) for v in values]
     table = examples_table(0, examples)
     kept = [i for i, value in enumerate(values) if value is not None]
-    for i, pair in zip(kept, pairs_of(table.take(pa.array(kept, pa.int64()))), strict=True):
+    for i, pair in zip(kept, pairs_in(table.take(pa.array(kept, pa.int64()))), strict=True):
         value = values[i]
         assert value is not None
         assert same_grid(pair.input, value[0])
@@ -143,9 +150,9 @@ def test_pairs_survive_the_table(values: list[tuple[Grid, Grid] | None]):
 def test_counting_tasks_survive_the_table():
     source = CountingSource(kind="counting")
     tasks = [counting_task(source, index) for index in range(30)]
-    table = counting_table(0, tasks)
-    assert [task_to_json(task) for task in counting_tasks_of(table)] == [task_to_json(task) for task in tasks]
-    assert [task.id for task in counting_tasks_of(table.take([7, 3]))] == [tasks[7].id, tasks[3].id]
+    table = examples_table(0, [Example("accepted", 1, Counter(), task=task) for task in tasks])
+    assert [task_to_json(task) for task in tasks_in(table, "counting", None)] == [task_to_json(task) for task in tasks]
+    assert [task.id for task in tasks_in(table.take([7, 3]), "counting", None)] == [tasks[7].id, tasks[3].id]
 
 
 @given(st.lists(st.none() | st.integers(0, 9), min_size=1, max_size=30), st.integers(0, 30))
@@ -201,7 +208,7 @@ def test_sources_that_share_a_dataset_are_merged():
     shared, other = requests_of(sources)
     assert dict(shared.wanted) == {"007bbfb7": 70, "00d62c1b": 50}
     assert shared.source.time_limit_seconds == 90  # pyright: ignore[reportAttributeAccessIssue]
-    assert (other.dataset, dict(other.wanted)) == ("other", {"00d62c1b": 100})
+    assert (other.source.dataset, dict(other.wanted)) == ("other", {"00d62c1b": 100})
 
 
 def test_sources_that_share_a_dataset_must_mean_the_same_examples():
@@ -256,13 +263,13 @@ def test_tables_have_no_metadata_that_could_differ():
 def test_datasets_are_exported_by_name(tmp_path):
     """Would catch a format that the command line offers and nobody writes."""
     with pytest.raises(UserError, match="arc_json, rearc"):
-        exporter_named("csv")
+        check_format("csv")
     storage, source = Folder.at(str(tmp_path)), CountingSource(kind="counting", examples=10, max_side=6)
     manifest = make_here(source, storage)
     manifests = {"counting": manifest}
-    [line] = export_datasets(storage, manifests, "arc_json", exporter_named("arc_json"))
+    [line] = export_datasets(storage, manifests, "arc_json")
     written = list((tmp_path / "export/counting/arc_json").glob("*.json"))
     assert len(written) == manifest["examples"]
     assert line.endswith(f"export/counting/arc_json: {len(written)} tasks")
-    [line] = export_datasets(storage, manifests, "rearc", exporter_named("rearc"))
+    [line] = export_datasets(storage, manifests, "rearc")
     assert "--export arc_json" in line

@@ -11,7 +11,9 @@ import pytest
 from builders import codec_of, config_with, counting, merging_tokenizer, puzzle, puzzles, tiny_tokenizer
 
 from arc_ray.config.sources import CountingSource, RearcSource
-from arc_ray.datasets.blocks import Block, blocks_from, make_block, seconds_per_example
+from arc_ray.datasets.blocks import Block, make_block
+from arc_ray.datasets.makers import maker_of
+from arc_ray.datasets.manifest import blocks_from
 from arc_ray.rows.maker import RowMaker, make_validation
 from arc_ray.rows.plan import Plan, save_plan
 from arc_ray.rows.prepare import plan_rows
@@ -74,5 +76,5 @@ def test_generated_examples_and_their_blocks_are_what_they_were(kind: str):
     source = RearcSource(kind="rearc") if kind == "rearc" else CountingSource(kind="counting")
     task_id = "1c786137" if kind == "rearc" else "counting"
     table, _ = make_block(source, Block(task_id, 0, 20))
-    blocks = blocks_from(task_id, 0, seconds_per_example(source, task_id))
+    blocks = blocks_from(task_id, 0, maker_of(source).seconds(task_id))
     assert (digest_of(table.to_pydict()), digest_of([next(blocks) for _ in range(20)])) == GOLDEN[kind]
