@@ -358,7 +358,7 @@ def kill_with_its_workers(process: subprocess.Popen[bytes]) -> None:
 def test_killed_with_signal_9_it_goes_on_and_ends_the_same(generate, tmp_path):
     """Kills a real driver with 8 workers twice, at different points, then lets it finish."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    survived: dict[Path, int] = {}
+    survived: dict[str, int] = {}
     for num_blocks in (1, 12):
         process = driver(killed, num_cpus=8)
         while len(modified(killed)) < num_blocks and process.poll() is None:
