@@ -75,7 +75,7 @@ def train_on(
     from arc_ray.rows.prepare import prepare
     from arc_ray.train.engine import Start, gather_state, load_weights
     from arc_ray.train.loop import Hooks
-    from arc_ray.train.measures import Measures
+    from arc_ray.train.record import Measures
     from arc_ray.train.sft import fit_with_trl
 
     config = config_from(dict(tree), overrides)
@@ -143,8 +143,7 @@ def waits_of_a_step(_: int, num_workers: int, tree: Mapping[str, Any]) -> list[i
     from arc_ray.models.loss import LearnedLoss, inputs_of
     from arc_ray.prompts.tokenizer import load_tokenizer
     from arc_ray.rows.prepare import prepare
-    from arc_ray.train.engine import Start, begin, make_engine
-    from arc_ray.train.schedule import accumulation_steps
+    from arc_ray.train.engine import Start, accumulation_steps, begin, make_engine
 
     config, waits = config_from(dict(tree), {}), [0]
 
@@ -189,7 +188,7 @@ def train_in_plain_pytorch(tree: Mapping[str, Any], overrides: Mapping[str, Any]
     from arc_ray.models.build import build_model, trainable
     from arc_ray.prompts.tokenizer import load_tokenizer
     from arc_ray.rows.prepare import prepare
-    from arc_ray.train.schedule import learning_rate
+    from arc_ray.train.loop import learning_rate
 
     config = config_from(dict(tree), overrides)
     maker, train = prepare(config).maker, config.train

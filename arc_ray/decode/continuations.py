@@ -98,7 +98,7 @@ class CachedRows:
         ids, at, written_to = packed.to(self.device)
         ends = torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)).to(self.device)
         self._cache.write_to(written_to, None)
-        apart = kept_apart(self._model, Spans.of([lengths.tolist()], ends))
+        apart = kept_apart(self._model, Spans([lengths.tolist()], ends))
         return self._forward(ids[None], at[None], ends[1:] - 1, **apart)[0]
 
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor, keep: Any, **attention: Any) -> torch.Tensor:

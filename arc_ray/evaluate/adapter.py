@@ -23,8 +23,7 @@ from arc_ray.rows.maker import IGNORED, Batch, write_rows
 from arc_ray.rows.plan import pack
 from arc_ray.seeding import digest64
 from arc_ray.tasks.task import Task, TaskTable, without_tests
-from arc_ray.train.loop import NonFiniteLossError
-from arc_ray.train.schedule import learning_rate
+from arc_ray.train.loop import NonFiniteLossError, learning_rate
 from arc_ray.views.view import draw_views, keys_of
 
 

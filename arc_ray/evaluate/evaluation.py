@@ -20,7 +20,7 @@ from arc_ray.evaluate.results import REDONE, is_counting, redone, select_answers
 from arc_ray.evaluate.ttt import check_tuning, tune_sets
 from arc_ray.evaluate.two_players import describe_sets, first_player
 from arc_ray.evaluate.work import Work, answering_works, read_predictions, scoring_works
-from arc_ray.models.weights import most_tokens, refuse_other_base
+from arc_ray.models.weights import most_tokens
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.encoders import ENCODERS, encoder_named
 from arc_ray.prompts.formats import Frame
@@ -28,6 +28,7 @@ from arc_ray.prompts.tokenizer import load_tokenizer, refuse_other_frame
 from arc_ray.rows.guard import refuse_overlap
 from arc_ray.rows.maker import make_validation
 from arc_ray.rows.prepare import codec_of
+from arc_ray.runs.base import refuse_other_base
 from arc_ray.runs.folder import claim, is_finished, resolve_reference, run_folder
 from arc_ray.runs.starts import lineage
 from arc_ray.storage import Folder

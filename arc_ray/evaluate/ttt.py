@@ -32,7 +32,7 @@ from arc_ray.evaluate.work import (
     scoring_works,
 )
 from arc_ray.models.attention import place
-from arc_ray.models.build import load_for_tuning, without_adapter
+from arc_ray.models.build import load_for_tuning
 from arc_ray.prompts.encoders import Encoder, encoder_named
 from arc_ray.prompts.formats import format_named, needs_description
 from arc_ray.prompts.tokenizer import load_tokenizer
@@ -88,7 +88,7 @@ class Tuner:
         # Rows at once were chosen for a whole GPU.
         rows = int(config.train.rows_at_once * (ttt.gpus if config.scaling.on_gpu else 1))
         self._train = config.train.model_copy(update={"micro_rows": max(1, rows)})
-        self._answerer = Answerer(config, self._folder, self._encoder, without_adapter(model))
+        self._answerer = Answerer(config, self._folder, self._encoder, model.get_base_model())
         self._codec = codec_of(config, load_tokenizer(config.model, config.storage))
 
     def do(self, work: Work) -> Record:

@@ -1,8 +1,7 @@
 """Attention inside each view of packed rows, by kernels that never compute what two views have to do with each other.
 
-transformers keeps packed views apart by a mask, under which the kernel computes every pair of a row's tokens only to throw
-most away: at rows of 4,096 tokens that is half of a small model's work. On a GPU in half precision PyTorch's flash attention
-takes all views of all rows in one call; elsewhere its causal kernel takes one view after another.
+Under transformers' mask the kernel computes every pair of a row's tokens: at 4,096 tokens half of a small model's work. On a
+GPU in half precision PyTorch's flash attention takes all views in one call; elsewhere its causal kernel takes one by one.
 """
 
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ FEWER_KEY_HEADS = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn)
 class Spans:
     """Where the views of packed rows lie, known to the host without asking a device.
 
-    position_ids [[0 1 2 0 1]    lengths [[3, 2]    ends [0 3 5 6 10]    longest 512
+    position_ids [[0 1 2 0 1]    lengths [[3, 2]    ends [0 3 5 6 10]
                   [0 0 1 2 3]]            [1, 4]]
     """
 
@@ -37,13 +36,11 @@ class Spans:
     """Tokens of each view, row by row."""
     ends: torch.Tensor
     """Where each view ends in the rows laid end to end, after a 0: int32 (views + 1,), on the model's device."""
-    longest: int
-    """Tokens of the longest view, or a few more."""
 
-    @classmethod
-    def of(cls, lengths: list[list[int]], ends: torch.Tensor) -> "Spans":
-        """Describe views by their lengths and, what says the same on a device, their ends."""
-        return cls(lengths, ends, -(-max(chain.from_iterable(lengths)) // LONGEST_STEP) * LONGEST_STEP)
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest view, or a few more."""
+        return -(-max(chain.from_iterable(self.lengths)) // LONGEST_STEP) * LONGEST_STEP
 
     @property
     def for_flash(self) -> dict[str, Any]:
@@ -66,7 +63,7 @@ def view_ends(lengths: list[list[int]]) -> npt.NDArray[np.int32]:
 def spans_of(position_ids: torch.Tensor) -> Spans:
     """Read where views lie from position ids that start again at 0, on any device: int64 (rows, tokens)."""
     lengths = lengths_of_views(position_ids.numpy(force=True))
-    return Spans.of(lengths, torch.from_numpy(view_ends(lengths)).to(position_ids.device))
+    return Spans(lengths, torch.from_numpy(view_ends(lengths)).to(position_ids.device))
 
 
 def attend_within_views(
@@ -122,9 +119,8 @@ def attends_at_once(model: Any, device: torch.device) -> bool:
 def use_by_view(model: Any) -> bool:
     """Let a model that uses PyTorch's attention be told where views end in its forward pass; tell whether it can be now.
 
-    Untold it computes what it did, so it can still generate. Other implementations stay as they are, and so do models
-    that compute attention in classes of their own, which would not see what they are told, and models with windowed
-    attention, whose masks say more than where a view ends.
+    Untold it computes what it did. Other implementations stay, and models whose own classes compute attention, which would
+    not see what they are told, or whose attention is windowed, so that masks say more than where a view ends.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
@@ -153,8 +149,7 @@ def hidden_states(
 ) -> torch.Tensor:
     """Return what the last layer of a causal language model makes of rows of packed views: (rows, tokens, hidden size).
 
-    Views are kept apart by position ids that start again at 0 (int64, like the tokens); `spans` say where, or else they
-    are read from the device.
+    Position ids start again at 0 with each view (int64, like the tokens); `spans` say where, or are read from the device.
     """
     apart = kept_apart(model, spans or spans_of(position_ids))
     decoder = model.get_decoder()
@@ -162,11 +157,9 @@ def hidden_states(
 
 
 def kept_apart(model: Any, spans: Spans) -> dict[str, Any]:
-    """Return the arguments of a forward pass that keep views apart.
+    """Return the arguments of a forward pass that keep views apart; none where transformers makes a block mask itself.
 
-    Flash attention is told for any number of rows: left to itself, transformers looks for packed views only where there
-    is one row, layer by layer. There are none for a model that transformers makes a block mask for, as it does where
-    there is neither a mask nor a cache.
+    Flash attention is told for any number of rows: left to itself, transformers looks for packed views in a single row.
     """
     if takes_flash_lengths(model):
         return spans.for_flash
@@ -187,7 +180,6 @@ def place(model: nn.Module, on_gpu: bool) -> Any:
 def avoid_cudnn() -> None:
     """Keep this process from attending by cuDNN, which PyTorch prefers on Hopper and newer GPUs.
 
-    cuDNN makes a plan for each new length, up to a second; in training lengths are new all the time, in decoding always.
-    Its backward pass under a mask also gives NaN at some lengths.
+    It makes a plan for each new length, up to a second, and its backward pass under a mask gives NaN at some lengths.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)

@@ -1,8 +1,10 @@
 """Models put together: a base or random weights, a starting adapter, LoRA; and what a checkpoint folder holds."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from functools import partial
+import importlib.util
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +13,17 @@ from torch import nn
 
 from arc_ray.config.training import LoraConfig, ModelConfig, ScratchConfig
 from arc_ray.errors import UserError
-from arc_ray.models.attention import attends_at_once, use_by_view
-from arc_ray.models.supported import check_supported
+from arc_ray.models.supported import check_row_tokens, check_supported, check_tokens
 from arc_ray.models.weights import (
+    DTYPES,
     SCRATCH_POSITIONS,
-    checkpoint_folder,
     load_base,
     with_saved_adapter,
-    with_starting_adapter,
 )
-from arc_ray.prompts.tokenizer import load_tokenizer
+from arc_ray.prompts.tokenizer import load_tokenizer, make_tiny_tokenizer, tiny_corpus
+from arc_ray.runs.base import local_folder, refuse_other_base
 from arc_ray.seeding import digest64
+from arc_ray.storage import Folder
 
 
 def build_model(
@@ -31,104 +33,95 @@ def build_model(
 
     Random weights follow from `seed`. Raises UserError for what is no model, or none for rows of `row_tokens`.
     """
+    adapters = _adapters(config, storage)
     with _seeded(seed):
-        model: Any = scratch_model(config.scratch, tokenizer) if config.scratch else load_base(config, storage)
+        model = scratch_model(config.scratch, tokenizer) if config.scratch else load_base(config, storage)
         check_supported(model, row_tokens)
         if tokenizer is not None:
             check_tokens(model, tokenizer)
-        model = adapted(model, config, storage, full)
-    return checkpoint_gradients(model) if config.gradient_checkpointing else model
+        return adapted(model, config, adapters, full)
 
 
-def adapted(model: Any, config: ModelConfig, storage: str, full: bool) -> nn.Module:
+def build_skeleton(config: ModelConfig, storage: str, full: bool) -> nn.Module:
+    """Build the model of `build_model` on torch's meta device, reading names and shapes at most. Raises UserError."""
+    adapters = _adapters(config, storage)
+    model: Any = None if config.scratch else load_base(config, storage, "meta")
+    with torch.device("meta"), warnings.catch_warnings():
+        # peft and we call transformers by names that it is about to change, which is no concern of the reader's.
+        warnings.simplefilter("ignore", FutureWarning)
+        if config.scratch:
+            model = scratch_model(config.scratch, make_tiny_tokenizer(tiny_corpus()))
+        model = adapted(model, config, adapters, full)
+    # DeepSpeed turns all of a model to half precision, the adapter too.
+    return model.train().to(DTYPES[config.dtype])
+
+
+def check_model(config: ModelConfig, storage: str, full: bool, row_tokens: int | None) -> None:
+    """Find out before any work whether a model, its tokenizer and its adapter can be loaded and trained on such rows.
+
+    What an adapter "@run" will hold is not known yet. Raises UserError.
+    """
+    is_here = "flash" not in config.attention or importlib.util.find_spec("flash_attn") is not None
+    if not is_here and "RAY_ADDRESS" not in os.environ:
+        raise UserError(
+            f"model.attention {config.attention}: the package flash_attn is not installed here;"
+            f" model.attention=auto takes it where it is"
+        )
+    tokenizer = load_tokenizer(config, storage)
+    if (config.adapter or "").startswith("@"):
+        config = config.model_copy(update={"adapter": None})
+    model = build_skeleton(config, storage, full)
+    if row_tokens is not None:
+        check_row_tokens(model.config, row_tokens)
+    check_tokens(model, tokenizer)
+
+
+def adapted(model: Any, config: ModelConfig, adapters: Sequence[str], full: bool) -> nn.Module:
     """Put around a base what is trained: the starting adapter or a new LoRA, or if `full` nothing, and freeze the rest."""
-    model = with_adapters(model, config, storage, None, keeps_last=True)
+    model = _with_adapters(model, adapters, keeps_last=config.adapter_use == "continue")
     if not full and not hasattr(model, "peft_config"):
         model = with_lora(model, config.lora)
     for parameter in model.parameters():
         parameter.requires_grad_(full or parameter.requires_grad)
-    return model
+    return _saving_memory(model, config)
 
 
-def with_adapters(model: Any, config: ModelConfig, storage: str, folder: str | None, keeps_last: bool) -> Any:
-    """Put the starting adapter of a config and the adapter in a checkpoint's `folder` around a base. Raises UserError.
+def _adapters(config: ModelConfig, storage: str, checkpoint: str | None = None) -> list[str]:
+    """Return the folders, on this node, of the adapters to be put around the base one upon another. Raises UserError."""
+    # The adapter in a checkpoint's folder holds what it was continued from.
+    last = [checkpoint] if checkpoint else []
+    if not config.adapter or (checkpoint and config.adapter_use == "continue"):
+        return last
+    what, path = f"model.adapter {config.adapter}", local_folder(config.adapter, storage)
+    if not (Path(path) / "adapter_config.json").exists():
+        raise UserError(f"{what}: {path} holds no adapter_config.json")
+    refuse_other_base(what, Folder(path), config.base, storage)
+    return [path, *last]
 
-    A checkpoint's adapter holds what it was continued from. All are merged, each in float32 and rounded once to the dtype
-    of the base, except for the last one where `keeps_last` and it may be trained further.
-    """
-    adapters = [partial(with_saved_adapter, path=folder)] if folder else []
-    if config.adapter and (folder is None or config.adapter_use == "merge"):
-        adapters.insert(0, partial(with_starting_adapter, config=config, storage=storage))
-    for left, adapter in zip(reversed(range(len(adapters))), adapters, strict=True):
-        is_kept = keeps_last and left == 0 and (folder is not None or config.adapter_use == "continue")
-        model = adapter(model, trainable=is_kept)
+
+def _with_adapters(model: Any, folders: Sequence[str], keeps_last: bool) -> Any:
+    """Put adapters around a base; all, or all but the last where `keeps_last`, are merged in float32 and rounded once."""
+    for number, folder in enumerate(folders, 1):
+        is_kept = keeps_last and number == len(folders)
+        model = with_saved_adapter(model, folder, trainable=is_kept)
         if not is_kept:
             model = model.merge_and_unload()
     return model
 
 
-def check_tokens(model: Any, tokenizer: Any) -> None:
-    """Refuse a tokenizer that writes our prompts, or pads them, with ids that the model has no embedding for."""
-    from arc_ray.prompts.tokenizer import frame_of, tiny_corpus
-
-    frame = frame_of(tokenizer)
-    texts = [*tiny_corpus(), "0123456789", frame.begin, frame.answer, frame.end, frame.between]
-    used = {token for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] for token in ids}
-    used |= {token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None}
-    rows = model.get_input_embeddings().weight.shape[0]
-    if beyond := sorted(token for token in used if token >= rows):
-        names = ", ".join(f"{token} ({tokenizer.convert_ids_to_tokens(token)!r})" for token in beyond[:3])
-        raise UserError(
-            f"the tokenizer writes ids beyond the model's {rows} embeddings: {names}; take the tokenizer that belongs to the"
-            f" model, or resize the embeddings and save the model anew"
-        )
-
-
-def checkpoint_gradients(model: Any) -> nn.Module:
-    """Let a model keep only each layer's input and compute the rest again in the backward pass."""
-    model.enable_input_require_grads()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+def _saving_memory(model: Any, config: ModelConfig) -> nn.Module:
+    """Let a model keep, if it is asked for, only each layer's input and compute the rest again in the backward pass."""
+    if config.gradient_checkpointing:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
 
 
-def compile_layers(model: Any, backend: str = "inductor") -> None:
-    """Let torch.compile fuse what the layers of a model do between their matrix products; all share what one compiles.
-
-    Raises UserError where nothing can be compiled, or nothing for long.
-    """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    device, causal = torch.device("cuda" if torch.cuda.is_available() else "cpu"), without_adapter(model)
-    if device.type == "cuda" and use_by_view(causal) and not attends_at_once(causal, device):
-        raise UserError(
-            f"train.compile: in {str(causal.dtype).removeprefix('torch.')} on this GPU attention goes view by view, and every"
-            f" new length would be compiled; set train.compile=false, or model.dtype=bfloat16 on an Ampere GPU or newer"
-        )
-    try:
-        torch.compile(torch.exp, backend=backend)(torch.ones(8, device=device))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"train.compile: nothing can be compiled on this machine ({reason}); install a C++ compiler such as g++, or set"
-            f" train.compile=false"
-        ) from error
-    # The number of views, and the longest, are new in most batches: they are not to be compiled in.
-    torch.compiler.config.dynamic_sources = "L['kwargs']['cu_seq_lens_q'],L['kwargs']['max_length_q']"
-    # Layers with and without a gradient of their input, in training and validation, are compiled apart; beyond the usual
-    # limit of 8 nothing would be compiled any more.
-    torch._dynamo.config.recompile_limit = 64
-    for layer in model.modules():
-        if isinstance(layer, GradientCheckpointingLayer):
-            layer.compile(backend=backend)
-
-
 def load_for_inference(config: ModelConfig, storage: str, checkpoint: str | None) -> Any:
-    """Load what a checkpoint is, merged to a plain model: a whole model, or an adapter on the base it was trained on.
-
-    Without a checkpoint, the model that training would start from. Raises UserError.
-    """
+    """Load a checkpoint (without one, what training would start from) merged to a plain model. Raises UserError."""
     config, folder = _opened(config, storage, checkpoint)
-    return with_adapters(load_base(config, storage), config, storage, folder, keeps_last=False).eval()
+    adapters = _adapters(config, storage, folder)
+    return _with_adapters(load_base(config, storage), adapters, keeps_last=False).eval()
 
 
 def load_for_tuning(
@@ -136,25 +129,34 @@ def load_for_tuning(
 ) -> nn.Module:
     """Load what `load_for_inference` does, to be trained further: with its adapter, or a new LoRA on the merged model.
 
-    A new one is made where `fresh`, and where there is no adapter to continue; its weights follow from `seed`.
-    Raises UserError.
+    A new one is made where `fresh` or no adapter is there; its weights follow from `seed`. Raises UserError.
     """
     config, folder = _opened(config, storage, checkpoint)
-    model: Any = load_base(config, storage)
+    adapters = _adapters(config, storage, folder)
+    model = load_base(config, storage)
     check_supported(model, row_tokens)
-    model = with_adapters(model, config, storage, folder, keeps_last=not fresh)
+    model = _with_adapters(model, adapters, keeps_last=not fresh and (bool(folder) or config.adapter_use == "continue"))
     if not hasattr(model, "peft_config"):
         with _seeded(seed):
             model = with_lora(model, config.lora)
-    return checkpoint_gradients(model) if config.gradient_checkpointing else model
+    return _saving_memory(model, config)
 
 
 def _opened(config: ModelConfig, storage: str, checkpoint: str | None) -> tuple[ModelConfig, str | None]:
-    """Return a checkpoint as a config with a base of its own, if it is a whole model, or as the folder of its adapter."""
-    folder = checkpoint_folder(config, storage, checkpoint)
-    if folder and not (Path(folder) / "adapter_config.json").exists():
+    """Return a checkpoint as a config with a base of its own, or as the folder of its adapter. Raises UserError."""
+    if not checkpoint:
+        return config, None
+    folder = local_folder(checkpoint, storage)
+    refuse_other_base(f"checkpoint {checkpoint}", Folder(folder), config.base, storage, by_name=False)
+    if not (Path(folder) / "adapter_config.json").exists():
         return config.model_copy(update={"base": folder, "adapter": None}), None
     return config, folder
+
+
+def merge_checkpoint(config: ModelConfig, storage: str, checkpoint: str | None, target: Path) -> None:
+    """Write a checkpoint merged into its base as a plain transformers folder."""
+    load_for_inference(config, storage, checkpoint).save_pretrained(target)
+    load_tokenizer(config, storage).save_pretrained(target)
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -162,28 +164,18 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def save_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], tokenizer: Any, path: Path) -> None:
+def save_weights(model: Any, weights: Mapping[str, torch.Tensor], tokenizer: Any, path: Path) -> None:
     """Write trained weights to a folder: an adapter as plain peft reads it, or a whole model as transformers reads it.
 
     `weights` are whole (gathered) tensors by the names of `trainable`.
     """
-    inner: Any = model
-    if hasattr(inner, "peft_config"):
+    if hasattr(model, "peft_config"):
         from peft import get_peft_model_state_dict
 
-        state = get_peft_model_state_dict(inner, state_dict=dict(weights))
-        assert state, "the adapter is empty"
-        inner.save_pretrained(path, state_dict=dict(weights))
+        assert get_peft_model_state_dict(model, state_dict=dict(weights)), "the adapter is empty"
     else:
-        inner.save_pretrained(path, state_dict=dict(weights))
         tokenizer.save_pretrained(path)
-
-
-def merge_checkpoint(config: ModelConfig, storage: str, checkpoint: str | None, target: Path) -> None:
-    """Write a checkpoint merged into its base as a plain transformers folder."""
-    model: Any = load_for_inference(config, storage, checkpoint)
-    model.save_pretrained(target)
-    load_tokenizer(config, storage).save_pretrained(target)
+    model.save_pretrained(path, state_dict=dict(weights))
 
 
 def with_lora(model: nn.Module, config: LoraConfig) -> nn.Module:
@@ -211,11 +203,6 @@ def with_lora(model: nn.Module, config: LoraConfig) -> nn.Module:
         ) from error
     fuse_lora(inside)
     return inside
-
-
-def without_adapter(model: Any) -> Any:
-    """Return the causal language model inside an adapter; one without an adapter as it is."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def scratch_model(config: ScratchConfig, tokenizer: Any) -> nn.Module:

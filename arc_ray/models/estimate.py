@@ -1,12 +1,17 @@
-"""What a training would take, in lines to read: memory of a GPU, what fits, and hours."""
+"""What a training takes, in numbers and in lines to read: FLOPs and hours, a GPU's memory, rows at once."""
 
-import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
 
 from arc_ray.config import Config
 from arc_ray.errors import NotMadeYetError
-from arc_ray.models.flops import GPUS, MEMORY_SIZES, SHOWN_GPUS, expected_mfu, hours
+from arc_ray.models.build import build_skeleton, trainable
+from arc_ray.models.memory import RUNTIME_BYTES, STAGES, Footprint, Pass, footprint, rows_that_fit, simulate_pass
 from arc_ray.rows.plan import Plan
 
 LEARNED_SHARE = {"asked": 0.25, "all": 0.5}
@@ -18,68 +23,150 @@ USABLE = 0.85
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits")
 
 
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as its maker describes it."""
+
+    name: str
+    tflops: float
+    """Dense bfloat16 tensor-core peak with float32 accumulation (float16 on T4 and V100), in 10^12 per second."""
+    bandwidth: float
+    """Of its memory, in 10^12 bytes per second."""
+
+
+GPUS = (
+    Gpu("T4", 65.0, 0.32),
+    Gpu("V100", 125.0, 0.9),
+    Gpu("RTX 3090", 71.0, 0.936),
+    Gpu("RTX 4090", 165.2, 1.008),
+    Gpu("RTX 5090", 209.5, 1.792),
+    Gpu("RTX 6000 Ada", 364.2, 0.96),
+    Gpu("RTX PRO 6000", 503.8, 1.792),
+    Gpu("RTX PRO 6000 Max-Q", 438.9, 1.792),
+    Gpu("A10G", 70.0, 0.6),
+    Gpu("A10", 125.0, 0.6),
+    Gpu("L4", 121.0, 0.3),
+    Gpu("L40S", 362.0, 0.864),
+    Gpu("A100", 312.0, 2.0),
+    Gpu("H100 PCIe", 756.0, 2.0),
+    Gpu("H100 NVL", 835.5, 3.9),
+    Gpu("H100", 989.4, 3.35),
+    Gpu("H200 NVL", 835.5, 4.8),
+    Gpu("H200", 989.4, 4.8),
+    Gpu("B200", 2250.0, 8.0),
+    Gpu("GB200", 2500.0, 8.0),
+)
+"""From NVIDIA's data sheets of each (where they print the rate with sparsity, half of it) and, for the RTX cards, the white
+papers of the GA102, Ada and Blackwell architectures; A10G from AWS's description of G5 instances. H100 and H200 are the SXM
+modules, RTX PRO 6000 the 600 W workstation card."""
+
+SHOWN_GPUS = ("A10G", "RTX 4090", "A100", "H100")
+"""The ones an estimate of hours names: a cloud's small one, a desk's, and two of a data centre."""
+
+MEMORY_SIZES = (24, 40, 80)
+"""GPU memories that an estimate is compared with, in GB."""
+
+
+MATMUL_MFU = 0.6
+"""Share of a GPU's peak that its matrix products reach by themselves."""
+
+H100_MFU = ((135e6, 0.13), (0.5e9, 0.19), (1.5e9, 0.25), (7e9, 0.37))
+"""Parameters of a model, and the MFU of training LoRA on all its linear layers on an H100: the first two were measured on
+2026-11-26 (rows of 8,192 tokens, four at once, layers not compiled), the others keep their share, nine tenths, of what memory
+traffic lets them reach."""
+
+
+def flops_per(model: Any) -> npt.NDArray[np.float64]:
+    """Return the FLOPs of a training for each token, each learned token and each squared view length: (3,).
+
+    A multiply-add is 2 FLOPs; a weight costs one forwards, one backwards for the input's gradient, and one for its own
+    gradient if it is trained: 4 or 6 a token, and of the output layer a learned token. Attention costs 12 x layers x heads
+    x head size x length a token (Chowdhery et al., "PaLM", 2022, appendix B), length being the view's, since views in a
+    row do not see each other. Nothing is counted for what is only recomputed (gradient checkpointing), nor for padding.
+    Call it before DeepSpeed shards the parameters.
+    """
+    about, head = model.config, model.get_output_embeddings()
+    tables = {m for m in model.modules() if isinstance(m, nn.Embedding) or m is head}
+    layers = [m for m in model.modules() if m not in tables]
+    weights = [w for layer in layers for w in layer.parameters(recurse=False) if w.ndim == 2]
+    head_size = getattr(about, "head_dim", None) or about.hidden_size // about.num_attention_heads
+    return np.array(
+        [
+            sum((6 if w.requires_grad else 4) * w.numel() for w in weights),
+            (6 if head.weight.requires_grad else 4) * head.weight.numel(),
+            12 * about.num_hidden_layers * about.num_attention_heads * head_size,
+        ],
+        np.float64,
+    )
+
+
+def flops_of_steps(model: nn.Module, plan: Plan) -> npt.NDArray[np.float64]:
+    """Return the FLOPs of each step of a plan: (num_steps,)."""
+    counts = np.stack([plan.tokens_per_step(), plan.learned_per_step(), plan.squared_lengths_per_step()])
+    return flops_per(model) @ counts
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Return the peak FLOPs per second of a device by its driver's name; None if unknown, a part (MIG) or for laptops."""
+
+    def words(name: str) -> set[str]:
+        return set(name.replace("-", " ").upper().split())
+
+    for gpu in sorted(GPUS, key=lambda gpu: -len(gpu.name)):
+        if words(gpu.name) <= words(device_name) and not words(device_name) & {"MIG", "LAPTOP"}:
+            return gpu.tflops * 1e12
+    return None
+
+
+def expected_mfu(parameters: int, gpu: Gpu) -> float:
+    """Return the share of a GPU's peak that an estimate of hours reckons with; a run's own is its metric `train/mfu`.
+
+    What an H100 loses beyond its matrix products it loses to memory traffic, and the more the smaller the model is: other
+    GPUs lose by the ratio of their peak to their bandwidth.
+    """
+    sizes, mfus = np.array(H100_MFU).T
+    h100 = next(gpu for gpu in GPUS if gpu.name == "H100")
+    traffic = 1 / np.interp(np.log(parameters), np.log(sizes), mfus) - 1 / MATMUL_MFU
+    return float(1 / (1 / MATMUL_MFU + traffic * (gpu.tflops / gpu.bandwidth) / (h100.tflops / h100.bandwidth)))
+
+
+def hours(flops: float, gpu: Gpu, num_workers: int, mfu: float) -> float:
+    """Return how long this many FLOPs take on this many GPUs."""
+    return flops / (gpu.tflops * 1e12 * mfu * num_workers) / 3600
+
+
 def estimate_lines(config: Config, plan: Plan) -> Iterator[str]:
     """Describe memory and time of a training from its plan and its model's shape; says why if that is not known yet."""
-    from arc_ray.models.skeleton import count_parameters, flops_of
-
     try:
-        skeleton = _skeleton(config)
+        skeleton = build_skeleton(config.model, config.storage, config.train.full)
     except NotMadeYetError as error:
         yield f"memory and time: not known yet ({error})"
         return
-    total, trained = count_parameters(skeleton)
+    total, trained = (
+        sum(p.numel() for p in weights) for weights in (skeleton.parameters(), trainable(skeleton).values())
+    )
     yield f"model: {total / 1e6:,.2f} M parameters, {trained / 1e6:,.2f} M of them trained, in {config.model.dtype}"
     yield from _memory(config, plan, skeleton)
-    sizes = plan.tokens_per_step(), plan.learned_per_step(), plan.squared_lengths_per_step()
-    yield _time(flops_of(skeleton).of_steps(*sizes).sum(), total, config.scaling.workers[0])
+    flops, workers, times = flops_of_steps(skeleton, plan).sum(), config.scaling.workers[0], []
+    for gpu in sorted((gpu for gpu in GPUS if gpu.name in SHOWN_GPUS), key=lambda gpu: gpu.tflops):
+        mfu = expected_mfu(total, gpu)
+        times.append(f"{workers} x {gpu.name} {_duration(hours(flops, gpu, workers, mfu))} ({100 * mfu:.0f} % MFU)")
+    yield f"time: {flops:.2e} FLOPs in bfloat16: {', '.join(times)}"
 
 
-def rows_for(config: Config, capacity: int) -> int:
-    """Return how many rows at once a GPU of `capacity` bytes is given: as many as are sure to fit and divide the batch.
-
-    Rows are shared out equally among the workers, or in an elastic run none of them is left without. Raises UserError.
-    """
-    from arc_ray.models.memory import footprint, rows_that_fit, simulate_pass
-
-    train, (low, high) = config.train, config.scaling.workers
-    skeleton, learned = _skeleton(config), int(train.row_tokens * LEARNED_SHARE[config.prompt.learn])
-    held = footprint(skeleton, simulate_pass(skeleton, 1, train.row_tokens, learned), _setting(config, train.zero))
-    most, shared = rows_that_fit(held, 1, int(USABLE * capacity)), low if low == high else 1
-    fitting = range(2, min(most, train.batch_rows // high) + 1)
-    return max((rows for rows in fitting if train.batch_rows % (rows * shared) == 0), default=1)
-
-
-def _setting(config: Config, stage: int) -> Any:
-    from arc_ray.models.memory import Setting
-
-    is_compiled = config.train.compile and not config.model.gradient_checkpointing
-    return Setting(stage, config.scaling.workers[0], config.train.offload, is_compiled)
-
-
-def _skeleton(config: Config) -> Any:
-    from arc_ray.models.skeleton import build_skeleton
-    from arc_ray.prompts.tokenizer import load_tokenizer
-
-    with warnings.catch_warnings():
-        # peft and we call transformers by names that it is about to change, which is no concern of the reader's.
-        warnings.simplefilter("ignore", FutureWarning)
-        tokenizer = load_tokenizer(config.model, config.storage)
-        return build_skeleton(config.model, config.storage, config.train.full, tokenizer)
-
-
-def _memory(config: Config, plan: Plan, skeleton: Any) -> Iterator[str]:
+def _memory(config: Config, plan: Plan, skeleton: nn.Module) -> Iterator[str]:
     """Say what one GPU holds at each ZeRO stage, and how many rows at once would fit."""
-    from arc_ray.models.memory import RUNTIME_BYTES, STAGES, footprint, rows_that_fit, simulate_pass
-
     rows, workers = config.train.rows_at_once, config.scaling.workers[0]
-    learned = most_learned(plan, rows)
+    per_row = plan.learned_per_row()
+    # What one forward pass may meet: the most that rows which stand together have.
+    learned = int(max((per_row[i : i + rows].sum() for i in range(0, len(per_row), rows)), default=0))
     found = simulate_pass(skeleton, rows, plan.row_tokens, learned)
     yield (
         f"memory of a GPU, one of {workers}, in GB; {_rows(rows)} of {plan.row_tokens} tokens at once, up to {learned} of"
         f" them learned; total with {RUNTIME_BYTES / 1e9:.1f} GB for CUDA and NCCL:"
     )
     yield f"  {'ZeRO':>4}" + "".join(f"{word:>12}" for word in (*PARTS, "total")) + "   fits into"
-    held = [footprint(skeleton, found, _setting(config, stage)) for stage in STAGES]
+    held = [_held(config, skeleton, found, stage) for stage in STAGES]
     for stage, of_stage in zip(STAGES, held, strict=True):
         total = of_stage.total + RUNTIME_BYTES
         numbers = "".join(f"{number / 1e9:12.2f}" for number in (*(getattr(of_stage, p) for p in PARTS), total))
@@ -92,20 +179,23 @@ def _memory(config: Config, plan: Plan, skeleton: Any) -> Iterator[str]:
     yield f"  rows at once (train.micro_rows) that fit: {said}{hint}"
 
 
-def most_learned(plan: Plan, micro_rows: int) -> int:
-    """Return the most learned tokens that `micro_rows` rows standing together have: what one forward pass may meet."""
-    per_row = plan.learned_per_row()
-    groups = [per_row[begin : begin + micro_rows].sum() for begin in range(0, len(per_row), micro_rows)]
-    return int(max(groups, default=0))
+def rows_for(config: Config, capacity: int) -> int:
+    """Return how many rows at once a GPU of `capacity` bytes is given: as many as are sure to fit and divide the batch.
+
+    Rows are shared out equally among the workers, or in an elastic run none of them is left without. Raises UserError.
+    """
+    train, (low, high) = config.train, config.scaling.workers
+    skeleton = build_skeleton(config.model, config.storage, train.full)
+    learned = int(train.row_tokens * LEARNED_SHARE[config.prompt.learn])
+    held = _held(config, skeleton, simulate_pass(skeleton, 1, train.row_tokens, learned), train.zero)
+    most, shared = rows_that_fit(held, 1, int(USABLE * capacity)), low if low == high else 1
+    fitting = range(2, min(most, train.batch_rows // high) + 1)
+    return max((rows for rows in fitting if train.batch_rows % (rows * shared) == 0), default=1)
 
 
-def _time(flops: float, parameters: int, workers: int) -> str:
-    """Say how long it would take on some GPUs, each at the share of its peak that a model of this size reaches."""
-    times = []
-    for gpu in sorted((gpu for gpu in GPUS if gpu.name in SHOWN_GPUS), key=lambda gpu: gpu.tflops):
-        mfu = expected_mfu(parameters, gpu)
-        times.append(f"{workers} x {gpu.name} {_duration(hours(flops, gpu, workers, mfu))} ({100 * mfu:.0f} % MFU)")
-    return f"time: {flops:.2e} FLOPs in bfloat16: {', '.join(times)}"
+def _held(config: Config, skeleton: nn.Module, found: Pass, stage: int) -> Footprint:
+    is_compiled = config.train.compile and not config.model.gradient_checkpointing
+    return footprint(skeleton, found, stage, config.scaling.workers[0], config.train.offload, is_compiled)
 
 
 def _rows(number: int) -> str:

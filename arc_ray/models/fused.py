@@ -1,6 +1,6 @@
-"""LoRA on a GPU: one autograd function of eight matrix products in the place of the modules that peft calls one by one.
+"""What a GPU computes in fewer kernels: LoRA as one autograd function of eight matrix products, layers by torch.compile.
 
-peft computes the same from five modules, a scaled copy and a sum for each linear layer: on a GPU twice the kernels, and
+peft computes LoRA from five modules, a scaled copy and a sum for each linear layer: on a GPU twice the kernels, and
 thrice the memory traffic of the products. On the CPU peft's own forward stays: there the products are what takes time, and
 their order decides the last bits of losses, which old runs must find again when they go on.
 """
@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import Linear, LoraLayer
 from torch import nn
+
+from arc_ray.errors import UserError
+from arc_ray.models.attention import attends_at_once, use_by_view
 
 DEVICES = {"cuda"}
 """Types of device on which LoRA is fused."""
@@ -100,8 +103,7 @@ def fuse_lora(model: nn.Module) -> None:
 def merged(model: nn.Module) -> Iterator[None]:
     """Let a model compute with its adapter merged into its weights, which takes no kernel more than a model without one.
 
-    Afterwards a copy is put back: an adapter that is subtracted again would leave rounding. Weights stay where they are in
-    memory, for CUDA graphs that were recorded of the model.
+    Afterwards a copy is put back, free of rounding. Weights stay where they are in memory, for recorded CUDA graphs.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
     weights = {weight for layer in layers for weight in layer.get_base_layer().parameters()}
@@ -118,3 +120,34 @@ def merged(model: nn.Module) -> Iterator[None]:
                 layer.merged_adapters.clear()
             for weight, (place, own) in kept.items():
                 weight.data = place.copy_(own)
+
+
+def compile_layers(model: Any, backend: str = "inductor") -> None:
+    """Let torch.compile fuse what the layers of a model do between their matrix products; all share what one compiles.
+
+    Raises UserError where nothing can be compiled, or nothing for long.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda" and use_by_view(model) and not attends_at_once(model, device):
+        raise UserError(
+            f"train.compile: in {str(model.dtype).removeprefix('torch.')} on this GPU attention goes view by view, and every"
+            f" new length would be compiled; set train.compile=false, or model.dtype=bfloat16 on an Ampere GPU or newer"
+        )
+    try:
+        torch.compile(torch.exp, backend=backend)(torch.ones(8, device=device))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"train.compile: nothing can be compiled on this machine ({reason}); install a C++ compiler such as g++, or set"
+            f" train.compile=false"
+        ) from error
+    # The number of views, and the longest, are new in most batches: they are not to be compiled in.
+    torch.compiler.config.dynamic_sources = "L['kwargs']['cu_seq_lens_q'],L['kwargs']['max_length_q']"
+    # Layers with and without a gradient of their input, in training and validation, are compiled apart; beyond the usual
+    # limit of 8 nothing would be compiled any more.
+    torch._dynamo.config.recompile_limit = 64
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.compile(backend=backend)

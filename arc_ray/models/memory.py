@@ -1,8 +1,5 @@
-"""What fits: the bytes one training worker needs, found by a pass over tensors that have shapes but no memory.
-
-Activations are not guessed from a formula per architecture. The very model is run forwards and backwards on fake
-tensors (torch's FakeTensorMode), and the bytes that are alive at each moment are counted.
-"""
+"""What fits: the bytes one training worker needs. The very model is run forwards and backwards on tensors that have
+shapes but no memory (torch's FakeTensorMode), and the bytes that are alive at each moment are counted."""
 
 import weakref
 from collections.abc import Iterator
@@ -18,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from arc_ray.config.training import GRADIENT_BUCKET
 from arc_ray.models.attention import Spans, hidden_states
-from arc_ray.models.build import trainable, without_adapter
+from arc_ray.models.build import trainable
 
 RUNTIME_BYTES = int(1.2e9)
 """What a GPU worker needs besides: CUDA's context and libraries (0.5 GB), NCCL's buffers, and memory that the allocator
@@ -46,17 +43,6 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """How a model is trained, as far as memory goes."""
-
-    zero_stage: int
-    num_workers: int
-    offload: bool = False
-    is_compiled: bool = False
-    """Whether layers are compiled and keep their activations; with gradient checkpointing they keep their inputs only."""
-
-
-@dataclass(frozen=True)
 class Footprint:
     """Bytes that one worker needs, by what for."""
 
@@ -75,19 +61,21 @@ class Footprint:
         return self.weights + self.gradients + self.optimizer + max(self.activations + self.logits, self.step)
 
 
-def footprint(skeleton: nn.Module, found: Pass, setting: Setting) -> Footprint:
-    """Add up what one worker holds; what is sharded at which stage is from Rajbhandari et al., "ZeRO", 2020, figure 1.
+def footprint(
+    skeleton: nn.Module, found: Pass, stage: int, workers: int, offload: bool = False, is_compiled: bool = False
+) -> Footprint:
+    """Add up what one worker holds; what is sharded at which ZeRO stage is from Rajbhandari et al., 2020, figure 1.
 
-    At stage 3 the whole weights are there during a pass besides the shard, up to the 10^9 that DeepSpeed lets live, where
-    there is more than one worker. tests/benchmarks/bench_memory.py compares with what DeepSpeed really takes.
+    At stage 3, with more than one worker, the whole weights are there during a pass besides the shard, up to the 10^9 that
+    DeepSpeed lets live. `is_compiled` tells whether layers are compiled and keep more than their inputs.
+    tests/benchmarks/bench_memory.py compares with what DeepSpeed really takes.
     """
-    stage, workers = setting.zero_stage, setting.num_workers
     tensors = list(skeleton.parameters())
     trained = list(trainable(skeleton).values())
     size = tensors[0].element_size()
     weights, gradients = sum(p.nbytes for p in tensors), sum(p.nbytes for p in trained)
     own = sum(p.numel() for p in trained) // (workers if stage > 0 else 1)
-    is_elsewhere = setting.offload and stage > 0
+    is_elsewhere = offload and stage > 0
     # ZeRO's step flattens the gradients, makes them float32 and hands them to Adam, which makes one tensor more.
     passing = MASTER_BYTES if stage == 0 else size + MASTER_BYTES * (1 if size == MASTER_BYTES else 2)
     if stage == 3 and workers > 1:
@@ -98,7 +86,7 @@ def footprint(skeleton: nn.Module, found: Pass, setting: Setting) -> Footprint:
         weights=weights,
         gradients=gradients,
         optimizer=0 if is_elsewhere else own * (MOMENTS_BYTES + (MASTER_BYTES if stage > 0 else 0)),
-        activations=int(found.activations * (COMPILED_SHARE if setting.is_compiled else 1)),
+        activations=int(found.activations * (COMPILED_SHARE if is_compiled else 1)),
         logits=found.logits,
         step=0 if is_elsewhere else own * passing,
     )
@@ -112,60 +100,51 @@ def rows_that_fit(held: Footprint, rows: int, capacity: int) -> int:
     return (capacity - fixed) * rows // max(held.activations + held.logits, 1)
 
 
-def simulate_pass(skeleton: nn.Module, rows: int, row_tokens: int, learned: int) -> Pass:
+def simulate_pass(skeleton: Any, rows: int, row_tokens: int, learned: int) -> Pass:
     """Run a model of the meta device over fake rows; `learned` is the number of learned tokens in all rows together.
 
     Of many layers that are alike only the first two and three are run: each further one adds what the third does.
     """
-    decoder: Any = without_adapter(skeleton).get_decoder()
-    layers, numbers = getattr(decoder, "layers", ()), (1, max(learned, 1))
-    if len(layers) < 4 or len({_shapes(layer) for layer in layers}) > 1:
-        without, with_all = (_peak(skeleton, rows, row_tokens, number) for number in numbers)
-        return Pass(without, with_all - without)
-    peaks = []
-    for depth in (2, 3):
-        decoder.layers = layers[:depth]
+    decoder = skeleton.get_decoder()
+    layers, peaks = getattr(decoder, "layers", ()), []
+    for number in (1, max(learned, 1)):
+        if len(layers) < 4 or len({_shapes(layer) for layer in layers}) > 1:
+            peaks.append(_peak(skeleton, rows, row_tokens, number))
+            continue
         try:
-            peaks.append([_peak(skeleton, rows, row_tokens, number) for number in numbers])
+            decoder.layers = layers[:2]
+            two = _peak(skeleton, rows, row_tokens, number)
+            decoder.layers = layers[:3]
+            peaks.append(two + (len(layers) - 2) * (_peak(skeleton, rows, row_tokens, number) - two))
         finally:
             decoder.layers = layers
-    without, with_all = (two + (len(layers) - 2) * (three - two) for two, three in zip(*peaks, strict=True))
-    return Pass(without, with_all - without)
+    return Pass(peaks[0], peaks[1] - peaks[0])
 
 
 def _shapes(layer: nn.Module) -> tuple[Any, ...]:
     return tuple((name, weight.shape, weight.requires_grad) for name, weight in layer.named_parameters())
 
 
-def _peak(skeleton: nn.Module, rows: int, row_tokens: int, learned: int) -> int:
+def _peak(skeleton: Any, rows: int, row_tokens: int, learned: int) -> int:
     """Return the highest number of bytes alive during a pass."""
-    causal = without_adapter(skeleton)
     with FakeTensorMode(), _fake_weights(skeleton) as weights, _LiveBytes(weights) as live:
         for weight in trainable(skeleton).values():
-            weight.register_post_accumulate_grad_hook(_forget_gradient)
+            weight.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))  # counted apart
         ids, places = (torch.zeros(rows, row_tokens, dtype=torch.long) for _ in range(2))
-        hidden = hidden_states(
-            causal, ids, places, Spans.of([[row_tokens]] * rows, row_tokens * torch.arange(rows + 1))
-        )
+        spans = Spans([[row_tokens]] * rows, row_tokens * torch.arange(rows + 1))
+        hidden = hidden_states(skeleton, ids, places, spans)
         index = torch.zeros(learned, dtype=torch.long)
-        logits = causal.get_output_embeddings()(hidden.flatten(0, 1).index_select(0, index)).float()
+        logits = skeleton.get_output_embeddings()(hidden.flatten(0, 1).index_select(0, index)).float()
         loss = nn.functional.cross_entropy(logits, index, reduction="none").sum()
         del hidden, logits
         loss.backward()
     return live.peak
 
 
-def _forget_gradient(weight: torch.Tensor) -> None:
-    """Let go of a gradient that is complete: gradients are counted apart."""
-    weight.grad = None
-
-
 @contextmanager
 def _fake_weights(skeleton: nn.Module) -> Iterator[list[torch.Tensor]]:
     """Put fake tensors in the place of a model's meta tensors and yield them; then put back what was there."""
-    tables: list[dict[str, Any]] = [
-        table for module in skeleton.modules() for table in (module._parameters, module._buffers)
-    ]
+    tables: list[dict[str, Any]] = [t for module in skeleton.modules() for t in (module._parameters, module._buffers)]
     before = [dict(table) for table in tables]
     made: dict[int, Any] = {}
     for table in tables:
@@ -192,18 +171,13 @@ class _LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(found):
-            if isinstance(tensor, torch.Tensor):
-                self._note(tensor.untyped_storage())
+        for storage in (leaf.untyped_storage() for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor)):
+            if storage._cdata not in self._bytes and storage._cdata not in self._weights:
+                self._bytes[storage._cdata] = storage.nbytes()
+                self._now += storage.nbytes()
+                self.peak = max(self.peak, self._now)
+                weakref.finalize(storage, self._forget, storage._cdata)
         return found
-
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata in self._bytes or storage._cdata in self._weights:
-            return
-        self._bytes[storage._cdata] = storage.nbytes()
-        self._now += storage.nbytes()
-        self.peak = max(self.peak, self._now)
-        weakref.finalize(storage, self._forget, storage._cdata)
 
     def _forget(self, key: int) -> None:
         self._now -= self._bytes.pop(key)

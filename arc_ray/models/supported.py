@@ -9,6 +9,7 @@ from torch import nn
 
 from arc_ray.errors import UserError
 from arc_ray.models.attention import attend_within_views, hidden_states
+from arc_ray.prompts.tokenizer import frame_of, tiny_corpus
 
 VIEW_TOKENS = 8
 FLASH_ON_CPU = "flash_on_cpu"
@@ -44,11 +45,23 @@ def check_row_tokens(about: Any, row_tokens: int) -> None:
         )
 
 
-def check_supported(model: Any, row_tokens: int | None = None) -> None:
-    """Refuse models that would learn something else than their loss says, without a sign of it.
+def check_tokens(model: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer that writes our prompts, or pads them, with ids that the model has no embedding for."""
+    frame = frame_of(tokenizer)
+    texts = [*tiny_corpus(), "0123456789", frame.begin, frame.answer, frame.end, frame.between]
+    used = {token for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] for token in ids}
+    used |= {token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None}
+    rows = model.get_input_embeddings().weight.shape[0]
+    if beyond := sorted(token for token in used if token >= rows):
+        names = ", ".join(f"{token} ({tokenizer.convert_ids_to_tokens(token)!r})" for token in beyond[:3])
+        raise UserError(
+            f"the tokenizer writes ids beyond the model's {rows} embeddings: {names}; take the tokenizer that belongs to the"
+            f" model, or resize the embeddings and save the model anew"
+        )
 
-    `row_tokens` bounds the length of views. Raises UserError.
-    """
+
+def check_supported(model: Any, row_tokens: int | None = None) -> None:
+    """Refuse models that would learn something else than their loss says. `row_tokens` bounds views. Raises UserError."""
     if row_tokens is not None:
         check_row_tokens(model.config, row_tokens)
     scaled = [k for k in ("final_logit_softcapping", "logit_scale", "logits_scaling") if getattr(model.config, k, None)]
@@ -71,8 +84,7 @@ def keeps_views_apart(model: Any, longest: int = VIEW_TOKENS) -> bool:
     """Tell whether the second view of each of two rows is the same whatever the first one is; `model` is in eval mode.
 
     The first one may reach to position `longest` - 1. Attention that transformers does not mask (Falcon's), recurrent
-    states (Mamba's) and rotations that follow the longest view let the second differ. A model on the CPU is tried as with
-    flash or flex attention, too, if it is to train with that.
+    states (Mamba's) and rotations that follow the longest view let the second differ.
     """
     second = torch.arange(VIEW_TOKENS)
     ids = torch.stack([torch.cat([first, second]) for first in (second, second.flip(0))]).to(model.device)
@@ -91,8 +103,7 @@ def keeps_views_apart(model: Any, longest: int = VIEW_TOKENS) -> bool:
 def kernels_of_cpus(model: Any) -> Iterator[None]:
     """Put attention that any CPU computes in the place of a GPU's kernels, for trying a model where it was loaded.
 
-    Flash attention's run on GPUs only. Flex attention's would be compiled for a minute or two; its mask says the same as
-    that of "eager". Attention that was registered by others stays.
+    Flash attention runs on GPUs only. Flex attention would be compiled for minutes; "eager" has the same mask.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.flash_attention import flash_attention_forward

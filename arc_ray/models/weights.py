@@ -6,21 +6,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from arc_ray.config.training import ModelConfig
 from arc_ray.errors import UserError
 from arc_ray.models.supported import longest_view
-from arc_ray.runs.base import explained, fingerprint, local_folder, model_path
-from arc_ray.runs.folder import is_place_of, resolve_reference
-from arc_ray.storage import Folder
+from arc_ray.runs.base import explained, model_path
 
 DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SCRATCH_POSITIONS = 32768
 
 
-def load_base(config: ModelConfig, storage: str, device: Literal["cpu", "meta"] = "cpu") -> nn.Module:
-    """Load the base model's weights; on "meta" only names and shapes are read, to find out whether they fit.
+def load_base(config: ModelConfig, storage: str, device: Literal["cpu", "meta"] = "cpu") -> Any:
+    """Load the base model's weights; on "meta" only names and shapes are read, if they are here, to see whether they fit.
 
     Raises UserError, also for weights that the model has no place for and for places without weights.
     """
@@ -35,7 +32,10 @@ def load_base(config: ModelConfig, storage: str, device: Literal["cpu", "meta"] 
                 f"model.base {path}: its weights are quantized ({method}), which cannot be trained here;"
                 f" take the model that it was made from"
             )
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        if device == "meta" and not Path(path).is_dir():  # a hub's weights would be fetched
+            with torch.device("meta"):
+                return AutoModelForCausalLM.from_config(about, dtype=DTYPES[config.dtype], attn_implementation="sdpa")
+        model, found = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=DTYPES[config.dtype],
             attn_implementation=attention_implementation(config) if device == "cpu" else "sdpa",
@@ -43,7 +43,6 @@ def load_base(config: ModelConfig, storage: str, device: Literal["cpu", "meta"] 
             ignore_mismatched_sizes=True,
             device_map=None if device == "cpu" else device,
         )
-    model, found = loaded
     refuse_misfits(
         f"model.base {path}",
         missing=found["missing_keys"],
@@ -57,10 +56,13 @@ def refuse_misfits(
     place: str, missing: Collection[str], unexpected: Collection[str] = (), mismatched: Collection[str] = ()
 ) -> None:
     """Raise UserError where weights and model do not fit: else what is missing would stay random, in silence."""
-    parts = {"missing": missing, "unknown to the model": unexpected, "of another shape": mismatched}
     said = [
         f"{len(names)} {what} ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"
-        for what, names in parts.items()
+        for what, names in (
+            ("missing", missing),
+            ("unknown to the model", unexpected),
+            ("of another shape", mismatched),
+        )
         if names
     ]
     if said:
@@ -89,15 +91,6 @@ def attention_implementation(config: ModelConfig) -> str:
     return "flash_attention_2" if has_flash and config.dtype != "float32" else "sdpa"
 
 
-def with_starting_adapter(model: nn.Module, config: ModelConfig, storage: str, trainable: bool) -> Any:
-    """Put the adapter that a config starts from around its base. Raises UserError."""
-    path = local_folder(resolve_reference(config.adapter or "", storage))
-    if not (Path(path) / "adapter_config.json").exists():
-        raise UserError(f"model.adapter {config.adapter}: {path} holds no adapter_config.json")
-    refuse_other_base(f"model.adapter {config.adapter}", Folder(path), config.base, storage)
-    return with_saved_adapter(model, path, trainable)
-
-
 def with_saved_adapter(model: Any, path: str, trainable: bool) -> Any:
     """Put the LoRA adapter of a folder around a model; on "meta", only names and shapes are compared. Raises UserError."""
     from peft import LoraConfig as PeftLoraConfig
@@ -115,36 +108,8 @@ def with_saved_adapter(model: Any, path: str, trainable: bool) -> Any:
         adapted: Any = get_peft_model(model, about)
         # As peft's own from_pretrained does, which keeps to itself what did not fit.
         renamed = getattr(model, "_checkpoint_conversion_mapping", {})
-        found = adapted.load_adapter(
-            path,
-            "default",
-            is_trainable=trainable,
-            torch_device="cpu",
-            key_mapping=renamed,
-            ignore_mismatched_sizes=False,
-        )
+        how = {"torch_device": "cpu", "key_mapping": renamed, "ignore_mismatched_sizes": False}
+        found = adapted.load_adapter(path, "default", is_trainable=trainable, **how)
     refuse_misfits(f"adapter {path}", found.missing_keys, found.unexpected_keys)
     fuse_lora(adapted)
     return adapted
-
-
-def checkpoint_folder(config: ModelConfig, storage: str, checkpoint: str | None) -> str | None:
-    """Return where a checkpoint's files are on this node. Raises UserError for an adapter of other weights."""
-    if not checkpoint:
-        return None
-    folder = local_folder(resolve_reference(checkpoint, storage))
-    refuse_other_base(f"checkpoint {checkpoint}", Folder(folder), config.base, storage, by_name=False)
-    return folder
-
-
-def refuse_other_base(what: str, folder: Folder, base: str | None, storage: str, by_name: bool = True) -> None:
-    """Refuse an adapter that was trained on other weights than those of `base`, whatever both are called.
-
-    Adapters from before weights had fingerprints are refused `by_name`.
-    """
-    made_on = folder.read_json("arc_ray.json") or {}
-    name, known = made_on.get("base"), made_on.get("base_fingerprint")
-    if not base or not name or base == name or is_place_of(base, name) or not (known or by_name):
-        return
-    if known is None or known != fingerprint(model_path(base, storage)):
-        raise UserError(f"{what} was trained on the base {name}, not on {base}")

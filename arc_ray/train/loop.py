@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed
 
@@ -15,8 +16,7 @@ from arc_ray.models.loss import inputs_of
 from arc_ray.rows.maker import Batch
 from arc_ray.rows.plan import Plan
 from arc_ray.seeding import digest64
-from arc_ray.train.engine import gradient_norm, set_learning_rate
-from arc_ray.train.schedule import accumulation_steps, learning_rate
+from arc_ray.train.engine import accumulation_steps
 
 Metrics = dict[str, float]
 
@@ -51,33 +51,39 @@ def fit(
     hooks: Hooks,
 ) -> None:
     """Train from `first_step` to the end of the plan; `batches` yields this worker's micro-batches in plan order."""
-    ending = StepEnding(plan, config, hooks)
-    accumulation = accumulation_steps(config, num_workers)
-    if first_step == 0:
-        hooks.log(0, hooks.validate(0))
+    steps = Steps(engine, plan, config, seed, first_step, rank, hooks)
+    accumulation, learned_per_step = accumulation_steps(config, num_workers), np.maximum(plan.learned_per_step(), 1)
     for step in range(first_step, plan.num_steps):
-        begun, learned = time.perf_counter(), max(int(ending.learned[step]), 1)
-        seed_step(seed, step, rank)
-        set_learning_rate(engine, lr := learning_rate(config, step, plan.num_steps))
+        steps.begin()
+        learned = int(learned_per_step[step])
+        lr = learning_rate(config, step, plan.num_steps)
+        for group in engine.optimizer.param_groups:
+            group["lr"] = lr
         loss_sum, stalled = torch.zeros((), dtype=torch.float64, device=engine.device), 0.0
         for _ in range(accumulation):
             asked = time.perf_counter()
             inputs = inputs_of(next(batches), engine.device)
             stalled += time.perf_counter() - asked
             losses, _ = engine(**inputs)
-            loss = losses.sum()
+            in_pass = losses.sum()
             # DeepSpeed divides by accumulation and averages over workers; we want the sum over the global batch
             # divided by the learned tokens of the global batch, which the plan knows.
-            engine.backward(loss * (accumulation * num_workers / learned))
-            loss_sum += loss.detach()
+            engine.backward(in_pass * (accumulation * num_workers / learned))
+            loss_sum += in_pass.detach()
             engine.step()
-        mean_loss = _summed(loss_sum, num_workers) / learned
-        ending(Step(step, mean_loss, lr, gradient_norm(engine), time.perf_counter() - begun, stalled))
+        if num_workers > 1:
+            torch.distributed.all_reduce(loss_sum)
+        steps.end(float(loss_sum) / learned, lr, stalled)
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Let dropout follow from seed, step and rank, so that a run that goes on draws what it would have drawn."""
-    torch.manual_seed(digest64(seed, "dropout", step, rank) % 2**63)
+def learning_rate(config: TrainConfig, step: int, num_steps: int) -> float:
+    """Return the learning rate of optimizer step `step` (from 0): a linear rise, then linear, cosine or constant."""
+    warmup = math.ceil(config.warmup * num_steps)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    done = (step - warmup) / max(num_steps - warmup, 1)
+    decays = {"linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done)), "constant": 1.0}
+    return config.lr * decays[config.schedule]
 
 
 @dataclass(frozen=True)
@@ -95,35 +101,43 @@ class Step:
     """Seconds of it that the worker waited for rows."""
 
 
-class StepEnding:
-    """Logs, validates and saves as far as they are due after a step, the same for both engines."""
+class Steps:
+    """What both engines do around a step: seed its dropout, and then log, validate and save as far as they are due."""
 
-    def __init__(self, plan: Plan, config: TrainConfig, hooks: Hooks) -> None:
-        self._plan, self._config, self._hooks = plan, config, hooks
-        self.learned = plan.learned_per_step()
+    def __init__(
+        self, engine: Any, plan: Plan, config: TrainConfig, seed: int, first_step: int, rank: int, hooks: Hooks
+    ) -> None:
+        """Validate what training starts from, where it starts."""
+        self._engine, self._plan, self._config, self._hooks = engine, plan, config, hooks
+        self._seed, self._rank, self._number = seed, rank, first_step
         quarter = max(1, math.ceil(plan.num_steps / 4))
         self._eval_every, self._save_every = config.eval_every or quarter, config.checkpoint_every or quarter
+        if first_step == 0:
+            hooks.log(0, hooks.validate(0))
+        self._begun = time.perf_counter()
 
-    def __call__(self, step: Step) -> None:
+    def begin(self) -> None:
+        """Let dropout follow from seed, step and rank, so that a run that goes on draws what it would have drawn."""
+        torch.manual_seed(digest64(self._seed, "dropout", self._number, self._rank) % 2**63)
+
+    def end(self, loss: float, lr: float, stalled: float) -> None:
         """End a step; raises NonFiniteLossError."""
-        if not math.isfinite(step.loss):
-            names = ", ".join(self._hooks.name_views(step.number)[:20])
+        norm = self._engine.get_global_grad_norm()  # None at ZeRO 0 without clipping
+        norm = math.nan if norm is None else float(norm)
+        step, hooks = Step(self._number, loss, lr, norm, time.perf_counter() - self._begun, stalled), self._hooks
+        if not math.isfinite(loss):
+            names = ", ".join(hooks.name_views(step.number)[:20])
             raise NonFiniteLossError(
-                f"step {step.number}: the loss is {step.loss}; views: {names};"
+                f"step {step.number}: the loss is {loss}; views: {names};"
                 f" try a lower train.lr, or bfloat16 instead of float16"
             )
-        done = step.number + 1
+        done = self._number = step.number + 1
         is_last = done == self._plan.num_steps
-        metrics = self._hooks.measure(step) if done % self._config.log_every == 0 or is_last else {}
+        metrics = hooks.measure(step) if done % self._config.log_every == 0 or is_last else {}
         if done % self._eval_every == 0 or is_last:
-            metrics |= self._hooks.validate(done)
+            metrics |= hooks.validate(done)
         if metrics:
-            self._hooks.log(done, metrics)
-        if done % self._save_every == 0 or is_last or self._hooks.is_ending():
-            self._hooks.save(done)
-
-
-def _summed(value: torch.Tensor, num_workers: int) -> float:
-    if num_workers > 1:
-        torch.distributed.all_reduce(value)
-    return float(value)
+            hooks.log(done, metrics)
+        if done % self._save_every == 0 or is_last or hooks.is_ending():
+            hooks.save(done)
+        self._begun = time.perf_counter()

@@ -1,14 +1,21 @@
 """`run_training`: a config becomes a finished run folder. Called by `arc-ray train`, and once per trial by Tune."""
 
+import gc
+import os
+import sys
 import time
+import traceback
 import uuid
 import warnings
 from collections import ChainMap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import ray
 import ray.train
+import torch
+import torch.distributed
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
@@ -16,17 +23,24 @@ from arc_ray.cluster.roles import hidden_gpus, least_gpu_memory
 from arc_ray.config import Config, with_overrides
 from arc_ray.config.training import ScalingConfig
 from arc_ray.errors import UserError, mistake_in, unwrapped
+from arc_ray.models.build import check_model
 from arc_ray.models.estimate import rows_for
-from arc_ray.models.skeleton import check_model
 from arc_ray.rows.maker import RowMaker, ValidationSet
 from arc_ray.rows.plan import Plan
 from arc_ray.rows.prepare import Prepared, keep, prepare
 from arc_ray.rows.stream import settle_data_scheduling
 from arc_ray.runs.folder import as_made, checkpoint_steps, claim, finish, is_finished, read_metrics, run_folder
 from arc_ray.storage import Folder
-from arc_ray.train.engine import check_deepspeed
+from arc_ray.train.engine import check_deepspeed, import_deepspeed
+from arc_ray.train.record import forget_peak_memory
 from arc_ray.train.trackers import check_tracker, tracker_environment
-from arc_ray.train.worker import Job, Seat, train_on_worker
+from arc_ray.train.worker import Job, Seat, is_node_ending, train_on_worker
+
+ENVIRONMENT = {
+    **{"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"},
+    **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"},  # nobody connects: the group's store is in this process
+}
+"""Where DeepSpeed and accelerate look for a process group."""
 
 
 def check_training(config: Config, trains: bool = True) -> None:
@@ -68,6 +82,39 @@ def train_in_group(job: Job, callbacks: Sequence[ray.train.UserCallback] = ()) -
     make_trainer(job, callbacks).fit()
 
 
+def train_alone(job: Job, report: Callable[[dict[str, Any]], None] = lambda record: None) -> None:
+    """Run the only worker of a training in this process; raises what goes wrong, and leaves nothing of the run behind."""
+    with process_group_of_one(job.config.scaling.on_gpu):
+        train_on_worker(job, Seat(0, 1, 1, report, is_node_ending))
+
+
+@contextmanager
+def process_group_of_one(on_gpu: bool) -> Iterator[None]:
+    """Make a process group of this process alone; at the end the process is as it was, its memory free."""
+    deepspeed, environment = import_deepspeed(), dict(os.environ)
+    forget_peak_memory()
+    os.environ.update(ENVIRONMENT)
+    backend, store = "nccl" if on_gpu else "gloo", torch.distributed.HashStore()
+    torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+    deepspeed.init_distributed()
+    try:
+        yield
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # they hold the model
+        raise
+    finally:
+        deepspeed.comm.destroy_process_group()
+        deepspeed.comm.comm.cdb = None
+        if "torch._dynamo" in sys.modules:
+            torch._dynamo.reset()  # compiled code is kept by its place in the source, for few models only
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
 def run_training(
     config: Config,
     command: str = "train",
@@ -79,12 +126,12 @@ def run_training(
     `share` may give rows that other runs have as well. `train` does the job from its newest checkpoint to its end.
     Raises UserError for what only the user can mend, and what `train` raises.
     """
-    folder, config = run_folder(config), with_rows(config)
     check_tracker(config)
+    warn_of_float16(config)
+    folder, config = run_folder(config), with_rows(config)
     claim(folder, config, command)
     if is_finished(folder):
         return folder.read_json("result.json")
-    warn_of_float16(config)
     # What was spent before an interruption counts, also what was lost after the last checkpoint.
     begun = time.time() - max((record.get("seconds", 0.0) for record in read_metrics(folder)), default=0.0)
     settle_data_scheduling()

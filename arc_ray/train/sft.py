@@ -1,8 +1,7 @@
 """The other engine: trl's SFTTrainer on the same planned rows, with the same DeepSpeed dict, ending its steps alike.
 
 It computes and scales the loss in its own way, from labels that it counts itself, so equal losses say that both are right.
-Rows are a map-style dataset of row numbers with a transform: its length is known, ranks share it without loss, and nothing
-is held in memory. (An iterable is what SFTTrainer is not ready for: without a length, and sharded twice.)
+Rows are a map-style dataset of row numbers with a transform: an iterable would have no length, and be sharded twice.
 """
 
 import os
@@ -27,12 +26,11 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from arc_ray.config import Config
-from arc_ray.models.attention import Spans, avoid_cudnn, spans_of, takes_flash_lengths
-from arc_ray.models.build import without_adapter
+from arc_ray.models.attention import avoid_cudnn, spans_of, takes_flash_lengths
+from arc_ray.models.loss import LearnedLoss
 from arc_ray.rows.maker import Batch, RowMaker
-from arc_ray.train.engine import Start, begin, gradient_norm, import_deepspeed, make_optimizer
-from arc_ray.train.loop import Hooks, Step, StepEnding, seed_step
-from arc_ray.train.schedule import deepspeed_config, learning_rate
+from arc_ray.train.engine import Start, begin, deepspeed_config, import_deepspeed, make_optimizer
+from arc_ray.train.loop import Hooks, Steps, learning_rate
 
 Engine = Any
 """DeepSpeed's engine around the bare model."""
@@ -60,8 +58,7 @@ def fit_with_trl(
     with tempfile.TemporaryDirectory() as scratch, joined_process_group(config):
         trainer = PlannedTrainer(
             config,
-            maker.plan.num_steps,
-            start.step,
+            rows,
             model=model,  # pyright: ignore[reportArgumentType]
             args=trl_arguments(config, num_workers, scratch),
             data_collator=collate,
@@ -69,7 +66,7 @@ def fit_with_trl(
             processing_class=tokenizer,
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(StepCallback(trainer, rows, config, start, make_hooks))
+        trainer.add_callback(StepCallback(trainer, start, make_hooks))
         trainer.train()
 
 
@@ -127,7 +124,7 @@ class PlannedRows:
     """The rows of a plan from a step on, as a dataset that makes each row when it is asked for."""
 
     def __init__(self, maker: RowMaker, first_step: int) -> None:
-        self._maker, self.plan = maker, maker.plan
+        self._maker, self.plan, self.first_step = maker, maker.plan, first_step
         # The last step's empty rows are among them, so that every rank has as many micro-batches.
         self._numbers = np.arange(first_step * self.plan.batch_rows, self.plan.num_steps * self.plan.batch_rows)
         self._seconds = 0.0
@@ -156,96 +153,54 @@ def collate(rows: list[Batch]) -> dict[str, torch.Tensor]:
 class PlannedTrainer(SFTTrainer):
     """SFTTrainer with our optimizer and schedule, where its own would start at a rate of 0 and spare norms from decay."""
 
-    def __init__(self, config: Config, num_steps: int, first_step: int, **kwargs: Any) -> None:
-        self._config, self._num_steps, self._first_step = config, num_steps, first_step
+    def __init__(self, config: Config, rows: PlannedRows, **kwargs: Any) -> None:
+        self.config, self.rows = config, rows
         super().__init__(**kwargs)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute the loss of packed rows, flash attention knowing where their views end."""
-        if takes_flash_lengths(without_adapter(self.model)):
+        if takes_flash_lengths(self.model):
             inputs |= spans_of(inputs["position_ids"]).for_flash
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Make the optimizer that the default engine makes."""
         if self.optimizer is None:
-            trained: Any = model or self.model
-            self.optimizer = make_optimizer(trained, self._config.train)
+            self.optimizer = make_optimizer(model or self.model, self.config.train)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
         """Make the schedule of the whole run, from the step where this attempt starts."""
         del num_training_steps  # those of this attempt
-        train = self._config.train
+        train, first, number = self.config.train, self.rows.first_step, self.rows.plan.num_steps
 
         def share(step: int) -> float:
-            # Asked once more than there are steps.
-            return learning_rate(train, min(self._first_step + step, self._num_steps - 1), self._num_steps) / train.lr
+            return learning_rate(train, min(first + step, number - 1), number) / train.lr  # asked for one step too many
 
         self.lr_scheduler = LambdaLR(optimizer or self.optimizer, share)  # pyright: ignore[reportArgumentType]
         return self.lr_scheduler
 
 
 class StepCallback(TrainerCallback):
-    """Restores the state once DeepSpeed is there, and ends each step as the default engine's loop does."""
+    """Restores the state once DeepSpeed is there, and begins and ends each step as the default engine's loop does."""
 
-    def __init__(
-        self,
-        trainer: PlannedTrainer,
-        rows: PlannedRows,
-        config: Config,
-        start: Start,
-        make_hooks: Callable[[Engine, Any], Hooks],
-    ) -> None:
-        self._trainer, self._rows, self._config, self._start = trainer, rows, config, start
-        self._make_hooks, self._plan, self._next = make_hooks, rows.plan, start.step
-        self._begun = 0.0
+    def __init__(self, trainer: PlannedTrainer, start: Start, make_hooks: Callable[[Engine, Any], Hooks]) -> None:
+        self._trainer, self._start, self._make_hooks = trainer, start, make_hooks
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Go on with the moments of a checkpoint, or validate what training starts from."""
-        self._engine = self._trainer.model_wrapped
-        self._model: Any = self._trainer.model
-        begin(self._engine, self._model, self._start)
-        hooks = self._make_hooks(self._engine, Scoring(self._engine))
-        self._ending = StepEnding(self._plan, self._config.train, hooks)
-        if self._start.step == 0:
-            hooks.log(0, hooks.validate(0))
-        self._begun = time.perf_counter()
+        trainer, start = self._trainer, self._start
+        engine: Engine = trainer.model_wrapped
+        begin(engine, engine.module, start)
+        hooks, config = self._make_hooks(engine, LearnedLoss(engine.module)), trainer.config
+        rank, plan = trainer.args.process_index, trainer.rows.plan
+        self._steps = Steps(engine, plan, config.train, config.seed, start.step, rank, hooks)
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         """Draw the dropout of this step."""
-        seed_step(self._config.seed, self._next, self._trainer.args.process_index)
+        self._steps.begin()
 
     def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
         """End a step: the trainer logs each one, and at last a summary without a loss."""
-        if "loss" not in logs:
-            return
-        seconds = time.perf_counter() - self._begun
-        norm = gradient_norm(self._engine)
-        self._ending(Step(self._next, logs["loss"], logs["learning_rate"], norm, seconds, self._rows.seconds()))
-        self._next += 1
-        self._begun = time.perf_counter()
-
-
-class Scoring:
-    """What validation calls: losses and hits of learned tokens from the bare model's engine."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine, self.device, self.train, self.eval = engine, engine.device, engine.train, engine.eval
-
-    def __call__(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        places: torch.Tensor,
-        targets: torch.Tensor,
-        spans: Spans,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what `LearnedLoss` returns; logits are those of positions that are learned in any of the rows."""
-        width = input_ids.shape[1]
-        columns, column = (places % width).unique(return_inverse=True)
-        apart = spans.for_flash if takes_flash_lengths(without_adapter(self._engine.module)) else {}
-        logits = self._engine(
-            input_ids=input_ids, position_ids=position_ids, use_cache=False, logits_to_keep=columns, **apart
-        ).logits.float()[places // width, column]
-        return nn.functional.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
+        if "loss" in logs:
+            self._steps.end(logs["loss"], logs["learning_rate"], self._trainer.rows.seconds())

@@ -1,7 +1,6 @@
-"""Trackers: the records of metrics.jsonl, shown in TensorBoard, Weights & Biases or MLflow.
+"""Trackers show the records of metrics.jsonl, as they are written there, in TensorBoard, Weights & Biases or MLflow.
 
-A tracker is given each record just as it goes into metrics.jsonl, by the one worker that writes that file, so what it shows
-cannot differ from it. What a tracker keeps of steps that are going to be done again, it drops or overwrites.
+What a tracker keeps of steps that are going to be done again, it drops or overwrites.
 """
 
 import importlib.util
@@ -70,7 +69,9 @@ class Tracker:
     """Shows nothing; what it is for the kinds of it that show metrics. Records may be added while a thread flushes."""
 
     def __init__(self, config: Config) -> None:
-        self._config = config
+        self._folder = run_folder(config)
+        self._identity = f"{digest64(self._folder.uri) % 2**64:016x}"
+        """The run's folder, named so that services accept it: sixteen hexadecimal digits."""
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Take in a record."""
@@ -81,25 +82,20 @@ class Tracker:
     def close(self) -> None:
         """End; the run may go on later in another process."""
 
-    def _identity(self) -> str:
-        """Name the run's folder so that services accept it: sixteen hexadecimal digits."""
-        return f"{digest64(run_folder(self._config).uri) % 2**64:016x}"
-
 
 class TensorBoard(Tracker):
-    """Event files in <run>/tensorboard, written anew from the run's records whenever a run goes on.
+    """Event files in <run>/tensorboard, written anew from the run's records whenever a run goes on: no step is taken back.
 
-    TensorBoard cannot take back a step, so a run that was cut off would show some steps twice. For a bucket, the file is
-    written locally and put there whole at each flush.
+    For a bucket, the file is written locally and put there whole at each flush.
     """
 
     def __init__(self, config: Config) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        folder = run_folder(config)
-        folder.delete(TENSORBOARD_FOLDER)
-        self._target = folder / TENSORBOARD_FOLDER
-        self._path = self._target.local_path() if folder.is_local else Path(tempfile.mkdtemp(prefix="arc_ray-"))
+        super().__init__(config)
+        self._folder.delete(TENSORBOARD_FOLDER)
+        self._target = self._folder / TENSORBOARD_FOLDER
+        self._path = self._target.local_path() if self._target.is_local else Path(tempfile.mkdtemp(prefix="arc_ray-"))
         self._writer = SummaryWriter(str(self._path))
 
     def add(self, record: Mapping[str, Any]) -> None:
@@ -122,19 +118,18 @@ class TensorBoard(Tracker):
 class Wandb(Tracker):
     """A run of Weights & Biases whose id follows from the run folder, so that a run that goes on is the same run there.
 
-    It sends by itself. Its server keeps the first value it was given for a step; steps that are done again give the same.
+    It sends by itself, and keeps the first value of a step; steps that are done again give the same.
     """
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        folder = run_folder(config)
         self._run = import_module("wandb").init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=config.name,
-            id=self._identity(),
+            id=self._identity,
             resume="allow",
             config=config.model_dump(mode="json"),
-            dir=folder.uri if folder.is_local else tempfile.mkdtemp(prefix="arc_ray-"),
+            dir=self._folder.uri if self._folder.is_local else tempfile.mkdtemp(prefix="arc_ray-"),
         )
 
     def add(self, record: Mapping[str, Any]) -> None:
@@ -149,17 +144,15 @@ class MLflow(Tracker):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self._folder.local_path()}/mlflow.db"
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        self._client = import_module("mlflow.tracking").MlflowClient(
-            uri or f"sqlite:///{run_folder(config).local_path()}/mlflow.db"
-        )
+        self._client = import_module("mlflow.tracking").MlflowClient(uri)
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         known = self._client.get_experiment_by_name(name)
         experiment = known.experiment_id if known else self._client.create_experiment(name)
-        tag = self._identity()
-        found = self._client.search_runs([experiment], f"tags.`arc_ray.run` = '{tag}'", max_results=1)
-        made = found or [self._client.create_run(experiment, tags={"arc_ray.run": tag}, run_name=config.name)]
+        found = self._client.search_runs([experiment], f"tags.`arc_ray.run` = '{self._identity}'", max_results=1)
+        tags = {"arc_ray.run": self._identity}
+        made = found or [self._client.create_run(experiment, tags=tags, run_name=config.name)]
         self._id = made[0].info.run_id
         self._waiting: list[tuple[int, Mapping[str, Any]]] = []
 

@@ -1,6 +1,7 @@
 """What one training worker does: build, restore, stream its own rows, loop. It is told its seat, and knows no Ray Train."""
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -11,25 +12,26 @@ import numpy as np
 import numpy.typing as npt
 import ray
 import torch
+import torch.distributed
 from torch import nn
 
 from arc_ray.config import Config
-from arc_ray.models.build import build_model, compile_layers
+from arc_ray.models.build import build_model
 from arc_ray.models.loss import LearnedLoss
 from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.maker import Batch, RowMaker, ValidationSet
 from arc_ray.rows.plan import Plan
 from arc_ray.rows.stream import ahead, stream_rows
-from arc_ray.runs.folder import run_folder
+from arc_ray.runs.folder import checkpoint_steps, run_folder
 from arc_ray.runs.machine import usable_cores
 from arc_ray.train.accuracy import validate
-from arc_ray.train.checkpoint import CheckpointWriter, newest_checkpoint, read_state
-from arc_ray.train.engine import Start, begin, gather_state, load_weights, make_engine
+from arc_ray.train.checkpoint import CheckpointWriter, read_state
+from arc_ray.train.engine import Start, accumulation_steps, begin, gather_state, load_weights, make_engine
 from arc_ray.train.loop import Hooks, Metrics, fit
-from arc_ray.train.measures import Measures, device_peak
-from arc_ray.train.notice import EndNotice
-from arc_ray.train.record import MetricsLog
-from arc_ray.train.schedule import accumulation_steps
+from arc_ray.train.record import Measures, MetricsLog, device_peak
+
+ASK_SECONDS = 5.0
+"""Time between questions whether there is a notice: each is a barrier of all workers, and clouds give 30 seconds or more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +99,7 @@ def make_worker(job: Job, seat: Seat) -> Worker:
     config, folder = job.config, run_folder(job.config)
     torch.set_num_threads(config.scaling.threads or max(1, usable_cores() // seat.num_on_node))
     maker, validation = ray.get([job.maker, job.validation])
-    step = newest_checkpoint(folder) or 0
+    step = max(checkpoint_steps(folder), default=0)
     batches = iter(()) if config.train.engine == "trl" else ahead(stream_share(job, maker.plan, seat, step))
     loading = time.perf_counter()
     tokenizer = load_tokenizer(config.model, config.storage)
@@ -108,6 +110,8 @@ def make_worker(job: Job, seat: Seat) -> Worker:
     if start.state is not None:
         load_weights(model, start.state)
     if train.compile:
+        from arc_ray.models.fused import compile_layers  # peft takes seconds to import
+
         compile_layers(model)
     return Worker(config, seat, maker, validation, tokenizer, model, start, batches, ready)
 
@@ -181,3 +185,36 @@ def rows_of_rank(plan: Plan, config: Config, rank: int, num_workers: int, first_
     within = (passes + rank * micro + np.arange(micro)).ravel()
     rows = np.arange(first_step, plan.num_steps)[:, None] * batch + within
     return np.where(within < batch, rows, plan.num_steps * batch).ravel()
+
+
+class EndNotice:
+    """Tells each worker once, at the same step, that the notice is there."""
+
+    def __init__(self, ask: Callable[[], object | None], num_workers: int, device: torch.device) -> None:
+        """`ask` may be ray.train.get_preemption_info: a barrier of all workers, who all get the same answer."""
+        # `arc-ray` switches Ray's watcher off where it starts Ray itself: nobody could give notice there.
+        self._listens = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0"
+        self._ask, self._num_workers, self._device = ask, num_workers, device
+        self._asked = time.monotonic()
+
+    def is_new(self) -> bool:
+        """Tell, once, that the notice is there. All workers must call it equally often."""
+        if not self._listens or not self._is_time():
+            return False
+        self._asked = time.monotonic()
+        self._listens = self._ask() is None
+        return not self._listens
+
+    def _is_time(self) -> bool:
+        """Tell, on every worker alike, whether any has not asked for long: their clocks differ, and a barrier needs all."""
+        is_time = time.monotonic() - self._asked >= ASK_SECONDS
+        if self._num_workers > 1:
+            votes = torch.tensor(float(is_time), device=self._device)
+            torch.distributed.all_reduce(votes)
+            is_time = bool(votes)
+        return is_time
+
+
+def is_node_ending() -> object | None:
+    """Ask Ray, from a worker without a group, for the notice of its own machine; None as long as there is none."""
+    return ray._private.state.state.get_draining_nodes().get(ray.get_runtime_context().get_node_id())

@@ -23,8 +23,7 @@ from arc_ray.rows.prepare import keep, plan_key, prepare
 from arc_ray.runs.folder import checkpoint_steps, is_finished, read_metrics, run_folder
 from arc_ray.runs.machine import usable_cores
 from arc_ray.storage import Folder
-from arc_ray.train.alone import train_alone
-from arc_ray.train.run import SharedRows, in_store, run_training, train_in_group, worker_resources
+from arc_ray.train.run import SharedRows, in_store, run_training, train_alone, train_in_group, worker_resources
 from arc_ray.train.worker import Job
 from arc_ray.tune.space import Point, trial_config
 from arc_ray.tune.stopping import SCORE, TIME

@@ -106,13 +106,17 @@ def measure(case: Case) -> dict[str, int]:
 
 def estimate(case: Case) -> dict[str, int]:
     """Return what `arc-ray check` would say, in bytes."""
-    from arc_ray.models.memory import Setting, footprint, simulate_pass
-    from arc_ray.models.skeleton import build_skeleton
+    import torch
+
+    from arc_ray.models.build import adapted, scratch_model
+    from arc_ray.models.memory import footprint, simulate_pass
 
     model_config, _, tokenizer = configs(case)
-    skeleton = build_skeleton(model_config, "", case.full, tokenizer)
+    with torch.device("meta"):
+        skeleton = adapted(scratch_model(model_config.scratch, tokenizer), model_config, [], case.full).train()
+    skeleton = skeleton.to(getattr(torch, case.dtype))
     found = simulate_pass(skeleton, case.rows, case.row_tokens, int(case.row_tokens * case.learned_share) * case.rows)
-    estimated = footprint(skeleton, found, Setting(case.stage, case.workers))
+    estimated = footprint(skeleton, found, case.stage, case.workers)
     return asdict(estimated) | {"total": estimated.total}
 
 
@@ -174,15 +178,13 @@ def train_two_steps(case: Case, before_steps: Any) -> None:
     """Build a case as the training worker does and train two steps on random rows."""
     import torch
 
-    from arc_ray.models.build import adapted, checkpoint_gradients, scratch_model
+    from arc_ray.models.build import adapted, scratch_model
     from arc_ray.models.loss import LearnedLoss, inputs_of
     from arc_ray.rows.maker import IGNORED
     from arc_ray.train.engine import make_engine
 
     model_config, train, tokenizer = configs(case)
-    model = adapted(scratch_model(model_config.scratch, tokenizer), model_config, "", case.full)
-    if case.checkpointing:
-        model = checkpoint_gradients(model)
+    model = adapted(scratch_model(model_config.scratch, tokenizer), model_config, [], case.full)
     if case.dtype == "bfloat16":
         model = model.bfloat16()
     engine = make_engine(LearnedLoss(model), train, model_config, case.workers)

@@ -213,7 +213,7 @@ def ours(config: Any, model: Any, _: Any, maker: Any, rows: range, gpu: bool) ->
     from arc_ray.models.loss import LearnedLoss
     from arc_ray.train.engine import make_engine
     from arc_ray.train.loop import Hooks, fit
-    from arc_ray.train.measures import Measures
+    from arc_ray.train.record import Measures
 
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29511")
     torch.distributed.init_process_group("nccl" if gpu else "gloo")
@@ -323,7 +323,7 @@ def train_under_torchrun(path: Path, found: Path) -> None:
     from arc_ray.rows.prepare import prepare
     from arc_ray.train.engine import make_engine
     from arc_ray.train.loop import Hooks, fit
-    from arc_ray.train.measures import Measures
+    from arc_ray.train.record import Measures
     from arc_ray.train.worker import rows_of_rank
 
     config = load_config(path, {})

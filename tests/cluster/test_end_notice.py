@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from arc_ray.train import notice as notice_module
-from arc_ray.train.notice import ASK_SECONDS, EndNotice
+from arc_ray.train import worker
+from arc_ray.train.worker import ASK_SECONDS, EndNotice
 
 
 @pytest.mark.parametrize(("watcher", "told"), [(None, [False, False, True, False]), ("0", [False] * 4)])
@@ -20,7 +20,7 @@ def test_the_notice_is_told_once(watcher: str | None, told: list[bool], monkeypa
     monkeypatch.delenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", raising=False)
     if watcher is not None:
         monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", watcher)
-    monkeypatch.setattr(notice_module, "ASK_SECONDS", 0.0)
+    monkeypatch.setattr(worker, "ASK_SECONDS", 0.0)
     notice = EndNotice(ask, 1, torch.device("cpu"))
     assert [notice.is_new() for _ in range(4)] == told
     assert len(asked) == (3 if watcher is None else 0)

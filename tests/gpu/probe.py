@@ -30,13 +30,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from bench_train import SMOLLM2, write_llama
 
 from arc_ray.config import Config, config_from, parse_assignments
-from arc_ray.models.build import build_model, compile_layers
+from arc_ray.models.build import build_model
+from arc_ray.models.fused import compile_layers
 from arc_ray.models.loss import LearnedLoss, inputs_of
 from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.prepare import prepare
 from arc_ray.train.engine import Start, begin, make_engine
 from arc_ray.train.loop import Hooks, fit
-from arc_ray.train.measures import Measures, device_peak
+from arc_ray.train.record import Measures, device_peak
 
 SHAPES: dict[str, dict[str, int]] = {
     "135m": SMOLLM2,

@@ -32,7 +32,7 @@ from transformers.masking_utils import flash_attention_mask
 from arc_ray.errors import UserError
 from arc_ray.models import attention
 from arc_ray.models.attention import place, spans_of, use_by_view
-from arc_ray.models.build import compile_layers
+from arc_ray.models.fused import compile_layers
 from arc_ray.models.loss import LearnedLoss, inputs_of
 from arc_ray.models.supported import check_supported
 

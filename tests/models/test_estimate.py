@@ -1,16 +1,30 @@
-"""Rows at once: as many as a GPU is sure to hold, chosen before a run begins and kept."""
+"""Rows at once that a GPU is sure to hold; FLOPs against torch's own counter; GPUs by the names that drivers give them."""
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from builders import tiny_tokenizer
+import torch
+from builders import tiny_model
+from torch.utils.flop_counter import FlopCounterMode
 from training import counting_tree
 
 from arc_ray.config import Config, config_from
-from arc_ray.models.estimate import LEARNED_SHARE, USABLE, rows_for
-from arc_ray.models.memory import RUNTIME_BYTES, Setting, footprint, simulate_pass
-from arc_ray.models.skeleton import build_skeleton
+from arc_ray.models.build import build_skeleton
+from arc_ray.models.estimate import (
+    GPUS,
+    LEARNED_SHARE,
+    USABLE,
+    expected_mfu,
+    flops_per,
+    hours,
+    peak_flops,
+    rows_for,
+)
+from arc_ray.models.loss import LearnedLoss, inputs_of
+from arc_ray.models.memory import RUNTIME_BYTES, footprint, simulate_pass
+from arc_ray.rows.maker import IGNORED
 from arc_ray.runs.folder import claim, run_folder
 from arc_ray.train.run import with_rows
 
@@ -27,9 +41,9 @@ def asked(storage: Path, **overrides: Any) -> Config:
 
 def bytes_of(config: Config, rows: int) -> int:
     """What a GPU needs for so many rows at once of the model of `asked`."""
-    skeleton = build_skeleton(config.model, config.storage, True, tiny_tokenizer())
+    skeleton = build_skeleton(config.model, config.storage, True)
     learned = int(rows * ROW_TOKENS * LEARNED_SHARE["asked"])
-    return footprint(skeleton, simulate_pass(skeleton, rows, ROW_TOKENS, learned), Setting(2, 1)).total + RUNTIME_BYTES
+    return footprint(skeleton, simulate_pass(skeleton, rows, ROW_TOKENS, learned), 2, 1).total + RUNTIME_BYTES
 
 
 @pytest.mark.parametrize(("fitting", "workers", "rows"), [(5, 1, 4), (9, 2, 6), (None, 8, 3), (None, 1, 24)])
@@ -64,3 +78,70 @@ def test_a_run_keeps_the_rows_it_began_with(tmp_path: Path, monkeypatch: pytest.
     assert with_rows(asked(tmp_path, train__micro_rows=2)).train.micro_rows == 2
     on_cpu = {"scaling__use_gpu": False, "model__dtype": "float32"}
     assert with_rows(asked(tmp_path, name="other", **on_cpu)).train.micro_rows == 1
+
+
+@pytest.mark.parametrize("learned", [8, 60])
+def test_flops_of_a_step_are_what_torch_counts(learned: int) -> None:
+    """Catches a factor of two, a forgotten backward pass, and logits counted for all tokens."""
+    model = tiny_model(hidden_size=64, layers=3)
+    ids, positions = np.random.default_rng(0).integers(3, 30, (1, 64)), np.arange(64)[None]
+    labels = np.where((positions > 0) & (positions <= learned), ids, IGNORED)
+    inputs = inputs_of({"input_ids": ids, "position_ids": positions, "labels": labels}, torch.device("cpu"))
+    model.config._attn_implementation = "eager"  # whose two products the counter sees on every device
+    with FlopCounterMode(display=False) as counter:
+        losses, _ = LearnedLoss(model)(**inputs)
+        losses.sum().backward()
+    assert flops_per(model) @ [64, learned, 64 * 64] == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("driver", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA H100 NVL", "H100 NVL"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA H200 NVL", "H200 NVL"),
+        ("NVIDIA B200", "B200"),
+        ("NVIDIA GB200", "GB200"),
+        ("NVIDIA GeForce RTX 5090", "RTX 5090"),
+        ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "RTX PRO 6000"),
+        ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "RTX PRO 6000 Max-Q"),
+        ("NVIDIA A100-SXM4-40GB", "A100"),
+        ("NVIDIA A10G", "A10G"),
+        ("NVIDIA A10", "A10"),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+        ("Tesla T4", "T4"),
+        ("Tesla V100-SXM2-16GB", "V100"),
+    ],
+)
+def test_a_gpu_is_known_by_its_drivers_name(driver: str, name: str) -> None:
+    """Catches an L4 taken for an L40S, and an A10 for an A100."""
+    assert peak_flops(driver) == next(gpu.tflops for gpu in GPUS if gpu.name == name) * 1e12
+
+
+@pytest.mark.parametrize(
+    "driver", ["Quantum Abacus 9000", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce RTX 4090 Laptop GPU"]
+)
+def test_an_unknown_device_has_no_peak(driver: str) -> None:
+    """Catches an MFU made up for a device that nobody has looked up, a seventh of a GPU taken for all of it."""
+    assert peak_flops(driver) is None
+
+
+def test_a_larger_model_and_more_bandwidth_come_nearer_the_peak() -> None:
+    """Catches hours by one flat share: 40 % is three times what LoRA on a model of 135M reaches on an H100."""
+    by_name = {gpu.name: gpu for gpu in GPUS}
+    found = {size: expected_mfu(size, by_name["H100"]) for size in (10**6, 135 * 10**6, 500 * 10**6, 7 * 10**9, 10**11)}
+    assert [round(mfu, 6) for mfu in found.values()] == [0.13, 0.13, 0.19, 0.37, 0.37]
+    of_gpus = [expected_mfu(135 * 10**6, by_name[name]) for name in ("L4", "H100", "H200", "A100", "A10G")]
+    assert of_gpus == sorted(of_gpus)
+    assert of_gpus[0] < 0.13 < 0.2 < of_gpus[-1] < 0.3
+
+
+def test_hours() -> None:
+    """Catches a unit: 312 TFLOPS at half of the peak for an hour."""
+    gpu = next(gpu for gpu in GPUS if gpu.name == "A100")
+    assert hours(312e12 * 0.5 * 3600 * 4, gpu, num_workers=4, mfu=0.5) == pytest.approx(1.0)

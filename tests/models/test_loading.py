@@ -14,12 +14,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Phi3Config
 from typer.testing import CliRunner
 
-from arc_ray.cli.commands import app
+from arc_ray.cli.looking import app
 from arc_ray.config import load_config
 from arc_ray.config.training import LoraConfig, ModelConfig
 from arc_ray.errors import UserError
 from arc_ray.models.build import (
     build_model,
+    build_skeleton,
+    check_model,
     load_for_inference,
     load_for_tuning,
     merge_checkpoint,
@@ -27,7 +29,6 @@ from arc_ray.models.build import (
     trainable,
 )
 from arc_ray.models.loss import LearnedLoss, inputs_of
-from arc_ray.models.skeleton import build_skeleton, check_model
 from arc_ray.models.supported import check_row_tokens, check_supported, longest_view
 from arc_ray.models.weights import load_base
 from arc_ray.rows.maker import Encoded, write_rows
@@ -216,7 +217,7 @@ def test_every_way_of_loading_refuses_weights_that_do_not_fit(kind: str, folder:
         ways += [lambda c=c: build_model(c, "", 0, False, None) for c in (continued, merged)]
         ways += [lambda: load_for_inference(continued, "", None)]
     else:
-        ways += [lambda: load_base(base, ""), lambda: build_skeleton(base, "", False, tiny_tokenizer())]
+        ways += [lambda: load_base(base, ""), lambda: build_skeleton(base, "", False)]
     for load in ways:
         with pytest.raises(UserError, match=f"(?s){message}"):
             load()

@@ -16,12 +16,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from arc_ray.cli.commands import app
+from arc_ray.cli.looking import app
 from arc_ray.config import Config, config_from
 from arc_ray.config.training import LoraConfig, ModelConfig, ScratchConfig
 from arc_ray.errors import UserError
 from arc_ray.models.build import (
     build_model,
+    check_model,
     load_for_inference,
     load_for_tuning,
     merge_checkpoint,
@@ -29,7 +30,6 @@ from arc_ray.models.build import (
     trainable,
 )
 from arc_ray.models.loss import LearnedLoss, inputs_of
-from arc_ray.models.skeleton import check_model
 from arc_ray.models.weights import attention_implementation, load_base
 from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.maker import IGNORED, Encoded, write_rows

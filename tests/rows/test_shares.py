@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plans import planned
 
-from arc_ray.train.schedule import accumulation_steps
+from arc_ray.train.engine import accumulation_steps
 from arc_ray.train.worker import rows_of_rank
 
 

@@ -16,7 +16,7 @@ from arc_ray.models.build import build_model, save_weights, trainable
 from arc_ray.runs.folder import checkpoint_steps
 from arc_ray.storage import Folder
 from arc_ray.train import checkpoint
-from arc_ray.train.checkpoint import CheckpointWriter, newest_checkpoint, read_state
+from arc_ray.train.checkpoint import CheckpointWriter, read_state
 
 
 @pytest.fixture
@@ -46,10 +46,10 @@ def test_training_does_not_wait_for_a_checkpoint_and_nobody_sees_it_early(
     writer = writer_of(tmp_path)
     writer.write(3, state)
     assert has_begun.wait(60)
-    assert newest_checkpoint(Folder.at(str(tmp_path))) is None
+    assert checkpoint_steps(Folder.at(str(tmp_path))) == []
     may_go_on.set()
     writer.wait()
-    assert newest_checkpoint(Folder.at(str(tmp_path))) == 3
+    assert checkpoint_steps(Folder.at(str(tmp_path))) == [3]
     read = read_state(Folder.at(str(tmp_path)), 3)
     assert read.keys() == state.keys()
     assert all(torch.equal(read[name], state[name]) for name in state)

@@ -14,10 +14,10 @@ from plans import planned
 
 from arc_ray.config import Config
 from arc_ray.errors import UserError
+from arc_ray.models.estimate import flops_of_steps
 from arc_ray.runs.folder import MetricsFile, read_metrics, run_folder
 from arc_ray.train.loop import Step
-from arc_ray.train.measures import Measures
-from arc_ray.train.record import finite_metrics
+from arc_ray.train.record import Measures, finite_metrics
 from arc_ray.train.trackers import TENSORBOARD_FOLDER, check_tracker, make_tracker, metrics_of, tracker_environment
 
 RECORDS = [{"step": n, "seconds": n / 2, "train/loss": 1.0 / (n + 1), "train/lr": 1e-3 * n} for n in range(6)]
@@ -145,10 +145,7 @@ def test_metrics_that_json_and_ray_refuse_become_plain_or_are_left_out() -> None
 def test_mfu_is_the_plans_flops_over_the_devices_peak() -> None:
     """Catches MFU of another step's tokens, of one device instead of all, and one made up where no peak is known."""
     plan, model = planned(), tiny_model()
-    tokens, learned, squares = plan.tokens_per_step(), plan.learned_per_step(), plan.squared_lengths_per_step()
-    from arc_ray.models.skeleton import flops_of
-
-    flops = flops_of(model).of_steps(tokens, learned, squares)
+    tokens, flops = plan.tokens_per_step(), flops_of_steps(model, plan)
     measure = Measures(model, plan, num_workers=2, peak=1e9)
     found = measure(Step(1, loss=1.0, lr=0.1, grad_norm=1.0, seconds=0.5, stalled=0.1))
     assert found["train/mfu"] == pytest.approx(flops[1] / (0.5 * 2e9))
