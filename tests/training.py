@@ -1,13 +1,22 @@
-"""A small training by `arc-ray train` in a process of its own: its config, its command, what its folder holds."""
+"""`arc-ray` in a process of its own, killed or interrupted; a small training's config, and what its folder holds."""
 
 import json
 import os
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from safetensors.numpy import load_file
+
+PATIENCE = 600.0
+"""Seconds after which what is waited for will not come."""
 
 
 def counting_tree(
@@ -50,9 +59,83 @@ def environment() -> dict[str, str]:
     return {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONUNBUFFERED": "1"}
 
 
+@contextmanager
+def running(*words: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """`arc-ray` with these words in a process group of its own, as a shell starts it in the foreground; gone at the end."""
+    command, pipe = [sys.executable, "-m", "arc_ray", *words], subprocess.PIPE
+    run = subprocess.Popen(
+        command,
+        env=environment() | variables,
+        stdout=pipe,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield run
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+        run.communicate()
+
+
+def ends_well(run: subprocess.Popen[str]) -> str:
+    """Wait for exit code 0; return what was printed."""
+    printed, _ = run.communicate(timeout=PATIENCE)
+    assert run.returncode == 0, printed
+    return printed
+
+
+def wait_for(there: Callable[[], Any], run: subprocess.Popen[str]) -> Any:
+    """Poll until `there` returns something, while the run goes on."""
+    deadline = time.monotonic() + PATIENCE
+    while not (found := there()):
+        assert run.poll() is None, f"it ended too early:\n{run.communicate()[0]}"
+        assert time.monotonic() < deadline, "it never came so far"
+        time.sleep(0.01)
+    return found
+
+
+def press_ctrl_c(run: subprocess.Popen[str]) -> None:
+    """Interrupt the process group, as a terminal does; it must end with 130 and one sentence, and take Ray along."""
+    family = family_of(run)
+    os.killpg(run.pid, signal.SIGINT)
+    printed, _ = run.communicate(timeout=PATIENCE)
+    assert run.returncode == 130, printed
+    assert printed.endswith("error: interrupted; the same command goes on from here\n"), printed
+    assert "Traceback" not in printed
+    assert_gone(family)
+
+
+def kill_driver(run: subprocess.Popen[Any]) -> None:
+    """Kill a process that has started Ray, with signal 9; Ray must end by itself: a worker may still finish its work."""
+    family = [process for process in family_of(run) if not is_agent(process)]
+    run.kill()
+    run.communicate()
+    assert_gone(family)
+
+
+def family_of(run: subprocess.Popen[Any]) -> list[psutil.Process]:
+    return psutil.Process(run.pid).children(recursive=True)
+
+
+def is_agent(process: psutil.Process) -> bool:
+    """Tell whether it is one of the two processes that do nothing any more, but end a minute after their raylet."""
+    try:
+        return process.name() in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+    except psutil.NoSuchProcess:
+        return False
+
+
+def assert_gone(family: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(family, timeout=PATIENCE)
+    assert not alive, "Ray outlived its driver"
+
+
 def records(folder: Path, name: str) -> list[dict[str, Any]]:
-    """The metric records of a run's steps; those of validations alone are left out."""
-    lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
+    """The metric records of a run's steps, also while it runs; those of validations alone are left out."""
+    path = folder / "runs" / name / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []  # the last may be half written
     return [record for record in map(json.loads, lines) if "train/loss" in record]
 
 
