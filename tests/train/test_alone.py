@@ -24,7 +24,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "adapter": {"model.lora.dropout": 0.1},
     "full": {"train.full": True, "model.base": None, "model.scratch": {"hidden_size": 64, "layers": 1, "heads": 2}},
     "stage-3": {"train.zero_stage": 3, "train.clip": None},
-    "wild": {"train.lr": 1e18, "train.zero_stage": 3},
+    "wild": {"train.full": True, "train.lr": 1e18, "train.zero_stage": 3},
     "trl": {"train.engine": "trl", "train.zero_stage": 3},
     "bfloat16": {"model.dtype": "bfloat16", "train.zero_stage": 0, "seed": 7},
     "stage-0": {"train.zero_stage": 0, "model.lora.r": 2, "seed": 8},
