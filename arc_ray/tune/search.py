@@ -11,19 +11,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.tune
 from ray.tune.schedulers import FIFOScheduler
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from arc_ray.cluster.roles import reachable_room
 from arc_ray.config import Config
-from arc_ray.errors import UserError
+from arc_ray.errors import UserError, unwrapped
 from arc_ray.progress import watched
+from arc_ray.rows.plan import Plan
 from arc_ray.rows.stream import settle_data_scheduling
 from arc_ray.runs.folder import is_finished, run_folder
 from arc_ray.train.run import worker_environment
 from arc_ray.tune.space import Point, fixed_parts, points, trial_folder
 from arc_ray.tune.stopping import SCORE, Ends, final_errors, make_scheduler
-from arc_ray.tune.trainable import plan_of, start_preparer, train_trial, trial_resources
+from arc_ray.tune.trainable import Preparer, train_trial, trial_resources
 from arc_ray.tune.trials import Trial, TrialReader, known_points
 
 WATCH_SECONDS = 3.0
@@ -44,7 +47,14 @@ class Search:
 
     @cached_property
     def _preparer(self) -> Any:
-        return start_preparer()
+        """A `Preparer` on this node, which stays as long as the search."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        return ray.remote(Preparer).options(num_cpus=0, scheduling_strategy=here).remote()
+
+    def _plan(self, config: Config) -> Plan:
+        """Ask for the plan that a trial would have."""
+        with unwrapped():
+            return ray.get(self._preparer.plan.remote(config))
 
     def run(self, trials: Sequence[Point]) -> list[Trial]:
         """Search as the config says: the trials, or as many points like them as Optuna is to propose; return all of them.
@@ -65,7 +75,7 @@ class Search:
             scheduler = FIFOScheduler()
             if stop_early:
                 apart = self.config.study.compare if self.in_study else None
-                scheduler = make_scheduler(self.config, trials, apart, plan_of(self._preparer))
+                scheduler = make_scheduler(self.config, trials, apart, self._plan)
             with self._watched(lambda: trials):
                 space = {"point": ray.tune.grid_search(list(trials)), "to_the_end": not stop_early}
                 self._fit(space, ray.tune.TuneConfig(scheduler=scheduler), len(trials))
@@ -86,7 +96,7 @@ class Search:
             tune_config = ray.tune.TuneConfig(
                 search_alg=Proposals(config.tune.space, fixed, known, number, config.seed, SCORE),
                 num_samples=number,
-                scheduler=make_scheduler(config, proposed, None, plan_of(self._preparer)),
+                scheduler=make_scheduler(config, proposed, None, self._plan),
             )
             with self._watched(lambda: known_points(config, fixed)):
                 self._fit({"to_the_end": False}, tune_config, number)

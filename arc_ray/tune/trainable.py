@@ -12,12 +12,10 @@ import ray
 import ray.tune
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.integration.ray_train import TuneReportCallback
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from arc_ray.cluster.roles import TRIAL_CPUS
 from arc_ray.config import Config
 from arc_ray.config.training import ScalingConfig
-from arc_ray.errors import unwrapped
 from arc_ray.rows.plan import Plan
 from arc_ray.rows.prepare import keep, plan_key, prepare
 from arc_ray.runs.folder import checkpoint_steps, is_finished, read_metrics, run_folder
@@ -50,22 +48,6 @@ class Preparer:
         if key not in self._shared:
             self._shared[key] = in_store(prepared)
         return self._shared[key]
-
-
-def start_preparer() -> Any:
-    """Start a `Preparer` on this node, which stays as long as the search; return its handle."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(Preparer).options(num_cpus=0, scheduling_strategy=here).remote()
-
-
-def plan_of(preparer: Any) -> Callable[[Config], Plan]:
-    """Return a function that asks a preparer for plans."""
-
-    def ask(config: Config) -> Plan:
-        with unwrapped():
-            return ray.get(preparer.plan.remote(config))
-
-    return ask
 
 
 def trial_resources(parameters: dict[str, Any]) -> PlacementGroupFactory:
