@@ -28,8 +28,8 @@ LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 12.0, 36.0
 """Margins of the drawing area."""
 LOG_FROM = 4.0
 """Values whose largest is so many times the smallest are drawn on a logarithmic axis."""
-CHARACTER = 6.5
-"""Width of a character of a label."""
+CHARACTER, LINE = 6.5, 12.0
+"""Width of a character of a label, and its height."""
 DODGE = 9.0
 """Distance between the arms' marks at the same value, so that they do not hide each other."""
 SPREAD = 28.0
@@ -63,7 +63,8 @@ class Scale:
         if self.is_log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             values = [float(f"{step}e{decade}") for decade in decades for step in (1, 2, 5)]
-            values = values[::3] if len(decades) > about else values
+            inside = [value for value in values if self.low <= value <= self.high]
+            values = values[::3] if len(inside) > about else values
         else:
             rough = (self.high - self.low) / about
             power = 10.0 ** math.floor(math.log10(rough))
@@ -253,13 +254,24 @@ def _places(
         low, high = float(distinct[0]), float(distinct[-1])
         scale = Scale(low, high, start, end, is_log=low > 0 and high / low >= LOG_FROM)
         shown = distinct if len(distinct) <= 5 else scale.ticks()
-        return scale, {scale(float(v)): setting_value(float(v)) for v in shown}
+        return scale, _apart({scale(float(v)): setting_value(float(v)) for v in shown}, is_vertical=ends is not None)
     gap, first = (end - start) / max(len(distinct) - 1, 1), start if len(distinct) > 1 else (start + end) / 2
     at = {value: round(first + i * gap, 1) for i, value in enumerate(distinct)}
     room = int(gap / CHARACTER) if len(distinct) > 1 and not ends else 16
     labels = {place: setting_value(value) for value, place in at.items()}
     cut = {place: name if len(name) <= room else name[: max(room - 1, 1)] + "…" for place, name in labels.items()}
     return at.__getitem__, cut
+
+
+def _apart(ticks: Ticks, is_vertical: bool) -> Ticks:
+    """Leave out labels that would touch the one before."""
+    kept: Ticks = {}
+    for place, label in ticks.items():
+        last = next(reversed(kept), None)
+        size = LINE if is_vertical or last is None else CHARACTER * (len(label) + len(kept[last])) / 2
+        if last is None or abs(place - last) > size:
+            kept[place] = label
+    return kept
 
 
 def _heights(values: Iterable[float], bottom: float = HEIGHT - BOTTOM, top: float = TOP) -> Scale:

@@ -123,7 +123,8 @@ def _seeds_note(report: Report) -> str:
     if any("," in listed for listed in seeds):
         which = seeds[0] if len(seeds) == 1 else "each arm's own"
         return f"Scores are means over seeds ({which}), counts are added up, and intervals hold the luck of seeds and tasks."
-    one = f"seed {seeds[0]} of each arm" if seeds else "one trial of each arm"
+    one = "one trial of each arm" if report.is_search else "one model"
+    one = f"seed {seeds[0]} of each arm" if seeds else one
     return f"Intervals hold the luck of the tasks, not of the seeds, because {one} is evaluated."
 
 

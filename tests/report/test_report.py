@@ -9,6 +9,7 @@ import textwrap
 from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from arc_ray.cli.looking import app
 from arc_ray.errors import UserError
 from arc_ray.report import gallery, load, load_many, tables, write_report
 from arc_ray.report.answer import pairing, progress, sentences
-from arc_ray.report.charts import Scale, effect_charts, equal_tokens_chart
+from arc_ray.report.charts import Scale, effect_charts, equal_tokens_chart, parallel_chart
 from arc_ray.report.folders import score_rows
 from arc_ray.report.frames import COLUMNS
 from arc_ray.report.page import view_of
@@ -408,6 +409,20 @@ def test_charts_show_every_trial_and_equal_tokens(study: Path) -> None:
     assert len(chart[0].marks) == (report.trials["status"] == "done").sum()
     at_tokens = report.metrics[report.metrics["step"] == 60].set_index("trial")["eval/solved"]
     assert all(mark.title.endswith(percent(at_tokens[mark.trial])) for mark in chart[0].marks)
+
+
+@pytest.mark.parametrize("values", [(1e-4, 3e-4, 1e-3, 2e-3, 1e-2, 3e-2), (1e-3, 1.1e-3, 1.2e-3, 1e-2)])
+def test_labels_of_an_axis_do_not_touch(study: Path, values: tuple[float, ...]) -> None:
+    """Would catch 0.0001 0.0002 0.0005 written over each other, and neighbouring learning rates too."""
+    report = load(str(study))
+    rates = [values[i % len(values)] for i in range(len(report.trials))]
+    searched = replace(report, trials=report.trials.assign(**{"train.lr": rates}))
+    parallel = parallel_chart(searched)
+    assert parallel is not None
+    across, (upwards,) = effect_charts(searched)[0].x_ticks, (ticks for _, name, ticks in parallel.axes if name == "lr")
+    assert min(len(across), len(upwards)) >= 2
+    assert all(b - a > 6.5 * (len(across[a]) + len(across[b])) / 2 for a, b in pairwise(across))
+    assert all(a - b >= 12 for a, b in pairwise(upwards))
 
 
 @given(st.floats(1e-6, 1e6), st.floats(1.05, 1e5), st.booleans())
