@@ -15,7 +15,7 @@ import torch
 from arc_ray.decode.cache import RowCache, attending_to_cache
 from arc_ray.decode.kernels import Forward, can_replay, recorded
 from arc_ray.models.attention import Spans, attends_to_all, kept_apart, takes_flash_lengths, use_by_view
-from arc_ray.prompts.template import Ids
+from arc_ray.prompts.encoders import Ids
 
 BLOCK = 128
 """Columns are attended to and taken from memory in multiples of this, so that kernels and allocator meet few sizes."""

@@ -17,7 +17,7 @@ import torch
 from arc_ray.decode.continuations import Continuations, read_prompts
 from arc_ray.decode.grammar import GrammarState
 from arc_ray.decode.writer import Answer, Writer
-from arc_ray.prompts.template import Ids
+from arc_ray.prompts.encoders import Ids
 
 MOST_LOGITS = 2**27
 """Logits held at once while answers are scored, half a GiB in float32."""

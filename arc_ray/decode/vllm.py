@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from arc_ray.decode.writer import Answer
-from arc_ray.prompts.template import Ids
+from arc_ray.prompts.encoders import Ids
 
 
 class VllmWriter:

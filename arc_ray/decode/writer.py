@@ -15,7 +15,7 @@ import torch
 
 from arc_ray.decode.continuations import read_prompts
 from arc_ray.decode.grammar import GrammarState, GridGrammar
-from arc_ray.prompts.template import Ids
+from arc_ray.prompts.encoders import Ids
 
 Choose = Callable[[torch.Tensor, npt.NDArray[np.float64]], torch.Tensor]
 """(logits (rows, n, choices), numbers in [0, 1) of (rows, n)) -> which of the choices, int64 (rows, n)."""

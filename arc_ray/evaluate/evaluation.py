@@ -93,7 +93,7 @@ def check_evaluation(config: Config) -> None:
 
 def asking_codec(config: Config, tokenizer: Any) -> Codec:
     """Make the codec that writes the prompts of an evaluation. Raises UserError."""
-    codec = dataclasses.replace(codec_of(config, tokenizer), learn="asked", _layouts={})
+    codec = dataclasses.replace(codec_of(config, tokenizer), learn="asked")
     _check_frame(config, "checkpoint", codec.frame)
     if config.evaluate.constrain and not codec.is_fast:
         others = {name: with_overrides(config, {"prompt.encoder": name}) for name in ENCODERS}

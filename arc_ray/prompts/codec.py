@@ -6,14 +6,14 @@ tokenizer's own output around real grids, and `make_codec` compares whole views 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from arc_ray.prompts.encoders import Encoder
+from arc_ray.prompts.encoders import Encoder, Ids, Template, find_seam, make_template
 from arc_ray.prompts.formats import (
     Format,
     Frame,
@@ -25,7 +25,6 @@ from arc_ray.prompts.formats import (
     joined,
     needs_description,
 )
-from arc_ray.prompts.template import Ids, Template, find_seam, make_template
 from arc_ray.tasks.task import NUM_COLORS, Grid, TaskTable
 from arc_ray.views.augmentation import OneSided, swaps_sides
 from arc_ray.views.view import Views, question_order
@@ -51,8 +50,7 @@ class Codec:
     """Tokens of each colour: (10, tokens per cell)."""
     _templates: dict[tuple[int, int, int], Template] = field(default_factory=dict)
     _texts: dict[Text, Ids] = field(default_factory=dict)
-    _layouts: dict[tuple[Learn, int], Layout] = field(default_factory=dict)
-    """Caches, keyed by all they depend on, because `dataclasses.replace` hands them on to a codec that learns otherwise."""
+    """Caches, which `dataclasses.replace` hands on to a codec that learns otherwise."""
 
     def without_tokenizer(self) -> "Codec":
         """Return a codec for other processes: on the fast path what planning has looked up is enough, and loading
@@ -72,35 +70,22 @@ class Codec:
         has_words = table.is_counting | np.array([text is not None for text in table.descriptions], bool)
         return asks & has_words[views.task]
 
-    def layout(self, num_shown: int) -> Layout:
-        """Return the segments that views of puzzles with so many shown pairs have in common."""
-        key = (self.learn, num_shown)
-        if key not in self._layouts:
-            self._layouts[key] = joined(self.format(self.frame, num_shown, self.learn))
-        return self._layouts[key]
-
-    def puzzle_layout(self, table: TaskTable, task: int, num_shown: int) -> Layout:
-        """Return the segments of a view of a puzzle that shows so many pairs, the task's description in its place."""
-        layout = self.layout(num_shown)
-        return joined(layout, table.descriptions[task]) if self.needs_description else layout
-
-    def counting_layout(self, table: TaskTable, task: int, order: Sequence[int]) -> Layout:
-        """Return the segments of a counting task that asks its questions in this order."""
-        return joined(counting_layout(self.frame, table.num_pairs[task], [table.questions[task][j] for j in order]))
-
     def layouts_of(self, table: TaskTable, views: Views) -> list[Layout]:
-        """Return the segments of each view, counting questions in the view's own order."""
-        columns = zip(views.task.tolist(), views.num_shown().tolist(), views.key, strict=True)
-        return [
-            self.counting_layout(table, task, question_order(key, len(table.questions[task])).tolist())
-            if table.is_counting[task]
-            else self.puzzle_layout(table, task, shown)
-            for task, shown, key in columns
-        ]
+        """Return the segments of each view: its task's description in its place, counting questions in its own order."""
 
-    def view_layout(self, table: TaskTable, views: Views, i: int) -> Layout:
-        """Return the segments of view `i`."""
-        return self.layouts_of(table, views.take(slice(i, i + 1)))[0]
+        @cache
+        def of_puzzles(num_shown: int) -> Layout:
+            return joined(self.format(self.frame, num_shown, self.learn))
+
+        def layout_of(task: int, num_shown: int, key: np.uint64) -> Layout:
+            if table.is_counting[task]:
+                questions = table.questions[task]
+                asked = [questions[j] for j in question_order(key, len(questions))]
+                return joined(counting_layout(self.frame, table.num_pairs[task], asked))
+            layout = of_puzzles(num_shown)
+            return joined(layout, table.descriptions[task]) if self.needs_description else layout
+
+        return list(map(layout_of, views.task.tolist(), views.num_shown().tolist(), views.key))
 
     def text_ids(self, text: Text) -> Ids:
         """Tokenize a piece of constant text, once; beside a grid with what every grid ends or begins with.
@@ -173,14 +158,16 @@ class Codec:
 
     def prompt_ids(self, table: TaskTable, views: Views, i: int) -> Ids:
         """Return the ids of view `i` up to its last answer: what generation is given; the answer need not be known."""
-        layout = self.view_layout(table, views, i)
+        view = views.take(slice(i, i + 1))
+        [layout] = self.layouts_of(table, view)
         while layout[-1].learn:
             layout = layout[:-1]
-        return self._write(table, views.take(slice(i, i + 1)), [layout])[0][0]
+        return self._write(table, view, [layout])[0][0]
 
     def text(self, table: TaskTable, views: Views, i: int) -> list[tuple[str, bool]]:
         """Write view `i` as pieces of text with their learn flags; neighbours that agree are joined."""
-        return self._pieces(table, views, i, self.view_layout(table, views, i))
+        view = views.take(slice(i, i + 1))
+        return self._pieces(table, view, *self.layouts_of(table, view))
 
     def _write(self, table: TaskTable, views: Views, layouts: Sequence[Layout]) -> list[tuple[Ids, Mask]]:
         return self.look_up(table, views, layouts) if self.is_fast else self.tokenize(table, views, layouts)
@@ -241,7 +228,7 @@ class Codec:
 
     def tokenize(self, table: TaskTable, views: Views, layouts: Sequence[Layout]) -> list[tuple[Ids, Mask]]:
         """Send all texts through the tokenizer in one call, which a fast tokenizer shares among the machine's cores."""
-        pieces = [self._pieces(table, views, i, layout) for i, layout in enumerate(layouts)]
+        pieces = [self._pieces(table, views.take(slice(i, i + 1)), layout) for i, layout in enumerate(layouts)]
         ids = iter(self.tokenizer([text for text, _ in chain(*pieces)], add_special_tokens=False)["input_ids"])
         written = []
         for texts in pieces:
@@ -250,9 +237,8 @@ class Codec:
             written.append((np.concatenate(parts), mask))
         return written
 
-    def _pieces(self, table: TaskTable, views: Views, i: int, layout: Layout) -> list[tuple[str, bool]]:
-        [pairs] = _pairs(table, views.take(slice(i, i + 1)))
-        augmentation = views.augmentation(i)
+    def _pieces(self, table: TaskTable, view: Views, layout: Layout) -> list[tuple[str, bool]]:
+        [pairs], augmentation = _pairs(table, view), view.augmentation(0)
         pieces: list[tuple[str, bool]] = []
         for segment in layout:
             if isinstance(segment, GridSlot):

@@ -1,10 +1,12 @@
 """How long views are, without making a token of them: shapes and the layout's constants say it all on the look-up path."""
 
+from itertools import product
+
 import numpy as np
 import numpy.typing as npt
 
 from arc_ray.prompts.codec import Codec
-from arc_ray.prompts.formats import GridSlot, Layout, Text
+from arc_ray.prompts.formats import GridSlot
 from arc_ray.prompts.sample import refuse_unreadable_texts
 from arc_ray.tasks.task import MAX_SIDE, TaskTable
 from arc_ray.views.augmentation import changed_shapes, swaps_sides
@@ -26,19 +28,17 @@ def view_lengths(codec: Codec, table: TaskTable, views: Views) -> Lengths:
             encoded = codec.encode(table, views.take(here))
             lengths[:, here] = np.array([(len(ids), mask.sum()) for ids, mask in encoded]).T
         return lengths
-    is_counting = table.is_counting[views.task]
-    counting: dict[tuple[int, int], Lengths] = {}
-    for i in np.flatnonzero(is_counting):
-        task = int(views.task[i])
-        first = int(question_order(views.key[i], len(table.questions[task]))[0])
-        if (task, first) not in counting:
-            counting[task, first] = _counting_length(codec, table, task, first)
-        lengths[:, i] = counting[task, first]
-    sizes = _grid_lengths(codec, table) if views.one_sided is None else _all_shapes(codec)
-    num_shown = views.num_shown()
-    for shown in np.unique(num_shown[~is_counting]):
-        here = np.flatnonzero(~is_counting & (num_shown == shown))
-        lengths[:, here] = _puzzle_lengths(codec, table, sizes, views.take(here), int(shown))
+    sizes = _grid_sizes(codec, table, any_shape=views.one_sided is not None)
+    for here in _alike(codec, table, views):
+        some = views.take(here)
+        [layout] = codec.layouts_of(table, some.take(slice(1)))
+        for segment in layout:
+            if isinstance(segment, GridSlot):
+                length = sizes[_shapes(table, some, segment)]
+            else:
+                length = len(codec.text_ids(segment))
+            lengths[0, here] += length
+            lengths[1, here] += length * segment.learn
     return lengths
 
 
@@ -71,58 +71,34 @@ def fit_views(
     return fitting, lengths
 
 
-def _all_shapes(codec: Codec) -> npt.NDArray[np.int64]:
-    """Return the tokens of grids of every shape between their seams, by height and width: int64 (31, 31)."""
-    sides = range(1, MAX_SIDE + 1)
-    sizes = np.zeros((MAX_SIDE + 1, MAX_SIDE + 1), np.int64)
-    sizes[1:, 1:] = [[len(codec.template(height, width).ids) for width in sides] for height in sides]
+def _grid_sizes(codec: Codec, table: TaskTable, any_shape: bool) -> npt.NDArray[np.int64]:
+    """Return the tokens of grids between their seams by height and width, of the table's shapes or all: int64 (31, 31)."""
+    sizes, sides = np.zeros((MAX_SIDE + 1, MAX_SIDE + 1), np.int64), range(1, MAX_SIDE + 1)
+    shapes = set(zip(table.height.tolist(), table.width.tolist(), strict=True)) - {(0, 0)}
+    for height, width in product(sides, sides) if any_shape else shapes | {shape[::-1] for shape in shapes}:
+        sizes[height, width] = len(codec.template(height, width).ids)
     return sizes
 
 
-def _grid_lengths(codec: Codec, table: TaskTable) -> npt.NDArray[np.int64]:
-    """Return the tokens of every grid of the table between its seams, upright and with sides exchanged: (2, num_grids)."""
-    by_shape = np.zeros((MAX_SIDE + 1, MAX_SIDE + 1), np.int64)
-    for height, width in {(h, w) for h, w in zip(table.height.tolist(), table.width.tolist(), strict=True) if h}:
-        by_shape[height, width] = len(codec.template(height, width).ids)
-        by_shape[width, height] = len(codec.template(width, height).ids)
-    return np.stack([by_shape[table.height, table.width], by_shape[table.width, table.height]])
+def _alike(codec: Codec, table: TaskTable, views: Views) -> list[npt.NDArray[np.int64]]:
+    """Group views, by their positions, whose texts have one length: puzzles that show as many pairs, and have the same
+    description if they are described; counting tasks with the same first question, which alone may merge with a grid."""
+    kind, is_counting = views.num_shown(), table.is_counting[views.task]
+    for i in np.flatnonzero(is_counting):
+        kind[i] = question_order(views.key[i], len(table.questions[views.task[i]]))[0]
+    group = kind + (views.task + 1) * (kind.max(initial=0) + 1) * (is_counting | codec.needs_description)
+    order = np.argsort(group, kind="stable")
+    return [here for here in np.split(order, np.flatnonzero(np.diff(group[order])) + 1) if len(here)]
 
 
-def _puzzle_lengths(
-    codec: Codec, table: TaskTable, sizes: npt.NDArray[np.int64], views: Views, num_shown: int
-) -> Lengths:
-    """Return the lengths of puzzle views that all show so many pairs."""
-    # What is no grid is the same for all views, or for those of a task if it is described.
-    tasks, which = np.unique(views.task, return_inverse=True)
-    if not codec.needs_description:
-        tasks, which = tasks[:1], np.zeros(len(views), np.int64)
-    texts = [_text_length(codec, codec.puzzle_layout(table, int(task), num_shown)) for task in tasks]
-    lengths = np.array(texts).T[:, which]
-    turned = swaps_sides(views.symmetry)
-    for segment in codec.layout(num_shown):
-        if isinstance(segment, GridSlot):
-            pair = views.asked if segment.pair == num_shown else views.shown[:, segment.pair]
-            grid = 2 * pair.astype(np.int64) + (segment.side == "output")
-            if views.one_sided is None:
-                length = sizes[turned.astype(np.int64), grid]
-            else:
-                shapes = changed_shapes(views.one_sided, segment.side, table.height[grid], table.width[grid])
-                length = np.where(turned, sizes[shapes[1], shapes[0]], sizes[shapes])
-            lengths += np.stack([length, length * segment.learn])
-    return lengths
-
-
-def _text_length(codec: Codec, layout: Layout) -> Lengths:
-    """Return the tokens and learned tokens of what is no grid: (2,)."""
-    texts = [segment for segment in layout if isinstance(segment, Text)]
-    return sum((len(codec.text_ids(text)) * np.array([1, text.learn]) for text in texts), np.zeros(2, np.int64))
-
-
-def _counting_length(codec: Codec, table: TaskTable, task: int, first: int) -> Lengths:
-    """Return the lengths of a counting task, (2,): of the order of its questions only the first matters, which may merge
-    with the grid before it, while the others follow the end of an answer."""
-    order = [first, *(j for j in range(len(table.questions[task])) if j != first)]
-    layout = codec.counting_layout(table, task, order)
-    grids = 2 * (table.first_pair[task] + np.array([s.pair for s in layout if isinstance(s, GridSlot)]))
-    cells = sum(len(codec.template(int(table.height[g]), int(table.width[g])).ids) for g in grids)
-    return _text_length(codec, layout) + np.array([cells, 0])
+def _shapes(table: TaskTable, views: Views, slot: GridSlot) -> tuple[npt.NDArray[np.integer], ...]:
+    """Return height and width of the grid that each of some views that are alike has in a slot, both (n,)."""
+    if table.is_counting[views.task[0]]:
+        pair = table.first_pair[views.task] + slot.pair
+    else:
+        pair = views.asked if slot.pair == views.num_shown()[0] else views.shown[:, slot.pair]
+    grid = 2 * pair.astype(np.int64) + (slot.side == "output")
+    shapes = table.height[grid], table.width[grid]
+    if views.one_sided is not None:
+        shapes = changed_shapes(views.one_sided, slot.side, *shapes)
+    return tuple(np.where(swaps_sides(views.symmetry), shapes[::-1], shapes))

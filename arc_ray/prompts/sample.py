@@ -15,9 +15,8 @@ import numpy as np
 from arc_ray.config.training import PromptConfig
 from arc_ray.errors import UserError
 from arc_ray.prompts.codec import Codec
-from arc_ray.prompts.encoders import encoder_named
+from arc_ray.prompts.encoders import CellsMergeError, encoder_named, find_cell_ids
 from arc_ray.prompts.formats import FORMATS, Layout, Text, format_named
-from arc_ray.prompts.template import CellsMergeError, find_cell_ids
 from arc_ray.prompts.tokenizer import frame_of
 from arc_ray.tasks.task import MAX_SIDE, NUM_COLORS, NUM_SYMMETRIES, Grid, Pair, Question, Task, TaskTable, same_grid
 from arc_ray.views.view import Views, plain_views

@@ -140,7 +140,7 @@ def make_validation(
     for source, table in tables.items():
         views = plain_views(table, max_shown)
         asked = [f"{source}/{table.ids[task]}/{n}" for task, n in zip(views.task, views.nth(), strict=True)]
-        answers = [_answer(codec, table, views, i, name) for i, name in enumerate(asked)]
+        answers = _answers(codec, table, views, asked)
         shown, _ = fit_views(codec, table, views, row_tokens, drop=False)
         fits = np.flatnonzero(shown >= 0)
         names += [asked[i] for i in fits]
@@ -165,14 +165,15 @@ def make_validation(
     )
 
 
-def _answer(codec: Codec, table: TaskTable, views: Views, i: int, name: str) -> Grid | None:
-    """Return the grid that answers view `i`, None where words do. Raises UserError where neither is known."""
-    if not codec.can_write(table, views.take(slice(i, i + 1)))[0]:
-        raise UserError(f"{name}: the task has no description, which the prompt format needs")
-    slot = codec.view_layout(table, views, i)[-2]
-    if not isinstance(slot, GridSlot):
-        return None
-    grid = table.grid(2 * views.asked[i] + (slot.side == "output"))
-    if not grid.size:
-        raise UserError(f"{name}: the output of this test pair is hidden, so no answer can be checked against it")
-    return grid
+def _answers(codec: Codec, table: TaskTable, views: Views, names: Sequence[str]) -> list[Grid | None]:
+    """Return the grid that answers each view, None where words do. Raises UserError where neither is known."""
+    answers: list[Grid | None] = []
+    can_write, layouts = codec.can_write(table, views), codec.layouts_of(table, views)
+    for i, (name, layout) in enumerate(zip(names, layouts, strict=True)):
+        if not can_write[i]:
+            raise UserError(f"{name}: the task has no description, which the prompt format needs")
+        slot = layout[-2]
+        answers.append(table.grid(2 * views.asked[i] + (slot.side == "output")) if isinstance(slot, GridSlot) else None)
+        if isinstance(slot, GridSlot) and not answers[-1].size:
+            raise UserError(f"{name}: the output of this test pair is hidden, so no answer can be checked against it")
+    return answers

@@ -372,7 +372,7 @@ def test_a_codec_does_its_work_without_its_tokenizer(format: str, tokenizer: str
     codec = codec_of(TOKENIZERS[tokenizer](), "shape_rows", format, "all")
     views = views_of(TABLE)
     expected = codec.encode(TABLE, views)
-    fresh = dataclasses.replace(codec, _templates={}, _texts={}, _layouts={})
+    fresh = dataclasses.replace(codec, _templates={}, _texts={})
     fit_views(fresh, TABLE, views, 150, drop=False)
     bare = fresh.without_tokenizer()
     assert bare.tokenizer is None
