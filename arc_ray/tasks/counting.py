@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from numpy.random import Generator
 from scipy import ndimage
 
 from arc_ray.config.sources import CountingSource
@@ -52,15 +53,10 @@ REFLECTIONS: tuple[Callable[[Grid], Grid], ...] = (np.fliplr, np.flipud, np.tran
 MIRROR_SETS = ((0,), (1,), (0, 1), (2,), (3,), (2, 3), (0, 1, 2))
 """Reflections of REFLECTIONS that, one after another, leave a grid with 1, 1, 2, 1, 1, 2 and 4 mirror lines."""
 
+Connectivity = Literal[4, 8]
+"""8 joins cells that touch at a corner to one object, 4 does not."""
 Stencil = npt.NDArray[np.bool_]
 """A shape within its bounding box: bool (height, width)."""
-
-
-class GridObject(NamedTuple):
-    """A connected set of cells of one colour."""
-
-    color: int
-    area: int
 
 
 class Answered(NamedTuple):
@@ -74,7 +70,7 @@ class Answered(NamedTuple):
 
 
 def counting_task(config: CountingSource, index: int) -> Task:
-    """Draw task `index`: grids as test inputs and questions in a fixed order; a pure function of config and index.
+    """Draw task `index`, a pure function of config and index: grids as test inputs, and questions in a fixed order.
 
     Raises UserError for an unknown question kind, or if `max_side` leaves no room for objects.
     """
@@ -97,15 +93,15 @@ def background_of(grid: Grid) -> int:
     return int(np.bincount(grid.ravel()).argmax())
 
 
-def objects_of(grid: Grid, connectivity: Literal[4, 8]) -> list[GridObject]:
-    """Measure the objects of a grid, by colour; `connectivity` 8 joins cells that touch at a corner, 4 does not."""
+def objects_of(grid: Grid, connectivity: Connectivity) -> list[tuple[int, int]]:
+    """Measure the objects of a grid, in the order of colours: (colour, area) of each."""
     background, structure = background_of(grid), ndimage.generate_binary_structure(2, connectivity // 4)
     labels = np.empty(grid.shape, np.int32)
     objects = []
     for color in np.flatnonzero(np.bincount(grid.ravel())).tolist():
         if color != background:
             ndimage.label(grid == color, structure, output=labels)
-            objects += [GridObject(color, area) for area in np.bincount(labels.ravel())[1:].tolist()]
+            objects += [(color, area) for area in np.bincount(labels.ravel())[1:].tolist()]
     return objects
 
 
@@ -114,7 +110,7 @@ def count_mirror_lines(grid: Grid) -> int:
     return [np.array_equal(grid, mirror(grid)) for mirror in REFLECTIONS].count(True)
 
 
-def extent_of(task: Task, connectivity: Literal[4, 8]) -> tuple[int, int, int]:
+def extent_of(task: Task, connectivity: Connectivity) -> tuple[int, int, int]:
     """Return (height, width, number of objects), each the largest of any grid of a counting task: how hard it is."""
     extents = [(*pair.input.shape, len(objects_of(pair.input, connectivity))) for pair in task.test]
     height, width, num_objects = map(max, zip(*extents, strict=True))
@@ -143,16 +139,15 @@ def accuracy_by_kind(records: Iterable[Answered]) -> dict[str, float]:
 
 
 def _asked_kinds(questions: Sequence[str]) -> list[str]:
-    unknown = [kind for kind in questions if kind not in WORDINGS] if questions != "all" else []
-    if unknown or not questions:
+    asked = list(WORDINGS) if questions == "all" else questions
+    unknown = [kind for kind in asked if kind not in WORDINGS]
+    if unknown or not asked:
         given = f"there is no {unknown[0]!r}" if unknown else "none is named"
         raise UserError(f"questions: {given}; choose of {', '.join(WORDINGS)}, or all")
-    return [kind for kind in WORDINGS if questions == "all" or kind in questions]
+    return [kind for kind in WORDINGS if kind in asked]
 
 
-def _several_grids(
-    rng: np.random.Generator, config: CountingSource, kinds: Sequence[str]
-) -> tuple[list[Grid], list[Question]]:
+def _several_grids(rng: Generator, config: CountingSource, kinds: Sequence[str]) -> tuple[list[Grid], list[Question]]:
     """Draw two or three small grids of which one has the most objects; ask which, and one more question about each."""
     num_grids, max_side = rng.integers(2, 4), min(config.max_side, SEVERAL_SIDE)
     while True:
@@ -168,7 +163,7 @@ def _several_grids(
     return grids, questions
 
 
-def _questions_about(rng: np.random.Generator, grid: Grid, connectivity: Literal[4, 8], place: str) -> list[Question]:
+def _questions_about(rng: Generator, grid: Grid, connectivity: Connectivity, place: str) -> list[Question]:
     """Ask every kind of question about one grid, in the order of WORDINGS; one about the cells of a random colour."""
     objects, cells = objects_of(grid, connectivity), np.bincount(grid.ravel(), minlength=NUM_COLORS)
     areas = sorted(area for _, area in objects)
@@ -190,7 +185,7 @@ def _questions_about(rng: np.random.Generator, grid: Grid, connectivity: Literal
     ]
 
 
-def _draw_grid(rng: np.random.Generator, max_side: int, connectivity: Literal[4, 8]) -> Grid:
+def _draw_grid(rng: Generator, max_side: int, connectivity: Connectivity) -> Grid:
     """Draw a grid of 1 to MAX_OBJECTS objects that cover less than half of it; short sides are more frequent."""
     height, width = (MIN_SIDE + ((max_side - MIN_SIDE + 1) * rng.random(2) ** 2).astype(int)).tolist()
     background = 0 if rng.random() < BLACK_SHARE else rng.integers(1, NUM_COLORS)
@@ -202,11 +197,9 @@ def _draw_grid(rng: np.random.Generator, max_side: int, connectivity: Literal[4,
             return grid
 
 
-def _draw_canvas(rng: np.random.Generator, height: int, width: int, connectivity: Literal[4, 8]) -> Grid:
-    """Put shapes of paint 1 to 4 on empty places of a canvas of 0, then perhaps mirror all: uint8 (height, width).
-
-    Less than half is covered, with all mirror images, so that the background stays the colour of most cells.
-    """
+def _draw_canvas(rng: Generator, height: int, width: int, connectivity: Connectivity) -> Grid:
+    """Put shapes of paint 1 to 4 on empty places of a canvas of 0, then perhaps mirror all: uint8 (height, width). Less than
+    half is covered, with all mirror images, so that the background stays the colour of most cells."""
     canvas = np.zeros((height, width), np.uint8)
     possible = [mirrors for mirrors in MIRROR_SETS if height == width or max(mirrors) < 2]
     mirrors = possible[rng.integers(len(possible))] if rng.random() < MIRROR_SHARE else ()
@@ -226,7 +219,7 @@ def _draw_canvas(rng: np.random.Generator, height: int, width: int, connectivity
     return canvas
 
 
-def _draw_shape(rng: np.random.Generator, height: int, width: int, connectivity: Literal[4, 8]) -> Stencil:
+def _draw_shape(rng: Generator, height: int, width: int, connectivity: Connectivity) -> Stencil:
     match SHAPES[rng.integers(len(SHAPES))]:
         case "blob":
             return _grow_blob(rng, height, width, connectivity)
@@ -243,7 +236,7 @@ def _draw_shape(rng: np.random.Generator, height: int, width: int, connectivity:
             return np.ones((height, width), bool)
 
 
-def _grow_blob(rng: np.random.Generator, height: int, width: int, connectivity: Literal[4, 8]) -> Stencil:
+def _grow_blob(rng: Generator, height: int, width: int, connectivity: Connectivity) -> Stencil:
     """Grow from one cell, at each step by a random neighbour of a random cell, unless it is outside of the box."""
     cells = [(int(rng.integers(height)), int(rng.integers(width)))]
     picks, steps = rng.random(height * width), rng.integers(connectivity, size=height * width)

@@ -138,10 +138,8 @@ def _call(reason: str, function: Callable[[Any], Any], argument: Any) -> Any:
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise _TimeLimitError in the body after `seconds`, and every second from then on, should an except swallow it.
-
-    The alarm may strike even between the body and the clean-up, hence the two levels: the outer one is reached anyway.
-    """
+    """Raise _TimeLimitError in the body after `seconds`, and every second from then on, should an except swallow it. It may
+    strike even between the body and the clean-up, hence the two levels: the outer one is reached anyway."""
 
     def interrupt(signum: int, frame: Any) -> None:
         raise _TimeLimitError

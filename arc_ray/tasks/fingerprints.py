@@ -49,9 +49,9 @@ def canonical_pair(pair: Pair) -> bytes:
 def canonical_task(task: Task) -> bytes:
     """Fingerprint a task (16 bytes) modulo symmetries, colour names, the order of its pairs and which are tests.
 
-    A symmetry is applied to all pairs at once. Colours are named pair by pair, because names common to all pairs would
-    depend on their order: so tasks that agree pair by pair, but with another renaming in each, are taken for equal. For
-    a guard that is the safe side. Descriptions and questions do not count.
+    A symmetry is applied to all pairs at once. Colours are named pair by pair, because common names would depend on the
+    order of pairs: tasks that agree but for another renaming in each pair are taken for equal, which for a guard is the
+    safe side. Descriptions and questions do not count.
     """
     return _canonical_task([_digests(pair) for pair in task.pairs])
 
@@ -83,11 +83,8 @@ def count_duplicates(tasks: Iterable[Task]) -> dict[str, int]:
 
 
 def count_met(train_tasks: Iterable[Task], eval_tasks: Iterable[Task]) -> dict[str, int]:
-    """Count the pairs that evaluation asks, and those of them that equal a training pair up to symmetry and colours.
-
-    A model may answer what it has met from memory, even where the rules of the study allow other examples of a task.
-    Counting tasks have no outputs: their pairs are not asked.
-    """
+    """Count the pairs that evaluation asks, and those of them that equal a training pair up to symmetry and colours, which a
+    model may answer from memory. Counting tasks have no outputs: their pairs are not asked."""
     asked = [pair for task in eval_tasks for pair in task.test if pair.output is not None]
     sketches = {_sketch(pair) for pair in asked}
     trained = (pair for task in train_tasks for pair in task.pairs)
@@ -99,10 +96,9 @@ def count_views(tasks: Iterable[Task]) -> dict[str, int]:
     """Count the views that the 8 symmetries and the choice of the asked pair give, and the distinct ones among them.
 
     A view shows all other pairs with a known output, in any order, and keeps colours: two are equal if they show the
-    same pairs and ask the same one, cell by cell. Puzzles that a symmetry leaves as they are give fewer than 8.
+    same pairs and ask the same one, cell by cell.
     """
-    num_views = 0
-    distinct: set[bytes] = set()
+    num_views, distinct = 0, set()
     for task in tasks:
         known = [pair for pair in task.pairs if pair.output is not None]
         num_views += NUM_SYMMETRIES * len(known)
@@ -126,10 +122,8 @@ def digest_tasks(table: TaskTable) -> str:
 
 
 def refuse_changes(before: Mapping[str, str], tables: Mapping[str, TaskTable], folder: str) -> None:
-    """Refuse to go on with other data than a run in `folder` began with.
-
-    `before` maps names of sources to their fingerprints; what is not among them is not looked at. Raises UserError.
-    """
+    """Refuse to go on with other data than a run in `folder` began with: `before` maps names of sources to what
+    `digest_tasks` returned then; others are not looked at. Raises UserError."""
     for name in before.keys() & tables.keys():
         if (now := digest_tasks(tables[name])) != before[name]:
             then, found = _digests_in(before[name]), _digests_in(now)

@@ -1,16 +1,14 @@
 """Generators of examples: RE-ARC's for 400 ARC training tasks (Hodel, arXiv 2404.07353), and a user's own.
 
 RE-ARC comes in reasoning-gym, of which only `rearc_utils` is loaded, under a name of our own: importing reasoning_gym
-itself would import every environment it has, which takes ten seconds on a cold worker, and its own dataset class never
-calls the verifiers. A user's are `generate(rng, difficulty) -> (input, output)` and perhaps `verify(input) -> output`,
-named by their import path, "package.module:function", and imported where they run: the module must be importable on
-every node (installed, on PYTHONPATH, or in the job's working directory).
+itself would take ten seconds on a cold worker, and its own dataset class never calls the verifiers. A user's are
+`generate(rng, difficulty) -> (input, output)` and perhaps `verify(input) -> output`, named by their import path,
+"package.module:function"; the module must be importable on every node.
 """
 
 import hashlib
 import importlib
 import importlib.util
-import random
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -29,7 +27,7 @@ _LOADED_AS = "arc_ray_rearc_utils"
 
 
 class _Library(NamedTuple):
-    generate: dict[str, Callable[[random.Random, float, float], dict[str, Any]]]
+    generate: dict[str, Callable[..., dict[str, Any]]]
     verify: dict[str, Callable[[Any], Any]]
 
 
@@ -39,10 +37,8 @@ def rearc_ids() -> tuple[str, ...]:
 
 
 def rearc_example(source: RearcSource, task_id: str, index: int) -> Example:
-    """Make example `index` of a task: a pure function of the arguments, except where the time limit strikes.
-
-    Attempt a draws from the key (seed, "rearc", task_id, index, a), so that no rejected attempt moves the next one.
-    """
+    """Make example `index` of a task: a pure function of the arguments, except where the time limit strikes. Attempt a
+    draws from the key (seed, "rearc", task_id, index, a), so that no rejected attempt moves the next one."""
     generate, verify = _library().generate[task_id], _library().verify[task_id]
 
     def draw(attempt: int) -> Draw:
@@ -77,11 +73,9 @@ def _named(prefix: str, module: Any) -> dict[str, Callable[..., Any]]:
 
 
 def plugin_example(source: PluginSource, index: int) -> Example:
-    """Make example `index`: a pure function of the arguments if the generator takes all randomness from its `rng`.
-
-    Attempt a gets numpy's Generator of the key (seed, "plugin", task_id, index, a). An exception in either function
-    rejects the attempt. Raises UserError if a path leads nowhere, or if `generate` returns no pair.
-    """
+    """Make example `index`: a pure function of the arguments if the generator takes all randomness from its `rng`, numpy's
+    Generator of the key (seed, "plugin", task_id, index, attempt). An exception in either function rejects the attempt.
+    Raises UserError if a path leads nowhere, or if `generate` returns no pair."""
     generate = resolve(source.generate)
     verify = resolve(source.verify) if source.verify else None
 

@@ -1,8 +1,7 @@
 """`Augmentation`: a frozen value that turns, mirrors and recolours grids, can be undone, and has a readable name.
 
-One-sided, it changes inputs or outputs alone, by one rule for the whole task. That makes another puzzle: its rule is the
-old one and the change, one after the other, and because the change can be undone, it stays solvable. The four kinds of
-changes and their weights are those that ironbar's arc24 found to help (its iteration 21).
+One-sided, it changes inputs or outputs alone. That makes another puzzle, whose rule is the old one and the change, and
+because the change can be undone, it stays solvable. The kinds of changes are those that ironbar's arc24 found to help.
 """
 
 from collections.abc import Mapping
@@ -31,7 +30,7 @@ NUM_DRAWS = 7
 
 Codes = npt.NDArray[np.uint8]
 """One-sided changes as columns: 0 for none or 1 + side, kind, and three parameters: (n, 5)."""
-_Ints = npt.NDArray[np.int64]
+_Ints = npt.NDArray[np.integer]
 _Bits = npt.NDArray[np.uint64]
 
 
@@ -41,12 +40,12 @@ def turn_back(grid: Grid, symmetry: int) -> Grid:
     return np.ascontiguousarray(turned.T if symmetry & 4 else turned)
 
 
-def swaps_sides(symmetry: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
+def swaps_sides(symmetry: _Ints) -> npt.NDArray[np.bool_]:
     """Tell for each symmetry whether it exchanges height and width."""
     return ((symmetry >> 2) ^ symmetry) & 1 == 1
 
 
-def cell_order(height: int, width: int, symmetry: int) -> npt.NDArray[np.int64]:
+def cell_order(height: int, width: int, symmetry: int) -> _Ints:
     """Return where each cell of a turned height x width grid comes from: `turned.ravel() == grid.ravel()[order]`."""
     return turn(np.arange(height * width).reshape(height, width), symmetry).ravel()  # pyright: ignore
 
@@ -68,44 +67,45 @@ class OneSided:
     height and width. mirror: index into MIRRORS."""
 
     def __post_init__(self) -> None:
-        first, second, third = (*self.parameters, 0, 0)[:3]
+        a, b, color = (*self.parameters, 0, 0)[:3]
         is_known = {
-            "geometric": 1 <= first < NUM_SYMMETRIES,
-            "padding": 0 < max(first, second) <= MOST_PADDING and third < NUM_COLORS,
-            "upscale": first * second > 1 and max(first, second) <= MOST_UPSCALE,
-            "mirror": first < len(MIRRORS),
+            "geometric": 1 <= a < NUM_SYMMETRIES,
+            "padding": 0 < max(a, b) <= MOST_PADDING and color < NUM_COLORS,
+            "upscale": a * b > 1 and max(a, b) <= MOST_UPSCALE,
+            "mirror": a < len(MIRRORS),
         }
         if len(self.parameters) != KINDS[self.kind] or min(self.parameters) < 0 or not is_known[self.kind]:
             raise ValueError(f"{self.parameters} are no parameters of {self.kind}")
 
     def apply(self, grid: Grid) -> Grid:
         """Change a grid of the side that this is for."""
-        match self.kind, self.parameters:
-            case "geometric", (symmetry,):
-                return turn(grid, symmetry)
-            case "padding", (rows, columns, color):
-                return np.pad(grid, ((rows, rows), (columns, columns)), constant_values=color)
-            case "upscale", (down, across):
-                return grid.repeat(down, axis=0).repeat(across, axis=1)
-            case _, (mirror, *_):
-                axis = int(mirror < 2)
+        a, b, color = (*self.parameters, 0, 0)[:3]
+        match self.kind:
+            case "geometric":
+                return turn(grid, a)
+            case "padding":
+                return np.pad(grid, ((a, a), (b, b)), constant_values=color)
+            case "upscale":
+                return grid.repeat(a, axis=0).repeat(b, axis=1)
+            case "mirror":
+                axis = int(a < 2)
                 parts = (grid, np.flip(grid, axis))
-                return np.concatenate(parts[::-1] if mirror % 2 else parts, axis)
-        raise AssertionError(self)
+                return np.concatenate(parts[::-1] if a % 2 else parts, axis)
 
     def invert(self, grid: Grid) -> Grid:
         """Undo `apply`. Raises ValueError for a grid that `apply` cannot have made."""
+        a, b, _ = (*self.parameters, 0, 0)[:3]
         height, width = grid.shape
-        match self.kind, self.parameters:
-            case "geometric", (symmetry,):
-                return turn_back(grid, symmetry)
-            case "padding", (rows, columns, _):
-                inner = grid[rows : height - rows, columns : width - columns]
-            case "upscale", (down, across):
-                inner = grid[::down, ::across]
-            case _, (mirror, *_):
-                half = (height, width // 2) if mirror < 2 else (height // 2, width)
-                inner = grid[height - half[0] :, width - half[1] :] if mirror % 2 else grid[: half[0], : half[1]]
+        match self.kind:
+            case "geometric":
+                return turn_back(grid, a)
+            case "padding":
+                inner = grid[a : height - a, b : width - b]
+            case "upscale":
+                inner = grid[::a, ::b]
+            case "mirror":
+                half = (height, width // 2) if a < 2 else (height // 2, width)
+                inner = grid[height - half[0] :, width - half[1] :] if a % 2 else grid[: half[0], : half[1]]
         if inner.size == 0 or not np.array_equal(self.apply(inner), grid):
             raise ValueError(f"the {height}x{width} grid was not made by {self.name}")
         return np.ascontiguousarray(inner)
@@ -113,16 +113,16 @@ class OneSided:
     @property
     def name(self) -> str:
         """A readable name that no other change has, such as output-scale2x3 or input-pad1x0c5."""
-        match self.kind, self.parameters:
-            case "geometric", (symmetry,):
-                return f"{self.side}-{_symmetry_name(symmetry).replace('.', '-')}"
-            case "padding", (rows, columns, color):
-                return f"{self.side}-pad{rows}x{columns}c{color}"
-            case "upscale", (down, across):
-                return f"{self.side}-scale{down}x{across}"
-            case _, (mirror, *_):
-                return f"{self.side}-mirror-{MIRRORS[mirror]}"
-        raise AssertionError(self)
+        a, b, color = (*self.parameters, 0, 0)[:3]
+        match self.kind:
+            case "geometric":
+                return f"{self.side}-{_symmetry_name(a).replace('.', '-')}"
+            case "padding":
+                return f"{self.side}-pad{a}x{b}c{color}"
+            case "upscale":
+                return f"{self.side}-scale{a}x{b}"
+            case "mirror":
+                return f"{self.side}-mirror-{MIRRORS[a]}"
 
     @classmethod
     def from_code(cls, code: Codes) -> "OneSided | None":
@@ -152,7 +152,7 @@ class Augmentation:
             raise ValueError(f"colours {self.colors} are no bijection: two colours would merge")
 
     def apply(self, grid: Grid, side: PairSide | None = None) -> Grid:
-        """Transform a grid, uint8 (h, w); `side` says whose it is, which matters if one side is changed alone."""
+        """Transform a grid; `side` says whose it is, which matters if one side is changed alone."""
         change = self._change(side)
         return np.asarray(self.colors, np.uint8)[turn(change.apply(grid) if change else grid, self.symmetry)]
 
@@ -174,14 +174,11 @@ class Augmentation:
         return self.one_sided if self.one_sided and self.one_sided.side == side else None
 
 
-def changed_shapes(
-    codes: Codes, side: PairSide, height: npt.NDArray[np.integer], width: npt.NDArray[np.integer]
-) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]:
+def changed_shapes(codes: Codes, side: PairSide, height: _Ints, width: _Ints) -> tuple[_Ints, _Ints]:
     """Return the shapes that grids of a side have after the changes: heights and widths, all (n,)."""
     is_on = codes[:, 0] == 1 + SIDES.index(side)
     is_kind = {kind: is_on & (codes[:, 1] == number) for number, kind in enumerate(KINDS)}
-    a, b = codes[:, 2].astype(np.int64), codes[:, 3].astype(np.int64)
-    height, width = height.astype(np.int64), width.astype(np.int64)
+    a, b, height, width = (column.astype(np.int64) for column in (codes[:, 2], codes[:, 3], height, width))
     turns = is_kind["geometric"] & swaps_sides(a)
     height, width = np.where(turns, width, height), np.where(turns, height, width)
     height = height + np.where(is_kind["padding"], 2 * a, 0)

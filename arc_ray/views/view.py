@@ -18,6 +18,9 @@ from arc_ray.views.augmentation import NUM_DRAWS, SAME_COLORS, Augmentation, Cod
 _SYMMETRY, _COLORS, _BACKGROUND, _PAIRS, _ORDER, _QUESTIONS, _ONE_SIDED, _NUM_SHOWN = range(8)
 _LAST = np.iinfo(np.uint64).max
 
+_Ints = npt.NDArray[np.integer]
+_Keys = npt.NDArray[np.uint64]
+
 
 @dataclass(frozen=True, eq=False)
 class Views:
@@ -45,11 +48,11 @@ class Views:
         """Return how many pairs each view shows: (n,)."""
         return (self.shown >= 0).sum(axis=1)
 
-    def nth(self) -> npt.NDArray[np.int64]:
+    def nth(self) -> _Ints:
         """Return the number of each view among those of its task, which must stand together: (n,)."""
         return np.arange(len(self)) - np.searchsorted(self.task, self.task)
 
-    def take(self, index: npt.NDArray[np.integer] | slice) -> "Views":
+    def take(self, index: _Ints | slice) -> "Views":
         """Return the views at these positions."""
         columns = (getattr(self, field.name) for field in fields(self))
         return Views(*(None if column is None else column[index] for column in columns))  # pyright: ignore
@@ -59,20 +62,13 @@ class Views:
         one_sided = None if self.one_sided is None else OneSided.from_code(self.one_sided[i])
         return Augmentation(int(self.symmetry[i]), tuple(self.colors[i].tolist()), one_sided)
 
-    def showing(self, most: npt.NDArray[np.integer]) -> "Views":
+    def showing(self, most: _Ints) -> "Views":
         """Return the same views with at most so many shown pairs each, the first ones: `most` is (n,)."""
         kept = np.arange(self.shown.shape[1]) < np.asarray(most)[:, None]
         return replace(self, shown=np.where(kept, self.shown, -1))
 
 
-def keys_of(
-    seed: int,
-    source: str,
-    table: TaskTable,
-    task: npt.NDArray[np.integer],
-    copy: npt.NDArray[np.integer],
-    epoch: npt.NDArray[np.integer] | int,
-) -> npt.NDArray[np.uint64]:
+def keys_of(seed: int, source: str, table: TaskTable, task: _Ints, copy: _Ints, epoch: _Ints | int) -> _Keys:
     """Return the keys of views: they depend on names, not on positions, so adding a task moves no other view.
 
     `task`, `copy` and `epoch` are (n,) or broadcast to it; the result is uint64 (n,).
@@ -80,14 +76,10 @@ def keys_of(
     return view_keys(seed, "view", (np.asarray(digest64(source), np.uint64), table.digests[task], copy, epoch))
 
 
-def draw_views(
-    config: ViewConfig, table: TaskTable, task: npt.NDArray[np.integer], key: npt.NDArray[np.uint64]
-) -> Views:
+def draw_views(config: ViewConfig, table: TaskTable, task: _Ints, key: _Keys) -> Views:
     """Draw the views that belong to keys, all at once: `task` is (n,) int, `key` (n,) uint64."""
     task = np.asarray(task, np.int32)
-    symmetry = (
-        below(counter_bits(key, _SYMMETRY, 1)[:, 0], NUM_SYMMETRIES) if config.symmetries else np.zeros(len(task))
-    )
+    symmetry = below(counter_bits(key, _SYMMETRY, 1)[:, 0], NUM_SYMMETRIES) if config.symmetries else 0
     colors = _draw_colors(config, key)
     shown, asked = _choose_pairs(config, table, task, key)
     # Fresh counting grids cost less than augmented ones, and their questions name colours and directions.
@@ -104,10 +96,8 @@ def draw_views(
 
 
 def plain_views(table: TaskTable, max_shown: int, symmetry: int = 0) -> Views:
-    """Return the views that evaluation answers: each test pair of each task, train pairs shown in their order.
-
-    Nothing is random but the question order of counting tasks, whose key is that of their id.
-    """
+    """Return the views that evaluation answers: each test pair of each task, train pairs shown in their order; nothing is
+    random but the question order of counting tasks, which follows from their ids."""
     counts = np.where(table.is_counting, 1, table.num_pairs - table.num_train)
     task = np.repeat(np.arange(len(table), dtype=np.int32), counts)
     nth = np.arange(len(task)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -139,7 +129,7 @@ def question_order(key: np.uint64, num_questions: int) -> npt.NDArray[np.int64]:
     return np.argsort(counter_bits(np.array([key]), _QUESTIONS, num_questions)[0], kind="stable")
 
 
-def _draw_colors(config: ViewConfig, key: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
+def _draw_colors(config: ViewConfig, key: _Keys) -> npt.NDArray[np.uint8]:
     if config.colors == "keep":
         return np.tile(np.array(SAME_COLORS, np.uint8), (len(key), 1))
     ranks = counter_bits(key, _COLORS, NUM_COLORS)
@@ -153,16 +143,12 @@ def _draw_one_sided(config: ViewConfig, table: TaskTable, views: Views) -> Codes
     pairs = np.concatenate([views.shown, views.asked[:, None]], axis=1)
     grids = np.where(pairs >= 0, 2 * pairs, 0)[:, :, None] + np.arange(2)
     is_there = (pairs >= 0)[:, :, None] & ~table.is_counting[views.task][:, None, None]
-    height, width = (
-        np.where(is_there, sides[grids], 0).max(axis=1).astype(np.int64) for sides in (table.height, table.width)
-    )
+    height, width = (np.where(is_there, sides[grids], 0).max(axis=1) for sides in (table.height, table.width))
     bits = counter_bits(views.key, _ONE_SIDED, NUM_DRAWS)
-    return draw_one_sided(bits, config.one_sided, config.one_sided_weights, height, width)
+    return draw_one_sided(bits, config.one_sided, config.one_sided_weights, height.astype(int), width.astype(int))
 
 
-def _choose_pairs(
-    config: ViewConfig, table: TaskTable, task: npt.NDArray[np.int32], key: npt.NDArray[np.uint64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _choose_pairs(config: ViewConfig, table: TaskTable, task: _Ints, key: _Keys) -> tuple[_Ints, _Ints]:
     """Choose the shown pairs and the asked one among those with a known output: (n, max_shown), -1 for none, and (n,)."""
     is_known = table.height[1::2] > 0
     known = np.flatnonzero(is_known)
@@ -186,13 +172,9 @@ def _choose_pairs(
     return np.where(is_shown, padded[np.minimum(offset[:, None] + np.where(is_shown, shown, 0), len(known))], -1), asked
 
 
-def _distinct(
-    bits: npt.NDArray[np.uint64], pool: npt.NDArray[np.integer], count: npt.NDArray[np.integer]
-) -> npt.NDArray[np.int64]:
-    """Choose `count[i]` distinct numbers below `pool[i]` in each row, uniformly, by Floyd's algorithm (CACM 30:9, 1987).
-
-    It needs as many draws as numbers, however large the pool; columns beyond `count` hold rubbish.
-    """
+def _distinct(bits: _Keys, pool: _Ints, count: _Ints) -> _Ints:
+    """Choose `count[i]` distinct numbers below `pool[i]` in each row, uniformly, by Floyd's algorithm (CACM 30:9, 1987): as
+    many draws as numbers, however large the pool. Columns beyond `count` hold rubbish."""
     chosen = np.full(bits.shape, -1, np.int64)
     for i in range(bits.shape[1]):
         last = pool - count + i
@@ -202,9 +184,7 @@ def _distinct(
     return chosen
 
 
-def _shuffled(
-    values: npt.NDArray[Any], bits: npt.NDArray[np.uint64], count: npt.NDArray[np.integer]
-) -> npt.NDArray[Any]:
+def _shuffled(values: npt.NDArray[Any], bits: _Keys, count: _Ints) -> npt.NDArray[Any]:
     """Shuffle the first `count[i]` columns of each row; the others stay behind them."""
     ranks = np.where(np.arange(bits.shape[1]) < count[:, None], bits >> np.uint64(1), _LAST)
     return np.take_along_axis(values, np.argsort(ranks, axis=1, kind="stable"), axis=1)
