@@ -18,9 +18,6 @@ from arc_ray.scores.records import FloatArray
 from arc_ray.seeding import digest64
 from arc_ray.tasks.task import puzzle_of
 
-Points = Sequence[float] | FloatArray
-"""One coordinate of a curve, (num_points,)."""
-
 WORTH_SHOWING = 0.05
 """Effect for which a larger study is planned where none is shown."""
 FEW_DIFFERING = 10
@@ -49,17 +46,6 @@ class Outcomes:
     seeds: tuple[int, ...]
     arms: Mapping[str, Mapping[str, FloatArray]]
     """Arm -> setting -> outcomes and ties, (2, num_seeds, num_tasks)."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One arm against the baseline, each at its own best setting."""
-
-    arm: str
-    baseline: str
-    arm_setting: str
-    baseline_setting: str
-    effect: Effect
 
 
 def gather(runs: Iterable[Run]) -> Outcomes:
@@ -132,24 +118,23 @@ def choose_setting(outcomes: Outcomes, arm: str, tasks: npt.NDArray[np.bool_]) -
     return max(outcomes.arms[arm], key=merit)
 
 
-def compare(outcomes: Outcomes, baseline: str, confidence: float = 0.95, seed: int = 0) -> list[Comparison]:
-    """Compare every other arm with the baseline, each at its own best setting; `seed` draws the halves.
+def compare(
+    outcomes: Outcomes, baseline: str, confidence: float = 0.95, seed: int = 0
+) -> tuple[dict[str, str], dict[str, Effect]]:
+    """Return every arm's best setting, the baseline's first, and each other arm's effect over the baseline.
 
-    Each interval holds by itself: of twenty arms without any effect, one is expected to seem to have one.
-    Raises UserError if no run of the baseline has finished.
+    `seed` draws the half of the tasks that chooses; the other half measures. Each interval holds by itself: of twenty
+    arms without any effect, one is expected to seem to have one. Raises UserError if no run of the baseline has finished.
     """
     if baseline not in outcomes.arms:
         raise UserError(f"arm {baseline}: no run has finished, and it is the baseline; finish or resume the study")
     choosing = choosing_half(outcomes.task_ids, seed)
     measured = [task_id for task_id, chooses in zip(outcomes.task_ids, choosing, strict=True) if not chooses]
-    best = {arm: choose_setting(outcomes, arm, choosing) for arm in outcomes.arms}
-    at_best = {arm: outcomes.arms[arm][setting][0][:, ~choosing] for arm, setting in best.items()}
-    others = [arm for arm in outcomes.arms if arm != baseline]
-    effects = [paired_effect(at_best[arm], at_best[baseline], measured, confidence) for arm in others]
-    return [
-        Comparison(arm, baseline, best[arm], best[baseline], effect)
-        for arm, effect in zip(others, effects, strict=True)
-    ]
+    arms = dict.fromkeys([baseline, *outcomes.arms])
+    best = {arm: choose_setting(outcomes, arm, choosing) for arm in arms}
+    base, *others = (outcomes.arms[arm][setting][0][:, ~choosing] for arm, setting in best.items())
+    effects = (paired_effect(other, base, measured, confidence) for other in others)
+    return best, dict(zip(list(arms)[1:], effects, strict=True))
 
 
 @dataclass(frozen=True)
@@ -199,17 +184,18 @@ def _needed_words(effect: Effect) -> str:
     return f"{points} takes about {' or '.join(ways)}"
 
 
-def steps_to_loss(steps: Points, losses: Points, level: float) -> float | None:
+def steps_to_loss(steps: Sequence[float], losses: Sequence[float], level: float) -> float | None:
     """Return the step at which a curve first comes down to a level, linear between its points; None if it never does."""
-    steps, losses = np.asarray(steps, dtype=np.float64), np.asarray(losses, dtype=np.float64)
-    reached = np.flatnonzero(losses <= level)[:1]
-    if not len(reached):
+    reached = next((i for i, loss in enumerate(losses) if loss <= level), None)
+    if reached is None:
         return None
-    around = slice(max(int(reached[0]) - 1, 0), int(reached[0]) + 1)
-    return float(np.interp(-level, -losses[around], steps[around]))
+    around = slice(max(reached - 1, 0), reached + 1)
+    return float(np.interp(-level, np.negative(losses[around]), steps[around]))
 
 
-def at_equal_tokens(curves: Mapping[str, tuple[Points, Points]]) -> tuple[float, dict[str, float | None]]:
+def at_equal_tokens(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+) -> tuple[float, dict[str, float | None]]:
     """Read every trial's curve, (tokens seen, value), at the most tokens that all have seen; return these and the values.
 
     Settings with more epochs have seen more data at their end, which is no merit of theirs. A trial whose curve begins

@@ -10,16 +10,8 @@ import numpy as np
 from arc_ray.config import Config, value_name
 from arc_ray.errors import UserError
 from arc_ray.runs.folder import read_metrics
-from arc_ray.scores.analysis import (
-    Comparison,
-    Run,
-    at_equal_tokens,
-    choosing_half,
-    compare,
-    finding,
-    gather,
-    steps_to_loss,
-)
+from arc_ray.scores.analysis import Run, at_equal_tokens, choosing_half, compare, finding, gather, steps_to_loss
+from arc_ray.scores.intervals import Effect
 from arc_ray.storage import Folder
 from arc_ray.tune.space import Point, trial_folder
 from arc_ray.tune.trials import Trial, candidates, read_outcomes
@@ -88,15 +80,19 @@ def analyse(config: Config, trials: Sequence[Trial]) -> dict[str, Any]:
     measured = [_measured(config, t) for t in trials if t.status == "done" and t.point["seed"] in study.seeds]
     baseline = value_name(study.arms[0])
     outcomes = {name: gather(_run(one, name) for one in measured) for name in dict.fromkeys([metric, TIE])}
-    comparisons = {name: compare(found, baseline, study.confidence, config.seed) for name, found in outcomes.items()}
+    compared = {name: compare(found, baseline, study.confidence, config.seed) for name, found in outcomes.items()}
     return {
         "question": config.question,
         "compare": study.compare,
         "baseline": baseline,
         "metric": metric,
         "confidence": study.confidence,
-        "arms": _arms(outcomes[metric], comparisons[metric], config),
-        "effects": [_effect(name, comparison, config) for name, of in comparisons.items() for comparison in of],
+        "arms": _arms(outcomes[metric], compared[metric][0], config),
+        "effects": [
+            _effect(config, name, arm, effect, settings)
+            for name, (settings, effects) in compared.items()
+            for arm, effect in effects.items()
+        ],
         **_curves([one for one in measured if one.validations], metric),
     }
 
@@ -150,24 +146,22 @@ def answer(analysis: Mapping[str, Any]) -> str:
     return " ".join(effect["sentence"] for effect in main)
 
 
-def _effect(metric: str, comparison: Comparison, config: Config) -> dict[str, Any]:
-    effect = comparison.effect
-    found = finding(effect, _spoken(comparison.arm, config), _spoken(comparison.baseline, config))
+def _effect(config: Config, metric: str, arm: str, effect: Effect, settings: Mapping[str, str]) -> dict[str, Any]:
+    baseline = value_name(config.study.arms[0])
+    found = finding(effect, _spoken(arm, config), _spoken(baseline, config))
     return {
-        "arm": comparison.arm,
+        "arm": arm,
         "metric": metric,
         **{key: getattr(effect, key) for key in (*EFFECT_KEYS, "num_units", "unit")},
         "sentence": f"{metric.removeprefix('eval/').replace('_', ' ')}, {found.sentence}",
         "needed": found.needed,
         "warnings": list(found.warnings),
-        "setting": json.loads(comparison.arm_setting),
-        "baseline_setting": json.loads(comparison.baseline_setting),
+        "setting": json.loads(settings[arm]),
+        "baseline_setting": json.loads(settings[baseline]),
     }
 
 
-def _arms(outcomes: Any, comparisons: Sequence[Comparison], config: Config) -> list[dict[str, Any]]:
-    settings = {comparisons[0].baseline: comparisons[0].baseline_setting}
-    settings |= {comparison.arm: comparison.arm_setting for comparison in comparisons}
+def _arms(outcomes: Any, settings: Mapping[str, str], config: Config) -> list[dict[str, Any]]:
     chooses = choosing_half(outcomes.task_ids, config.seed)
     return [
         {

@@ -116,8 +116,7 @@ def test_effects_and_plans_stay_what_they_were():
     runs = [
         run for name, rows in (("count", arm), ("base", baseline)) for run in runs_of(name, "a", rows[:, :40].tolist())
     ]
-    (comparison,) = compare(gather(runs), "base", seed=1)
-    effect = comparison.effect
+    effect = compare(gather(runs), "base", seed=1)[1]["count"]
     assert (effect.value, effect.low, effect.high) == pytest.approx((0.3, -0.1883, 0.7338), abs=5e-5)
 
 
@@ -289,10 +288,11 @@ def test_the_setting_is_chosen_on_its_half_and_measured_on_the_other():
     lucky, steady = choosing.astype(float), np.full(40, 0.5)
     runs = runs_of("count", "lucky", [list(lucky)] * 3) + runs_of("count", "steady", [list(steady)] * 3)
     outcomes = gather(runs + runs_of("base", "only", [list(steady)] * 3))
-    (comparison,) = compare(outcomes, "base")
-    assert (comparison.arm_setting, comparison.baseline_setting) == ("lucky", "only")
-    assert comparison.effect.value == -0.5
-    assert comparison.effect.num_tasks == 20
+    best, effects = compare(outcomes, "base")
+    assert list(best.items()) == [("base", "only"), ("count", "lucky")]
+    assert effects.keys() == {"count"}
+    assert effects["count"].value == -0.5
+    assert effects["count"].num_tasks == 20
 
 
 def test_ties_are_decided_by_the_second_metric_then_by_order():
