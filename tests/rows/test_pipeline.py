@@ -5,8 +5,9 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
-from test_rows import maker
+from test_rows import maker, same
 
+from arc_ray.rows.maker import Batch
 from arc_ray.rows.stream import stream_rows
 
 GUARD_SECONDS = 3
@@ -36,6 +37,28 @@ def test_a_training_that_pauses_is_not_killed_by_rays_guard(ray_session: None) -
             _consume_slowly(plain.iter_batches(batch_size=100))
     finally:
         context.execution_no_progress_timeout_s = before
+
+
+@pytest.mark.slow
+def test_less_than_a_block_is_made_in_place_to_the_same_bytes(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a short training that starts four processes for a tenth of a second of work, or gets other rows without."""
+    import ray
+    import ray.data
+
+    shared, numbers = ray.put(maker()), np.array([3, 0, 6, 2, 5, 10_000, 1])
+
+    def made() -> list[Batch]:
+        return list(stream_rows(shared, numbers, rows_per_batch=3, row_tokens=256, data_cpus=0.25))
+
+    monkeypatch.setattr("arc_ray.rows.stream.BLOCK_TOKENS", 512)
+    streamed = made()
+    monkeypatch.undo()
+    monkeypatch.setattr(ray.data, "from_items", None)
+    here = made()
+    assert [len(batch["input_ids"]) for batch in here] == [3, 3, 1]
+    assert all(same(*pair) for pair in zip(streamed, here, strict=True))
 
 
 def _widen(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
