@@ -58,6 +58,7 @@ HOMES = {
         "evaluate/pool",
         "datasets/generate",
         "rows/stream",
+        "train/alone",
         "train/run",
         "train/worker",
         "tune/",

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import ray
 
-from arc_ray.cluster.roles import data_selector
+from arc_ray.cluster.roles import data_selector, live_room
 from arc_ray.rows.maker import Batch, RowMaker
 
 BLOCK_TOKENS = 2**21
@@ -72,8 +72,11 @@ def settle_data_scheduling() -> None:
     """Let the actor that shares resources out to Ray Data live on this node, the driver's.
 
     It stays for good where it is first asked for. That would be a training worker's node, and after that node's death
-    every stream of rows, and an elastic run's count of machines, would wait for an answer for ever.
+    every stream of rows, and an elastic run's count of machines, would wait for an answer for ever. One machine has no
+    other node.
     """
+    if live_room().is_one_machine:
+        return
     from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
 
     get_or_create_autoscaling_coordinator()

@@ -34,7 +34,8 @@ class Needs:
 
     def __init__(self, config: Config, command: Command, read: dict[str, list[Task]] | None = None) -> None:
         """Find the variants and the runs that they refer to; `read` are tasks that are known. Raises UserError."""
-        self.config, self.command = config, command
+        self.config = config
+        self.command: Command = command
         self.storage = Folder.at(config.storage)
         self._read = {} if read is None else read
         self.points: list[Point] = []

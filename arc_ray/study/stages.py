@@ -5,7 +5,7 @@ Data and starting checkpoints are made by `ensure`, whichever command needs them
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arc_ray.config import Config, value_name, with_overrides
 from arc_ray.datasets.generate import ensure_datasets
@@ -23,9 +23,11 @@ from arc_ray.study.comparing import EFFECT_KEYS, analyse, answer, finalists, spl
 from arc_ray.study.evaluating import evaluate_arms, shares
 from arc_ray.study.needs import Needs
 from arc_ray.train.run import run_training
-from arc_ray.tune.search import Search
 from arc_ray.tune.space import num_trials
 from arc_ray.tune.trials import Trial, candidates, rank, write_search
+
+if TYPE_CHECKING:
+    from arc_ray.tune.search import Search
 
 NUM_STAGES = 5
 LOOK_SECONDS = 1.0
@@ -166,13 +168,18 @@ def search_and_measure(needs: Needs, progress: Progress) -> list[Trial]:
     return search.ended
 
 
-def make_search(needs: Needs, progress: Progress) -> Search:
-    """Make the search of a command, which writes and shows the table of its trials."""
-    config, in_study = needs.config, needs.command == "study"
+def make_search(needs: Needs, progress: Progress) -> "Search":
+    """Make the search of a command, which writes and shows the table of its trials whenever that is another one."""
+    from arc_ray.tune.search import Search  # Ray Tune takes a second of a core, and a training does without
+
+    config, in_study, shown = needs.config, needs.command == "study", None
 
     def show(found: list[Trial]) -> None:
-        write_search(run_folder(config), config, found, in_study)
-        progress.table(*trial_table(found))
+        nonlocal shown
+        if shown != (table := trial_table(found)):
+            write_search(run_folder(config), config, found, in_study)
+            progress.table(*table)
+            shown = table
 
     return Search(config, show, in_study)
 

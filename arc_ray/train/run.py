@@ -1,25 +1,18 @@
 """`run_training`: a config becomes a finished run folder. Called by `arc-ray train`, and once per trial by Tune."""
 
-import gc
-import os
-import sys
 import time
-import traceback
 import uuid
 import warnings
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ray
 import ray.train
-import torch
-import torch.distributed
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
-from arc_ray.cluster.roles import hidden_gpus, least_gpu_memory
+from arc_ray.cluster.roles import hidden_gpus, least_gpu_memory, live_room
 from arc_ray.config import Config, with_overrides
 from arc_ray.config.training import ScalingConfig
 from arc_ray.errors import UserError, mistake_in, unwrapped
@@ -31,16 +24,10 @@ from arc_ray.rows.prepare import Prepared, keep, prepare
 from arc_ray.rows.stream import settle_data_scheduling
 from arc_ray.runs.folder import as_made, checkpoint_steps, claim, finish, is_finished, read_metrics, run_folder
 from arc_ray.storage import Folder
-from arc_ray.train.engine import check_deepspeed, import_deepspeed
-from arc_ray.train.record import forget_peak_memory
+from arc_ray.train.alone import OneWorker
+from arc_ray.train.engine import check_deepspeed
 from arc_ray.train.trackers import check_tracker, tracker_environment
-from arc_ray.train.worker import Job, Seat, is_node_ending, train_on_worker
-
-ENVIRONMENT = {
-    **{"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"},
-    **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"},  # nobody connects: the group's store is in this process
-}
-"""Where DeepSpeed and accelerate look for a process group."""
+from arc_ray.train.worker import Job, Seat, train_on_worker
 
 
 def check_training(config: Config, trains: bool = True) -> None:
@@ -82,44 +69,23 @@ def train_in_group(job: Job, callbacks: Sequence[ray.train.UserCallback] = ()) -
     make_trainer(job, callbacks).fit()
 
 
-def train_alone(job: Job, report: Callable[[dict[str, Any]], None] = lambda record: None) -> None:
-    """Run the only worker of a training in this process; raises what goes wrong, and leaves nothing of the run behind."""
-    with process_group_of_one(job.config.scaling.on_gpu):
-        train_on_worker(job, Seat(0, 1, 1, report, is_node_ending))
+def is_alone(config: Config) -> bool:
+    """Tell whether a run has one worker, which needs no group."""
+    return config.scaling.workers == (1, 1)
 
 
-@contextmanager
-def process_group_of_one(on_gpu: bool) -> Iterator[None]:
-    """Make a process group of this process alone; at the end the process is as it was, its memory free."""
-    deepspeed, environment = import_deepspeed(), dict(os.environ)
-    forget_peak_memory()
-    os.environ.update(ENVIRONMENT)
-    backend, store = "nccl" if on_gpu else "gloo", torch.distributed.HashStore()
-    torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
-    deepspeed.init_distributed()
-    try:
-        yield
-    except BaseException as error:
-        traceback.clear_frames(error.__traceback__)  # they hold the model
-        raise
-    finally:
-        deepspeed.comm.destroy_process_group()
-        deepspeed.comm.comm.cdb = None
-        if "torch._dynamo" in sys.modules:
-            torch._dynamo.reset()  # compiled code is kept by its place in the source, for few models only
-        for name in os.environ.keys() - environment.keys():
-            del os.environ[name]
-        os.environ.update(environment)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+def start_worker(config: Config) -> Callable[[Job], None]:
+    """Start the only worker of a run on one machine, before its rows are there; return what has a run's job done."""
+    if is_alone(config) and live_room().is_one_machine:
+        return OneWorker(worker_resources(config.scaling), worker_environment(config))
+    return train_in_group
 
 
 def run_training(
     config: Config,
     command: str = "train",
     share: Callable[[Config, Folder], SharedRows] = share_rows,
-    train: Callable[[Job], None] = train_in_group,
+    train: Callable[[Job], None] | None = None,
 ) -> dict[str, Any]:
     """Train, or go on with a training that was cut off, or return the result of a finished one.
 
@@ -134,6 +100,7 @@ def run_training(
         return folder.read_json("result.json")
     # What was spent before an interruption counts, also what was lost after the last checkpoint.
     begun = time.time() - max((record.get("seconds", 0.0) for record in read_metrics(folder)), default=0.0)
+    train = train or start_worker(config)
     settle_data_scheduling()
     rows = share(config, folder)
     job = Job(config, begun, rows.maker, rows.validation)

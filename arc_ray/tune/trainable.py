@@ -15,13 +15,20 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from arc_ray.cluster.roles import TRIAL_CPUS
 from arc_ray.config import Config
-from arc_ray.config.training import ScalingConfig
 from arc_ray.rows.plan import Plan
 from arc_ray.rows.prepare import keep, plan_key, prepare
 from arc_ray.runs.folder import checkpoint_steps, is_finished, read_metrics, run_folder
 from arc_ray.runs.machine import usable_cores
 from arc_ray.storage import Folder
-from arc_ray.train.run import SharedRows, in_store, run_training, train_alone, train_in_group, worker_resources
+from arc_ray.train.alone import train_alone
+from arc_ray.train.run import (
+    SharedRows,
+    in_store,
+    is_alone,
+    run_training,
+    train_in_group,
+    worker_resources,
+)
 from arc_ray.train.worker import Job
 from arc_ray.tune.space import Point, trial_config
 from arc_ray.tune.stopping import SCORE, TIME
@@ -52,13 +59,8 @@ class Preparer:
 
 def trial_resources(parameters: dict[str, Any]) -> PlacementGroupFactory:
     """Return what a trial's own process takes: a worker's resources where it is the worker, next to nothing otherwise."""
-    scaling = trial_config(parameters["config"], parameters["point"]).scaling
-    return PlacementGroupFactory([worker_resources(scaling) if is_alone(scaling) else {"CPU": TRIAL_CPUS}])
-
-
-def is_alone(scaling: ScalingConfig) -> bool:
-    """Tell whether a trial has one worker, which is then its own process: the next trial finds it started."""
-    return scaling.workers == (1, 1)
+    config = trial_config(parameters["config"], parameters["point"])
+    return PlacementGroupFactory([worker_resources(config.scaling) if is_alone(config) else {"CPU": TRIAL_CPUS}])
 
 
 def train_trial(parameters: dict[str, Any], preparer: Any, environment: Mapping[str, str]) -> None:
@@ -87,8 +89,8 @@ def train_trial(parameters: dict[str, Any], preparer: Any, environment: Mapping[
 
 
 def _train(job: Job, report: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Do a trial's job here or in a group of workers, passing each validation on to Tune."""
-    if is_alone(job.config.scaling):
+    """Do a trial's job, passing each validation on to Tune: here, where the next trial finds all started, or in a group."""
+    if is_alone(job.config):
         train_alone(job, lambda record: ray.tune.report(report(record)))
     else:
         train_in_group(job, [_Report(report)])

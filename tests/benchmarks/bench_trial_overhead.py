@@ -67,7 +67,7 @@ def phases_of(trial: Path, ended: float) -> tuple[dict[str, float], float]:
 
 def train_in_group(parameters: dict[str, Any], **given: Any) -> None:
     """Run one trial with its worker in a group of Ray Train's."""
-    trainable.is_alone = lambda scaling: False
+    trainable.is_alone = lambda config: False
     trainable.train_trial(parameters, **given)
 
 

@@ -180,7 +180,7 @@ def test_a_machine_with_gpus_is_used_and_left_alone_as_asked(tmp_path: Path) -> 
         while not found and running.poll() is None and time.monotonic() < end:
             for process in psutil.Process(running.pid).children(recursive=True):
                 with suppress(psutil.Error):  # it may end meanwhile
-                    if any("RayTrainWorker" in word for word in process.cmdline()):
+                    if any("TrainWorker" in word for word in process.cmdline()):
                         found = process.environ()
             time.sleep(0.2)
     finally:

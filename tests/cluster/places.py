@@ -110,7 +110,7 @@ def checkpoints(folder: Path) -> list[int]:
 
 def hosts_at_work(lab: Lab, numbers: Sequence[int]) -> list[int]:
     """List the hosts on which a training worker runs (Ray names a process by what it does)."""
-    return [n for n in numbers if any("RayTrainWorker" in command for command in lab.ray_processes(n))]
+    return [n for n in numbers if any("TrainWorker" in command for command in lab.ray_processes(n))]
 
 
 def address(number: int) -> str:

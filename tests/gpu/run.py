@@ -193,7 +193,7 @@ def kill_workers_of(parent: int) -> int:
         try:
             status = (place / "stat").read_text()
             parents[int(place.name)] = int(status.rpartition(")")[2].split()[1])
-            if "RayTrainWorker" in (place / "cmdline").read_text():
+            if "TrainWorker" in (place / "cmdline").read_text():
                 found.append(int(place.name))
         except (FileNotFoundError, ProcessLookupError):
             continue

@@ -1,5 +1,6 @@
 """From trial folders to the analysis: what is measured, what is said beside it, and in which words."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from arc_ray.cli.console import Terminal
 from arc_ray.config import Config, config_from, load_config
 from arc_ray.errors import UserError
 from arc_ray.report import load, write_report
@@ -17,6 +19,8 @@ from arc_ray.scores.analysis import choosing_half
 from arc_ray.seeding import rng_for
 from arc_ray.storage import Folder
 from arc_ray.study.comparing import analyse, answer, finalists, search_points
+from arc_ray.study.needs import Needs
+from arc_ray.study.stages import make_search
 from arc_ray.tune.space import Point, as_word, points, trial_folder
 from arc_ray.tune.stopping import SCORE
 from arc_ray.tune.trainable import scored
@@ -254,3 +258,17 @@ def test_arms_of_one_name_are_refused():
     """Would catch 1 and "1" as two arms that no table tells apart."""
     with pytest.raises(UserError, match="at least two different values"):
         config_from({"study": {"compare": "train.epochs", "arms": [1, "1"]}}, {})
+
+
+def test_the_table_of_trials_is_written_only_when_it_is_another_one(tmp_path: Path):
+    """Catches a search that writes and syncs its tables every three seconds of hours, and one that forgets a new state."""
+    config = study(tmp_path)
+    show = make_search(Needs(config, "study"), Terminal()).show
+    trial = write_trial(config, search_points(config, points(config))[0], 0.5, "running")
+    table = run_folder(config).local_path() / "trials.csv"
+    show([trial])
+    table.write_text("not written again")
+    show([trial])
+    assert table.read_text() == "not written again"
+    show([dataclasses.replace(trial, status="done")])
+    assert "done" in table.read_text()

@@ -14,9 +14,10 @@ from builders import tiny_model, tiny_tokenizer
 
 from arc_ray.config import Config, config_from
 from arc_ray.runs.folder import read_metrics, run_folder
+from arc_ray.train.alone import train_alone
 from arc_ray.train.engine import import_deepspeed
 from arc_ray.train.loop import NonFiniteLossError
-from arc_ray.train.run import run_training, train_alone
+from arc_ray.train.run import run_training
 
 pytestmark = pytest.mark.slow
 

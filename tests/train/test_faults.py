@@ -68,7 +68,7 @@ def assert_bit_equal(folder: Path, name: str) -> None:
 def workers_of(parent: int) -> list[psutil.Process]:
     """The training workers among the processes that a driver, or a raylet, has started."""
     found = psutil.Process(parent).children(recursive=True)
-    return [process for process in found if "RayTrainWorker" in _title(process)]
+    return [process for process in found if "TrainWorker" in _title(process)]
 
 
 def _title(process: psutil.Process) -> str:
