@@ -54,6 +54,11 @@ class Block(NamedTuple):
     stop: int
 
     @property
+    def size(self) -> int:
+        """Number of its examples."""
+        return self.stop - self.start
+
+    @property
     def name(self) -> str:
         """Name of its file; sorted names are in the order of examples."""
         return f"part-{self.task_id}-{self.start:07d}-{self.stop:07d}.parquet"
@@ -130,8 +135,8 @@ def usable_rows(stats: pa.Table) -> npt.NDArray[np.int64]:
     """Return the rows that count, ascending: accepted, and no earlier one of the task has the same input or is the same
     pair up to symmetry and colours, which augmentation would turn into it.
 
-    `stats` must hold a task's examples from index 0 on. Whether a row counts depends on earlier rows alone: it does not
-    change when the dataset grows, and not with the order in which blocks were made.
+    `stats` holds a task's examples from index 0 on. Whether a row counts depends on earlier rows alone, never on how
+    far the dataset has grown or in which order its blocks were made.
     """
     accepted = np.flatnonzero(stats["outcome"].to_numpy() == "accepted")
     firsts = (np.unique(stats[name].to_numpy()[accepted], return_index=True)[1] for name in TOLD_APART_BY)
@@ -183,12 +188,15 @@ _Columns = tuple[dict[str, Any], dict[str, pa.Array]]
 
 
 def _pair_columns(pairs: Sequence[Pair | None]) -> _Columns:
-    grids = {side: [pair and getattr(pair, side) for pair in pairs] for side in ("input", "output")}
+    inputs, outputs = ([getattr(pair, side) if pair else None for pair in pairs] for side in ("input", "output"))
     rated = iter(pso_difficulties([pair for pair in pairs if pair]).tolist())
-    stats: dict[str, Any] = {f"{side}_digest": [_digest([grid]) for grid in grids[side]] for side in grids}
-    stats["pair_digest"] = [_short(canonical_pair(pair)) if pair else None for pair in pairs]
-    stats["pso_difficulty"] = [next(rated) if pair else None for pair in pairs]
-    return stats, {side: _grid_column(grids[side]) for side in grids}
+    stats = {
+        "pso_difficulty": [next(rated) if pair else None for pair in pairs],
+        "input_digest": [None if grid is None else _digest([grid]) for grid in inputs],
+        "output_digest": [None if grid is None else _digest([grid]) for grid in outputs],
+        "pair_digest": [_short(canonical_pair(pair)) if pair else None for pair in pairs],
+    }
+    return stats, {"input": _grid_column(inputs), "output": _grid_column(outputs)}
 
 
 def _counting_columns(tasks: Sequence[Task]) -> _Columns:
@@ -200,14 +208,10 @@ def _counting_columns(tasks: Sequence[Task]) -> _Columns:
     return {"input_digest": digests, "pair_digest": digests}, content
 
 
-def _digest(grids: Sequence[Grid | None], text: str = "") -> int | None:
+def _digest(grids: Sequence[Grid], text: str = "") -> int:
     """Digest shapes, cells and a text to 64 bits; two of a task's 10^5 examples collide with probability 10^-10."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8)
-    for grid in grids:
-        if grid is None:
-            return None
-        digest.update(bytes(grid.shape) + grid.tobytes())
-    return _short(digest.digest())
+    content = b"".join(bytes(grid.shape) + grid.tobytes() for grid in grids)
+    return _short(hashlib.blake2b(text.encode() + content, digest_size=8).digest())
 
 
 def _short(digest: bytes) -> int:

@@ -32,11 +32,8 @@ def export_datasets(storage: Folder, manifests: Mapping[str, Mapping[str, Any]],
 
 
 def export_arc_json(dataset: Folder, manifest: Mapping[str, Any], target: Folder) -> int:
-    """Write a dataset as ARC JSON, one task a file; return the number of files.
-
-    Examples are cut into tasks of SHOWN train pairs and one test pair, `<id>-<k>.json`; counting tasks are written as
-    they are, with their questions.
-    """
+    """Write a dataset as ARC JSON, one task a file; return the number of files. Examples are cut into tasks of SHOWN train
+    pairs and one test pair, `<id>-<k>.json`; counting tasks are written as they are, with their questions."""
     count, fewest = 0, 1 if manifest["kind"] == "counting" else SHOWN + 1
     for task_id, blocks in blocks_by_task(manifest, dataset.names()).items():
         rows = usable_rows(read_stats(dataset, blocks))
@@ -47,11 +44,8 @@ def export_arc_json(dataset: Folder, manifest: Mapping[str, Any], target: Folder
 
 
 def export_rearc(dataset: Folder, manifest: Mapping[str, Any], target: Folder) -> int:
-    """Write a dataset in RE-ARC's layout, `tasks/<id>.json` and `metadata.json`; return the number of tasks.
-
-    Counts are cumulative as there: grids generated, of them verified, of them not degenerate. `runtime` is in seconds
-    of one core.
-    """
+    """Write a dataset in RE-ARC's layout, `tasks/<id>.json` and `metadata.json`; return the number of tasks. Counts are
+    cumulative: grids generated, of them verified, of them not degenerate. `runtime` is in seconds of one core."""
     metadata = {}
     for task_id, blocks in blocks_by_task(manifest, dataset.names()).items():
         stats = read_stats(dataset, blocks)

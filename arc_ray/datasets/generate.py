@@ -56,10 +56,7 @@ class Missing(NamedTuple):
 
 
 def ensure_datasets(
-    sources: Mapping[str, AnySource],
-    storage: Folder,
-    progress: Progress | None = None,
-    num_workers: int | None = None,
+    sources: Mapping[str, AnySource], storage: Folder, progress: Progress | None = None, num_workers: int | None = None
 ) -> dict[str, dict[str, Any]]:
     """Make what is missing of every dataset that these sources need; return dataset -> manifest.
 
@@ -87,7 +84,7 @@ def _ensure_dataset(
     claim_dataset(folder, source)
     done, total, tallies = 0, estimate(request, storage).examples, empty_tallies(source, wanted)
     while missing := _missing_blocks(folder, tallies, wanted):
-        total = max(total, done + sum(block.stop - block.start for block in missing))
+        total = max(total, done + sum(block.size for block in missing))
         for num_examples in _write_blocks(source, folder, missing, num_workers):
             done += num_examples
             if progress:
@@ -105,8 +102,8 @@ def estimate(request: Request, storage: Folder) -> Missing:
     tallies = empty_tallies(request.source, wanted)
     missing = [(t, b) for t in tallies for b in t.blocks_to(wanted[t.task_id]) if b.name not in names]
     return Missing(
-        examples=sum(b.stop - b.start for _, b in missing),
-        core_seconds=sum(t.seconds_each * (b.stop - b.start) for t, b in missing),
+        examples=sum(b.size for _, b in missing),
+        core_seconds=sum(t.seconds_each * b.size for t, b in missing),
         wanted=sum(max(0, min(b.stop, wanted[t.task_id]) - b.start) for t, b in missing),
     )
 
@@ -120,13 +117,13 @@ def bundle_limits(num_workers: int) -> tuple[float, float]:
 def bundles_of(blocks: Sequence[Block], seconds: Mapping[str, float], num_workers: int) -> list[list[Block]]:
     """Order blocks by estimated cost, longest first, and bundle them; `seconds` is the cost of an example of each task.
 
-    A bundle is one task of Ray's. It takes a fixed share of the work that is left, so bundles shrink towards the end and
-    workers end together, yet each gets only a few (Polychronopoulos and Kuck, "Guided self-scheduling", 1987). Blocks of
-    the same cost come in turns from all tasks: a task that takes longer than estimated is spread over many bundles.
+    A bundle is one task of Ray's. It takes a fixed share of the work that is left: workers end together, yet each gets only
+    a few (Polychronopoulos and Kuck, "Guided self-scheduling", 1987). Blocks of the same cost come in turns from all
+    tasks: a task that takes longer than estimated is spread over many bundles.
     """
 
     def cost(block: Block) -> float:
-        return seconds[block.task_id] * (block.stop - block.start)
+        return seconds[block.task_id] * block.size
 
     bundles: list[list[Block]] = []
     shortest, longest = bundle_limits(num_workers)
@@ -186,10 +183,12 @@ def _write_blocks(
 
 
 def _write_bundle(batch: pa.Table, source: GeneratedSource, folder: Folder, news_seconds: float) -> Iterator[pa.Table]:
-    """Make the blocks of a bundle, telling now and then how many examples are there.
+    """Make the blocks of a bundle, telling now and then how many examples are there. A user's mistake travels as a value,
+    because Ray would wrap an exception."""
 
-    A user's mistake travels as a value, because Ray would wrap an exception.
-    """
+    def news(examples: int, mistake: str = "") -> pa.Table:
+        return pa.table({"examples": [examples], "mistake": [mistake]})
+
     [bundle] = batch["bundle"].to_pylist()
     made, told = 0, time.monotonic()
     for block in (Block(**row) for row in bundle):
@@ -197,13 +196,9 @@ def _write_bundle(batch: pa.Table, source: GeneratedSource, folder: Folder, news
             with unwrapped():
                 write_block(source, block, folder)
         except UserError as error:
-            yield _news(0, str(error))
-        made += block.stop - block.start
+            yield news(0, str(error))
+        made += block.size
         if time.monotonic() - told > news_seconds:
-            yield _news(made)
+            yield news(made)
             made, told = 0, time.monotonic()
-    yield _news(made)
-
-
-def _news(examples: int, mistake: str = "") -> pa.Table:
-    return pa.table({"examples": [examples], "mistake": [mistake]})
+    yield news(made)

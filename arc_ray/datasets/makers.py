@@ -118,10 +118,8 @@ def identity_of(source: GeneratedSource) -> dict[str, Any]:
 
 
 def claim_dataset(folder: Folder, source: GeneratedSource) -> None:
-    """Write dataset.json into a new folder, or check that this source made the folder.
-
-    Raises UserError naming the differing keys, also for other generators: examples of two makings are not mixed.
-    """
+    """Write dataset.json into a new folder, or check that this source made the folder, also with these versions of
+    generators: examples of two makings are not mixed. Raises UserError naming the differing keys."""
     folder.clear_leftovers()
     record = identity_of(source) | {"made_with": {"layout": LAYOUT, **maker_of(source).made_with()}}
     found = folder.read_json("dataset.json")

@@ -29,11 +29,9 @@ PATIENCE = 4
 
 
 def blocks_from(task_id: str, start: int, seconds_each: float) -> Iterator[Block]:
-    """Yield a task's blocks from the boundary `start` on, without end.
-
-    Sizes are 1, 2 or 5 times a power of ten and divide their start, so 100 and 1000 are boundaries of every task. Later
-    blocks are at most half as long as all before them, so rounding up costs little.
-    """
+    """Yield a task's blocks from the boundary `start` on, without end. Sizes are 1, 2 or 5 times a power of ten and divide
+    their start, so 100 and 1000 are boundaries of every task; later blocks are at most half as long as all before them, so
+    rounding up costs little."""
     first = min(FIRST_EXAMPLES, FIRST_SECONDS / seconds_each)
     while True:
         limit = min(max(first, start // 2), BLOCK_SECONDS / seconds_each)
@@ -47,8 +45,7 @@ class Tally:
     """The blocks of one task from index 0 on that are there, by their statistics."""
 
     def __init__(self, task_id: str, seconds_each: float, probe: bool) -> None:
-        """`seconds_each` is the estimated cost of an example; with `probe`, since the task may yield nothing, a few
-        examples are tried first."""
+        """`seconds_each` is what an example may cost; with `probe` a few are tried first, since there may be none."""
         self.task_id, self.seconds_each, self.probe = task_id, seconds_each, probe
         self.stats = STATS.empty_table()
         self.usable = usable_rows(self.stats)

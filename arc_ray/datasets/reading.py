@@ -26,10 +26,9 @@ logger = logging.getLogger(__name__)
 
 
 def load_source(source: AnySource, storage: Folder) -> list[Task]:
-    """Load the tasks that a source selects, with their descriptions; generated kinds are read from their dataset.
+    """Load the tasks that a source selects, with their descriptions; generated ones from their dataset below `storage`.
 
-    The dataset is below `storage`. Raises UserError for whatever is wrong with files or the selection, and if
-    `arc-ray generate` has yet to run.
+    Raises UserError for whatever is wrong with files or the selection, and if `arc-ray generate` has yet to run.
     """
     if isinstance(source, GeneratedSource):
         tasks = _generated_tasks(source, dataset_folder(storage, source.dataset))
@@ -51,11 +50,10 @@ def is_generated(source: GeneratedSource, storage: Folder) -> bool:
 
 
 def _generated_tasks(source: GeneratedSource, folder: Folder) -> list[Task]:
-    """Read what a source takes of each of its tasks: usable examples `first` to `first + examples`.
+    """Read what a source takes of each of its tasks: usable examples `first` to `first + examples`, or what there is.
 
-    Examples are counted after duplicates and failures are left out, which later ones cannot change: sources whose
-    ranges do not overlap share no example. A task that has too few gives what it has. Raises UserError if the dataset
-    is not there or smaller than asked, and as `check_supply` does.
+    Examples are counted after duplicates and failures are left out, which later ones cannot change: sources whose ranges
+    do not overlap share no example. Raises UserError if the dataset is not there or smaller than asked.
     """
     check_identity(folder, source)
     manifest = folder.read_json("manifest.json")
@@ -98,32 +96,27 @@ def within_quantiles(values: npt.NDArray[np.float64], low: float, high: float) -
 
 
 def check_supply(source: GeneratedSource, manifest: Mapping[str, Any], folder: Folder) -> None:
-    """Check that tasks have the examples for at least one task of this source's making.
+    """Check that tasks have the examples for at least one task of this source's making: all that it names must; of "all"
+    tasks, those that cannot be made (too large ones for `max_side`) are left out with a warning.
 
-    Tasks that a source names must; of "all" tasks, those that cannot be made (such as too large ones for `max_side`)
-    are left out with a warning. Raises UserError saying what became of the attempts.
+    Raises UserError saying what became of the attempts.
     """
-    need = source.first + _fewest(source)
-    short = [task_id for task_id in task_ids_of(source) if manifest["tasks"][task_id]["examples"] < need]
+    need, task_ids = source.first + _fewest(source), task_ids_of(source)
+    short = [task_id for task_id in task_ids if manifest["tasks"][task_id]["examples"] < need]
     if not short:
         return
-    if isinstance(source, RearcSource) and source.tasks == "all" and len(short) < len(task_ids_of(source)):
+    if isinstance(source, RearcSource) and source.tasks == "all" and len(short) < len(task_ids):
         logger.warning("dataset %s: %d tasks have too few examples: %s", source.dataset, len(short), " ".join(short))
         return
     entry = manifest["tasks"][short[0]]
     first_block = blocks_by_task(manifest, folder.names())[short[0]][0]
     errors = (folder / "timings").read_parquet(first_block.name)["error"].drop_null().to_pylist()
     others = f" (too few have {' '.join(short[1:])} as well)" if len(short) > 1 else ""
+    reasons = ", ".join(f"{reason} {count}" for reason, count in entry["rejected"].items())
     raise UserError(
         f"dataset {folder.uri}: task {short[0]} has {entry['examples']} usable examples, {need} are needed:"
-        f" {_attempts(entry)}{f' (an error was: {errors[-1]})' if errors else ''};"
+        f" of {entry['attempts']} attempts {sum(entry['rejected'].values())} were rejected{f' ({reasons})' if reasons else ''},"
+        f" {len(entry['timed_out'])} timed out, {entry['duplicates']} were duplicates"
+        f"{f' (an error was: {errors[-1]})' if errors else ''};"
         f" change max_side, difficulty or first, or leave the task out{others}"
     )
-
-
-def _attempts(entry: Mapping[str, Any]) -> str:
-    """Say what became of the attempts at a task that made no example."""
-    reasons = ", ".join(f"{reason} {count}" for reason, count in entry["rejected"].items())
-    rejected = f"{sum(entry['rejected'].values())} were rejected{f' ({reasons})' if reasons else ''}"
-    timed_out, duplicates = len(entry["timed_out"]), entry["duplicates"]
-    return f"of {entry['attempts']} attempts {rejected}, {timed_out} timed out, {duplicates} were duplicates"

@@ -126,7 +126,8 @@ def refuse_changes(before: Mapping[str, str], tables: Mapping[str, TaskTable], f
     `digest_tasks` returned then; others are not looked at. Raises UserError."""
     for name in before.keys() & tables.keys():
         if (now := digest_tasks(tables[name])) != before[name]:
-            then, found = _digests_in(before[name]), _digests_in(now)
+            contents = (base64.b64decode(digests) for digests in (before[name], now))
+            then, found = ([c[at : at + DIGEST] for at in range(0, len(c), DIGEST)] for c in contents)
             other = [task_id for task_id, digest in zip(tables[name].ids, found, strict=True) if digest not in then]
             shown = ", ".join(other[:10]) + (f" and {len(other) - 10} more" if len(other) > 10 else "")
             counted = f"{len(then)} tasks then, {len(found)} now" if len(then) != len(found) else "as many tasks"
@@ -135,11 +136,6 @@ def refuse_changes(before: Mapping[str, str], tables: Mapping[str, TaskTable], f
                 f" {shown or 'none, but others are gone or their order is another'}); put it back as it was, or"
                 f" choose another name=..., or delete the folder"
             )
-
-
-def _digests_in(fingerprints: str) -> list[bytes]:
-    content = base64.b64decode(fingerprints)
-    return [content[at : at + DIGEST] for at in range(0, len(content), DIGEST)]
 
 
 def _overlap_by_content(train_tasks: Sequence[Task], eval_tasks: Sequence[Task]) -> Iterator[Overlap]:

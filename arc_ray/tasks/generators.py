@@ -61,15 +61,14 @@ def _library() -> _Library:
     assert found.submodule_search_locations
     package = sys.modules[_LOADED_AS] = ModuleType(_LOADED_AS)
     package.__path__ = [str(Path(found.submodule_search_locations[0]) / "arc" / "rearc_utils")]
-    generators = importlib.import_module(f"{_LOADED_AS}.generators")
-    verifiers = importlib.import_module(f"{_LOADED_AS}.verifiers")
-    library = _Library(_named("generate_", generators), _named("verify_", verifiers))
+    library = _Library(_named("generate_", "generators"), _named("verify_", "verifiers"))
     assert library.generate.keys() == library.verify.keys()
     return library
 
 
-def _named(prefix: str, module: Any) -> dict[str, Callable[..., Any]]:
-    return {name.removeprefix(prefix): value for name, value in vars(module).items() if name.startswith(prefix)}
+def _named(prefix: str, module: str) -> dict[str, Callable[..., Any]]:
+    found = vars(importlib.import_module(f"{_LOADED_AS}.{module}"))
+    return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
 
 
 def plugin_example(source: PluginSource, index: int) -> Example:

@@ -108,10 +108,8 @@ def largest_side(pairs: Sequence[Pair]) -> int:
 
 
 def parse_grid(value: object, where: str) -> Grid:
-    """Check and convert a list of lists of colours; `where` names file, task and pair in the error.
-
-    Raises UserError for anything but a rectangle of integers 0-9 with sides of 1 to 30.
-    """
+    """Check and convert a list of lists of colours. Raises UserError that begins with `where` (file, task and pair) for
+    anything but a rectangle of integers 0-9 with sides of 1 to 30."""
     if not isinstance(value, list | tuple) or not value or not all(isinstance(row, list | tuple) for row in value):
         raise UserError(f"{where}: a grid is a non-empty list of rows, each a list of colours; got {_short(value)}")
     widths = {len(row) for row in value}
@@ -127,10 +125,8 @@ def parse_grid(value: object, where: str) -> Grid:
 
 
 def parse_task(task_id: str, value: object, file: str) -> Task:
-    """Convert one task of ARC JSON ({"train": [...], "test": [...]}, perhaps "questions" and "description").
-
-    Raises UserError naming file, task and pair.
-    """
+    """Convert one task of ARC JSON ({"train": [...], "test": [...]}, perhaps "questions" and "description"). Raises
+    UserError naming file, task and pair."""
     where = f"{file}: task {task_id}"
     if not isinstance(value, dict) or not all(isinstance(value.get(side), list) for side in ("train", "test")):
         raise UserError(f'{where}: a task is an object with lists "train" and "test"; got {_short(value)}')
@@ -146,10 +142,8 @@ def parse_task(task_id: str, value: object, file: str) -> Task:
 
 
 def parse_pair(value: object, where: str, hidden: bool) -> Pair:
-    """Check and convert one {"input": grid, "output": grid}, whose output may be missing only if it may be `hidden`.
-
-    Raises UserError that begins with `where`.
-    """
+    """Check and convert one {"input": grid, "output": grid}, whose output may be missing only if it may be `hidden`. Raises
+    UserError that begins with `where`."""
     if not isinstance(value, dict) or "input" not in value:
         raise UserError(f'{where}: a pair is an object with "input" and "output"; got {_short(value)}')
     if value.get("output") is None and not hidden:
