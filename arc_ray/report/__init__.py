@@ -1,6 +1,6 @@
 """The report: folders in; frames for a notebook, or a page for people, out. Needs neither Ray nor torch.
 
-folders -> reading -> frames -> load (`Report`) -> charts, gallery -> page (HTML), summary (Markdown)
+folders -> load (`Report`, its frames) -> answer, tables, charts, gallery -> page (HTML, Markdown, CSV)
 """
 
 from arc_ray.report.load import Report, load, load_many

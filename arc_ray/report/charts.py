@@ -59,12 +59,11 @@ class Scale:
         return round(self.start + (value - low) / (high - low) * (self.end - self.start), 1)
 
     def ticks(self, about: int = 5) -> list[float]:
-        """Choose round values in the range: 1, 2 or 5 times a power of ten."""
+        """Choose round values in the range: 1, 2 or 5 times a power of ten; of a long logarithmic range powers alone."""
         if self.is_log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            values = [float(f"{step}e{decade}") for decade in decades for step in (1, 2, 5)]
-            inside = [value for value in values if self.low <= value <= self.high]
-            values = values[::3] if len(inside) > about else values
+            steps = (1,) if self.high >= 100 * self.low else (1, 2, 5)
+            values = [float(f"{step}e{decade}") for decade in decades for step in steps]
         else:
             rough = (self.high - self.low) / about
             power = 10.0 ** math.floor(math.log10(rough))

@@ -55,7 +55,7 @@ class Report:
     quality: Mapping[str, Any] | None = None
     """quality.json: duplicates, distinct views, lengths, padding, overlap; None where none was written."""
     overlap: Sequence[str] = ()
-    """overlap.json of an evaluation: what its checkpoint had learned of what it answered."""
+    """overlap.json of an evaluation: what its checkpoint had learned of what it answered; of several runs, all theirs."""
 
     @property
     def name(self) -> str:
@@ -188,7 +188,8 @@ def _merge_runs(runs: Sequence[Report]) -> Report:
     # Runs of one storage folder share its data, which is counted once.
     merged["data"] = merged["data"].drop_duplicates("dataset", ignore_index=True)
     run = first.run if all(run.run == first.run for run in runs) else {}
-    about = {"analysis": None, "best": None, "quality": None, "overlap": ()}
+    overlap = [said for one in runs for said in [*(one.quality or {}).get("overlap", ()), *one.overlap]]
+    about = {"analysis": None, "best": None, "quality": None, "overlap": list(dict.fromkeys(overlap))}
     return replace(first, kind="runs", is_finished=all(r.is_finished for r in runs), run=run, **about, **merged)
 
 

@@ -334,6 +334,16 @@ def test_runs_and_searches_are_reports_too(tmp_path: Path) -> None:
     assert sentences(load(str(tmp_path / "tiny")))[0].endswith("on the validation outputs after 60 steps.")
 
 
+def test_runs_that_are_reported_together_tell_their_leaks(study: Path, tmp_path: Path) -> None:
+    """Would catch several runs on one page that keep silent about what each says by itself."""
+    names = [str(shutil.copytree(study.parent / name, tmp_path / name)) for name in ("tiny", "count")]
+    shutil.copy(study / "quality.json", tmp_path / "count" / "quality.json")
+    (tmp_path / "tiny" / "overlap.json").write_text('["base learned task 007bbfb7"]')
+    markdown = Path(write_report(names)["report.md"]).read_text()
+    for leak in ("base learned task 007bbfb7", "training task 40853293 equals evaluation task 070dd51e"):
+        assert markdown.count(leak) == 1
+
+
 def test_a_wrong_folder_is_named(tmp_path: Path) -> None:
     """Would catch an empty page where the user mistyped, and a traceback where a file is half copied."""
     folder = make_study(tmp_path, num_done=2)
