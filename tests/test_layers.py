@@ -76,7 +76,6 @@ HOMES = {
         "cluster/roles",
         "evaluate/answering",
         "evaluate/ttt",
-        "evaluate/adapter",
         "runs/base",
         "decode/",
         "models/loss",

@@ -18,7 +18,7 @@ from arc_ray.config import Config, to_yaml
 from arc_ray.datasets.generate import estimate
 from arc_ray.datasets.makers import check_identity, dataset_folder, requests_of
 from arc_ray.errors import NotMadeYetError, UserError
-from arc_ray.evaluate.evaluation import asking_codec, check_prompt, load_set, needs_model
+from arc_ray.evaluate.evaluation import asking_codec, check_checkpoint, load_set, needs_model
 from arc_ray.evaluate.questions import make_prompts
 from arc_ray.models.build import build_model
 from arc_ray.models.estimate import estimate_lines
@@ -147,7 +147,7 @@ def _describe_evaluation(needs: Needs, terminal: Terminal) -> None:
     """Print what would be answered, by which model, and in how many tokens, as far as data and model are there."""
     [run] = needs.variants
     run = as_made(run_folder(run), run)
-    if not needs_model(run):
+    if not needs_model(run.evaluate, run_folder(run)):
         terminal.note(
             f"all predictions are there: attempts would be chosen by {run.evaluate.selection}, without a model"
         )
@@ -158,7 +158,7 @@ def _describe_evaluation(needs: Needs, terminal: Terminal) -> None:
         place = (
             resolve_reference(checkpoint, run.storage) if checkpoint else "none; answered by what training starts from"
         )
-        check_prompt(run, "checkpoint")
+        check_checkpoint(run, "checkpoint")
         terminal.note(f"checkpoint: {place}")
     except NotMadeYetError as error:
         terminal.note(f"checkpoint: not there yet ({error})")
@@ -171,7 +171,7 @@ def _questions(config: Config) -> Iterator[str]:
     evaluate = config.evaluate
     for name in evaluate.sets:
         try:
-            tasks = load_set(config, name)
+            tasks = load_set(name, config.data.sources[name], Folder.at(config.storage))
             questions = sum(len(task.questions) for task in tasks)
             if questions:
                 yield f"{name}: {questions} questions of {len(tasks)} grids"

@@ -138,7 +138,7 @@ def evaluate(
     from arc_ray.report import write_report
 
     run = with_start(loaded)
-    if needs_model(run):
+    if needs_model(run.evaluate, run_folder(run)):
         from arc_ray.cli.session import placed
         from arc_ray.study.stages import ensure
 

@@ -45,9 +45,6 @@ class CachedRows:
         most = MOST_AT_ONCE.get(self.device.type, MOST_AT_ONCE["cpu"])
         self.logits = torch.cat([self._read(prompts, part) for part in _parts(self._length, most)])
 
-    def __len__(self) -> int:
-        return len(self._length)
-
     def step(self, tokens: npt.NDArray[np.int64]) -> torch.Tensor:
         """Read n more tokens a row, (rows, n); return the logits after each, (rows, n, vocabulary).
 
@@ -74,7 +71,7 @@ class CachedRows:
 
     def select(self, rows: Sequence[int]) -> None:
         """Go on with these rows, in this order; one that is named twice is doubled."""
-        if list(rows) != list(range(len(self))):
+        if list(rows) != list(range(len(self._length))):
             self._steps.clear()  # they read the memory that is given up here
             self._cache.select(torch.tensor(rows, device=self.device))
             self._length = self._length[rows]
@@ -87,29 +84,20 @@ class CachedRows:
         is_hidden = torch.arange(width, device=self.device) > at[..., None]
         mask = torch.zeros(is_hidden.shape, dtype=self.logits.dtype, device=self.device)
         with attending_to_cache(self._model):
-            return self._forward(ids, at, 0, attention_mask=mask.masked_fill_(is_hidden, -torch.inf)[:, None])
+            seen = mask.masked_fill_(is_hidden, -torch.inf)[:, None]
+            return _read_on(self._model, self._cache, ids, at, 0, attention_mask=seen).logits
 
     def _read(self, prompts: Sequence[Ids], part: slice) -> torch.Tensor:
         """Read some of the prompts, packed into one row; return the logits after each: (prompts, vocabulary)."""
         lengths = self._length[part]
         positions = np.concatenate([np.arange(length) for length in lengths])
-        places = np.repeat(np.arange(len(self))[part], lengths) * self._cache.num_columns + positions
+        places = np.repeat(np.arange(len(prompts))[part], lengths) * self._cache.num_columns + positions
         packed = torch.from_numpy(np.stack([np.concatenate(prompts[part]), positions, places]))
         ids, at, written_to = packed.to(self.device)
         ends = torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)).to(self.device)
         self._cache.write_to(written_to, None)
         apart = kept_apart(self._model, Spans([lengths.tolist()], ends))
-        return self._forward(ids[None], at[None], ends[1:] - 1, **apart)[0]
-
-    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, keep: Any, **attention: Any) -> torch.Tensor:
-        return self._model(
-            input_ids=ids,
-            position_ids=positions,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=keep,
-            **attention,
-        ).logits
+        return _read_on(self._model, self._cache, ids[None], at[None], ends[1:] - 1, **apart).logits[0]
 
 
 class PaddedRows:
@@ -132,9 +120,6 @@ class PaddedRows:
         positions = (self._is_used.long().cumsum(1) - 1).clamp(min=0)
         self.logits = self._forward(torch.from_numpy(ids), positions, 1)[:, -1]
 
-    def __len__(self) -> int:
-        return len(self._length)
-
     def step(self, tokens: npt.NDArray[np.int64]) -> torch.Tensor:
         self._read_last = tokens.shape[1]
         positions = self._length[:, None] + torch.arange(self._read_last, device=self.device)
@@ -153,14 +138,8 @@ class PaddedRows:
         self._is_used, self._length = self._is_used[index], self._length[index]
 
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor, keep: int) -> torch.Tensor:
-        out = self._model(
-            input_ids=ids.to(self.device),
-            attention_mask=self._is_used.long(),
-            position_ids=positions,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=keep,
-        )
+        mask = self._is_used.long()
+        out = _read_on(self._model, self._cache, ids.to(self.device), positions, keep, attention_mask=mask)
         self._cache: Any = out.past_key_values
         return out.logits
 
@@ -173,6 +152,12 @@ def read_prompts(model: Any, prompts: Sequence[Ids], pad_id: int, room: int) -> 
     if use_by_view(model) or (takes_flash_lengths(model) and attends_to_all(model)):
         return CachedRows(model, prompts, room)
     return PaddedRows(model, prompts, pad_id)
+
+
+def _read_on(model: Any, cache: Any, ids: torch.Tensor, positions: torch.Tensor, keep: Any, **attention: Any) -> Any:
+    """Let a model read tokens after those in its cache; `keep` says for which logits are computed."""
+    where = {"position_ids": positions, "past_key_values": cache, "use_cache": True}
+    return model(input_ids=ids, logits_to_keep=keep, **where, **attention)
 
 
 def _whole_blocks(columns: int) -> int:

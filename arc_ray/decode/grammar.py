@@ -33,10 +33,10 @@ ENDED = GrammarState(-1, frozenset())
 class GridGrammar:
     """The answers an encoder can give, as an automaton over a tokenizer's tokens; transitions are found when needed."""
 
-    def __init__(self, codec: Codec, end_id: int) -> None:
+    def __init__(self, codec: Codec) -> None:
         """Look up the templates of all 900 shapes; the codec must be on its fast path."""
         assert codec.is_fast, "cells have no tokens of their own"
-        self._end = end_id
+        self._end = codec.end_id
         self._cells = [tuple(tokens) for tokens in codec.cell_ids.tolist()]
         self._templates: dict[Shape, tuple[list[int], list[int]]] = {}
         for shape in ((h, w) for h in range(1, MAX_SIDE + 1) for w in range(1, MAX_SIDE + 1)):

@@ -8,7 +8,7 @@ depth-first walk (Franzen, Disselhoff and Hartmann, "The LLM ARChitect", 2024) w
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +23,7 @@ MOST_LOGITS = 2**27
 """Logits held at once while answers are scored, half a GiB in float32."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Prefix:
+class _Prefix(NamedTuple):
     """A beginning of an answer that is still more probable than the threshold."""
 
     prompt: int

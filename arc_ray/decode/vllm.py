@@ -7,6 +7,7 @@ the temperature if any are asked for. It has not been run yet: the machines it w
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -32,28 +33,20 @@ class VllmWriter:
         requests = [
             (prompt, limit, seed) for prompt, limit, own in zip(prompts, limits, seeds, strict=True) for seed in own
         ]
+        # detokenize=False: text is decoded from ids elsewhere. logprobs=0 asks for those of the written tokens only.
+        same = {"stop_token_ids": [self._end], "ignore_eos": True, "logprobs": 0, "detokenize": False}
+        ask = partial(self._vllm.SamplingParams, temperature=temperature, **same)
         found = self._engine.generate(
             [{"prompt_token_ids": prompt.tolist()} for prompt, _, _ in requests],
-            [self._parameters(limit, seed, temperature) for _, limit, seed in requests],
+            [ask(max_tokens=limit, seed=seed) for _, limit, seed in requests],
             use_tqdm=False,
         )
-        answers = iter([self._answer(one.outputs[0]) for one in found])
+        answers = map(self._answer, found)
         return [[next(answers) for _ in own] for own in seeds]
 
-    def _parameters(self, limit: int, seed: int, temperature: float) -> Any:
-        # detokenize=False: text is decoded from ids elsewhere. logprobs=0 asks for those of the written tokens only.
-        return self._vllm.SamplingParams(
-            temperature=temperature,
-            max_tokens=limit,
-            seed=seed,
-            stop_token_ids=[self._end],
-            ignore_eos=True,
-            logprobs=0,
-            detokenize=False,
-        )
-
-    def _answer(self, output: Any) -> Answer:
+    def _answer(self, found: Any) -> Answer:
+        output = found.outputs[0]
         ids = list(output.token_ids)
-        is_complete = bool(ids) and ids[-1] == self._end
-        written = ids[:-1] if is_complete else ids
-        return Answer(np.array(written, np.int32), float(output.cumulative_logprob), is_complete, len(ids))
+        is_complete = ids[-1:] == [self._end]
+        written = np.array(ids[:-1] if is_complete else ids, np.int32)
+        return Answer(written, float(output.cumulative_logprob), is_complete, len(ids))

@@ -20,7 +20,6 @@ from arc_ray.prompts.encoders import Ids
 Choose = Callable[[torch.Tensor, npt.NDArray[np.float64]], torch.Tensor]
 """(logits (rows, n, choices), numbers in [0, 1) of (rows, n)) -> which of the choices, int64 (rows, n)."""
 
-
 LONGEST_MATCH = 32
 """Tokens compared at most for a guess. On ARC's evaluation tasks with right answers, 8 give 3.5 tokens a forward pass, 32
 give 4.2 and 64 no more (8 guesses a pass; encoder compact)."""
@@ -101,8 +100,9 @@ class _Text:
     """One answer while it is written."""
 
     def __init__(self, prompt: Ids, limit: int, writer: Writer, draws: npt.NDArray[np.float64] | None = None) -> None:
-        self.prompt, self.limit, self.writer = prompt, limit, writer
+        self.prompt, self.limit, self.writer, self.last = prompt, limit, writer, int(prompt[-1])
         self.draws = np.zeros(limit) if draws is None else draws
+        """The numbers drawn for each token."""
         self._ids = np.concatenate([prompt, np.zeros(limit, np.int32)])
         self.length, self.log_probability, self.passes = 0, 0.0, 0
         self.is_open, self.is_complete = True, False
@@ -111,10 +111,6 @@ class _Text:
         """Guesses worth making: twice as many as were right last time, since wrong ones are read in vain."""
         self.states: list[GrammarState] = [writer.grammar.start] if writer.grammar else []
         """States of the grammar now and after each guessed token."""
-
-    @property
-    def last(self) -> int:
-        return int(self._ids[len(self.prompt) + self.length - 1])
 
     def guess(self, size: int) -> None:
         """Draft at most `size` next tokens, as far as they are allowed."""
@@ -128,11 +124,6 @@ class _Text:
                     break
                 self.states.append(after)
 
-    def numbers(self, size: int) -> npt.NDArray[np.float64]:
-        """Return the numbers drawn for the next `size` tokens, (size,); zeros beyond the limit."""
-        drawn = self.draws[self.length : self.length + size]
-        return np.concatenate([drawn, np.zeros(size - len(drawn))])
-
     def take(self, tokens: Sequence[tuple[float, float]]) -> int:
         """Write tokens, each with its log-probability, up to the first that was not guessed right, the end or the limit;
         return how many."""
@@ -145,7 +136,7 @@ class _Text:
             if token in self.writer.end_ids:
                 self.is_open, self.is_complete = False, True
             else:
-                self._ids[len(self.prompt) + self.length] = token
+                self._ids[len(self.prompt) + self.length] = self.last = token
                 self.length += 1
                 self.is_open = self.length < self.limit
             if token != guess:
@@ -192,7 +183,11 @@ def _chosen(
         states = [text.states if text.is_open else [] for text in active]
         allowed = torch.from_numpy(writer.grammar.allowed(states, width)).to(logits.device)
         choices = logits.gather(-1, allowed.clamp(min=0)).masked_fill(allowed < 0, -torch.inf)
-    tokens = choose(choices, np.stack([text.numbers(width) for text in active]))[..., None]
+    numbers = np.zeros((len(active), width))
+    for i, text in enumerate(active):
+        drawn = text.draws[text.length : text.length + width]
+        numbers[i, : len(drawn)] = drawn
+    tokens = choose(choices, numbers)[..., None]
     if allowed is not None:
         tokens = allowed.gather(-1, tokens).clamp(min=0)
     logs = logits.gather(-1, tokens).float() - logits.float().logsumexp(-1, keepdim=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 
@@ -20,22 +21,18 @@ from arc_ray.cluster.roles import reachable_room
 from arc_ray.config import Config
 from arc_ray.decode.grammar import GridGrammar
 from arc_ray.decode.kernels import use_onednn
-from arc_ray.decode.likelihood import score_answers
+from arc_ray.decode.likelihood import find_answers, score_answers
 from arc_ray.decode.vllm import VllmWriter
-from arc_ray.decode.writer import Answer, Writer
-from arc_ray.evaluate.decoding import decode
-from arc_ray.evaluate.pool import Pool
-from arc_ray.evaluate.questions import Prompt
-from arc_ray.evaluate.work import SCHEMA, SCORES, Work
-from arc_ray.models.attention import place
+from arc_ray.decode.writer import Answer, Writer, generate_greedily, generate_samples
+from arc_ray.evaluate.pool import outcomes
+from arc_ray.evaluate.questions import SCHEMA, SCORES, Prompt, Work
+from arc_ray.models.attention import attends_to_all, place
 from arc_ray.models.build import load_for_inference, merge_checkpoint
 from arc_ray.models.loss import LearnedLoss
 from arc_ray.prompts.codec import Codec
-from arc_ray.prompts.encoders import Encoder
-from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.maker import ValidationSet
-from arc_ray.rows.prepare import codec_of
 from arc_ray.runs.machine import usable_cores
+from arc_ray.seeding import digest64, rng_for
 from arc_ray.storage import Folder
 from arc_ray.train.accuracy import validate
 
@@ -43,16 +40,15 @@ from arc_ray.train.accuracy import validate
 class Answerer:
     """A model that answers works; each actor of the pool holds one."""
 
-    def __init__(self, config: Config, folder: Folder, encoder: Encoder, model: Any = None) -> None:
+    def __init__(self, config: Config, folder: Folder, codec: Codec, model: Any = None) -> None:
         """Answer with the checkpoint, which `load` loads, or with `model`, which is on its device already."""
-        self._config, self._folder, self._encoder = config, folder, encoder
-        self._given = model
+        self._config, self._folder, self._codec, self._given = config, folder, codec, model
+        self._uses_vllm = config.evaluate.backend == "vllm" and model is None
 
     def load(self) -> None:
         """Load the checkpoint, as an actor of a pool does before its first work. Raises UserError."""
         if not self._uses_vllm:
             _ = self._model
-        _ = self._codec
 
     def do(self, work: Work) -> None:
         """Do a work and write its file."""
@@ -63,10 +59,9 @@ class Answerer:
 
     def predict(self, work: Work) -> pa.Table:
         """Answer the prompts of a work: a table of SCHEMA."""
-        writer = self._vllm_writer if self._uses_vllm else self._writer
         rows = [
             {**_names(prompt), **self._read(prompt, answer)}
-            for prompt, answers in zip(work.prompts, decode(self._config, writer, work.prompts), strict=True)
+            for prompt, answers in zip(work.prompts, self._decode(work.prompts), strict=True)
             for answer in answers or [None]
         ]
         return pa.Table.from_pylist(rows, SCHEMA)
@@ -85,30 +80,24 @@ class Answerer:
 
     def count(self, questions: ValidationSet) -> dict[str, bool]:
         """Answer counting questions: name of the question -> whether the answer is right."""
-        engine = _Inference(LearnedLoss(self._model))
-        outcome = validate(engine, questions, rows_at_once=4, rank=0, num_workers=1)
+        outcome = validate(LearnedLoss(self._model), questions, rows_at_once=4, rank=0, num_workers=1)
+        self._model.eval()  # validation ends in training mode
         return dict(zip(outcome.names, outcome.solved.tolist(), strict=True))
-
-    @property
-    def _uses_vllm(self) -> bool:
-        return self._config.evaluate.backend == "vllm" and self._given is None
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        return load_tokenizer(self._config.model, self._config.storage)
-
-    @cached_property
-    def _codec(self) -> Codec:
-        return codec_of(self._config, self._tokenizer)
 
     @cached_property
     def _model(self) -> Any:
-        return load_on_device(self._config) if self._given is None else self._given
+        if self._given is not None:
+            return self._given
+        config, evaluate = self._config, self._config.evaluate
+        # This process has its share of the machine's threads.
+        torch.set_num_threads(config.scaling.threads or max(1, usable_cores() // (evaluate.num_actors or 1)))
+        model = load_for_inference(config.model, config.storage, evaluate.checkpoint)
+        return use_onednn(place(model, config.scaling.on_gpu))
 
     @cached_property
     def _writer(self) -> Writer:
-        grammar = GridGrammar(self._codec, self._codec.end_id) if self._config.evaluate.constrain else None
-        return Writer(self._model, [self._codec.end_id], self._tokenizer.pad_token_id or 0, grammar)
+        grammar = GridGrammar(self._codec) if self._config.evaluate.constrain else None
+        return Writer(self._model, [self._codec.end_id], self._codec.tokenizer.pad_token_id or 0, grammar)
 
     @cached_property
     def _vllm_writer(self) -> VllmWriter:
@@ -117,11 +106,27 @@ class Answerer:
             merge_checkpoint(config.model, config.storage, config.evaluate.checkpoint, Path(folder))
             return VllmWriter(folder, config.model.dtype, self._codec.end_id)
 
+    def _decode(self, prompts: Sequence[Prompt]) -> list[list[Answer]]:
+        """Answer prompts by the strategy of `evaluate.decode`; search may leave one without any answer."""
+        evaluate, seed = self._config.evaluate, self._config.seed
+        ids, limits = [prompt.ids for prompt in prompts], [prompt.limit for prompt in prompts]
+        if self._uses_vllm:
+            samples, temperature = (evaluate.samples, evaluate.temperature) if evaluate.decode == "sample" else (1, 0.0)
+            seeds = [[digest64(*_key(seed, prompt), k) % 2**31 for k in range(samples)] for prompt in prompts]
+            return self._vllm_writer.write(ids, limits, seeds, temperature)
+        lookahead = evaluate.lookahead if attends_to_all(self._model) else 0
+        if evaluate.decode == "search":
+            return find_answers(self._writer, ids, limits, evaluate.min_probability)
+        if evaluate.decode == "sample":
+            draws = [draws_for(evaluate.samples, seed, prompt) for prompt in prompts]
+            return generate_samples(self._writer, ids, limits, draws, evaluate.temperature, lookahead)
+        return [[answer] for answer in generate_greedily(self._writer, ids, limits, lookahead)]
+
     def _read(self, prompt: Prompt, answer: Answer | None) -> dict[str, Any]:
         if answer is None:
             return {"failure": "none_above_min_probability"}
-        text = self._tokenizer.decode(answer.ids)
-        read = self._encoder.parse(text) if answer.is_complete else "unfinished"
+        text = self._codec.tokenizer.decode(answer.ids)
+        read = self._codec.encoder.parse(text) if answer.is_complete else "unfinished"
         is_grid = isinstance(read, np.ndarray)
         return {
             "text": text,
@@ -132,36 +137,21 @@ class Answerer:
         }
 
 
-def load_on_device(config: Config) -> Any:
-    """Load the checkpoint of `evaluate` for answering, with this process's share of the machine's threads or a GPU."""
-    torch.set_num_threads(config.scaling.threads or max(1, usable_cores() // (config.evaluate.num_actors or 1)))
-    model = load_for_inference(config.model, config.storage, config.evaluate.checkpoint)
-    return use_onednn(place(model, config.scaling.on_gpu))
+def draws_for(samples: int, seed: int, prompt: Prompt) -> npt.NDArray[np.float64]:
+    """Return the numbers that decide a view's samples, (samples, limit): the k-th sample's do not depend on the others."""
+    return np.stack([rng_for(*_key(seed, prompt), k).random(prompt.limit) for k in range(samples)])
 
 
-class _Inference:
-    """Gives a plain model the few methods of a DeepSpeed engine that validation uses."""
+def _key(seed: int, prompt: Prompt) -> tuple[object, ...]:
+    return (seed, "sample", prompt.task, prompt.output, prompt.view)
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._model = model
-        self.device = next(model.parameters()).device
 
-    def __call__(self, **inputs: torch.Tensor) -> Any:
-        return self._model(**inputs)
-
-    def eval(self) -> None:
-        self._model.eval()
-
-    def train(self) -> None:
-        """Stay in evaluation mode."""
+def _names(prompt: Prompt) -> dict[str, Any]:
+    return {"task": prompt.task, "output": prompt.output, "view": prompt.view}
 
 
 def answer_all(
-    config: Config,
-    folder: Folder,
-    encoder: Encoder,
-    works: Sequence[Work],
-    progress: Callable[[int, int], None],
+    config: Config, folder: Folder, codec: Codec, works: Sequence[Work], progress: Callable[[int, int], None]
 ) -> None:
     """Do every work whose file is not there yet; `progress` gets (done, total). Raises UserError if a worker met one."""
     there = set(folder.names())
@@ -170,14 +160,9 @@ def answer_all(
     progress(done, len(works))
     if not missing:
         return
-    replicas = num_replicas(config, reachable_room())
-    pool = Pool(config, Answerer, (config, folder, encoder), replicas, gpus=config.evaluate.gpus)
-    for _, outcome in pool.run(missing):
+    replicas, arguments = num_replicas(config, reachable_room()), (config, folder, codec)
+    answered = outcomes(config, Answerer, arguments, missing, replicas, config.evaluate.gpus)
+    for number, (_, outcome) in enumerate(answered, done + 1):
         if isinstance(outcome, Exception):
             raise outcome
-        done += 1
-        progress(done, len(works))
-
-
-def _names(prompt: Prompt) -> dict[str, Any]:
-    return {"task": prompt.task, "output": prompt.output, "view": prompt.view}
+        progress(number, len(works))

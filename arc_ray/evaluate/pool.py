@@ -1,9 +1,10 @@
 """Actors that hold a model and do one work after another; one that is lost is replaced, and its work done again."""
 
+import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
@@ -11,108 +12,90 @@ from ray.exceptions import RayActorError, RayError
 from arc_ray.cluster.roles import hidden_gpus
 from arc_ray.config import Config
 from arc_ray.errors import UserError, mistake_in
-from arc_ray.evaluate.work import Work
-
-RETRIES = 3
-"""Further attempts at a work, and at a start of an actor, before the fault is taken for one that will not pass."""
+from arc_ray.evaluate.questions import Work
 
 
-class PoolWorker(Protocol):
-    """What an actor of the pool is."""
+def outcomes(
+    config: Config,
+    worker: type,
+    arguments: tuple[Any, ...],
+    works: Sequence[Work],
+    num_workers: int,
+    gpus: float,
+    retries: int = 3,
+    deadline: float = math.inf,
+    own_failures: tuple[type[UserError], ...] = (),
+) -> Iterator[tuple[Work, Any]]:
+    """Do works by `worker(*arguments)` in `num_workers` actors, with a share of a GPU where the config is for GPUs; yield
+    each with what `worker.do` returned, or with how it failed. The actors end with the iterator.
 
-    def load(self) -> None:
-        """Load the model; not in the constructor, because Ray would not say why that failed. Raises UserError."""
-
-    def do(self, work: Work, /) -> Any:
-        """Do a work, write its files and return what is to be known of it."""
-
-
-Failure = RayError | UserError
-"""How a work failed: at every attempt, or by an error that would only come again."""
-
-
-class Pool:
-    """Does works by actors; one that has not started yet holds no work back."""
-
-    def __init__(
-        self,
-        config: Config,
-        worker: type[PoolWorker],
-        arguments: tuple[Any, ...],
-        num_workers: int,
-        gpus: float = 1,
-        retries: int = RETRIES,
-        deadline: float | None = None,
-        own_failures: tuple[type[UserError], ...] = (),
-    ) -> None:
-        """Make `worker(*arguments)` in each of `num_workers` actors, with a share of a GPU where the config is for GPUs.
-
-        After `deadline` (time.monotonic) no result is waited for. Mistakes of the kinds `own_failures` are those of one
-        work, which is not tried again; all others end the pool.
-        """
-        self._arguments, self._num_workers, self._retries = arguments, num_workers, retries
-        self._deadline, self._own_failures = deadline, own_failures
-        on_gpu = config.scaling.on_gpu
-        self._actor: Any = ray.remote(
-            num_cpus=config.scaling.cpus_per_worker,
-            num_gpus=gpus if on_gpu else 0,
-            runtime_env={"env_vars": hidden_gpus(on_gpu)},
-        )(worker)
-        self._running: dict[Any, tuple[Any, Work | None]] = {}
-
-    def run(self, works: Sequence[Work]) -> Iterator[tuple[Work, Any]]:
-        """Yield each work with what `do` returned, or with how it failed; ends early when time is up.
-
-        Raises UserError, and what failed where no actor can be started. The actors end with the iterator.
-        """
-        waiting, attempts = list(reversed(works)), Counter[str]()
-        try:
-            for _ in range(min(self._num_workers, len(waiting))):
-                self._start()
-            while self._running and (reference := self._next_done()):
-                actor, work = self._running.pop(reference)
-                outcome = self._outcome(reference)
-                name, has_failed = work.name if work else "", isinstance(outcome, Failure)
-                if has_failed:
-                    attempts[name] += 1
-                    is_over = attempts[name] > self._retries or isinstance(outcome, self._own_failures)
-                    if work is None and is_over:
-                        raise outcome
-                    if work is not None and not is_over:
-                        waiting.append(work)
-                elif work is None:
-                    del attempts[""]  # only starts that fail in a row end the pool
-                if work is not None and (not has_failed or is_over):
-                    yield work, outcome
-                if has_failed and (work is None or isinstance(outcome, RayActorError)):
-                    ray.kill(actor)
-                    if waiting:
-                        self._start()
-                elif waiting:
-                    work = waiting.pop()
-                    self._running[actor.do.remote(work)] = (actor, work)
-                else:
-                    ray.kill(actor)
-        finally:
-            for actor, _ in self._running.values():
+    An actor first calls `worker.load`, since Ray does not say why a constructor fails.
+    A work, and a start of an actor, is tried again `retries` times before its fault is taken for one that will not pass.
+    After `deadline` (time.monotonic) no result is waited for. Mistakes of the kinds `own_failures` are those of one work,
+    which is not tried again; all others are raised, and what failed where no actor can be started.
+    """
+    if not works:
+        return
+    start, running = _starter(config, worker, arguments, gpus), dict[Any, tuple[Any, Work | None]]()
+    waiting, attempts = list(reversed(works)), Counter[str]()
+    try:
+        for _ in range(min(num_workers, len(waiting))):
+            running |= start()
+        while running and (reference := _next_done(running, deadline)):
+            actor, work = running.pop(reference)
+            outcome = _outcome(reference, own_failures)
+            name, has_failed = work.name if work else "", isinstance(outcome, RayError | UserError)
+            attempts[name] = attempts[name] + 1 if has_failed else 0  # only starts that fail in a row end the pool
+            is_over = not has_failed or attempts[name] > retries or isinstance(outcome, own_failures)
+            if work and is_over:
+                yield work, outcome
+            elif work:
+                waiting.append(work)
+            elif has_failed and is_over:
+                raise outcome
+            is_lost = has_failed and (work is None or isinstance(outcome, RayActorError))
+            if is_lost or not waiting:
                 ray.kill(actor)
+            if is_lost and waiting:
+                running |= start()
+            elif waiting:
+                work = waiting.pop()
+                running[actor.do.remote(work)] = (actor, work)
+    finally:
+        for actor, _ in running.values():
+            ray.kill(actor)
 
-    def _start(self) -> None:
-        actor = self._actor.remote(*self._arguments)
-        self._running[actor.load.remote()] = (actor, None)
 
-    def _next_done(self) -> Any:
-        """Wait for a call to end; None if the deadline comes first."""
-        patience = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-        done, _ = ray.wait(list(self._running), num_returns=1, timeout=patience)
-        return done[0] if done else None
+def _starter(config: Config, worker: type, arguments: tuple[Any, ...], gpus: float) -> Callable[[], dict[Any, Any]]:
+    """Return what starts an actor, which has no work until it has loaded: its call to `load` -> the actor, None."""
+    on_gpu = config.scaling.on_gpu
+    actors: Any = ray.remote(
+        num_cpus=config.scaling.cpus_per_worker,
+        num_gpus=gpus if on_gpu else 0,
+        runtime_env={"env_vars": hidden_gpus(on_gpu)},
+    )(worker)
+    shared = list(map(ray.put, arguments))
 
-    def _outcome(self, reference: Any) -> Any:
-        """Return what a call returned, or how it failed; raise a mistake that only the user can mend."""
-        try:
-            return ray.get(reference)
-        except RayError as failure:
-            mistake = mistake_in(failure)
-            if mistake and not isinstance(mistake, self._own_failures):
-                raise mistake from None
-            return mistake or failure
+    def start() -> dict[Any, Any]:
+        actor = actors.remote(*shared)
+        return {actor.load.remote(): (actor, None)}
+
+    return start
+
+
+def _next_done(running: Iterable[Any], deadline: float) -> Any:
+    """Wait for a call to end; None if the deadline comes first."""
+    patience = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+    done, _ = ray.wait(list(running), num_returns=1, timeout=patience)
+    return done[0] if done else None
+
+
+def _outcome(reference: Any, own_failures: tuple[type[UserError], ...]) -> Any:
+    """Return what a call returned, or how it failed; raise a mistake that only the user can mend."""
+    try:
+        return ray.get(reference)
+    except RayError as failure:
+        mistake = mistake_in(failure)
+        if mistake and not isinstance(mistake, own_failures):
+            raise mistake from None
+        return mistake or failure

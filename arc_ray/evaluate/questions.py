@@ -1,21 +1,54 @@
-"""What evaluation asks: one prompt per test output and view, cut into batches of about one length."""
+"""What evaluation asks: a prompt per test output and view, in works of about one length, and what their files hold."""
 
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from math import ceil
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from arc_ray.config import Config
 from arc_ray.config.searching import EvaluateConfig
 from arc_ray.errors import UserError
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.lengths import fit_views
-from arc_ray.tasks.task import MAX_SIDE, TaskTable
+from arc_ray.rows.maker import ValidationSet
+from arc_ray.scores.attempts import Candidate, distinct_grids
+from arc_ray.storage import Folder
+from arc_ray.tasks.task import MAX_SIDE, Grid, Task, TaskTable
 from arc_ray.views.augmentation import Augmentation
 from arc_ray.views.view import Views, plain_views, redrawn
+
+SCHEMA = pa.schema(
+    {
+        "task": pa.string(),
+        "output": pa.int32(),
+        "view": pa.string(),
+        "text": pa.string(),
+        "grid": pa.string(),
+        "failure": pa.string(),
+        "log_probability": pa.float64(),
+        "passes": pa.int32(),
+    }
+)
+"""One prediction a row: what was written, and the grid read from it (JSON, turned back from the view) or why none was.
+
+`passes` are the forward passes that it took part in. Where search found nothing, text and log_probability are null.
+"""
+
+SCORES = pa.schema([SCHEMA.field(name) for name in ("task", "output", "view", "grid", "log_probability")])
+"""One candidate grid (JSON, not turned) under one view a row."""
+
+SCORES_SUFFIX = "-scores"
+"""Ends the name of a tuned task's file of scores, beside that of its predictions."""
+
+Predictions = Mapping[tuple[str, int], list[dict[str, Any]]]
+"""(task id, number of the test pair) -> rows of SCHEMA, or of SCORES."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,12 +56,11 @@ class Prompt:
     """One view to answer, as token ids."""
 
     task: str
-    """Id of the task."""
     output: int
     """Number of the test pair within its task."""
     augmentation: Augmentation
     view: str
-    """Name of the view among those of its output."""
+    """Its name, another one for each view of an output."""
     ids: npt.NDArray[np.int32]
     limit: int
     """Most tokens of the answer."""
@@ -39,37 +71,58 @@ class Prompt:
         return self.task, self.output
 
 
-def make_prompts(codec: Codec, table: TaskTable, config: Config, most_tokens: int | None = None) -> list[Prompt]:
+@dataclass(frozen=True, eq=False)
+class Work:
+    """A file to make: answers to prompts, scores of candidates after them, or answers to counting questions."""
+
+    name: str
+    prompts: tuple[Prompt, ...] = ()
+    candidates: tuple[tuple[Grid, ...], ...] | None = None
+    """Grids (not turned) to score after each prompt; None has the prompts answered."""
+    questions: ValidationSet | None = None
+    """Counting questions, one a view: exact greedy answers take one forward pass."""
+    task: Task | None = None
+    """What the model is tuned on before it answers, without the test pairs, which are in the prompts only."""
+    set_name: str = ""
+    """The set that the task is of."""
+
+    @property
+    def size(self) -> int:
+        """Tokens of prompts and answers, to which both tuning and answering are about proportional."""
+        return sum(len(prompt.ids) + prompt.limit for prompt in self.prompts)
+
+
+def make_prompts(
+    codec: Codec, table: TaskTable, config: Config, most_tokens: int | None = None, answer_tokens: int | None = None
+) -> list[Prompt]:
     """Write the prompts of all test outputs under the first n symmetries, each in so many copies; a view that is too
-    long even with one shown pair is left out, so that its output may stay unanswered. With its answer, a prompt has at
-    most as many tokens as the model reads alike. Raises UserError for symmetries or copies of described tasks."""
-    if codec.needs_description and config.evaluate.symmetries * config.evaluate.copies > 1:
+    long even with one shown pair is left out, so that its output may stay unanswered. With its answer, of at most
+    `answer_tokens` if it is no grid, a prompt has at most as many tokens as the model reads alike (`most_tokens`).
+
+    Raises UserError for symmetries or copies of described tasks.
+    """
+    evaluate, max_shown = config.evaluate, config.view.max_shown
+    if codec.needs_description and evaluate.symmetries * evaluate.copies > 1:
         raise UserError(
             "a description names directions and colours, which views change: set evaluate.symmetries=1 and evaluate.copies=1"
         )
     prompts = []
-    room, most = config.evaluate.max_prompt_tokens, most_tokens or sys.maxsize
-    room = min(room, max(most - codec.text_length_bound(MAX_SIDE), most // 2))
+    most, longest = most_tokens or sys.maxsize, answer_tokens or codec.text_length_bound(MAX_SIDE)
+    room = min(evaluate.max_prompt_tokens, max(most - longest, most // 2))
     table = _without_answers(table)
-    for symmetry in range(config.evaluate.symmetries):
-        for copy in range(config.evaluate.copies):
-            views = _views(config, table, symmetry, copy)
-            nth = views.nth()
-            fitting, _ = fit_views(codec, table, views, room, drop=False)
-            views = views.showing(np.maximum(fitting, 0))
-            for i in np.flatnonzero(fitting >= 0).tolist():
-                augmentation = Augmentation(symmetry, tuple(views.colors[i].tolist()))
-                ids = codec.prompt_ids(table, views, i)
-                prompts.append(
-                    Prompt(
-                        task=table.ids[views.task[i]],
-                        output=int(nth[i]),
-                        augmentation=augmentation,
-                        view=f"{augmentation.name}#{copy}" if copy else augmentation.name,
-                        ids=ids,
-                        limit=min(_limit(codec, table, views, i), most - len(ids)),
-                    )
-                )
+    for symmetry, copy in product(range(evaluate.symmetries), range(evaluate.copies)):
+        views = plain_views(table, int(table.num_train.max(initial=1)) if copy else max_shown, symmetry)
+        if copy:
+            views = redrawn(config.view, table, views, max_shown, copy, config.seed)
+        nth = views.nth()
+        fitting, _ = fit_views(codec, table, views, room, drop=False)
+        views = views.showing(np.maximum(fitting, 0))
+        for i in np.flatnonzero(fitting >= 0).tolist():
+            augmentation = Augmentation(symmetry, tuple(views.colors[i].tolist()))
+            view = f"{augmentation.name}#{copy}" if copy else augmentation.name
+            ids = codec.prompt_ids(table, views, i)
+            limit = min(answer_tokens or _limit(codec, table, views, i), most - len(ids))
+            prompts.append(Prompt(table.ids[views.task[i]], int(nth[i]), augmentation, view, ids, limit))
     return prompts
 
 
@@ -78,28 +131,20 @@ def rows_of(config: EvaluateConfig) -> int:
     return {"greedy": 1, "sample": config.samples, "search": ceil(1 / config.min_probability)}[config.decode]
 
 
-def make_batches(prompts: Sequence[Prompt], batch_tokens: int, rows: int = 1) -> list[list[int]]:
+def make_batches(prompts: Sequence[Prompt], batch_tokens: int, rows: int = 1) -> list[list[Prompt]]:
     """Cut prompts into batches of at most `batch_tokens` tokens including padding and answers, longest prompts first.
 
     Each prompt takes `rows` times its length; one that is too long by itself is a batch of its own.
     """
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].ids) - prompts[i].limit, i))
-    batches: list[list[int]] = []
+    batches: list[list[Prompt]] = []
     longest = most = 0
-    for i in order:
-        longest, most = max(longest, len(prompts[i].ids)), max(most, prompts[i].limit)
+    for prompt in sorted(prompts, key=lambda prompt: -len(prompt.ids) - prompt.limit):
+        longest, most = max(longest, len(prompt.ids)), max(most, prompt.limit)
         if not batches or (longest + most) * rows * (len(batches[-1]) + 1) > batch_tokens:
             batches.append([])
-            longest, most = len(prompts[i].ids), prompts[i].limit
-        batches[-1].append(i)
+            longest, most = len(prompt.ids), prompt.limit
+        batches[-1].append(prompt)
     return batches
-
-
-def _views(config: Config, table: TaskTable, symmetry: int, copy: int) -> Views:
-    if copy == 0:
-        return plain_views(table, config.view.max_shown, symmetry)
-    views = plain_views(table, int(table.num_train.max(initial=1)), symmetry)
-    return redrawn(config.view, table, views, config.view.max_shown, copy, config.seed)
 
 
 def _without_answers(table: TaskTable) -> TaskTable:
@@ -115,8 +160,50 @@ def _limit(codec: Codec, table: TaskTable, views: Views, i: int) -> int:
 
     A model that does not end its answers would else cost a thousand steps on every tiny task.
     """
-    pairs = [int(p) for p in views.shown[i] if p >= 0]
-    grids = [2 * p + side for p in pairs for side in (0, 1)] + [2 * int(views.asked[i])]
-    cells = max(int(table.height[g]) * int(table.width[g]) for g in grids)
+    pairs = views.shown[i][views.shown[i] >= 0]
+    grids = np.concatenate([2 * pairs, 2 * pairs + 1, [2 * views.asked[i]]])
+    cells = int((table.height[grids].astype(int) * table.width[grids]).max())
     side = min(MAX_SIDE, int(np.ceil(np.sqrt(3 * cells))) + 1)
     return codec.text_length_bound(side)
+
+
+def answering_works(name: str, prompts: Sequence[Prompt], evaluate: EvaluateConfig) -> list[Work]:
+    """Cut prompts into works, each a batch of at most `batch_tokens` tokens with all answers that are written at a time."""
+    batches = make_batches(prompts, evaluate.batch_tokens, rows_of(evaluate))
+    return [Work(f"{name}-{number:05d}.parquet", tuple(batch)) for number, batch in enumerate(batches)]
+
+
+def scoring_works(
+    name: str, prompts: Sequence[Prompt], predictions: Predictions, evaluate: EvaluateConfig
+) -> list[Work]:
+    """Lay out every candidate of an output under every view of it; outputs without a candidate have nothing to score."""
+    grids = {key: tuple(distinct_grids(candidates_of(rows))) for key, rows in predictions.items()}
+    batches = make_batches([prompt for prompt in prompts if grids.get(prompt.key)], evaluate.batch_tokens)
+    return [
+        Work(f"{name}-{number:05d}.parquet", tuple(batch), tuple(grids[prompt.key] for prompt in batch))
+        for number, batch in enumerate(batches)
+    ]
+
+
+def by_output(rows: Iterable[dict[str, Any]]) -> Predictions:
+    """Put the rows of each output together, in their order."""
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault((row["task"], row["output"]), []).append(row)
+    return found
+
+
+def read_predictions(folder: Folder, names: Iterable[str]) -> Predictions:
+    """Read all predictions, or scores, of these files."""
+    return by_output(row for name in names for row in folder.read_parquet(name).to_pylist())
+
+
+def candidates_of(rows: Iterable[Mapping[str, Any]]) -> list[Candidate]:
+    """Return those of the predictions, or scores, of one output from which a grid was read."""
+    grids = ((grid_of(row), row) for row in rows)
+    return [Candidate(grid, row["log_probability"], row["view"]) for grid, row in grids if grid is not None]
+
+
+def grid_of(row: Mapping[str, Any]) -> Grid | None:
+    """Return the grid of a prediction, turned back from its view."""
+    return np.array(json.loads(row["grid"]), np.uint8) if row["grid"] else None

@@ -1,6 +1,7 @@
 """What follows from the files of predictions: attempts, scores, gains, answers for the gallery, submissions, the result.
 
-Scores are found by set, way of answering and rule; `scores.records.flat_record` names them once result.json is written.
+Only files are read, so it can be redone at any time without a model. Scores are found by set, way of answering and rule;
+`scores.records.flat_record` names them once result.json is written.
 """
 
 import warnings
@@ -11,19 +12,18 @@ from typing import Any
 import numpy as np
 
 from arc_ray.config import Config
+from arc_ray.config.searching import EvaluateConfig
 from arc_ray.config.sources import GENERATED, CountingSource, KaggleSource
-from arc_ray.evaluate.choice import puzzle_scores
-from arc_ray.evaluate.ttt import with_tuned
-from arc_ray.evaluate.work import read_predictions
+from arc_ray.evaluate.questions import SCORES_SUFFIX, Predictions, candidates_of, grid_of, read_predictions
 from arc_ray.runs.folder import finish
-from arc_ray.scores.attempts import Attempts
+from arc_ray.scores.attempts import SELECTIONS, Attempts, Score, cell_accuracy, score_attempts, score_samples
 from arc_ray.scores.intervals import Effect, paired_effect
 from arc_ray.scores.records import FloatArray, Interval, ScorePath, flat_record
 from arc_ray.scores.submission import write_submission
 from arc_ray.storage import Folder
 from arc_ray.tasks.arc import read_json
 from arc_ray.tasks.counting import Answered, accuracy_by_kind, extent_of
-from arc_ray.tasks.task import Task
+from arc_ray.tasks.task import Grid, Task, same_grid
 
 REDONE = {"evaluate.selection": "majority", "evaluate.fill_submission": False, "study.confidence": 0.95}
 """Keys whose part is done again in a finished folder, with what held where an older result does not tell."""
@@ -37,18 +37,18 @@ the describer's words. Each way has a file, answers-<way>.json."""
 
 def select_answers(config: Config, folder: Folder, sets: Mapping[str, Sequence[Task]]) -> dict[str, Any]:
     """Choose, score and write everything that follows from the files; return the result."""
-    files = (folder / "predictions").read_json("files.json")
     result: dict[str, Any] = {"run": folder.name, "checkpoint": config.evaluate.checkpoint, **redone(config)}
     if learned := folder.read_json("overlap.json"):
         result["overlap"] = learned
     answers: dict[str, list[Mapping[str, Any]]] = {"": []}
     submissions: dict[str, dict[str, Any]] = {}
     for name, tasks in sets.items():
-        if is_counting(config, name):
-            counted = _counting_scores(config, name, tasks, folder / "predictions")
-            result |= {f"{name}/{key}": value for key, value in counted.items()}
+        source = config.data.sources[name]
+        if isinstance(source, CountingSource):
+            right = folder.read_json(f"predictions/{name}.json")
+            result |= {f"{name}/{key}": value for key, value in _counting_scores(source, name, tasks, right).items()}
             continue
-        scores, ways, attempts = _puzzle_scores(config, folder, name, tasks, f"{name}{GENERATED}" in files)
+        scores, ways, attempts = _scores_of_ways(config, folder, name, tasks)
         result |= flat_record(scores)
         for way, rows in ways.items():
             answers.setdefault(way, []).extend(rows)
@@ -61,39 +61,116 @@ def select_answers(config: Config, folder: Folder, sets: Mapping[str, Sequence[T
     return result
 
 
-def _puzzle_scores(
-    config: Config, folder: Folder, name: str, tasks: Sequence[Task], is_described: bool
-) -> tuple[dict[ScorePath, Interval], Ways, dict[str, list[Attempts]]]:
-    """Score a set in every way in which it was answered: scores, answers, and the attempts that are submitted."""
-    files, score_files = ((folder / part).read_json("files.json") or {} for part in ("predictions", "scores"))
-
-    def read(key: str) -> tuple[Any, Any]:
-        predictions = read_predictions(folder / "predictions", files[key])
-        return predictions, read_predictions(folder / "scores", score_files.get(key, ()))
-
-    plain = read(name)
-    predicted = {"": with_tuned(folder, name, *plain), "untuned": plain} if config.evaluate.ttt else {"": plain}
-    if is_described:
-        predicted["generated"] = read(f"{name}{GENERATED}")
-    scores: dict[ScorePath, Interval] = {}
-    answers: dict[str, Answers] = {}
-    attempts: dict[str, dict[str, list[Attempts]]] = {}
-    for way, rows in predicted.items():
-        path = (name, way) if way else (name,)
-        found, answers[way], attempts[way] = puzzle_scores(config, "/".join(path), tasks, *rows)
-        scores |= {(*path, *rule): score for rule, score in found.items()}
-    scores |= {(name, *path): effect for path, effect in gains(config, answers).items()}
-    return scores, answers, attempts[""]
-
-
 def redone(config: Config) -> dict[str, Any]:
     """Return what a result says of the keys in `REDONE`."""
     return {key.rsplit(".", 1)[-1]: attrgetter(key)(config) for key in REDONE}
 
 
-def is_counting(config: Config, name: str) -> bool:
-    """Tell whether a set asks questions about grids, not for grids."""
-    return isinstance(config.data.sources[name], CountingSource)
+def _scores_of_ways(
+    config: Config, folder: Folder, name: str, tasks: Sequence[Task]
+) -> tuple[dict[ScorePath, Interval], Ways, dict[str, list[Attempts]]]:
+    """Score a set in every way in which it was answered: scores, answers, and the attempts that are submitted."""
+    files, score_files = (folder.read_json(f"{part}/files.json") or {} for part in ("predictions", "scores"))
+
+    def read(key: str) -> tuple[Predictions, Predictions]:
+        predictions = read_predictions(folder / "predictions", files[key])
+        return predictions, read_predictions(folder / "scores", score_files.get(key, ()))
+
+    plain = read(name)
+    predicted = {"": _with_tuned(folder, name, *plain), "untuned": plain} if config.evaluate.ttt else {"": plain}
+    if f"{name}{GENERATED}" in files:
+        predicted["generated"] = read(f"{name}{GENERATED}")
+    scores: dict[ScorePath, Interval] = {}
+    answers: dict[str, Answers] = {}
+    submitted: dict[str, list[Attempts]] = {}
+    for way, rows in predicted.items():
+        path = (name, way) if way else (name,)
+        found, answers[way], attempts = puzzle_scores(config, "/".join(path), tasks, *rows)
+        scores |= {(*path, *rule): score for rule, score in found.items()}
+        submitted = submitted if way else attempts
+    scores |= {(name, *path): effect for path, effect in gains(config, answers).items()}
+    return scores, answers, submitted
+
+
+def _with_tuned(folder: Folder, name: str, predictions: Predictions, scores: Predictions) -> tuple[Predictions, ...]:
+    """Put the predictions and scores of tuned models over a set's untuned ones, for every task that was tuned."""
+    records = [r for r in folder.read_json("tuning.json") if r["set"] == name and r["status"] == "tuned"]
+    tuned = {record["task"] for record in records}
+    kept = {key: rows for key, rows in scores.items() if key[0] not in tuned}
+    answered, scored = (
+        read_predictions(folder / "tuned", [f"{record['file']}{kind}.parquet" for record in records])
+        for kind in ("", SCORES_SUFFIX)
+    )
+    return {**predictions, **answered}, {**kept, **scored}
+
+
+def puzzle_scores(
+    config: Config, name: str, tasks: Sequence[Task], predictions: Predictions, scores: Predictions
+) -> tuple[dict[ScorePath, Score], list[dict[str, Any]], dict[str, list[Attempts]]]:
+    """Choose attempts for a set: return its scores, an answer for the gallery a test output, and the attempts.
+
+    `scores` are needed for the product of experts only. Without the outputs of all tasks there are no scores.
+    """
+    evaluate, confidence = config.evaluate, config.study.confidence
+    chosen: dict[str, list[Attempts]] = {task.id: [] for task in tasks}
+    greedy: dict[str, list[Attempts]] = {task.id: [] for task in tasks}
+    samples: dict[str, list[list[Grid | None]]] = {task.id: [] for task in tasks}
+    answers = []
+    for task in tasks:
+        for i in range(len(task.test)):
+            rows, scored = (part.get((task.id, i), ()) for part in (predictions, scores))
+            attempts = _choose(evaluate.selection, rows, scored)
+            # What the plain view gives by itself, where there is one answer to it.
+            alone = tuple(c.grid for c in candidates_of(rows) if c.view == "same" and evaluate.decode == "greedy")
+            chosen[task.id].append(attempts)
+            greedy[task.id].append(alone)
+            samples[task.id].append([grid_of(row) for row in rows])
+            answers.append(_answer(name, task, i, config.view.max_shown, attempts, alone))
+    if any(pair.output is None for task in tasks for pair in task.test):
+        return {}, answers, chosen
+    found = score_attempts(tasks, chosen, confidence)
+    found |= score_samples(tasks, samples, chosen, _sample_sizes(evaluate), confidence)
+    by_path = {(rule,): score for rule, score in found.items()}
+    if evaluate.decode == "greedy":
+        by_path |= {("greedy", rule): score for rule, score in score_attempts(tasks, greedy, confidence).items()}
+    return by_path, answers, chosen
+
+
+def _choose(rule: str, predicted: Answers, scored: Answers) -> Attempts:
+    """Choose the attempts at one output by `evaluate.selection`."""
+    if rule == "vote_with_log_probability":
+        # The same text drawn twice under one view is one summand of the mixture: its probability says how often it comes.
+        predicted = list({(row["view"], row["text"]): row for row in predicted}.values())
+    return SELECTIONS[rule](candidates_of(scored if rule == "product_of_experts" else predicted))
+
+
+def _sample_sizes(evaluate: EvaluateConfig) -> list[int]:
+    """Return the n of pass_at_<n> that there are predictions for; search finds a number that is nobody's choice."""
+    if evaluate.decode == "search":
+        return []
+    total = evaluate.symmetries * evaluate.copies * (evaluate.samples if evaluate.decode == "sample" else 1)
+    return [n for n in (1, 2, 8, 64) if n <= total]
+
+
+def _answer(name: str, task: Task, output: int, max_shown: int, attempts: Attempts, greedy: Attempts) -> dict[str, Any]:
+    """Describe one answered output for the gallery."""
+    truth = task.test[output].output
+    return {
+        "set": name,
+        "task": task.id,
+        "output": output,
+        "shown": [{"input": p.input.tolist(), "output": _listed(p.output)} for p in task.train[:max_shown]],
+        "input": task.test[output].input.tolist(),
+        "truth": _listed(truth),
+        "attempts": [grid.tolist() for grid in attempts],
+        "greedy": _listed(greedy[0] if greedy else None),
+        "is_right": any(same_grid(truth, grid) for grid in attempts),
+        "cell_accuracy": max((cell_accuracy(truth, g) for g in attempts), default=0.0) if truth is not None else 0.0,
+    }
+
+
+def _listed(grid: Grid | None) -> list[list[int]] | None:
+    return None if grid is None else grid.tolist()
 
 
 def gains(config: Config, ways: Ways) -> dict[ScorePath, Effect]:
@@ -162,10 +239,9 @@ def _left_out(config: Config, name: str, tasks: Sequence[Task]) -> dict[str, int
     return missing if config.evaluate.fill_submission else {}
 
 
-def _counting_scores(config: Config, name: str, tasks: Sequence[Task], folder: Folder) -> dict[str, float]:
-    source = config.data.sources[name]
-    assert isinstance(source, CountingSource)
-    right: Mapping[str, bool] = folder.read_json(f"{name}.json")
+def _counting_scores(
+    source: CountingSource, name: str, tasks: Sequence[Task], right: Mapping[str, bool]
+) -> dict[str, float]:
     return accuracy_by_kind(
         Answered(question.kind, *extent_of(task, source.connectivity), right[f"{name}/{task.id}:{i}/0"])
         for task in tasks

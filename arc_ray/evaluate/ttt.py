@@ -1,63 +1,71 @@
-"""Test-time training over the cluster: one work item an ARC task, longest first, on a pool of actors that hold the model.
+"""Test-time training: an adapter takes k steps on leave-one-out views of a task's shown pairs, then the task is answered.
 
-An actor keeps the model between tasks and starts each from the same weights, so order and number of workers change
-nothing but the time. Answers are kept as they come, a Parquet file a task and then its record: a killed evaluation
-goes on. Every task has been answered untuned before, so one whose turn does not come keeps those answers.
+Plain torch AdamW: a task is tuned on one device, and a DeepSpeed engine for each would cost more to set up than the
+steps. Views, packing, the loss on learned tokens divided by their number, and the schedule are those of training.
+
+A pool of actors takes the tasks, the longest first. An actor keeps the model between tasks and starts each from the same
+weights, so order and number of workers change nothing but the time. Answers, and scores of their candidates under all
+views (the adapters are not kept, so whatever selection may ask for is made now), come into tuned/, then the task's
+record: a killed evaluation goes on. Every task has been answered untuned before and else keeps those answers.
 """
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from itertools import chain
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
+from torch import nn
 
 from arc_ray.cluster.roles import reachable_room
 from arc_ray.config import Config
 from arc_ray.config.searching import TttConfig
+from arc_ray.config.training import TrainConfig
 from arc_ray.errors import TooLargeError, UserError
-from arc_ray.evaluate.adapter import Adapter, leave_one_out_batches, tuning_seed
 from arc_ray.evaluate.answering import Answerer
-from arc_ray.evaluate.pool import Pool
-from arc_ray.evaluate.questions import Prompt, rows_of
-from arc_ray.evaluate.work import (
-    SCORES,
-    Predictions,
-    Work,
-    answering_works,
-    by_output,
-    read_predictions,
-    scoring_works,
-)
+from arc_ray.evaluate.pool import outcomes
+from arc_ray.evaluate.questions import SCORES, SCORES_SUFFIX, Prompt, Work, answering_works, by_output, scoring_works
 from arc_ray.models.attention import place
-from arc_ray.models.build import load_for_tuning
-from arc_ray.prompts.encoders import Encoder, encoder_named
+from arc_ray.models.build import load_for_tuning, trainable
+from arc_ray.models.loss import LearnedLoss, inputs_of
+from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.formats import format_named, needs_description
-from arc_ray.prompts.tokenizer import load_tokenizer
-from arc_ray.rows.prepare import codec_of
+from arc_ray.prompts.lengths import fit_views
+from arc_ray.rows.maker import IGNORED, Batch, write_rows
+from arc_ray.rows.plan import pack
+from arc_ray.seeding import digest64
 from arc_ray.storage import Folder
-from arc_ray.tasks.task import Task, without_tests
-from arc_ray.train.loop import NonFiniteLossError
+from arc_ray.tasks.task import Task, TaskTable, without_tests
+from arc_ray.train.loop import NonFiniteLossError, learning_rate
+from arc_ray.views.view import draw_views, keys_of
 
 Record = dict[str, Any]
-"""What became of a task: set, task, status (one of STATUSES), seconds, and if tuned first_loss and last_loss."""
+"""What became of a task: set, task, status, seconds, and if tuned first_loss and last_loss.
 
-TASK_FAILURES = (NonFiniteLossError, TooLargeError)
-"""What only one task need have: no other is given up for it, and it is not tried again."""
+The status is "tuned"; "no_views" where there is nothing to learn from (fewer than two shown pairs, or all too long);
+"budget" where time ran out; or "failed" at every attempt.
+"""
 
-SCORES_SUFFIX = "-scores"
 
-STATUSES = ("tuned", "no_views", "budget", "failed")
-"""Tuned; nothing to learn from (fewer than two shown pairs, or all too long); out of time; failed at every attempt."""
+def check_tuning(format_name: str, ttt: TttConfig) -> None:
+    """Refuse views that would make a description wrong. Raises UserError."""
+    if needs_description(format_named(format_name)) and (ttt.symmetries or ttt.colors == "permute"):
+        raise UserError(
+            f"prompt.format={format_name} uses descriptions, which name colours and directions:"
+            f" set evaluate.ttt.symmetries=false and evaluate.ttt.colors=keep, or leave them null"
+        )
 
 
 def tuning_works(set_name: str, tasks: Sequence[Task], works: Sequence[Work]) -> list[Work]:
     """Make a work of each task that has a prompt; `works` are the set's, as they are answered untuned."""
     prompts: dict[str, list[Prompt]] = {}
-    for prompt in chain.from_iterable(work.prompts for work in works):
-        prompts.setdefault(prompt.task, []).append(prompt)
+    for work in works:
+        for prompt in work.prompts:
+            prompts.setdefault(prompt.task, []).append(prompt)
     return [
         Work(f"{set_name}-{i:05d}", tuple(prompts[task.id]), task=without_tests(task), set_name=set_name)
         for i, task in enumerate(tasks)
@@ -65,31 +73,112 @@ def tuning_works(set_name: str, tasks: Sequence[Task], works: Sequence[Work]) ->
     ]
 
 
+def leave_one_out_batches(config: Config, ttt: TttConfig, codec: Codec, set_name: str, task: Task) -> list[Batch]:
+    """Write the rows of each step: every view asks for one shown pair of the task and shows others, augmented.
+
+    Views follow from (seed, set, task, number). Empty where the task has fewer than two shown pairs or where none of
+    its views fits into `train.row_tokens`. Arrays are those of `rows.Batch`, each step as wide as its fullest row.
+    """
+    if len(task.train) < 2:
+        return []
+    table = TaskTable.of([without_tests(task)])
+    number = np.arange(ttt.steps * ttt.views_per_step)
+    key = keys_of(config.seed, f"ttt/{set_name}", table, np.zeros_like(number), number, 0)
+    # A one-sided change makes another puzzle, which the test pair does not follow.
+    changes = {"symmetries": ttt.symmetries, "colors": ttt.colors, "shuffle_pairs": True, "one_sided": 0.0}
+    view = config.view.model_copy(update={name: value for name, value in changes.items() if value is not None})
+    views = draw_views(view, table, np.zeros_like(number), key)
+    shown, (tokens, _) = fit_views(codec, table, views, config.train.row_tokens, drop=config.train.too_long == "drop")
+    fits = np.flatnonzero(shown >= 0)
+    encoded = codec.encode(table, views.showing(np.maximum(shown, 0)).take(fits))
+    batches = []
+    for step in range(ttt.steps):
+        here = np.flatnonzero(fits // ttt.views_per_step == step)
+        if len(here):
+            rows = pack(tokens[fits[here]], config.train.row_tokens)
+            width = max(int(tokens[fits[here[row]]].sum()) for row in rows)
+            # Padding is masked wherever it is, so its number is free to choose: any token that exists.
+            batches.append(write_rows([[encoded[here[i]] for i in row] for row in rows], width, pad_id=0))
+    return batches
+
+
+class Adapter:
+    """The trainable weights of a model as they were when it was loaded, to start every task from."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._initial = {name: parameter.detach().clone() for name, parameter in trainable(model).items()}
+
+    def tune(self, batches: Sequence[Batch], train: TrainConfig, seed: int) -> tuple[float, float]:
+        """Throw away what the last task left and take one step a batch; return the losses of the first and the last.
+
+        What comes out depends on the arguments alone, dropout included: not on tasks before or on who calls.
+        Raises NonFiniteLossError.
+        """
+        with torch.no_grad():
+            for name, parameter in trainable(self._model).items():
+                # Not merged into the base and subtracted again: rounding would carry a little of each task to the next.
+                parameter.copy_(self._initial[name])
+                parameter.grad = None
+        with torch.random.fork_rng(devices=[0] if next(self._model.parameters()).is_cuda else []):
+            torch.manual_seed(seed)
+            losses = _fit(self._model, batches, train)
+        return losses[0], losses[-1]
+
+
+def _fit(model: nn.Module, batches: Sequence[Batch], config: TrainConfig) -> list[float]:
+    """Take a step of AdamW on each batch; return the mean loss per learned token of each."""
+    parameters = list(trainable(model).values())
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    loss_of, device = LearnedLoss(model).train(), parameters[0].device
+    means = []
+    for step, batch in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step, len(batches))
+        learned, total = int((batch["labels"] != IGNORED).sum()), torch.zeros((), dtype=torch.float64, device=device)
+        for start in range(0, len(batch["labels"]), config.rows_at_once):
+            rows = slice(start, start + config.rows_at_once)
+            losses, _ = loss_of(**inputs_of({name: array[rows] for name, array in batch.items()}, device))
+            loss = losses.sum() / learned
+            loss.backward()
+            total += loss.detach()
+        if not math.isfinite(mean := float(total)):
+            raise NonFiniteLossError(
+                f"test-time training, step {step}: the loss is {mean}; try a lower evaluate.ttt.lr"
+            )
+        if config.clip is not None:
+            nn.utils.clip_grad_norm_(parameters, config.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        means.append(mean)
+    model.eval()
+    return means
+
+
 class Tuner:
     """A model that is tuned on one task after another; each actor of the pool holds one."""
 
-    def __init__(self, config: Config, ttt: TttConfig, folder: Folder, encoder: Encoder) -> None:
-        self._config, self._ttt, self._folder, self._encoder = config, ttt, folder, encoder
+    def __init__(self, config: Config, folder: Folder, codec: Codec) -> None:
+        assert config.evaluate.ttt
+        self._config, self._ttt, self._folder = config, config.evaluate.ttt, folder
+        self._asking, self._learning = codec, replace(codec, learn=config.prompt.learn)
 
     def load(self) -> None:
         """Load the model. Raises UserError."""
         config, ttt = self._config, self._ttt
         # Not the machine's cores shared among the workers: sums would round differently on another number of workers.
         torch.set_num_threads(config.scaling.threads or max(1, int(config.scaling.cpus_per_worker)))
-        fresh = ttt.adapter == "new"
-        model: Any = load_for_tuning(
-            config.model, config.storage, config.evaluate.checkpoint, fresh, config.seed, config.train.row_tokens
-        )
-        model = place(model, config.scaling.on_gpu)
+        asked, fresh = config.evaluate.checkpoint, ttt.adapter == "new"
+        loaded = load_for_tuning(config.model, config.storage, asked, fresh, config.seed, config.train.row_tokens)
+        model: Any = place(loaded, config.scaling.on_gpu)
         if config.scaling.on_gpu and config.model.dtype != "float32":
             # An adapter with dropout or DoRA, which is not fused, multiplies in float32 beside a bfloat16 model.
             torch.set_float32_matmul_precision("high")
         self._model, self._adapter = model, Adapter(model)
         # Rows at once were chosen for a whole GPU.
         rows = int(config.train.rows_at_once * (ttt.gpus if config.scaling.on_gpu else 1))
-        self._train = config.train.model_copy(update={"micro_rows": max(1, rows)})
-        self._answerer = Answerer(config, self._folder, self._encoder, model.get_base_model())
-        self._codec = codec_of(config, load_tokenizer(config.model, config.storage))
+        self._train = config.train.model_copy(update={"micro_rows": max(1, rows), "lr": ttt.lr})
+        self._answerer = Answerer(config, self._folder, self._asking, model.get_base_model())
 
     def do(self, work: Work) -> Record:
         """Tune on a task and write its answers; return its record."""
@@ -97,11 +186,12 @@ class Tuner:
 
         assert work.task, "there is nothing to tune on"
         begun, record = time.monotonic(), {"set": work.set_name, "task": work.task.id}
-        batches = leave_one_out_batches(self._config, self._ttt, self._codec, work.set_name, work.task)
+        batches = leave_one_out_batches(self._config, self._ttt, self._learning, work.set_name, work.task)
         if not batches:
             return {**record, "status": "no_views", "seconds": 0.0}
-        seed = tuning_seed(self._config, work.set_name, work.task.id)
-        first, last = self._adapter.tune(batches, self._train, self._ttt.lr, seed)
+        # Dropout's seed follows from names, like the views.
+        seed = digest64(self._config.seed, "ttt", work.set_name, work.task.id) % 2**63
+        first, last = self._adapter.tune(batches, self._train, seed)
         # On the CPU products take the time, not kernels, and unmerged answers are what old evaluations go on with.
         with merged(self._model) if self._config.scaling.on_gpu else nullcontext():
             answers, scores = self._answer(work)
@@ -112,85 +202,35 @@ class Tuner:
 
     def _answer(self, work: Work) -> tuple[pa.Table, pa.Table]:
         """Answer the prompts of a task and score all candidates under all of its views."""
-        tokens, rows = self._config.evaluate.batch_tokens, rows_of(self._config.evaluate)
-        answering = answering_works(work.name, work.prompts, tokens, rows)
-        answers = pa.concat_tables([self._answerer.predict(part) for part in answering])
-        scoring = scoring_works(work.name, work.prompts, by_output(answers.to_pylist()), tokens)
+        evaluate, name, prompts = self._config.evaluate, work.name, work.prompts
+        answers = pa.concat_tables([self._answerer.predict(part) for part in answering_works(name, prompts, evaluate)])
+        scoring = scoring_works(name, prompts, by_output(answers.to_pylist()), evaluate)
         return answers, pa.concat_tables([SCORES.empty_table(), *(self._answerer.score(part) for part in scoring)])
 
 
-def check_tuning(config: Config, ttt: TttConfig) -> None:
-    """Refuse views that would make a description wrong. Raises UserError."""
-    if needs_description(format_named(config.prompt.format)) and (ttt.symmetries or ttt.colors == "permute"):
-        raise UserError(
-            f"prompt.format={config.prompt.format} uses descriptions, which name colours and directions:"
-            f" set evaluate.ttt.symmetries=false and evaluate.ttt.colors=keep, or leave them null"
-        )
-
-
-def tune_sets(
-    config: Config,
-    folder: Folder,
-    sets: Mapping[str, Sequence[Task]],
-    works: Mapping[str, Sequence[Work]],
-    progress: Callable[[int, int], None],
-) -> None:
-    """Tune on the puzzles of every set and answer them; `works` are the prompts of each set.
-
-    Answers, and scores of their candidates under all views, are kept in tuned/ (the adapters are not, so whatever
-    selection may ask for is made now), what became of each task in tuning.json. Raises UserError.
-    """
-    ttt = config.evaluate.ttt
-    assert ttt, "evaluate.ttt is null"
-    tasks = [work for name in sets for work in tuning_works(name, sets[name], works[name])]
-    encoder = encoder_named(config.prompt.encoder)
-    records = tune_all(config, ttt, folder / "tuned", encoder, tasks, progress)
-    folder.write_json("tuning.json", [{**r, "file": work.name} for work, r in zip(tasks, records, strict=True)])
-
-
-def with_tuned(folder: Folder, name: str, predictions: Predictions, scores: Predictions) -> tuple[Predictions, ...]:
-    """Put the predictions and scores of tuned models over a set's untuned ones, for every task that was tuned."""
-    records = [r for r in folder.read_json("tuning.json") if r["set"] == name and r["status"] == "tuned"]
-    tuned = {record["task"] for record in records}
-    kept = {key: rows for key, rows in scores.items() if key[0] not in tuned}
-    answered, scored = (
-        read_predictions(folder / "tuned", [f"{record['file']}{kind}.parquet" for record in records])
-        for kind in ("", SCORES_SUFFIX)
-    )
-    return {**predictions, **answered}, {**kept, **scored}
-
-
 def tune_all(
-    config: Config,
-    ttt: TttConfig,
-    folder: Folder,
-    encoder: Encoder,
-    works: Sequence[Work],
-    progress: Callable[[int, int], None],
+    config: Config, folder: Folder, codec: Codec, works: Sequence[Work], progress: Callable[[int, int], None]
 ) -> list[Record]:
     """Tune and answer every task that has no record yet, within the budget; return the records of all, in their order.
 
     `progress` gets (done, total). Raises UserError, and whatever failed where no task could be tuned at all.
     """
+    ttt = config.evaluate.ttt
+    assert ttt
     records: dict[str, Record] = {
         work.name: found for work in works if (found := folder.read_json(f"{work.name}.json"))
     }
     spent = max((record["at"] for record in records.values()), default=0.0)
     left = sorted((work for work in works if work.name not in records), key=lambda work: (-work.size, work.name))
     progress(len(records), len(works))
-    begun = time.monotonic() - spent
-    pool = Pool(
-        config,
-        Tuner,
-        (config, ttt, folder, encoder),
-        ttt.num_workers or _room(config, ttt),
-        gpus=ttt.gpus,
-        retries=ttt.retries,
-        deadline=begun + ttt.budget_seconds if ttt.budget_seconds else None,
-        own_failures=TASK_FAILURES,
-    )
+    begun, share = time.monotonic() - spent, ttt.gpus if config.scaling.on_gpu else 0
+    num_workers = ttt.num_workers or max(1, reachable_room().holds(config.scaling.cpus_per_worker, share))
+    # What only one task need have: no other is given up for it, and it is not tried again.
+    own_failures = NonFiniteLossError, TooLargeError
+    arguments, deadline = (config, folder, codec), begun + (ttt.budget_seconds or math.inf)
+    tuned = outcomes(config, Tuner, arguments, left, num_workers, ttt.gpus, ttt.retries, deadline, own_failures)
     failures: dict[str, Exception] = {}
-    for work, outcome in pool.run(left):
+    for work, outcome in tuned:
         if isinstance(outcome, Exception):
             failures[work.name] = outcome
             continue
@@ -199,15 +239,9 @@ def tune_all(
         progress(len(records), len(works))
     if failures and len(failures) == len(works):
         raise next(iter(failures.values()))
-    return [records.get(work.name) or _untuned(work, failures.get(work.name)) for work in works]
-
-
-def _untuned(work: Work, failure: Exception | None) -> Record:
-    assert work.task, "there is nothing to tune on"
-    record = {"set": work.set_name, "task": work.task.id, "status": "failed" if failure else "budget", "seconds": 0.0}
-    return {**record, "error": str(failure)} if failure else record
-
-
-def _room(config: Config, ttt: TttConfig) -> int:
-    """Count the workers that the cluster has room for."""
-    return max(1, reachable_room().holds(config.scaling.cpus_per_worker, ttt.gpus if config.scaling.on_gpu else 0))
+    for work in works:
+        if work.name not in records and work.task:
+            failure = failures.get(work.name)
+            about = {"status": "failed", "error": str(failure)} if failure else {"status": "budget"}
+            records[work.name] = {"set": work.set_name, "task": work.task.id, "seconds": 0.0, **about}
+    return [records[work.name] for work in works]

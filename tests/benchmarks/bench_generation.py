@@ -148,7 +148,7 @@ def against_one_pass(folder: Path, answers: int) -> None:
     started = time.perf_counter()
     table = TaskTable.of(tasks)
     validation = make_validation(codec, {"all": table}, config.view.max_shown, config.train.row_tokens, 0)
-    outcome = validate(Plain(writer_model), validation, rows_at_once=8, rank=0, num_workers=1)
+    outcome = validate(LearnedLoss(writer_model), validation, rows_at_once=8, rank=0, num_workers=1)
     seconds = time.perf_counter() - started
     at_once = [outcome.solved[outcome.names.index(f"all/{task.id}/0")] for task in tasks]
     steps = len(validation.batch["input_ids"])
@@ -231,11 +231,11 @@ def cut_tasks(config: Config, number: int) -> list[Task]:
 
 def generate(config: Config, writer: Writer, prompts: list[Prompt], lookahead: int) -> list[Answer]:
     """Answer prompts in the batches of an evaluation; return the answers in the order of the prompts."""
-    found: dict[int, Answer] = {}
+    found: dict[Prompt, Answer] = {}
     for batch in make_batches(prompts, config.evaluate.batch_tokens):
-        ids, limits = [prompts[i].ids for i in batch], [prompts[i].limit for i in batch]
+        ids, limits = [prompt.ids for prompt in batch], [prompt.limit for prompt in batch]
         found |= dict(zip(batch, generate_greedily(writer, ids, limits, lookahead), strict=True))
-    return [found[i] for i in range(len(prompts))]
+    return [found[prompt] for prompt in prompts]
 
 
 def right(config: Config, codec: Codec, tasks: list[Task], prompts: list[Prompt], answers: list[Answer]) -> list[bool]:
@@ -245,22 +245,6 @@ def right(config: Config, codec: Codec, tasks: list[Task], prompts: list[Prompt]
         read = encoder.parse(codec.tokenizer.decode(answer.ids)) if answer.is_complete else "unfinished"
         solved[prompt.task] = isinstance(read, np.ndarray) and same_grid(read, asked[prompt.task].test[0].output)
     return [solved.get(task.id, False) for task in tasks]
-
-
-class Plain:
-    """The few methods of an engine that validation uses."""
-
-    def __init__(self, model: Any) -> None:
-        self._model, self.device = LearnedLoss(model), torch.device("cpu")
-
-    def __call__(self, **inputs: torch.Tensor) -> Any:
-        return self._model(**inputs)
-
-    def eval(self) -> None:
-        """Stay in evaluation mode."""
-
-    def train(self) -> None:
-        """Stay in evaluation mode."""
 
 
 if __name__ == "__main__":

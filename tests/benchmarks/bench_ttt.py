@@ -13,17 +13,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import ray
 import torch
 
-from arc_ray.config import Config, config_from
+from arc_ray.config import Config, config_from, with_overrides
 from arc_ray.config.sources import RearcSource
-from arc_ray.evaluate.questions import make_prompts
+from arc_ray.evaluate.questions import Work, answering_works, make_prompts
 from arc_ray.evaluate.ttt import Tuner, tune_all, tuning_works
-from arc_ray.evaluate.work import Work, answering_works
 from arc_ray.models.build import build_model
-from arc_ray.prompts.encoders import encoder_named
+from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.prepare import codec_of
 from arc_ray.storage import Folder
@@ -63,7 +63,8 @@ def make_config(folder: Path, steps: int) -> Config:
     shared = {"storage": str(folder), "prompt": {"format": "compact", "encoder": "compact", "learn": "all"}}
     made = config_from({**shared, "model": {"scratch": SCRATCH}, "train": {"full": True}}, {})
     tokenizer = load_tokenizer(made.model, made.storage)
-    build_model(made.model, made.storage, 0, True, tokenizer).save_pretrained(folder / "base")
+    model: Any = build_model(made.model, made.storage, 0, True, tokenizer)
+    model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     return config_from(
         {
@@ -88,17 +89,20 @@ def make_task(rule: str) -> Task:
 
 def jobs_of(config: Config, tasks: Sequence[Task]) -> list[Work]:
     """Make the works that an evaluation would make."""
-    codec = codec_of(config, load_tokenizer(config.model, config.storage))
-    prompts = make_prompts(codec, TaskTable.of(tasks), config)
-    return tuning_works("set", tasks, answering_works("set", prompts, config.evaluate.batch_tokens))
+    prompts = make_prompts(codec_at(config), TaskTable.of(tasks), config)
+    return tuning_works("set", tasks, answering_works("set", prompts, config.evaluate))
+
+
+def codec_at(config: Config) -> Codec:
+    """Make the codec of a config, as each process that answers is given one."""
+    return codec_of(config, load_tokenizer(config.model, config.storage))
 
 
 def seconds_on_ray(config: Config, jobs: Sequence[Work], num_workers: int, name: str) -> float:
     """Tune all tasks on so many workers; return the seconds from the first task's start to the last one's end."""
-    assert config.evaluate.ttt
-    ttt = config.evaluate.ttt.model_copy(update={"num_workers": num_workers})
+    config = with_overrides(config, {"evaluate.ttt.num_workers": num_workers})
     folder = Folder.at(config.storage) / name
-    records = tune_all(config, ttt, folder, encoder_named("compact"), jobs, lambda done, total: None)
+    records = tune_all(config, folder, codec_at(config), jobs, lambda done, total: None)
     assert all(record["status"] == "tuned" for record in records)
     return max(r["at"] for r in records) - min(r["at"] - r["seconds"] for r in records)
 
@@ -117,9 +121,8 @@ def gain_of_plain_processes(config: Config, jobs: Sequence[Work], repetitions: i
 def plain_work(given: tuple[Config, Sequence[Work]]) -> float:
     """Tune these tasks in this process; return the seconds without loading."""
     config, jobs = given
-    assert config.evaluate.ttt
     torch.set_num_threads(1)
-    tuner = Tuner(config, config.evaluate.ttt, Folder.at(config.storage) / "plain", encoder_named("compact"))
+    tuner = Tuner(config, Folder.at(config.storage) / "plain", codec_at(config))
     tuner.load()
     begun = time.perf_counter()
     for job in jobs:

@@ -9,18 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import tiny_model, tiny_tokenizer
+from builders import codec_of, tiny_model, tiny_tokenizer
 from ray.exceptions import RayTaskError
 from ray.train import FailureConfig, WorkerGroupError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 
-from arc_ray.config import Config, config_from
-from arc_ray.config.searching import TttConfig
+from arc_ray.config import Config, config_from, with_overrides
 from arc_ray.errors import UserError, mistake_in, unwrapped
 from arc_ray.evaluate.evaluation import run_evaluation
+from arc_ray.evaluate.questions import Work
 from arc_ray.evaluate.ttt import tune_all
-from arc_ray.evaluate.work import Work
-from arc_ray.prompts.encoders import encoder_named
 from arc_ray.runs.folder import run_folder
 from arc_ray.tasks.task import Pair, Task, task_to_json
 from arc_ray.train.run import _MistakesEndIt, run_training
@@ -141,9 +139,10 @@ def evaluate(config: Config) -> None:
 
 
 def tune_on_a_task(config: Config) -> None:
-    pair, ttt = Pair(np.zeros((1, 1), np.uint8), None), TttConfig(steps=1, retries=2)
+    config = with_overrides(config, {"evaluate.ttt": {"steps": 1, "retries": 2}})
+    pair = Pair(np.zeros((1, 1), np.uint8), None)
     work = Work("work", task=Task("t", (pair,), ()), set_name="set")
-    tune_all(config, ttt, run_folder(config), encoder_named("compact"), [work], lambda *_: None)
+    tune_all(config, run_folder(config), codec_of(tiny_tokenizer()), [work], lambda *_: None)
 
 
 @pytest.mark.slow

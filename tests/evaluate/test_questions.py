@@ -92,9 +92,9 @@ def test_batches_hold_every_prompt_once_and_no_more_tokens_than_allowed(batch_to
         for i, (length, limit) in enumerate(zip(rng.integers(5, 200, 60), rng.integers(5, 200, 60), strict=True))
     ]
     batches = make_batches(prompts, batch_tokens)
-    assert sorted(i for batch in batches for i in batch) == list(range(60))
+    assert sorted(prompt.output for batch in batches for prompt in batch) == list(range(60))
     for batch in batches:
-        width = max(len(prompts[i].ids) for i in batch) + max(prompts[i].limit for i in batch)
+        width = max(len(prompt.ids) for prompt in batch) + max(prompt.limit for prompt in batch)
         assert len(batch) == 1 or width * len(batch) <= batch_tokens
     assert batch_tokens < 100000 or len(batches) == 1
     assert make_batches([], batch_tokens) == []

@@ -18,11 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from arc_ray.config import Config, config_from
 from arc_ray.config.searching import TttConfig
 from arc_ray.config.training import LoraConfig, ModelConfig, TrainConfig
-from arc_ray.evaluate.adapter import Adapter, leave_one_out_batches
 from arc_ray.evaluate.evaluation import run_evaluation
-from arc_ray.evaluate.questions import make_prompts
-from arc_ray.evaluate.ttt import tuning_works
-from arc_ray.evaluate.work import Work, answering_works
+from arc_ray.evaluate.questions import Work, answering_works, make_prompts
+from arc_ray.evaluate.ttt import Adapter, leave_one_out_batches, tuning_works
 from arc_ray.models.build import load_for_tuning, trainable
 from arc_ray.prompts.encoders import encoder_named
 from arc_ray.rows.maker import IGNORED, Batch
@@ -39,7 +37,7 @@ def batches_of(task: Task, ttt: TttConfig, **changes: Any) -> list[Batch]:
 
 def work_of(task: Task) -> Work:
     prompts = make_prompts(codec_of(tiny_tokenizer()), TaskTable.of([task]), CONFIG)
-    (work,) = tuning_works("set", [task], answering_works("w", prompts, 8192))
+    (work,) = tuning_works("set", [task], answering_works("w", prompts, CONFIG.evaluate))
     return work
 
 
@@ -121,7 +119,7 @@ def weights_after(base: str, tasks: Sequence[Task]) -> dict[str, bytes]:
     """Tune one model on tasks one after another; return the last one's weights."""
     model, adapter = adapter_of(base)
     for task in tasks:
-        adapter.tune(batches_of(task, TttConfig(steps=3)), CONFIG.train, 1e-2, seed=7)
+        adapter.tune(batches_of(task, TttConfig(steps=3)), CONFIG.train, seed=7)
     return {name: p.detach().numpy().tobytes() for name, p in trainable(model).items()}
 
 
@@ -137,7 +135,7 @@ def test_tuning_learns_the_shown_pairs_and_moves_nothing_else(base: str) -> None
     model, adapter = adapter_of(base, dropout=0.0)
     frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
     batches = batches_of(puzzle("a", most=3), TttConfig(steps=40, symmetries=False, colors="keep"))
-    first, last = adapter.tune(batches, TrainConfig(micro_rows=1), 2e-2, seed=0)
+    first, last = adapter.tune(batches, TrainConfig(micro_rows=1, lr=2e-2), seed=0)
     assert last < first - 1
     for name, value in frozen.items():
         assert torch.equal(value, dict(model.named_parameters())[name]), name
@@ -165,7 +163,7 @@ def test_micro_rows_change_no_gradient(base: str) -> None:
         )
         assert len(batches[0]["labels"]) > 1
         with Numbers() as numbers:
-            losses.append(adapter_of(base, dropout=0.0)[1].tune(batches, config, 1e-2, seed=0)[0])
+            losses.append(adapter_of(base, dropout=0.0)[1].tune(batches, config, seed=0)[0])
         told.append(numbers.told)
     assert told[0] == told[1]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)

@@ -14,8 +14,7 @@ from study_folder import make_study, write_evaluation
 
 from arc_ray.cli.peek import show_predictions
 from arc_ray.config import Config, load_config
-from arc_ray.evaluate.choice import puzzle_scores
-from arc_ray.evaluate.results import gains
+from arc_ray.evaluate.results import gains, puzzle_scores
 from arc_ray.report import load
 from arc_ray.report.page import view_of, write_report
 from arc_ray.runs.folder import run_folder
