@@ -243,6 +243,13 @@ def test_answer_is_in_the_words_of_the_analysis(study: Path, page: str) -> None:
     assert "−1.7 to +9.7" in markdown
 
 
+def test_one_seed_is_one_seed(tmp_path: Path) -> None:
+    """Would catch "1 seeds" beside a sentence that says "1 seed"."""
+    written = write_report([str(make_study(tmp_path, seeds=(0,)))])
+    for name in ("report.html", "report.md"):
+        assert "1 seed × 32 tasks" in Path(written[name]).read_text()
+
+
 def test_an_arms_findings_are_named_and_written_as_their_metric(study: Path, page: str) -> None:
     """Would catch a heading that says eval/solved, and a share at equal tokens that is written as 0.33."""
     for text in (page, (study / "report.md").read_text()):
