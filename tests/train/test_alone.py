@@ -17,7 +17,7 @@ from arc_ray.runs.folder import read_metrics, run_folder
 from arc_ray.train.alone import train_alone
 from arc_ray.train.engine import import_deepspeed
 from arc_ray.train.loop import NonFiniteLossError
-from arc_ray.train.run import run_training
+from arc_ray.train.run import run_training, train_in_group
 
 pytestmark = pytest.mark.slow
 
@@ -99,5 +99,5 @@ def test_what_ran_before_in_the_process_changes_no_bit(ray_session: None, storag
             assert outcome(first) == outcome(last), first.name
             assert outcome(first)[0]
     in_group = config_in(storage, "group", "adapter")
-    run_training(in_group)
+    run_training(in_group, train=train_in_group)
     assert outcome(in_group) == outcome(runs["last"][-1])
