@@ -260,7 +260,7 @@ def test_documented_commands_exist(command: str) -> None:
     import typer
     from ray.scripts.scripts import cli
 
-    from arc_ray.cli.commands import app
+    from arc_ray.cli.looking import app
 
     def parse(group: click.Command, words: list[str]) -> None:
         context = click.Context(group)

@@ -6,7 +6,7 @@ import pytest
 from test_storage_runs import s3  # noqa: F401
 from typer.testing import CliRunner
 
-from arc_ray.cli.commands import app
+from arc_ray.cli.looking import app
 from arc_ray.config.section import BUILT_IN
 from arc_ray.config.training import ModelConfig
 from arc_ray.errors import UserError
