@@ -14,10 +14,8 @@ logger = logging.getLogger(__name__)
 
 
 def pick(known: Sequence[str], ids: Sequence[str] | Literal["all"], exclude: Sequence[str] = ()) -> list[str]:
-    """Return the ids asked for, in the order asked for, without the excluded ones.
-
-    Raises UserError for an id that is unknown or named twice, and if none is left.
-    """
+    """Return the ids asked for, in the order asked for, without the excluded ones. Raises UserError for an id that is
+    unknown or named twice, and if none is left."""
     for key, named in (("tasks", () if ids == "all" else ids), ("exclude", exclude)):
         for task_id in named:
             if task_id not in known:

@@ -191,11 +191,9 @@ def changed_shapes(codes: Codes, side: PairSide, height: _Ints, width: _Ints) ->
 def draw_one_sided(
     bits: _Bits, probability: float, weights: Mapping[Kind, float], height: _Ints, width: _Ints
 ) -> Codes:
-    """Draw changes after which no side is longer than 30 cells.
-
-    `bits` is uint64 (n, 7); `height` and `width` are the longest of each view's inputs and outputs, (n, 2). A side is
-    drawn uniformly, a kind by `weights`. Where the kind has no room, nothing is changed.
-    """
+    """Draw changes after which no side is longer than 30 cells: a side uniformly, a kind by `weights`. Where the kind has no
+    room, nothing is changed. `bits` is uint64 (n, 7); `height` and `width` are the longest of each view's inputs and
+    outputs, (n, 2)."""
     side = below(bits[:, 1], 2)
     tall, wide = (longest[np.arange(len(side)), side] for longest in (height, width))
     shares = np.cumsum([weights.get(kind, 0.0) for kind in KINDS])

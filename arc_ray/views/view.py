@@ -69,10 +69,8 @@ class Views:
 
 
 def keys_of(seed: int, source: str, table: TaskTable, task: _Ints, copy: _Ints, epoch: _Ints | int) -> _Keys:
-    """Return the keys of views: they depend on names, not on positions, so adding a task moves no other view.
-
-    `task`, `copy` and `epoch` are (n,) or broadcast to it; the result is uint64 (n,).
-    """
+    """Return the keys of views, (n,): they depend on names, not on positions, so adding a task moves no other view. `task`,
+    `copy` and `epoch` are (n,) or broadcast to it."""
     return view_keys(seed, "view", (np.asarray(digest64(source), np.uint64), table.digests[task], copy, epoch))
 
 
@@ -113,11 +111,8 @@ def plain_views(table: TaskTable, max_shown: int, symmetry: int = 0) -> Views:
 
 
 def redrawn(config: ViewConfig, table: TaskTable, views: Views, max_shown: int, copy: int, seed: int) -> Views:
-    """Return puzzle views with other colours and other shown pairs, in another order: copy 1, 2... of evaluation's views.
-
-    `views` show every train pair. The draw follows from (seed, task, asked pair, symmetry, copy), and colours stay
-    where `config` keeps them.
-    """
+    """Return puzzle views with other colours and other shown pairs, in another order: copy 1, 2... of evaluation's views,
+    which show every train pair. The draw follows from (seed, task, asked pair, symmetry, copy)."""
     key = view_keys(seed, "evaluate", (table.digests[views.task], views.nth(), views.symmetry, copy))
     bits = counter_bits(key, _ORDER, views.shown.shape[1])
     shown = _shuffled(views.shown, bits, views.num_shown())[:, :max_shown]
