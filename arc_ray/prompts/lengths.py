@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from arc_ray.prompts.codec import Codec
-from arc_ray.prompts.formats import GridSlot
+from arc_ray.prompts.formats import GridSlot, Text
 from arc_ray.prompts.sample import refuse_unreadable_texts
 from arc_ray.tasks.task import MAX_SIDE, TaskTable
 from arc_ray.views.augmentation import changed_shapes, swaps_sides
@@ -32,13 +32,16 @@ def view_lengths(codec: Codec, table: TaskTable, views: Views) -> Lengths:
     for here in _alike(codec, table, views):
         some = views.take(here)
         [layout] = codec.layouts_of(table, some.take(slice(1)))
+        total, learned = np.zeros((2, len(here)), np.int64)
         for segment in layout:
             if isinstance(segment, GridSlot):
                 length = sizes[_shapes(table, some, segment)]
             else:
+                assert isinstance(segment, Text)
                 length = len(codec.text_ids(segment))
-            lengths[0, here] += length
-            lengths[1, here] += length * segment.learn
+            total += length
+            learned += length * segment.learn
+        lengths[:, here] = total, learned
     return lengths
 
 
@@ -101,4 +104,6 @@ def _shapes(table: TaskTable, views: Views, slot: GridSlot) -> tuple[npt.NDArray
     shapes = table.height[grid], table.width[grid]
     if views.one_sided is not None:
         shapes = changed_shapes(views.one_sided, slot.side, *shapes)
-    return tuple(np.where(swaps_sides(views.symmetry), shapes[::-1], shapes))
+    height, width = shapes
+    turned = swaps_sides(views.symmetry)
+    return np.where(turned, width, height), np.where(turned, height, width)

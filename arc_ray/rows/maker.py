@@ -173,7 +173,8 @@ def _answers(codec: Codec, table: TaskTable, views: Views, names: Sequence[str])
         if not can_write[i]:
             raise UserError(f"{name}: the task has no description, which the prompt format needs")
         slot = layout[-2]
-        answers.append(table.grid(2 * views.asked[i] + (slot.side == "output")) if isinstance(slot, GridSlot) else None)
-        if isinstance(slot, GridSlot) and not answers[-1].size:
+        grid = table.grid(2 * views.asked[i] + (slot.side == "output")) if isinstance(slot, GridSlot) else None
+        if grid is not None and not grid.size:
             raise UserError(f"{name}: the output of this test pair is hidden, so no answer can be checked against it")
+        answers.append(grid)
     return answers
