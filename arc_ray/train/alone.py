@@ -44,7 +44,7 @@ def process_group_of_one(on_gpu: bool) -> Iterator[None]:
     deepspeed, environment = import_deepspeed(), dict(os.environ)
     forget_peak_memory()
     os.environ.update(ENVIRONMENT)
-    backend, store = "nccl" if on_gpu else "gloo", torch.distributed.HashStore()
+    backend, store = "nccl" if on_gpu else "gloo", torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
     torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
     deepspeed.init_distributed()
     try:
