@@ -86,13 +86,13 @@ def ends_well(run: subprocess.Popen[str]) -> str:
     return printed
 
 
-def wait_for(there: Callable[[], Any], run: subprocess.Popen[str]) -> Any:
-    """Poll until `there` returns something, while the run goes on."""
+def wait_for(there: Callable[[], Any], run: subprocess.Popen[str], seconds: float = 0.01) -> Any:
+    """Look every so many seconds until `there` returns something, while the run goes on."""
     deadline = time.monotonic() + PATIENCE
     while not (found := there()):
         assert run.poll() is None, f"it ended too early:\n{run.communicate()[0]}"
         assert time.monotonic() < deadline, "it never came so far"
-        time.sleep(0.01)
+        time.sleep(seconds)
     return found
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+from training import kill_driver
 
 from arc_ray.config.sources import AnySource, CountingSource, PluginSource, RearcDumpSource, RearcSource
 from arc_ray.datasets.export import export_arc_json, export_rearc
@@ -345,15 +345,6 @@ def driver(folder: Path, num_cpus: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
 
 
-def kill_with_its_workers(process: subprocess.Popen[bytes]) -> None:
-    """Kill a driver and wait for the Ray it started: a worker in flight may still finish its block."""
-    family = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    process.wait()
-    _, alive = psutil.wait_procs(family, timeout=120)
-    assert not alive, "Ray outlived its driver"
-
-
 @pytest.mark.slow
 def test_killed_with_signal_9_it_goes_on_and_ends_the_same(generate, tmp_path):
     """Kills a real driver with 8 workers twice, at different points, then lets it finish."""
@@ -364,7 +355,7 @@ def test_killed_with_signal_9_it_goes_on_and_ends_the_same(generate, tmp_path):
         while len(modified(killed)) < num_blocks and process.poll() is None:
             time.sleep(0.02)
         assert process.poll() is None, "it was done before it could be killed: ask for more"
-        kill_with_its_workers(process)
+        kill_driver(process)
         assert survived.items() <= modified(killed).items(), "a finished block was made again"
         survived = modified(killed)
     last = driver(killed, num_cpus=8)

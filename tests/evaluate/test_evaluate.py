@@ -4,19 +4,17 @@ import dataclasses
 import json
 import re
 import shutil
-import subprocess
 import sys
-import time
 import types
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import yaml
 from builders import codec_of, merging_tokenizer, overfit, puzzle, tiny_tokenizer
+from training import ends_well, kill_driver, running, wait_for
 
 from arc_ray.cluster.roles import NodeKind, Room
 from arc_ray.config import Config, config_from, to_yaml, with_overrides
@@ -467,27 +465,15 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path):
     path = tmp_path / "config.yaml"
     tree = config.model_dump(mode="json") | {"ray": {"object_store_mib": 100, "num_cpus": 2}}
     path.write_text(yaml.safe_dump(tree))
-    command = [sys.executable, "-c", "from arc_ray.cli import main; main()", "evaluate", str(path)]
     folder = tmp_path / "runs" / "run" / "predictions"
-    started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 300
-        while len(list(folder.glob("mine-*.parquet"))) < 5:
-            assert time.monotonic() < deadline
-            assert started.poll() is None
-            time.sleep(0.02)
-    finally:
-        family = psutil.Process(started.pid).children(recursive=True)
-        started.kill()
-        started.wait()
-        _, alive = psutil.wait_procs(family, timeout=120)
-    assert not alive, "Ray outlived its driver"
+    with running("evaluate", str(path)) as command:
+        wait_for(lambda: len(list(folder.glob("mine-*.parquet"))) >= 5, command)
+        kill_driver(command)
     kept = {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in folder.glob("mine-*.parquet")}
     assert 5 <= len(kept) < 96
     assert not (folder.parent / "result.json").exists()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr
-    assert "constructor arguments" not in done.stdout + done.stderr, "Ray warns of how its actors are started"
+    with running("evaluate", str(path)) as command:
+        assert "constructor arguments" not in ends_well(command), "Ray warns of how its actors are started"
     assert len(list(folder.glob("mine-*.parquet"))) == 96
     for name, (when, content) in kept.items():
         assert ((folder / name).stat().st_mtime_ns, (folder / name).read_bytes()) == (when, content)

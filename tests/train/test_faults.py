@@ -194,12 +194,12 @@ def test_an_elastic_run_loses_a_node_and_gains_another(folder: Path, cluster: An
         wait_for(lambda: steps_saved(folder, "elastic")[-1] > before, run)
         cluster.add_node(**NODE)
         alone = len(records(folder, "elastic"))
-        wait_for(lambda: [r["train/workers"] for r in records(folder, "elastic")[alone:]].count(2) > 25, run)
+        wait_for(lambda: [r["train/workers"] for r in records(folder, "elastic")[alone:]].count(2) > 25, run, 0.5)
     found = records(folder, "elastic")
     workers = [int(record["train/workers"]) for record in found]
     assert [number for i, number in enumerate(workers) if i == 0 or workers[i - 1] != number] == [2, 1, 2]
     with training(folder, *words, "name=fixed", "scaling.num_workers=1") as run:
-        wait_for(lambda: len(records(folder, "fixed")) >= len(found), run)
+        wait_for(lambda: len(records(folder, "fixed")) >= len(found), run, 0.5)
     losses = [np.array([record["train/loss"] for record in of]) for of in (found, records(folder, "fixed"))]
     np.testing.assert_allclose(losses[0], losses[1][: len(found)], rtol=1e-5)
 
