@@ -90,7 +90,7 @@ def wait_for(there: Callable[[], Any], run: subprocess.Popen[str], seconds: floa
     """Look every so many seconds until `there` returns something, while the run goes on."""
     deadline = time.monotonic() + PATIENCE
     while not (found := there()):
-        assert run.poll() is None, f"it ended too early:\n{run.communicate()[0]}"
+        assert run.poll() is None, f"it ended too early:\n{run.communicate(timeout=PATIENCE)[0]}"
         assert time.monotonic() < deadline, "it never came so far"
         time.sleep(seconds)
     return found
@@ -111,7 +111,7 @@ def kill_driver(run: subprocess.Popen[Any]) -> None:
     """Kill a process that has started Ray, with signal 9; Ray must end by itself: a worker may still finish its work."""
     family = [process for process in family_of(run) if not is_agent(process)]
     run.kill()
-    run.communicate()
+    run.wait()
     assert_gone(family)
 
 
