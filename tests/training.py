@@ -51,10 +51,6 @@ def counting_tree(
     }
 
 
-def train_command(folder: Path, *words: str) -> list[str]:
-    return [sys.executable, "-c", "from arc_ray.cli import main; main()", "train", str(folder / "config.yaml"), *words]
-
-
 def environment() -> dict[str, str]:
     return {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONUNBUFFERED": "1"}
 
