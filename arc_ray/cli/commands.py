@@ -88,7 +88,7 @@ def generate(
 def train(
     config: ConfigPath, assignments: Assignments = None, dry_run: DryRun = False, address: Address = None
 ) -> None:
-    """One training run: LoRA (or full) training by DeepSpeed under Ray Train, resumed if it was cut off."""
+    """One training run: LoRA (or full) training by DeepSpeed, several workers under Ray Train; resumed if it was cut off."""
     terminal, loaded = Terminal(), loaded_config(config, assignments, writes=not dry_run)
     if dry_run:
         return _describe("train", loaded, address, terminal)
