@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import ray
 from ray.exceptions import RayError
 
-from arc_ray.cluster.roles import TRIAL_CPUS, Room, run_on
+from arc_ray.cluster.roles import TRIAL_CPUS, Room, live_nodes, run_on
 from arc_ray.config import Config
 from arc_ray.errors import UserError
 from arc_ray.runs.machine import PACKAGES, version_of
@@ -91,7 +91,7 @@ def check_cluster(config: Config, room: Room) -> Iterator[str]:
 
 def _ask_all(function: Callable[..., Any], *arguments: Any) -> list[tuple[dict[str, Any], "ray.ObjectRef[Any]"]]:
     """Call a function on every live node; return Ray's description of each, and what it will answer."""
-    return [(node, run_on(node["NodeID"], function, *arguments)) for node in ray.nodes() if node["Alive"]]
+    return [(node, run_on(node["NodeID"], function, *arguments)) for node in live_nodes()]
 
 
 def storage_faults(storage: str, nodes: Sequence[NodeReport], seen: Mapping[str, Sequence[str]]) -> list[str]:

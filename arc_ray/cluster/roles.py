@@ -108,9 +108,14 @@ def data_selector() -> dict[str, str] | None:
     return {ROLE: "data"} if live_room().is_divided() else None
 
 
+def live_nodes() -> list[dict[str, Any]]:
+    """Return what Ray knows of each node that is there now."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
 def live_room() -> Room:
     """Return what is there now."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    nodes = live_nodes()
     kinds = Counter(kind_of(n["Resources"], n["Labels"], HEAD_RESOURCE in n["Resources"]) for n in nodes)
     num_workers = sum(number for kind, number in kinds.items() if not kind.is_head)
     return Room(kinds, num_workers, is_one_machine=any(ALONE in node["Labels"] for node in nodes))
@@ -142,17 +147,14 @@ def room_with(live: Room, launch: Mapping[str, Any] | None) -> Room:
     if launch is None:
         return replace(live, is_limit_known=False)
     most, head = launch.get("max_workers", 0), launch.get("head_node_type")
-    numbers = {
-        name: min(about.get("max_workers", 0 if name == head else most), most)
-        for name, about in launch.get("available_node_types", {}).items()
-    }
-    started = {name: launch["available_node_types"][name] for name, number in numbers.items() if number}
-    known = Counter[NodeKind]()
-    for name, about in started.items():
-        if about.get("resources"):
-            known[kind_of(about["resources"], about.get("labels", {}))] += numbers[name]
-    hosts = [about.get("min_workers", 0) for about in started.values() if not about.get("resources")]
-    if not started:
+    known, hosts = Counter[NodeKind](), list[int]()
+    for name, about in launch.get("available_node_types", {}).items():
+        number = min(about.get("max_workers", 0 if name == head else most), most)
+        if number and about.get("resources"):
+            known[kind_of(about["resources"], about.get("labels", {}))] += number
+        elif number:
+            hosts.append(about.get("min_workers", 0))
+    if not known and not hosts:
         return live
     # Nodes that are there are counted among their type, except where nothing tells of which type they are.
     there = {kind: n for kind, n in live.kinds.items() if kind.is_head or (hosts and kind not in known)}
@@ -168,9 +170,8 @@ def kind_of(resources: Mapping[str, float], labels: Mapping[str, str], is_head: 
 
 def compute_in_bfloat16(room: Room) -> bool:
     """Tell whether all GPUs of a room do; nodes that are there are asked, of others the name of the card tells."""
-    live = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-    asked = [run_on(name, has_bfloat16, max_calls=1) for name, has in live.items() if has.get("GPU")]
-    there = live_room().gpu_kinds()
+    with_gpus = [node["NodeID"] for node in live_nodes() if node["Resources"].get("GPU")]
+    asked, there = [run_on(name, has_bfloat16, max_calls=1) for name in with_gpus], live_room().gpu_kinds()
     to_come = {kind.accelerator for kind in room.gpu_kinds() if kind not in there}
     return bool(asked or to_come) and all(ray.get(asked)) and not to_come & set(WITHOUT_BFLOAT16)
 
@@ -184,7 +185,7 @@ def has_bfloat16() -> bool:
 
 def least_gpu_memory() -> int:
     """Return the bytes of the smallest GPU of all nodes; where none is there yet, of the first one that comes."""
-    names = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+    names = [node["NodeID"] for node in live_nodes() if node["Resources"].get("GPU")]
     if not names:
         return ray.get(ray.remote(num_gpus=1, num_cpus=0, max_calls=1)(gpu_memory).remote())
     if names == [ray.get_runtime_context().get_node_id()] and (here := gpu_memory()):
@@ -222,7 +223,7 @@ def _launch() -> Mapping[str, Any] | None:
     """Read what the autoscaler was told, here or else on the head; {} where there is none."""
     if found := read_launch():
         return found
-    head = next((n["NodeID"] for n in ray.nodes() if n["Alive"] and HEAD_RESOURCE in n["Resources"]), None)
+    head = next((node["NodeID"] for node in live_nodes() if HEAD_RESOURCE in node["Resources"]), None)
     if head is None or head == ray.get_runtime_context().get_node_id():
         return found
     return ray.get(run_on(head, read_launch))
