@@ -32,7 +32,7 @@ def test_a_training_that_pauses_is_not_killed_by_rays_guard(ray_session: None) -
         time.sleep(5 * GUARD_SECONDS)
         rest = [next(rows) for _ in range(4_999)]
         assert first["input_ids"].shape == rest[-1]["input_ids"].shape
-        plain = ray.data.range(40_000, override_num_blocks=400).map_batches(_widen)
+        plain = ray.data.range(40_000, override_num_blocks=400).map_batches(_widen)  # pyright: ignore[reportArgumentType]
         with pytest.raises(ray.data.exceptions.ExecutionTimeoutError):
             _consume_slowly(plain.iter_batches(batch_size=100))
     finally:
