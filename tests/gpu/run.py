@@ -271,7 +271,7 @@ def train_by_ray(machine: Machine, log: Log, shape: str = "135m", engine: str = 
 
 def probe(machine: Machine, what: str, *words: str) -> list[str]:
     """Return a command of probe.py, in small without a GPU."""
-    small = ["--cpu", *SMALL, "--row-tokens", "256", "--rows", "8", "--steps", "4"] if machine.cpu else []
+    small = ["--cpu", *SMALL, "--row-tokens", "512", "--rows", "8", "--steps", "4"] if machine.cpu else []
     paths = ["--figures", str(machine.figures), "--scratch", str(machine.out / "shapes")]
     return [sys.executable, str(HERE / "probe.py"), what, *words, *paths, *small]
 
@@ -347,7 +347,7 @@ STAGES = [
             "peers",
             "bench_train.py",
             *(*PEERS, "--rows", "12", "--row-tokens", "8192", "--layers", "30", "--gpu"),
-            small=(*PEERS, "--rows", "4", "--row-tokens", "512", *SMALL),
+            small=(*PEERS, "--rows", "12", "--row-tokens", "512", *SMALL),
         ),
     ),
     Stage("losses", 60, probes("losses", "135m")),
