@@ -271,7 +271,7 @@ def train_by_ray(machine: Machine, log: Log, shape: str = "135m", engine: str = 
 
 def probe(machine: Machine, what: str, *words: str) -> list[str]:
     """Return a command of probe.py, in small without a GPU."""
-    small = ["--cpu", *SMALL, "--row-tokens", "512", "--rows", "8", "--steps", "4"] if machine.cpu else []
+    small = ["--cpu", *SMALL, "--row-tokens", "256", "--rows", "4", "--steps", "4"] if machine.cpu else []
     paths = ["--figures", str(machine.figures), "--scratch", str(machine.out / "shapes")]
     return [sys.executable, str(HERE / "probe.py"), what, *words, *paths, *small]
 
@@ -319,7 +319,7 @@ ARMS_135M = (
 ARMS_LARGER = ("train.micro_rows=2", "train.micro_rows=2 train.compile=true")
 WRITING = ("peer", "--repetitions", "2")
 PEERS = ("peers", "--rounds", "1")
-SMALL = ("--layers", "1", "--vocabulary", "4096", "--tasks", "40")
+SMALL = ("--layers", "1", "--vocabulary", "4096", "--tasks", "100")
 STAGES = [
     Stage("look", 60, look, is_alone=False),
     Stage("tiny", 200, train_and_answer, is_alone=False),
