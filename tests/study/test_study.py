@@ -2,31 +2,28 @@
 
 import json
 import subprocess
-import sys
-import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 from small_study import small_study
+from training import ends_well, kill_driver, press_ctrl_c, running, wait_for
 
 pytestmark = pytest.mark.slow
 
 RULES = ("per_output", "per_task_mean", "strict")
 
 
-def start(config: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", "from arc_ray.cli import main; main()", "study", str(config)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1)
+def study(config: Path) -> AbstractContextManager[subprocess.Popen[str]]:
+    return running("study", str(config))
 
 
 def run(config: Path) -> str:
     """Run the study to its end and return what it printed."""
-    study = start(config)
-    printed, _ = study.communicate(timeout=900)
-    assert study.returncode == 0, printed
-    return printed
+    with study(config) as command:
+        return ends_well(command)
 
 
 def config_in(storage: Path) -> Path:
@@ -73,37 +70,44 @@ def test_a_second_call_does_nothing_but_say_where_the_report_is(unbroken: tuple[
     assert {p: p.stat().st_mtime_ns for p in storage.rglob("*") if p.is_file()} == before
 
 
-def killed_after(config: Path, stage: str, seconds: float) -> None:
-    """Start the study and kill its driver with signal 9 some seconds after a stage was announced."""
-    study = start(config)
-    assert study.stdout is not None
-    for line in study.stdout:
-        if line.startswith(stage):
-            break
-    else:
-        raise AssertionError(f"it ended without {stage}")
-    time.sleep(seconds)
-    assert study.poll() is None, "it ended before it could be killed"
-    family = psutil.Process(study.pid).children(recursive=True)
-    study.kill()
-    study.wait()
-    _, alive = psutil.wait_procs(family, timeout=300)  # its dashboard agent takes up to two minutes
-    assert not alive, "Ray outlived its driver"
+def test_stopped_at_every_stage_it_ends_with_the_same_trials(unbroken: tuple[Path, str], tmp_path: Path) -> None:
+    """Catches a stage that loses or doubles what a stopped call had done: weights and answers must be equal to the byte.
 
-
-def test_killed_at_every_stage_it_ends_with_the_same_trials(unbroken: tuple[Path, str], tmp_path: Path) -> None:
-    """Catches a stage that loses or doubles what a killed call had done: weights and answers must be equal to the byte.
-
-    Only how far a trial of the search came may differ: ASHA decides by what it has heard, in the order it heard it.
+    And a study that takes a search that Ctrl-C ended for a whole one, or goes on after the signal, and a handler that a
+    training left behind and that answers in a later stage. Only how far a trial of the search came may differ: ASHA
+    decides by what it has heard, in the order it heard it.
     """
-    config = config_in(tmp_path)
-    for stage, seconds in (("[1/5]", 4.0), ("[2/5]", 20.0), ("[3/5]", 15.0), ("[3/5]", 25.0), ("[4/5]", 2.0)):
-        killed_after(config, stage, seconds)
+    config, runs = config_in(tmp_path), tmp_path / "runs"
+    folder = runs / "quickstart"
+
+    def is_trained(place: str) -> bool:
+        return any(runs.glob(f"{place}/checkpoint-*/arc_ray.json"))
+
+    stops: list[tuple[Callable[[], bool], Callable[[subprocess.Popen[str]], None]]] = [
+        (lambda: any(runs.glob("**/part-*")), kill_driver),
+        (lambda: is_trained("count"), kill_driver),
+        (lambda: "done" in statuses(folder), press_ctrl_c),
+        (lambda: is_trained("quickstart/trials/*seed-1*"), kill_driver),
+        (lambda: any(folder.glob("evaluate/*/*/predictions")), press_ctrl_c),
+    ]
+    for is_time, stop in stops:
+        with study(config) as command:
+            assert not is_time(), "a stop before came too late"
+            wait_for(is_time, command)
+            stop(command)
+        assert (folder / "analysis.json").exists() == (is_time is stops[-1][0])
+    assert len(statuses(folder)) == 4
+    assert set(statuses(folder)) <= {"done", "stopped"}
+    assert not (folder / "result.json").exists()
     run(config)
-    ours, theirs = files_of(tmp_path / "runs"), files_of(unbroken[0] / "runs")
+    ours, theirs = files_of(runs), files_of(unbroken[0] / "runs")
     assert {name for name in ours.keys() ^ theirs.keys() if "start-" not in name or "seed-0/" not in name} == set()
     assert len(ours.keys() & theirs.keys()) > 20
     assert [name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]] == []
+
+
+def statuses(folder: Path) -> list[str]:
+    return sorted(json.loads(path.read_text())["status"] for path in folder.glob("trials/*/trial.json"))
 
 
 def files_of(storage: Path) -> dict[str, bytes]:
