@@ -35,7 +35,7 @@ def load_base(config: ModelConfig, storage: str, device: Literal["cpu", "meta"] 
         if device == "meta" and not Path(path).is_dir():  # a hub's weights would be fetched
             with torch.device("meta"):
                 return AutoModelForCausalLM.from_config(about, dtype=DTYPES[config.dtype], attn_implementation="sdpa")
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=DTYPES[config.dtype],
             attn_implementation=attention_implementation(config) if device == "cpu" else "sdpa",
@@ -43,6 +43,7 @@ def load_base(config: ModelConfig, storage: str, device: Literal["cpu", "meta"] 
             ignore_mismatched_sizes=True,
             device_map=None if device == "cpu" else device,
         )
+    model, found = loaded
     refuse_misfits(
         f"model.base {path}",
         missing=found["missing_keys"],

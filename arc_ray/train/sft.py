@@ -166,7 +166,8 @@ class PlannedTrainer(SFTTrainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Make the optimizer that the default engine makes."""
         if self.optimizer is None:
-            self.optimizer = make_optimizer(model or self.model, self.config.train)
+            trained: Any = model or self.model
+            self.optimizer = make_optimizer(trained, self.config.train)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import ray
 import torch
 import torch.distributed
+from ray._private.state import state as cluster_state
 from torch import nn
 
 from arc_ray.config import Config
@@ -217,4 +218,4 @@ class EndNotice:
 
 def is_node_ending() -> object | None:
     """Ask Ray, from a worker without a group, for the notice of its own machine; None as long as there is none."""
-    return ray._private.state.state.get_draining_nodes().get(ray.get_runtime_context().get_node_id())
+    return cluster_state.get_draining_nodes().get(ray.get_runtime_context().get_node_id())

@@ -124,10 +124,10 @@ def final_errors() -> Iterator[None]:
     """
     recovers = TuneTrial.should_recover
 
-    def should_recover(trial: TuneTrial) -> bool:
-        error = _error_of(trial)
+    def should_recover(self: TuneTrial) -> bool:
+        error = _error_of(self)
         gave_up = isinstance(getattr(error, "cause", error), TrainingFailedError)
-        return not (gave_up or mistake_in(error)) and recovers(trial)
+        return not (gave_up or mistake_in(error)) and recovers(self)
 
     TuneTrial.should_recover = should_recover
     try:
