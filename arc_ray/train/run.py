@@ -98,9 +98,9 @@ def run_training(
     claim(folder, config, command)
     if is_finished(folder):
         return folder.read_json("result.json")
+    train = train or start_worker(config)
     # What was spent before an interruption counts, also what was lost after the last checkpoint.
     begun = time.time() - max((record.get("seconds", 0.0) for record in read_metrics(folder)), default=0.0)
-    train = train or start_worker(config)
     settle_data_scheduling()
     rows = share(config, folder)
     job = Job(config, begun, rows.maker, rows.validation)
