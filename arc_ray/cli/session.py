@@ -3,12 +3,11 @@
 import logging
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 import ray
@@ -29,9 +28,7 @@ from arc_ray.config import Config, with_overrides
 from arc_ray.errors import UserError
 from arc_ray.progress import Progress
 from arc_ray.runs.folder import as_made, run_folder
-
-if TYPE_CHECKING:
-    from arc_ray.study.needs import Command, Needs
+from arc_ray.study.needs import Command, Needs
 
 logger = logging.getLogger(__name__)
 
@@ -42,17 +39,15 @@ MOST_TEMPORARY = 32
 
 
 @contextmanager
-def placed(config: Config, command: "Command", address: str | None, progress: Progress) -> Iterator["Needs"]:
-    """Join or start Ray, check what a command is given, and yield its needs with places to run. Raises UserError."""
+def placed(config: Config, command: Command, address: str | None, progress: Progress) -> Iterator[Needs]:
+    """Check what a command is given, join or start Ray, and yield its needs with places to run. Raises UserError."""
+    needs = Needs(config, command)
+    needs.check()
     with connected(config, address) as room:
-        from arc_ray.study.needs import Needs  # imports what `_import_models` has imported meanwhile
-
-        needs = Needs(config, command)
-        needs.check()
         yield settled(needs, room, progress)
 
 
-def settled(needs: "Needs", room: Room, progress: Progress) -> "Needs":
+def settled(needs: Needs, room: Room, progress: Progress) -> Needs:
     """Choose what is `auto` for a command and the runs that it needs, say what was chosen, and see that it fits.
 
     On a cluster it is said what is waited for. Raises UserError for what can never start on one machine.
@@ -80,10 +75,8 @@ def _with_hosts(number: int, progress: Progress) -> Room:
     return reachable_room()
 
 
-def foreseen(config: Config, command: "Command", address: str | None, progress: Progress) -> "Needs":
+def foreseen(config: Config, command: Command, address: str | None, progress: Progress) -> Needs:
     """Settle a config where nothing is to be done: for the cluster, if there is one, else for this machine."""
-    from arc_ray.study.needs import Needs
-
     needs = Needs(config, command)
     if is_cluster(address):
         with connected(config, address) as room:
@@ -96,7 +89,7 @@ def foreseen(config: Config, command: "Command", address: str | None, progress: 
     return needs
 
 
-def _chosen(needs: "Needs", room: Room) -> Config:
+def _chosen(needs: Needs, room: Room) -> Config:
     """Choose for a config, and what differs for its start and for runs that it needs: they may share out other rows.
 
     A run that was begun keeps its dtype.
@@ -126,11 +119,11 @@ def _chosen(needs: "Needs", room: Room) -> Config:
     return with_overrides(chosen, {"starts": starts, "runs": runs})
 
 
-def _described(needs: "Needs", room: Room) -> str:
+def _described(needs: Needs, room: Room) -> str:
     return describe_placement(needs.config, room, needs.is_search, needs.trains)
 
 
-def _faults(needs: "Needs", room: Room, is_now: bool = False) -> list[str]:
+def _faults(needs: Needs, room: Room, is_now: bool = False) -> list[str]:
     """List what does not fit of settled variants and of the runs that they need."""
     tune, at_once = needs.config.tune, 0
     if needs.is_search:
@@ -154,13 +147,13 @@ def connected(config: Config, address: str | None) -> Iterator[Room]:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # Tune would end the search at Ctrl-C as if it were done, and the command would go on.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    if is_cluster(address):
-        _join(address or "auto")
-    else:
-        _start_ray(config)
-    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     try:
+        if is_cluster(address):
+            _join(address or "auto")
+        else:
+            _start_ray(config)
+        for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         yield reachable_room()
     finally:
         ray.shutdown()
@@ -181,18 +174,7 @@ def _start_ray(config: Config) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # Trials keep their processes alive for a while; Ray would warn of more than three a core, as if something leaked.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
-    importing = threading.Thread(target=_import_models, daemon=True)
-    importing.start()
     start_patiently(partial(_init, config))
-    importing.join()
-
-
-def _import_models() -> None:
-    """Import what a model needs, 3 s of a core, while Ray's processes start; nothing of Ray, which is being imported."""
-    import arc_ray.models.build  # noqa: F401
-    from arc_ray.train.engine import import_deepspeed
-
-    import_deepspeed()
 
 
 def _init(config: Config) -> None:
