@@ -29,7 +29,7 @@ def stream_rows(
     row_tokens: int,
     data_cpus: float,
 ) -> Iterator[Batch]:
-    """Yield batches of these rows, in this order; each data task makes a block of rows, a few blocks ahead.
+    """Return batches of these rows, in this order; each data task makes a block of rows, a few blocks ahead.
 
     Nothing depends on how Ray cuts blocks: a row is a pure function of (plan, number), and order is preserved. Rows that
     are less than a block are made here: the processes that Ray Data starts would take seconds.
@@ -37,9 +37,9 @@ def stream_rows(
     num_blocks = min(-(-len(rows) * row_tokens // BLOCK_TOKENS), len(rows))
     if num_blocks <= 1:
         here = ray.get(maker)
-        yield from (here.make(rows[i : i + rows_per_batch]) for i in range(0, len(rows), rows_per_batch))
-        return
-    from ray.data import TaskPoolStrategy, from_items  # 0.4 s, and not needed otherwise
+        return (here.make(rows[i : i + rows_per_batch]) for i in range(0, len(rows), rows_per_batch))
+    # 0.4 s, and not needed otherwise; by the caller's thread, for two threads that import at once can wait for ever.
+    from ray.data import TaskPoolStrategy, from_items
 
     # One item a block: from_numpy would run a task for each before the first row, 3 s of them for a million rows.
     items = [{"rows": block} for block in np.array_split(rows, num_blocks)]
@@ -57,7 +57,7 @@ def stream_rows(
     # Ray's guard would kill a training that pauses for half an hour, such as one in a long validation.
     context.execution_no_progress_timeout_s = -1
     batches: Any = dataset.iter_batches(batch_size=rows_per_batch, prefetch_batches=4)
-    yield from batches
+    return chain.from_iterable([batches])  # it begins when it is first asked
 
 
 def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
