@@ -1,0 +1,76 @@
+"""Finds the commands that the documents tell a reader to type, so that tests run them and none can be forgotten.
+
+A document is a Markdown file, or a YAML file whose head (the comment before its first key) is read. A command is a line
+of an indented block that begins with one of `PROGRAMS`, perhaps after a label such as `Start:` and variables, or text in
+backticks that does so and is more than a name (`ray up` alone is one). In a block that has a command, every line is one.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "cluster/README.md")),
+    *sorted((ROOT / "configs").rglob("*.yaml")),
+    *sorted((ROOT / "cluster").glob("*.yaml")),
+]
+PROGRAMS = frozenset(
+    "arc-ray aws docker gcloud kubectl make mkdir pip pytest python ray sed sky tensorboard vastai torchrun".split()
+)
+LABEL = re.compile(r"(?:Needs|Start|Run|Follow|Stop|Fetch):\s+")
+NAME = re.compile(r"[a-z-]+")
+
+
+class Command(NamedTuple):
+    """One simple command: what `&&` joins are several, and a `&` at the end is left out."""
+
+    document: str
+    """Path of the document from the repository's root."""
+    text: str
+    """As it is written, for a shell; lines continued by a backslash are joined, comments left out."""
+
+
+def commands_in(document: Path) -> list[Command]:
+    """List the commands of a document in the order in which they stand there, each once."""
+    lines = document.read_text().splitlines()
+    if document.suffix == ".yaml":
+        head = lines[: next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))]
+        lines = [line.removeprefix("#").removeprefix(" ") for line in head]
+    name = document.relative_to(ROOT).as_posix()
+    found = [piece for text in [*_in_blocks(lines, name), *_in_backticks(lines)] for piece in _pieces(text)]
+    return [Command(name, text) for text in dict.fromkeys(found)]
+
+
+def program_of(text: str) -> str:
+    """Return the program that a command runs, without its folder and the variables before it; empty if there is none."""
+    words = [word for word in text.split() if not re.match(r"[A-Z_]+=", word)]
+    program = words[0].rsplit("/", 1)[-1] if words else ""
+    return program if program in PROGRAMS else ""
+
+
+def _in_blocks(lines: list[str], name: str) -> Iterator[str]:
+    joined = re.sub(r"\\\n\s*", "", "\n".join(lines)).splitlines()
+    blocks = re.split(
+        r"\n(?!    )", "\n".join(LABEL.sub("    ", line) if LABEL.match(line) else line for line in joined)
+    )
+    for block in blocks:
+        indented = [line.strip() for line in block.splitlines() if line.startswith("    ")]
+        if any(map(program_of, indented)):
+            unknown = [line for line in indented if not program_of(line)]
+            assert not unknown, f"{name}: {unknown[0]!r} is no command of a known program: see PROGRAMS"
+            yield from indented
+
+
+def _in_backticks(lines: list[str]) -> Iterator[str]:
+    prose = " ".join(line.strip() for line in lines if not line.startswith("    "))
+    for text in re.findall(r"`([^`]+)`", prose):
+        is_name = all(NAME.fullmatch(word) for word in text.split()[1:])
+        if program_of(text) and (not is_name or text.split()[0] == "make"):
+            yield text.replace("\\|", "|")
+
+
+def _pieces(text: str) -> Iterator[str]:
+    for piece in re.split(r"\s+&&\s+", re.split(r"\s+#", text)[0]):
+        yield piece.strip().removesuffix(" &")
