@@ -2,7 +2,8 @@
 
 A document is a Markdown file, or a YAML file whose head (the comment before its first key) is read. A command is a line
 of an indented block that begins with one of `PROGRAMS`, perhaps after a label such as `Start:` and variables, or text in
-backticks that does so and is more than a name (`ray up` alone is one). In a block that has a command, every line is one.
+backticks that does so and is more than a name (`ray up` alone is one). In a block of Markdown that has a command, every
+line must be one.
 """
 
 import re
@@ -16,10 +17,11 @@ DOCUMENTS = [
     *sorted((ROOT / "configs").rglob("*.yaml")),
     *sorted((ROOT / "cluster").glob("*.yaml")),
 ]
-PROGRAMS = frozenset(
-    "arc-ray aws docker gcloud kubectl make mkdir pip pytest python ray sed sky tensorboard vastai torchrun".split()
+PROGRAMS = (
+    *("arc-ray", "make", "pip", "pytest", "python", "ray", "tensorboard", "torchrun"),
+    *("aws", "docker", "gcloud", "kubectl", "mkdir", "sed", "sky", "vastai"),
 )
-LABEL = re.compile(r"(?:Needs|Start|Run|Follow|Stop|Fetch):\s+")
+LABEL = re.compile(r"^(?:Start|Run|Follow|Stop|Fetch): +", re.MULTILINE)
 NAME = re.compile(r"[a-z-]+")
 
 
@@ -50,17 +52,16 @@ def program_of(text: str) -> str:
     return program if program in PROGRAMS else ""
 
 
-def _in_blocks(lines: list[str], name: str) -> Iterator[str]:
-    joined = re.sub(r"\\\n\s*", "", "\n".join(lines)).splitlines()
-    blocks = re.split(
-        r"\n(?!    )", "\n".join(LABEL.sub("    ", line) if LABEL.match(line) else line for line in joined)
-    )
-    for block in blocks:
+def _in_blocks(lines: list[str], document: str) -> Iterator[str]:
+    joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
+    for block in re.split(r"\n(?! {4})", LABEL.sub("    ", joined)):
         indented = [line.strip() for line in block.splitlines() if line.startswith("    ")]
-        if any(map(program_of, indented)):
-            unknown = [line for line in indented if not program_of(line)]
-            assert not unknown, f"{name}: {unknown[0]!r} is no command of a known program: see PROGRAMS"
-            yield from indented
+        commands = [line for line in indented if program_of(line)]
+        unknown = [line for line in indented if line not in commands]
+        assert not (commands and unknown and document.endswith(".md")), (
+            f"{document}: {unknown[0]!r} is no command of a known program: see PROGRAMS"
+        )
+        yield from commands
 
 
 def _in_backticks(lines: list[str]) -> Iterator[str]:
