@@ -67,7 +67,7 @@ HOMES = {
     "ray.train": ("train/run", "tune/stopping"),
     "ray.tune": ("tune/",),
     "reasoning_gym": ("tasks/generators",),
-    "rich": ("cli/console", "cli/peek"),
+    "rich": ("cli/console", "cli/peek", "cli/configs"),
     "safetensors": ("train/checkpoint",),
     "tokenizers": ("prompts/tokenizer",),
     "torch": (
@@ -99,7 +99,7 @@ HOMES = {
         "train/sft",
     ),
     "trl": ("train/sft",),
-    "typer": ("cli/commands", "cli/looking"),
+    "typer": ("cli/commands", "cli/looking", "cli/configs"),
     "vllm": ("decode/vllm",),
     "wandb": ("train/trackers",),
 }

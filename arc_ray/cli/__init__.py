@@ -13,7 +13,8 @@ INTERRUPTED, TERMINATED = 130, 143
 def main() -> None:
     """Run the command line; exit code 0 done, 2 the user's mistake, 1 ours or too little memory."""
     signal.signal(signal.SIGINT, _interrupt)
-    from arc_ray.cli.looking import app
+    from arc_ray.cli import configs, looking  # noqa: F401 - each adds its commands
+    from arc_ray.cli.commands import app
     from arc_ray.errors import UserError, unwrapped
 
     # Ray's usage report and transformers' hub look-ups would wait for a network that may not be there.

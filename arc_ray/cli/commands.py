@@ -9,6 +9,7 @@ import typer
 
 from arc_ray.cli.console import Terminal
 from arc_ray.config import Config, load_config, parse_assignments
+from arc_ray.config.tree import known_keys
 from arc_ray.errors import UserError
 from arc_ray.runs.folder import JOB_FOLDER, as_made, claim, is_finished, run_folder
 from arc_ray.runs.starts import with_start
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Fine-tune language models on ARC puzzles, distributed by Ray, with an interval around every answer.\n\n"
     "CONFIG is a YAML file; every key of it can be changed on the command line: arc-ray study configs/quickstart.yaml"
@@ -28,7 +28,14 @@ app = typer.Typer(
 )
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as configs/quickstart.yaml")]
-Assignments = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Config keys to change")]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Config keys to change; `arc-ray keys` explains each",
+        autocompletion=lambda incomplete: [f"{key}=" for key in sorted(known_keys()) if key.startswith(incomplete)],
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve, plan and estimate; then stop")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join; without one, Ray starts on this machine")]
 

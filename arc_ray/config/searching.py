@@ -47,7 +47,7 @@ class EvaluateConfig(Section):
 
     checkpoint: ModelName | None = None
     """Folder or "@run" of the checkpoint to evaluate; null evaluates the model of `model` as it is."""
-    sets: list[str] = Field(default_factory=list)
+    sets: list[str] = Field(default=[])
     """Sources to answer."""
     symmetries: int = Field(default=8, ge=1, le=8)
     """Views per output for voting: the first n of the 8 symmetries; with copies 1, 1 is greedy without voting."""
@@ -123,7 +123,7 @@ class SchedulerConfig(Section):
 class TuneConfig(Section):
     """A search over config keys."""
 
-    space: dict[str, Any] = Field(default_factory=dict)
+    space: dict[str, Any] = Field(default={})
     """Dotted config key -> {grid: [...]}, {choice: [...]}, {uniform: [a, b]} or {loguniform: [a, b]}."""
     search: Literal["grid", "random", "optuna"] = "grid"
     """Every point of a grid; points drawn at random; or Optuna's tree-structured Parzen estimator, which learns from
@@ -175,9 +175,9 @@ class StudyConfig(Section):
 
     compare: str = "start"
     """Config key whose values are the arms."""
-    arms: list[Any] = Field(default_factory=lambda: ["base", "count"])
+    arms: list[Any] = Field(default=["base", "count"])
     """Values of `compare`; the first is the baseline."""
-    seeds: list[int] = Field(default_factory=lambda: [1, 2, 3], min_length=1)
+    seeds: list[int] = Field(default=[1, 2, 3], min_length=1)
     """Each arm's chosen setting is trained once per seed, and arms are compared seed by seed; the search uses `seed`."""
     evaluate_seeds: Literal["all", "one"] = "all"
     """Which seeds of each arm answer `evaluate.sets`: every one, or, for a fraction of the cost, the first."""

@@ -47,7 +47,7 @@ class Selection(Section):
 
     tasks: list[str] | Literal["all"] = "all"
     """Task ids to take, or "all"."""
-    exclude: list[str] = Field(default_factory=list)
+    exclude: list[str] = Field(default=[])
     """Task ids to leave out, such as training tasks that are evaluation tasks under another name."""
     limit: int | None = Field(default=None, ge=1)
     """Take at most this many tasks, the first ones in order; null takes all."""
@@ -122,6 +122,7 @@ class ArckitSource(Selection):
     version: Literal["arcagi1", "arcagi2"] = "arcagi1"
     """ARC-AGI-1 or ARC-AGI-2. (In ARC-AGI-2, 376 of ARC-AGI-1's evaluation tasks are training tasks.)"""
     split: Literal["training", "evaluation"] = "training"
+    """The public training or the public evaluation tasks."""
 
 
 class FileSource(Selection):
@@ -136,6 +137,7 @@ class FolderSource(FileSource):
 
     kind: Literal["folder"]
     path: PlacePath
+    """The folder or zip."""
 
 
 class KaggleSource(FileSource):
@@ -143,7 +145,9 @@ class KaggleSource(FileSource):
 
     kind: Literal["kaggle"]
     challenges: PlacePath
+    """JSON file of tasks."""
     solutions: PlacePath | None = None
+    """JSON file of the asked outputs; null if they are not known."""
 
 
 class RearcDumpSource(FileSource):
@@ -151,9 +155,11 @@ class RearcDumpSource(FileSource):
 
     kind: Literal["rearc_dump"]
     path: PlacePath
+    """The folder or zip."""
     examples: int | None = Field(default=None, ge=1)
     """Examples per task to take; null takes all."""
     first: int = Field(default=0, ge=0)
+    """As for `rearc`."""
     shown: int | None = Field(default=None, ge=1, le=10)
     """As for `rearc`."""
 

@@ -11,11 +11,11 @@ from arc_ray.config.sources import AnySource, Name, Unit
 class DataConfig(Section):
     """Sources by name, and how they are mixed."""
 
-    sources: dict[Name, AnySource] = Field(default_factory=dict)
+    sources: dict[Name, AnySource] = Field(default={})
     """Every source by a name of your choice; only those named below are used."""
-    mix: dict[str, int] = Field(default_factory=dict)
+    mix: dict[str, int] = Field(default={})
     """Source name -> views of each of its tasks per epoch; 0 leaves the source out."""
-    validation: list[str] = Field(default_factory=list)
+    validation: list[str] = Field(default=[])
     """Sources whose tasks are answered during training (greedy, one forward pass)."""
     allow_overlap: bool = False
     """Train on, or answer with weights that learned, what is validated or evaluated. Result and report will say so."""
@@ -44,7 +44,7 @@ class ViewConfig(Section):
     """Chance that the inputs alone, or the outputs alone, of all pairs of the view are changed as well: another puzzle with
     the same idea in it. Where the change would make a side longer than 30 cells, the view stays as it is."""
     one_sided_weights: dict[Literal["geometric", "padding", "upscale", "mirror"], Annotated[float, Field(ge=0)]] = (
-        Field(default_factory=lambda: {"geometric": 1.0, "padding": 2.0, "upscale": 4.0, "mirror": 4.0})
+        Field(default={"geometric": 1.0, "padding": 2.0, "upscale": 4.0, "mirror": 4.0})
     )
     """How often each kind of one-sided change is drawn, relative to the others; a kind that is not named is not drawn."""
     shuffle_pairs: bool = True
@@ -67,9 +67,10 @@ class PromptConfig(Section):
     """How a view becomes text."""
 
     format: str = "output_from_examples"
-    """Prompt format; `arc-ray peek --stage prompt` shows it."""
+    """output_from_examples, compact, input_from_inputs, describe or implement; `arc-ray peek --stage prompt` shows it."""
     encoder: str = "shape_rows"
-    """How a grid is written; see the README for the list."""
+    """How a grid is written: plain, separated (1|2), fenced, shape (height x width first), rows (row numbers), shape_rows
+    (both), repeated (111), symbols (rare letters), or compact (for the tiny model)."""
     learn: Literal["asked", "all"] = "asked"
     """Learn the asked answer only, or every output after the first shown pair as well (n-1 more targets from one prompt)."""
 
@@ -78,9 +79,13 @@ class ScratchConfig(Section):
     """A small Llama, from random weights, with its own grid-and-text vocabulary."""
 
     hidden_size: int = Field(default=128, ge=8)
+    """Width of the model: a multiple of 2 x heads."""
     layers: int = Field(default=4, ge=1)
+    """Transformer layers."""
     heads: int = Field(default=4, ge=1)
+    """Attention heads of each layer."""
     intermediate_size: int = Field(default=384, ge=8)
+    """Width of each layer's MLP."""
 
     @model_validator(mode="after")
     def _divides(self) -> "ScratchConfig":
@@ -97,9 +102,11 @@ class LoraConfig(Section):
     alpha: int = Field(default=64, ge=1)
     """Scale: updates are multiplied by alpha / r (rsLoRA: alpha / sqrt(r))."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the adapter's inputs that are zeroed in training."""
     targets: Literal["all-linear"] | list[str] = "all-linear"
     """Names of the linear layers that get an adapter."""
     rslora: bool = False
+    """Scale updates by alpha / sqrt(r), so that a larger rank needs no other learning rate."""
     dora: bool = False
     """Weight-decomposed adapters: slower, and vLLM does not serve them."""
 
@@ -171,9 +178,11 @@ class TrainConfig(Section):
     """Rows per forward pass on one worker; "auto" is 1 on CPUs, and on GPUs as many as are sure to fit and divide
     `batch_rows`. A run keeps what it began with."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls to 0 after the warm-up; constant keeps it."""
     warmup: Unit = 0.05
     """Share of the steps in which the learning rate rises from 0."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decay of weights, as a share of the learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay rates of the two moments."""
     clip: float | None = Field(default=1.0, gt=0)
@@ -195,7 +204,7 @@ class TrainConfig(Section):
     """Keep optimizer state in CPU memory (and parameters, at ZeRO 3)."""
     compile: bool = False
     """Let torch.compile fuse each layer's small operations: on a GPU some 20 s at the start, then a fifth to a third faster."""
-    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    deepspeed: dict[str, Any] = Field(default={})
     """Merged last into the DeepSpeed config: for what has no key here, such as zero_optimization.overlap_comm."""
     max_failures: int = Field(default=3, ge=-1)
     """Restarts of the workers after a fault before the run gives up; -1 never gives up."""

@@ -33,9 +33,9 @@ class Config(Section):
     """All randomness of training follows from it."""
     start: str = "base"
     """Starting checkpoint: a name under `starts`."""
-    starts: dict[str, DottedKeys] = Field(default_factory=lambda: {"base": {}})
+    starts: dict[str, DottedKeys] = Field(default={"base": {}})
     """Name -> dotted overrides that make it, such as {model.adapter: "@count"} or {data.mix.counting: 2}."""
-    runs: dict[str, DottedKeys] = Field(default_factory=dict)
+    runs: dict[str, DottedKeys] = Field(default={})
     """Name -> dotted overrides of a training run that is made once, before whatever refers to it as "@name"."""
     data: DataConfig = DataConfig()
     view: ViewConfig = ViewConfig()

@@ -81,7 +81,7 @@ def test_dry_run_names_every_trial_and_touches_nothing(here: Here, tmp_path: Pat
 
 def test_every_command_explains_itself(here: Here) -> None:
     """Catches a command whose help cannot be built."""
-    commands = "study generate train tune evaluate score merge report peek check fetch"
+    commands = "study generate train tune evaluate score merge report peek check fetch keys init"
     for command in commands.split():
         code, said, _ = here(command, "--help")
         assert code == 0
