@@ -50,7 +50,7 @@ def show_findings(asked: Config | None, terminal: Terminal, address: str | None 
     terminal.note(f"storage {asked.storage}: writable")
     [run] = needs.variants
     needs.check_sources()
-    if note := obtaining(run.model.base, run.storage):
+    for note in obtaining(needs.built_in, run.storage):
         terminal.note(note)
     try:
         for line in _model(run):
@@ -238,9 +238,8 @@ def _describe_trials(needs: Needs, terminal: Terminal) -> None:
 def _describe_needs(needs: Needs, terminal: Terminal) -> None:
     """Say what is made first. Raises UserError for what would be refused before work."""
     needs.check()
-    for model in needs.models:
-        if note := obtaining(model, needs.config.storage):
-            terminal.note(note)
+    for note in obtaining(needs.built_in, needs.config.storage):
+        terminal.note(note)
     for run in needs.runs:
         if is_finished(run_folder(run)):
             terminal.note(f"there already: {run.name}")

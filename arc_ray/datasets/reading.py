@@ -33,7 +33,7 @@ def load_source(source: AnySource, storage: Folder) -> list[Task]:
     if isinstance(source, GeneratedSource):
         tasks = _generated_tasks(source, dataset_folder(storage, source.dataset))
     else:
-        tasks = select(given_tasks(source), source)
+        tasks = select(given_tasks(source, storage.uri), source)
     if isinstance(source, RearcDumpSource):
         cut = (cut_examples(task.id, task.train, source.first, source.examples, source.shown) for task in tasks)
         tasks = [task for some in cut for task in some]

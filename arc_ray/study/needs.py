@@ -11,7 +11,7 @@ from typing import Literal
 
 from arc_ray.config import Config
 from arc_ray.config.searching import ACCURACIES
-from arc_ray.config.section import BUILT_IN
+from arc_ray.config.section import BUILT_IN, SETS
 from arc_ray.config.sources import AnySource, CountingSource, PluginSource, RearcSource
 from arc_ray.datasets.makers import GeneratedSource, requests_of, task_ids_of
 from arc_ray.datasets.reading import load_source
@@ -61,9 +61,10 @@ class Needs:
         return self.command != "evaluate"
 
     @property
-    def models(self) -> list[str]:
-        """The built-in models that variants and runs start from."""
-        return sorted({c.model.base for c in [*self.variants, *self.runs] if c.model.base in BUILT_IN})
+    def built_in(self) -> list[str]:
+        """The models that variants and runs start from, and the sets that sources read, which packages carry."""
+        models = {c.model.base for c in [*self.variants, *self.runs]} & BUILT_IN.keys()
+        return sorted(models | {getattr(source, "version", None) for source in self.sources.values()} & SETS.keys())
 
     @cached_property
     def sources(self) -> dict[str, AnySource]:

@@ -16,7 +16,7 @@ from arc_ray.progress import Progress, watched
 from arc_ray.report import write_report
 from arc_ray.rows.plan import Plan, load_plan
 from arc_ray.rows.quality import describe_data
-from arc_ray.runs.base import obtain_model
+from arc_ray.runs.base import obtain
 from arc_ray.runs.folder import MetricsTail, as_made, claim, finish, is_finished, refuse_other_config, run_folder
 from arc_ray.runs.starts import lineage
 from arc_ray.study.comparing import EFFECT_KEYS, analyse, answer, finalists, split
@@ -104,8 +104,8 @@ def ensure(needs: Needs, progress: Progress, heading: Callable[[str], None] = la
 
 
 def _make_data(needs: Needs, progress: Progress) -> None:
-    for model in needs.models:
-        obtain_model(model, needs.config.storage)
+    for name in needs.built_in:
+        obtain(name, needs.config.storage)
     generated = [source for source in needs.sources.values() if isinstance(source, GeneratedSource)]
     is_new = not all(is_generated(source, needs.storage) for source in generated)
     for name, manifest in ensure_datasets(needs.sources, needs.storage, progress).items():

