@@ -115,7 +115,7 @@ class Lab:
                 "PATH": path,
                 "RAY_USAGE_STATS_ENABLED": "0",
             },
-            **{"PYTHONPATH": "", "PYTHONUNBUFFERED": "1", "RAY_AUTH_MODE": "disabled", "COLUMNS": "200"},
+            **{"PYTHONPATH": "", "PYTHONUNBUFFERED": "1", "RAY_AUTH_MODE": "token", "COLUMNS": "200"},
             **self.environment,
         }
         given = [f"{key}={value}" for key, value in environment.items()]

@@ -34,11 +34,11 @@ RUN = {
 """A training of some minutes whose two workers do not fit on one host of three CPUs."""
 
 
-def fitted(name: str, lab: Lab, changes: dict[str, Any], worker: str = "", setup: Sequence[str] = ()) -> Path:
-    """Write a launch file for the lab: its user and key, small object stores, no installing; the rest as it is."""
+def fitted(name: str, lab: Lab, changes: dict[str, Any], worker: str = "") -> Path:
+    """Write a launch file for the lab: its user and key, small object stores, no set-up but the token's; the rest as it is."""
     config = yaml.safe_load((ROOT / "cluster" / f"{name}.yaml").read_text())
     config["auth"] = {**config["auth"], "ssh_user": "root"}
-    config["setup_commands"] = list(setup)
+    config["setup_commands"] = config["setup_commands"][:1]
     for kind, more in (("head", ""), ("worker", worker)):
         commands = config[f"{kind}_start_ray_commands"]
         small = f"ray start --object-store-memory=100000000 {more} "
@@ -52,7 +52,8 @@ def fitted(name: str, lab: Lab, changes: dict[str, Any], worker: str = "", setup
 
 @contextmanager
 def brought_up(lab: Lab, file: Path) -> Iterator[None]:
-    """`ray up`, the dashboard brought to the laptop, and at the end `ray down`."""
+    """A token, `ray up`, the dashboard brought to the laptop, and at the end `ray down`."""
+    lab.run("ray", "get-auth-token", "--generate")
     lab.run("ray", "up", "-y", "--no-config-cache", str(file), timeout=300)
     try:
         with lab.running("ray", "dashboard", str(file)):

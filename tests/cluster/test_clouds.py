@@ -15,7 +15,7 @@ import pytest
 from fake_ec2 import fake_ec2
 from fake_lambda import FakeLambda, serve
 from lab import NET, Lab, laboratory, missing, wait_until
-from places import brought_up, fitted, jobs
+from places import DASHBOARD, brought_up, fitted, jobs
 
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(missing()), reason=missing() or "possible here")]
 
@@ -55,6 +55,10 @@ def test_aws() -> None:
         changes = {"provider": {"use_internal_ips": True}, "idle_timeout_minutes": 0.5}
         with brought_up(lab, fitted("aws", lab, changes)):
             assert list(account.live.values()) == ["m7i.2xlarge"]
+            stranger = lab.run(
+                "env", "RAY_AUTH_MODE=disabled", "ray", "job", "list", "--address", DASHBOARD, check=False
+            )
+            assert "nauthorized" in stranger.stdout + stranger.stderr
             found = run_job(lab, has_data_nodes=True)
             assert found["train"]["gpus"] == 8
             assert found["train"]["role"] == "train"
@@ -162,6 +166,7 @@ def test_wrong_key_is_told(tmp_path: Path) -> None:
         (lab.home / ".lambda_cloud").mkdir()
         (lab.home / ".lambda_cloud" / "lambda_keys").write_text("api_key = testing\n")
         file = fitted("lambda", lab, {"auth": {"ssh_private_key": str(lab.key)}})
+        lab.run("ray", "get-auth-token", "--generate")
         lab.environment["LAMBDA_API_KEY"] = "wrong"
         done = lab.run("ray", "up", "-y", "--no-config-cache", str(file), check=False)
         assert done.returncode != 0

@@ -102,19 +102,25 @@ def test_header_says_what_it_starts_needs_and_leaves(name: str) -> None:
 
 @pytest.mark.parametrize("name", RAY_FILES)
 def test_every_start_says_its_authentication_and_keeps_the_dashboard_at_home(name: str) -> None:
-    """Catches the token that Ray makes by itself on the head only (workers die), and a dashboard open to the network."""
+    """Catches a cluster that anybody in its network commands, nodes without the token, and a dashboard open to all."""
     config = launch(name)
     assert starts(config)
-    modes = set()
     for kind, command in starts(config):
-        modes |= set(re.findall(r"RAY_AUTH_MODE=(\w+) ray start", command))
-        assert len(re.findall(r"RAY_AUTH_MODE=(?:token|disabled) ray start", command)) == 1, command
+        assert len(re.findall(r"RAY_AUTH_MODE=token ray start", command)) == 1, command
         if kind == "head":
             assert "--dashboard-host=127.0.0.1" in command
             assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in command
-    assert len(modes) == 1, "head and workers must agree"
-    if modes == {"token"}:
-        assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    assert "RAY_AUTH_MODE=disabled" not in text(name)
+    assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    assert config["setup_commands"][0].startswith("chmod 600 ~/.ray/auth_token; ")
+
+
+def test_other_launchers_secure_their_ray_too() -> None:
+    """Catches a Ray of SkyPilot's or KubeRay's that takes work from anybody in its network."""
+    sky, job = launch("sky"), next(d for d in yaml.safe_load_all(text("kuberay")) if d["kind"] == "RayJob")
+    assert "RAY_AUTH_MODE=token" in sky["run"]
+    assert sky["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    assert job["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
 
 
 @pytest.mark.parametrize("name", RAY_FILES)

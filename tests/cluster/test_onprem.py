@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from lab import ROOT, Lab, laboratory, missing, wait_until
+from lab import Lab, laboratory, missing, wait_until
 from places import RUN, address, brought_up, checkpoints, fitted, hosts_at_work, jobs, num_nodes, status, steps, submit
 from small_study import small_study
 
@@ -35,16 +35,13 @@ http.server.HTTPServer(('127.0.0.1', 8099), Handler).serve_forever()
 def cluster() -> Iterator[tuple[Lab, Path]]:
     """The hosts, up as `ray up` makes them: token, autoscaler and start commands are the launch file's own."""
     with laboratory() as lab:
-        lab.environment = {"RAY_AUTH_MODE": "token"}
-        lab.run("ray", "get-auth-token", "--generate")
         lab.boot(HEAD, *WORKERS)
         (lab.shared / "run.yaml").write_text(yaml.safe_dump({**RUN, "storage": str(lab.shared / "runs")}))
-        token = yaml.safe_load((ROOT / "cluster" / "onprem.yaml").read_text())["setup_commands"][0]
         changes = {
             "provider": {"head_ip": address(HEAD), "worker_ips": [address(n) for n in WORKERS]},
             "auth": {"ssh_private_key": str(lab.key)},
         }
-        file = fitted("onprem", lab, changes, worker="--num-cpus=3", setup=[token])
+        file = fitted("onprem", lab, changes, worker="--num-cpus=3")
         with brought_up(lab, file):
             wait_until(lambda: num_nodes(lab, file) == 4, 300, "the workers did not join", every=3)
             yield lab, file
