@@ -28,6 +28,7 @@ from arc_ray.config import Config, with_overrides
 from arc_ray.errors import UserError
 from arc_ray.progress import Progress
 from arc_ray.runs.folder import as_made, run_folder
+from arc_ray.runs.owner import owned
 from arc_ray.study.needs import Command, Needs
 
 logger = logging.getLogger(__name__)
@@ -40,10 +41,13 @@ MOST_TEMPORARY = 32
 
 @contextmanager
 def placed(config: Config, command: Command, address: str | None, progress: Progress) -> Iterator[Needs]:
-    """Check what a command is given, join or start Ray, and yield its needs with places to run. Raises UserError."""
+    """Check what a command is given, own its run folder, join or start Ray, and yield its needs with places to run.
+
+    Raises UserError.
+    """
     needs = Needs(config, command)
     needs.check()
-    with connected(config, address) as room:
+    with owned(run_folder(config), command, progress), connected(config, address) as room:
         yield settled(needs, room, progress)
 
 

@@ -18,6 +18,7 @@ from arc_ray.rows.plan import Plan, load_plan
 from arc_ray.rows.quality import describe_data
 from arc_ray.runs.base import obtain
 from arc_ray.runs.folder import MetricsTail, as_made, claim, finish, is_finished, refuse_other_config, run_folder
+from arc_ray.runs.owner import owned
 from arc_ray.runs.starts import lineage
 from arc_ray.study.comparing import EFFECT_KEYS, analyse, answer, finalists, split
 from arc_ray.study.evaluating import evaluate_arms, shares
@@ -95,12 +96,13 @@ def ensure(needs: Needs, progress: Progress, heading: Callable[[str], None] = la
     _make_data(needs, progress)
     heading("starting checkpoints")
     for run in needs.runs:
-        if not is_finished(run_folder(run)):
-            kind = "a small model from random weights" if run.model.scratch else "LoRA training"
-            progress.note(f"{run.name}: {kind}")
-            train_watched(run, progress)
-        if run.evaluate.sets:
-            _evaluate(run, progress)
+        with owned(run_folder(run), needs.command, progress):
+            if not is_finished(run_folder(run)):
+                kind = "a small model from random weights" if run.model.scratch else "LoRA training"
+                progress.note(f"{run.name}: {kind}")
+                train_watched(run, progress)
+            if run.evaluate.sets:
+                _evaluate(run, progress)
 
 
 def _make_data(needs: Needs, progress: Progress) -> None:

@@ -1,0 +1,150 @@
+"""One driver for one run folder: it says in `owner.json`, again and again, that it is at work; a second one is told and ends.
+
+An owner lives if the file changes while somebody watches it: clocks of machines differ, and nobody need be reachable. So it
+holds on a disk, on NFS and in a bucket, for jobs of one cluster or of two, and an owner that died locks nothing for long.
+"""
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from arc_ray.errors import UserError
+from arc_ray.progress import Progress
+from arc_ray.storage import Folder
+
+OWNER_FILE = "owner.json"
+BEAT_SECONDS = 10.0
+LOST_SECONDS = 90.0
+"""An owner without a sign for so long has died: file systems over a network show old contents for up to a minute."""
+
+SETTLE_SECONDS = 2.0
+"""More than passes between one's last look at the file and the end of one's own writing of it: who wrote last has it."""
+
+
+@contextmanager
+def owned(folder: Folder, command: str, progress: Progress) -> Iterator[None]:
+    """Be the only driver at work on a run folder. Raises UserError where another one is, or has taken the folder over.
+
+    What a driver leaves that was killed is taken over: at once on its own machine, elsewhere after a minute without a sign.
+    """
+    mine, over, lost = _myself(command), threading.Event(), threading.Event()
+    _take(folder, mine, progress)
+
+    def beat() -> None:
+        number = 0
+        while not over.wait(BEAT_SECONDS):
+            number += 1
+            with suppress(OSError, UserError):  # the storage does not answer; the next beat tries again
+                if (_read(folder) or mine)["id"] != mine["id"]:
+                    lost.set()
+                    return signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                folder.write_json(OWNER_FILE, {**mine, "beat": number})
+
+    beating = threading.Thread(target=beat, daemon=True)
+    beating.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not lost.is_set():
+            raise
+        raise UserError(
+            f"{folder.uri}: this process gave no sign for over {LOST_SECONDS:.0f} s, and another one has taken over"
+        ) from None
+    finally:
+        over.set()
+        beating.join()
+        with suppress(OSError):  # where the storage does not answer, or a local folder holds what was made
+            if not lost.is_set():
+                folder.delete(OWNER_FILE)
+                if folder.is_local:
+                    folder.local_path().rmdir()
+
+
+def _take(folder: Folder, mine: dict[str, Any], progress: Progress) -> None:
+    """Write the owner's file, unless a living driver has. Raises UserError."""
+    while not _is_first(folder, mine):
+        if (owner := _read(folder)) is None or ((seen := _watch(folder, owner, progress)) is None):
+            continue
+        if seen != owner:
+            stop = f"`ray job stop {seen['job']}`" if seen.get("job") else "Ctrl-C there"
+            raise UserError(
+                f"{folder.uri}: {_who(seen)} is at work on it since {seen.get('begun')}; wait for its end, or end it ({stop})"
+                f" and call this command again, which goes on from there"
+            )
+        if _is_last(folder, mine):
+            return
+
+
+def _watch(folder: Folder, owner: dict[str, Any], progress: Progress) -> dict[str, Any] | None:
+    """Return what the owner's file holds as soon as it changes; what it held if that does not happen in time."""
+    if owner.get("machine") == _machine() and not psutil.pid_exists(owner["process"]):
+        return owner
+    progress.note(f"{folder.uri}: {_who(owner)} was at work on it; waits up to {LOST_SECONDS:.0f} s for a sign of it")
+    end = time.monotonic() + LOST_SECONDS
+    while (seen := _read(folder)) == owner and time.monotonic() < end:
+        time.sleep(BEAT_SECONDS / 10)
+    return seen
+
+
+def _is_first(folder: Folder, mine: dict[str, Any]) -> bool:
+    """Write a file that is not there yet, and tell whether that was so; a file system knows, of a bucket see `_is_last`."""
+    if not folder.is_local:
+        return not folder.exists(OWNER_FILE) and _is_last(folder, mine)
+    folder.local_path().mkdir(parents=True, exist_ok=True)
+    try:
+        with (folder.local_path() / OWNER_FILE).open("x") as file:
+            json.dump(mine, file)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _is_last(folder: Folder, mine: dict[str, Any]) -> bool:
+    """Write the file over what is there, and tell whether nobody else does so at the same time, but later."""
+    folder.write_json(OWNER_FILE, mine)
+    time.sleep(SETTLE_SECONDS)
+    return (_read(folder) or mine)["id"] == mine["id"]
+
+
+def _read(folder: Folder) -> dict[str, Any] | None:
+    try:
+        return json.loads(folder.read_bytes(OWNER_FILE))
+    except FileNotFoundError:
+        return None
+    except ValueError:  # just made, and not written yet
+        return {"id": ""}
+
+
+def _myself(command: str) -> dict[str, Any]:
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("metadata", {}).get("job_submission_id")
+    return {
+        "id": uuid.uuid4().hex,
+        "command": command,
+        "job": job,
+        "host": socket.gethostname(),
+        "machine": _machine(),
+        "process": os.getpid(),
+        "begun": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _machine() -> str:
+    """Name what numbers processes: this boot of this machine, or a container on it."""
+    boot, container = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    return f"{boot.read_text().strip()} {container.readlink()}" if boot.exists() else socket.gethostname()
+
+
+def _who(owner: dict[str, Any]) -> str:
+    job = f"job {owner['job']}, " if owner.get("job") else ""
+    return f"`arc-ray {owner.get('command', '...')}` ({job}process {owner.get('process')} on {owner.get('host')})"
