@@ -1,6 +1,7 @@
 """The commands that look at what is there, or put it into another form; none trains, and only `check` may ask Ray."""
 
 import shutil
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +11,12 @@ from arc_ray.cli.commands import Address, Assignments, ConfigPath, app, loaded_c
 from arc_ray.cli.console import Terminal
 from arc_ray.config import parse_assignments, to_yaml
 from arc_ray.errors import UserError
-from arc_ray.runs.folder import as_made, run_folder
+from arc_ray.runs.folder import as_made, is_finished, run_folder
 from arc_ray.runs.starts import with_start
 from arc_ray.scores.submission import MISTAKES
+from arc_ray.storage import Folder
+
+REFRESH_SECONDS = 15.0
 
 
 @app.command(
@@ -66,11 +70,23 @@ def merge(
 
 
 @app.command()
-def report(folders: Annotated[list[str], typer.Argument(metavar="FOLDER...")]) -> None:
+def report(
+    folders: Annotated[list[str], typer.Argument(metavar="FOLDER...")],
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Write it anew every 15 s until all is finished; the open page follows")
+    ] = False,
+) -> None:
     """Write report.html, report.md and trials.csv from the folders of finished or running studies; needs no Ray."""
     from arc_ray.report import write_report
 
-    typer.echo("\n".join(write_report(folders).values()))
+    def is_open() -> bool:
+        return watch and not all(is_finished(Folder.at(folder)) for folder in folders)
+
+    places = write_report(folders, refresh_seconds=REFRESH_SECONDS if is_open() else None)
+    typer.echo("\n".join(places.values()))
+    while is_open():
+        time.sleep(REFRESH_SECONDS)
+        write_report(folders, refresh_seconds=REFRESH_SECONDS if is_open() else None)
 
 
 @app.command()

@@ -13,13 +13,13 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from arc_ray.report.frames import DataFrame, Row, Series
+from arc_ray.report.frames import TOKENS, Curve, DataFrame, Row, Series, curves_by_trial, mean_curve, thinned
 from arc_ray.report.load import Report
 from arc_ray.report.words import is_number, number, setting, setting_value, short_key, show, word
 
 CURVES = ("train/loss", "eval/loss", "eval/solved", "eval/cell_accuracy")
-TOKENS = "train/learned_tokens"
 WIDTH, HEIGHT = 360.0, 200.0
 """Size of an ordinary chart, in the units of its SVG, as are all places."""
 WIDE, TALL = 1000.0, 240.0
@@ -34,11 +34,7 @@ DODGE = 9.0
 """Distance between the arms' marks at the same value, so that they do not hide each other."""
 SPREAD = 28.0
 """Width over which the marks of one arm lie side by side."""
-MOST_POINTS = 120
-"""Points of a curve: a page need not hold each step."""
 
-Curve = tuple[np.ndarray, np.ndarray]
-"""Learned tokens and values, each (num_points,)."""
 Ticks = dict[float, str]
 """Place on an axis -> label."""
 
@@ -115,6 +111,8 @@ class Chart:
     """Vertical axes of parallel coordinates: place, name and ticks; none in an ordinary chart."""
     width: float = WIDTH
     height: float = HEIGHT
+    csv: str = ""
+    """The numbers that are drawn."""
 
 
 def effect_charts(report: Report) -> list[Chart]:
@@ -131,7 +129,11 @@ def equal_tokens_chart(report: Report) -> tuple[Chart, float] | None:
     """
     done = report.measured[report.measured["status"] == "done"]
     key = next((key for key in ("train.epochs", "arm") if key in done and done[key].nunique() > 1), None)
-    curves = {trial: curve for trial, curve in _curves(report, report.metric).items() if trial in set(done["trial"])}
+    curves = {
+        trial: curve
+        for trial, curve in curves_by_trial(report.metrics, report.metric).items()
+        if trial in set(done["trial"])
+    }
     if not curves or key is None:
         return None
     tokens = min(float(xs[-1]) for xs, _ in curves.values())
@@ -160,7 +162,8 @@ def parallel_chart(report: Report) -> Chart | None:
     axes = [(x, _name(report, key), ticks) for x, key, (_, ticks) in zip(xs, keys, places, strict=True)]
     axes.append((last, word(metric).label, _y_ticks(y, metric)))
     summary = f"Each line is one of {len(trials)} trials, from its settings to {word(metric).label}"
-    return Chart("every trial", summary, lines, axes=axes, width=WIDE, height=TALL)
+    csv = _csv(trials, *keys, metric)
+    return Chart("every trial", summary, lines, axes=axes, width=WIDE, height=TALL, csv=csv)
 
 
 def curve_charts(report: Report, chosen: Mapping[str, DataFrame]) -> list[Chart]:
@@ -168,7 +171,7 @@ def curve_charts(report: Report, chosen: Mapping[str, DataFrame]) -> list[Chart]
     members = {arm: trials[trials["status"] != "failed"]["trial"] for arm, trials in chosen.items()}
     charts = []
     for metric in CURVES:
-        curves = _curves(report, metric)
+        curves = curves_by_trial(report.metrics, metric)
         by_arm = {arm: [curves[name] for name in names if name in curves] for arm, names in members.items()}
         if any(by_arm.values()):
             charts.append(_curve_chart(by_arm, metric, report.arms))
@@ -196,49 +199,29 @@ def _effect_chart(report: Report, trials: DataFrame, key: str) -> Chart:
             lines.append(Line(mean, i, "mean"))
     label = word(metric).label
     summary = f"{label} over {name}; {len(trials)} trials"
-    return Chart(f"{label} by {name}", summary, lines, marks, name, ticks, _y_ticks(y, metric))
+    csv = _csv(trials, key, metric)
+    return Chart(f"{label} by {name}", summary, lines, marks, name, ticks, _y_ticks(y, metric), csv=csv)
 
 
 def _curve_chart(by_arm: Mapping[str, Sequence[Curve]], metric: str, arms: Sequence[str]) -> Chart:
     # Tune's folders of other programs count no learned tokens.
     most = max(float(xs[-1]) for xs, _ in chain.from_iterable(by_arm.values())) or 1.0
     x = Scale(0.0, most, LEFT, WIDTH - RIGHT)
-    thin = {arm: [_thinned(*curve) for curve in curves] for arm, curves in by_arm.items()}
+    thin = {arm: [thinned(*curve) for curve in curves] for arm, curves in by_arm.items()}
     y = _heights(value for curves in thin.values() for _, ys in curves for value in ys)
     drawn = [(arm, "thin", curve) for arm, curves in thin.items() for curve in curves if len(curves) > 1]
-    drawn += [(arm, "mean", _mean_curve(curves)) for arm, curves in thin.items() if curves]
+    drawn += [(arm, "mean", mean_curve(curves)) for arm, curves in thin.items() if curves]
     lines = [Line([(x(a), y(b)) for a, b in zip(*c, strict=True)], arms.index(arm), kind) for arm, kind, c in drawn]
     seeds = ", ".join(f"{arm}: {len(curves)}" for arm, curves in by_arm.items())
     summary = f"{word(metric).label} over learned tokens; seeds of {seeds}"
     ticks = {x(value): number(value) for value in x.ticks()}
-    return Chart(word(metric).label, summary, lines, (), word(TOKENS).label, ticks, _y_ticks(y, metric))
+    points = [(arm, kind, *point) for arm, kind, curve in drawn for point in zip(*curve, strict=True)]
+    csv = pd.DataFrame(points, columns=["arm", "line", TOKENS, metric]).to_csv(index=False, float_format="%.6g")
+    return Chart(word(metric).label, summary, lines, (), word(TOKENS).label, ticks, _y_ticks(y, metric), csv=csv)
 
 
-def _thinned(x: np.ndarray, y: np.ndarray) -> Curve:
-    """Average neighbouring points until at most `MOST_POINTS` are left."""
-    if len(x) <= MOST_POINTS:
-        return x, y
-    parts = np.array_split(np.arange(len(x)), MOST_POINTS)
-    return np.array([x[p].mean() for p in parts]), np.array([y[p].mean() for p in parts])
-
-
-def _mean_curve(curves: Sequence[Curve]) -> Curve:
-    """Average curves point by point, as far as the shortest goes."""
-    end = min(xs[-1] for xs, _ in curves)
-    xs = np.unique(np.concatenate([xs[xs <= end] for xs, _ in curves]))
-    return xs, np.mean([np.interp(xs, *curve) for curve in curves], axis=0)
-
-
-def _curves(report: Report, metric: str) -> dict[str, Curve]:
-    """Return every trial's curve of a metric that has at least two points."""
-    if metric not in report.metrics:
-        return {}
-    rows = report.metrics[report.metrics[metric].notna()]
-    return {
-        trial: (curve[TOKENS].to_numpy(float), curve[metric].to_numpy(float))
-        for trial, curve in rows.groupby("trial", sort=False)[[TOKENS, metric]]
-        if len(curve) > 1
-    }
+def _csv(trials: DataFrame, *columns: str) -> str:
+    return trials[list(dict.fromkeys(["trial", "arm", "seed", *columns]))].to_csv(index=False, float_format="%.6g")
 
 
 def _places(

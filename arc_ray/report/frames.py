@@ -36,6 +36,7 @@ from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from arc_ray.config import value_name
@@ -59,6 +60,12 @@ MORE = {
 }
 COLUMNS = {"trials": TRIALS, "runs": TRIALS} | {name: tuple(columns.split()) for name, columns in MORE.items()}
 """Frame of a report -> its documented columns."""
+
+TOKENS = "train/learned_tokens"
+MOST_POINTS = 120
+"""Points of a curve: a page need not hold each step."""
+Curve = tuple[np.ndarray, np.ndarray]
+"""Learned tokens and values, each (num_points,)."""
 
 
 def frame(name: str, rows: Iterable[Row]) -> DataFrame:
@@ -128,3 +135,30 @@ def trials_csv(trials: DataFrame) -> str:
     columns = [*CSV, *(n for n in others if "/" not in n), *(n for n in others if "/" in n)]
     # Counts that some trials lack would be written as 480.0.
     return trials[columns].sort_values(["study", "trial"]).convert_dtypes().to_csv(index=False)
+
+
+def thinned(x: np.ndarray, y: np.ndarray) -> Curve:
+    """Average neighbouring points until at most `MOST_POINTS` are left."""
+    if len(x) <= MOST_POINTS:
+        return x, y
+    parts = np.array_split(np.arange(len(x)), MOST_POINTS)
+    return np.array([x[p].mean() for p in parts]), np.array([y[p].mean() for p in parts])
+
+
+def mean_curve(curves: Sequence[Curve]) -> Curve:
+    """Average curves point by point, as far as the shortest goes."""
+    end = min(xs[-1] for xs, _ in curves)
+    xs = np.unique(np.concatenate([xs[xs <= end] for xs, _ in curves]))
+    return xs, np.mean([np.interp(xs, *curve) for curve in curves], axis=0)
+
+
+def curves_by_trial(metrics: DataFrame, metric: str) -> dict[str, Curve]:
+    """Return every trial's curve of a metric that has at least two points."""
+    if metric not in metrics:
+        return {}
+    rows = metrics[metrics[metric].notna()]
+    return {
+        trial: (curve[TOKENS].to_numpy(float), curve[metric].to_numpy(float))
+        for trial, curve in rows.groupby("trial", sort=False)[[TOKENS, metric]]
+        if len(curve) > 1
+    }

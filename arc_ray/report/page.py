@@ -26,17 +26,21 @@ SPOKEN = (
 """Functions that templates call by their names."""
 
 
-def write_report(folders: Sequence[str], now: datetime | None = None) -> dict[str, str]:
+def write_report(
+    folders: Sequence[str], now: datetime | None = None, refresh_seconds: float | None = None
+) -> dict[str, str]:
     """Write report.html, report.md and trials.csv into the first folder and return their places by these names.
 
     Several studies become chapters of one page, single runs one chapter. Reads files only, whatever is there by now.
-    `now` is what the page says about when it was written. Raises UserError for a folder that is none of these.
+    `now` is what the page says about when it was written; a page with `refresh_seconds` loads itself anew. Raises
+    UserError for a folder that is none of these.
     """
     reports = load_many(folders)
     place = reports[0].folder
     about = {
         "title": ", ".join(report.name for report in reports),
         "views": [view_of(report) for report in reports],
+        "refresh_seconds": refresh_seconds,
         "written": (now or datetime.now(UTC)).strftime("%Y-%m-%d %H:%M UTC"),
     }
     contents = {

@@ -1,5 +1,6 @@
 """The report: frames that say what the files say, a page that stands alone, honest words in every state of a study."""
 
+import io
 import json
 import re
 import shutil
@@ -8,9 +9,11 @@ import sys
 import textwrap
 from dataclasses import replace
 from datetime import UTC, datetime
+from html import unescape
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -53,6 +56,44 @@ def test_the_command_says_where_the_report_is(study: Path) -> None:
     """Would catch names of files where their places are meant, which open nothing from another folder."""
     said = CliRunner().invoke(app, ["report", str(study)], catch_exceptions=False).output.split()
     assert said == [str(study / name) for name in ("report.html", "report.md", "trials.csv")]
+
+
+def test_a_watched_report_follows_the_study_to_its_end(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a page that stops following a study, one that loads itself for ever after it, and a watch without end."""
+    folder = shutil.copytree(study, tmp_path / "study")
+    result, page, seen = folder / "result.json", folder / "report.html", []
+    result.rename(tmp_path / "result.json")
+
+    def wait(seconds: float) -> None:
+        seen.append(f'<meta http-equiv="refresh" content="{seconds}">' in page.read_text())
+        if len(seen) == 2:
+            (tmp_path / "result.json").rename(result)
+
+    monkeypatch.setattr("arc_ray.cli.looking.time.sleep", wait)
+    CliRunner().invoke(app, ["report", str(folder), "--watch"], catch_exceptions=False)
+    assert seen == [True, True]
+    assert 'http-equiv="refresh"' not in page.read_text()
+
+
+def test_the_numbers_of_a_figure_are_one_click_away(study: Path, page: str) -> None:
+    """Would catch a chart whose numbers cannot be had, or are not those that it draws."""
+    found = {
+        unescape(name): pd.read_csv(io.StringIO(unquote(text)))
+        for name, text in re.findall(r'<a download="([^"]+)\.csv" href="data:text/csv;charset=utf-8,([^"]+)">', page)
+    }
+    assert len(found) == page.count('<figure class="chart')
+    trials = load(str(study)).measured
+    for key, title in (("train.lr", "solved, greedy by lr"), ("train.epochs", "every trial")):
+        drawn = found[title].set_index("trial")
+        assert drawn["eval/solved"].to_dict() == pytest.approx(
+            trials.set_index("trial")["eval/solved"].to_dict(), rel=1e-5
+        )
+        assert drawn[key].to_dict() == trials.set_index("trial")[key].to_dict()
+    curve = found["training loss"]
+    assert {*curve["line"]} == {"thin", "mean"}
+    assert curve.groupby("arm")["train/loss"].count().min() > 3
 
 
 class Page(HTMLParser):

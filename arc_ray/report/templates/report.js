@@ -39,6 +39,57 @@ function highlight(trial) {
 }
 document.addEventListener("pointerover", (event) => highlight(event.target.closest("[data-trial]")?.dataset.trial));
 
+// A figure as a file of its own: what the style sheet says of its parts is written into them.
+const WRITTEN = ["fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-linejoin", "stroke-linecap", "opacity",
+  "paint-order", "font-family", "font-size"];
+function standalone(svg) {
+  const copy = svg.cloneNode(true);
+  const [originals, copies] = [all("*", svg), all("*", copy)];
+  originals.forEach((part, i) => {
+    const style = getComputedStyle(part);
+    copies[i].setAttribute("style", WRITTEN.map((name) => `${name}:${style.getPropertyValue(name)}`).join(";"));
+  });
+  const { width, height } = svg.viewBox.baseVal;
+  const around = 12;
+  copy.setAttribute("viewBox", `${-around} ${-around} ${width + 2 * around} ${height + 2 * around}`);
+  copy.setAttribute("width", width + 2 * around);
+  copy.setAttribute("height", height + 2 * around);
+  copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+  copy.prepend(document.querySelector("defs").cloneNode(true));
+  return new XMLSerializer().serializeToString(copy);
+}
+function download(url, name) {
+  const link = document.createElement("a");
+  link.href = url;
+  link.download = name;
+  link.click();
+}
+function save(figure, kind) {
+  const url = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(standalone(figure.querySelector("svg")))}`;
+  const name = figure.querySelector(".save a").download.replace(/csv$/, kind.toLowerCase());
+  if (kind === "SVG") return download(url, name);
+  const picture = new Image();
+  picture.onload = () => {
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [3 * picture.width, 3 * picture.height];
+    const context = canvas.getContext("2d");
+    context.fillStyle = getComputedStyle(figure).backgroundColor;
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    context.drawImage(picture, 0, 0, canvas.width, canvas.height);
+    download(canvas.toDataURL("image/png"), name);
+  };
+  picture.src = url;
+}
+for (const links of all(".save")) {
+  for (const kind of ["SVG", "PNG"]) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = kind;
+    button.addEventListener("click", () => save(links.closest("figure"), kind));
+    links.append(" ", button);
+  }
+}
+
 // Gallery: one group, one set, or all.
 for (const gallery of all(".gallery")) {
   const chosen = { set: "", group: "" };
