@@ -3,7 +3,6 @@
 What torch.distributed and DeepSpeed keep for a whole process is made and taken away here, in one place.
 """
 
-import gc
 import itertools
 import logging
 import os
@@ -20,7 +19,7 @@ from ray.exceptions import RayError
 
 from arc_ray.errors import mistake_in
 from arc_ray.train.engine import import_deepspeed
-from arc_ray.train.record import forget_peak_memory
+from arc_ray.train.record import forget_peak_memory, free_memory
 from arc_ray.train.worker import Job, Seat, is_node_ending, train_on_worker
 
 logger = logging.getLogger(__name__)
@@ -60,9 +59,7 @@ def process_group_of_one(on_gpu: bool) -> Iterator[None]:
         for name in os.environ.keys() - environment.keys():
             del os.environ[name]
         os.environ.update(environment)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
 
 class TrainWorker:

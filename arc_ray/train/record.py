@@ -1,5 +1,7 @@
 """The record of a training: what is measured of a step, on its way into metrics.jsonl, a tracker and what is reported."""
 
+import ctypes
+import gc
 import math
 import resource
 import time
@@ -76,6 +78,18 @@ def forget_peak_memory() -> None:
         torch.cuda.reset_peak_memory_stats()
     elif RESETS_PEAK.exists():
         RESETS_PEAK.write_text("5")
+
+
+def free_memory() -> None:
+    """Give the system, and the GPU, what nothing refers to any more.
+
+    glibc would keep for a thread what it freed, and each trial that Tune runs in a process has a thread of its own.
+    """
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # other C libraries have none
+        trim(0)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def peak_memory_gb() -> float:
