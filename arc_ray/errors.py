@@ -31,10 +31,10 @@ WHAT_HELPS = (
 )
 
 
-def nearest(wrong: str, known: Iterable[str], cutoff: float = 0.6, before: str = "") -> str:
+def nearest(wrong: str, known: Iterable[str], cutoff: float = 0.6, before: str = "", most: int = 1) -> str:
     """Return "; did you mean ...?" with what stands `before` a known name, or nothing where none is near (`cutoff`)."""
-    near = difflib.get_close_matches(wrong, sorted(known), n=1, cutoff=cutoff)
-    return f"; did you mean {before}{near[0]}?" if near else ""
+    near = difflib.get_close_matches(wrong, sorted(known), n=most, cutoff=cutoff)
+    return f"; did you mean {' or '.join(f'{before}{name}' for name in near)}?" if near else ""
 
 
 def mistake_in(error: BaseException) -> UserError | None:

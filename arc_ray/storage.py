@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,10 +110,18 @@ class Folder:
             return stream.read()
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a file so that no reader and no crash ever sees a part of it.
+        """Write a file so that no reader and no crash ever sees a part of it. Raises UserError where that is impossible."""
+        with self._writing(name) as file:
+            file.write(content)
 
-        Locally by rename; a bucket's upload is whole by itself. Raises UserError where nothing can be written.
-        """
+    def write_file(self, name: str, source: Path) -> None:
+        """Do the same with a local file, which may be larger than memory. Raises UserError."""
+        with source.open("rb") as content, self._writing(name) as file:
+            shutil.copyfileobj(content, file)
+
+    @contextlib.contextmanager
+    def _writing(self, name: str) -> Iterator[Any]:
+        """Open a file that is whole once it is there: locally by rename; a bucket's upload is so by itself."""
         filesystem, path = self.filesystem()
         try:
             if self.is_local:
@@ -122,7 +130,7 @@ class Folder:
                 temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}")
                 try:
                     with temporary.open("wb") as file:
-                        file.write(content)
+                        yield file
                         file.flush()
                         os.fsync(file.fileno())
                     temporary.replace(target)
@@ -130,7 +138,7 @@ class Folder:
                     temporary.unlink(missing_ok=True)
             else:
                 with filesystem.open_output_stream(f"{path}/{name}") as stream:
-                    stream.write(content)
+                    yield stream
         except OSError as error:
             raise self._refusal(name, error) from error
 

@@ -26,9 +26,9 @@ from arc_ray.models.weights import most_tokens
 from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.prepare import codec_of, prepare
 from arc_ray.rows.quality import describe_data, quality_lines
-from arc_ray.runs.base import obtaining
 from arc_ray.runs.folder import as_made, is_finished, resolve_reference, run_folder
 from arc_ray.runs.machine import PACKAGES, version_of
+from arc_ray.runs.obtain import obtaining
 from arc_ray.runs.starts import lineage
 from arc_ray.storage import Folder
 from arc_ray.study.needs import Command, Needs
@@ -50,7 +50,7 @@ def show_findings(asked: Config | None, terminal: Terminal, address: str | None 
     terminal.note(f"storage {asked.storage}: writable")
     [run] = needs.variants
     needs.check_sources()
-    for note in obtaining(needs.built_in, run.storage):
+    for note in obtaining(needs.names, run.storage):
         terminal.note(note)
     try:
         for line in _model(run):
@@ -238,7 +238,7 @@ def _describe_trials(needs: Needs, terminal: Terminal) -> None:
 def _describe_needs(needs: Needs, terminal: Terminal) -> None:
     """Say what is made first. Raises UserError for what would be refused before work."""
     needs.check()
-    for note in obtaining(needs.built_in, needs.config.storage):
+    for note in obtaining(needs.names, needs.config.storage):
         terminal.note(note)
     for run in needs.runs:
         if is_finished(run_folder(run)):

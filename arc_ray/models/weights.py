@@ -2,15 +2,16 @@
 
 import importlib.util
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from arc_ray.config.section import BUILT_IN
 from arc_ray.config.training import ModelConfig
 from arc_ray.errors import UserError
 from arc_ray.models.supported import longest_view
 from arc_ray.runs.base import explained, model_path
+from arc_ray.runs.obtain import obtaining
 
 DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SCRATCH_POSITIONS = 32768
@@ -23,7 +24,7 @@ def load_base(config: ModelConfig, storage: str, device: Literal["cpu", "meta"] 
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    path = model_path(config.base, storage)
+    path = model_path(config.base, storage, weights=device == "cpu")
     with explained(path):
         about = AutoConfig.from_pretrained(path)
         if quantized := getattr(about, "quantization_config", None):
@@ -32,7 +33,9 @@ def load_base(config: ModelConfig, storage: str, device: Literal["cpu", "meta"] 
                 f"model.base {path}: its weights are quantized ({method}), which cannot be trained here;"
                 f" take the model that it was made from"
             )
-        if device == "meta" and not Path(path).is_dir():  # a hub's weights would be fetched
+        if (
+            device == "meta" and config.base not in BUILT_IN and any(obtaining([config.base], storage))
+        ):  # weights come later
             with torch.device("meta"):
                 return AutoModelForCausalLM.from_config(about, dtype=DTYPES[config.dtype], attn_implementation="sdpa")
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -79,7 +82,7 @@ def most_tokens(config: ModelConfig, storage: str) -> int | None:
 
     if config.scratch:
         return SCRATCH_POSITIONS
-    path = model_path(config.base, storage)
+    path = model_path(config.base, storage, weights=False)
     with explained(path):
         return longest_view(AutoConfig.from_pretrained(path))
 

@@ -28,7 +28,7 @@ def load_tokenizer(config: ModelConfig, storage: str) -> Any:
 
     if config.scratch:
         return make_tiny_tokenizer(tiny_corpus())
-    path = model_path(config.base, storage)
+    path = model_path(config.base, storage, weights=False)
     with explained(path):
         return AutoTokenizer.from_pretrained(path)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from arc_ray.config import Config
+from arc_ray.runs.obtain import revision_of
 
 PACKAGES = ("ray", "torch", "transformers", "peft", "trl", "deepspeed", "pyarrow", "numpy", "reasoning-gym")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -62,6 +63,7 @@ def describe_run(config: Config, command: str) -> dict[str, Any]:
         "arguments": sys.argv[1:],
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": config.seed,
+        "model": {"base": config.model.base, "revision": revision_of(config.model.base, config.storage)},
         "python": platform.python_version(),
         "versions": {name: version_of(name) for name in PACKAGES},
         "hardware": {"machine": platform.machine(), "system": platform.system(), "cores": usable_cores()},

@@ -11,7 +11,7 @@ from typing import Literal
 
 from arc_ray.config import Config
 from arc_ray.config.searching import ACCURACIES
-from arc_ray.config.section import BUILT_IN, SETS
+from arc_ray.config.section import SETS, is_model_name
 from arc_ray.config.sources import AnySource, CountingSource, PluginSource, RearcSource
 from arc_ray.datasets.makers import GeneratedSource, requests_of, task_ids_of
 from arc_ray.datasets.reading import load_source
@@ -61,10 +61,11 @@ class Needs:
         return self.command != "evaluate"
 
     @property
-    def built_in(self) -> list[str]:
-        """The models that variants and runs start from, and the sets that sources read, which packages carry."""
-        models = {c.model.base for c in [*self.variants, *self.runs]} & BUILT_IN.keys()
-        return sorted(models | {getattr(source, "version", None) for source in self.sources.values()} & SETS.keys())
+    def names(self) -> list[str]:
+        """What has a name and is obtained by it: models that variants and runs start from, sets that sources read."""
+        bases = [c.model.base for c in [*self.variants, *self.runs] if c.model.base and not c.model.scratch]
+        sets = {getattr(source, "version", None) for source in self.sources.values()} & SETS.keys()
+        return sorted(sets.union(filter(is_model_name, bases)))
 
     @cached_property
     def sources(self) -> dict[str, AnySource]:

@@ -16,8 +16,8 @@ from arc_ray.progress import Progress, watched
 from arc_ray.report import write_report
 from arc_ray.rows.plan import Plan, load_plan
 from arc_ray.rows.quality import describe_data
-from arc_ray.runs.base import obtain
 from arc_ray.runs.folder import MetricsTail, as_made, claim, finish, is_finished, refuse_other_config, run_folder
+from arc_ray.runs.obtain import obtain, obtaining
 from arc_ray.runs.owner import owned
 from arc_ray.runs.starts import lineage
 from arc_ray.study.comparing import EFFECT_KEYS, analyse, answer, finalists, split
@@ -84,15 +84,18 @@ def run_tune(needs: Needs, progress: Progress) -> None:
 def ensure(needs: Needs, progress: Progress, heading: Callable[[str], None] = lambda title: None) -> None:
     """Make what is not there yet of a command's needs: models, data, runs and their evaluations.
 
-    A search's folder is claimed before. `heading` is told which of the two parts begins. Raises UserError where the
-    command's folder is another config's, and where what was generated holds what is evaluated.
+    A search's folder is claimed before data. `heading` is told which of the two parts begins. Raises UserError where
+    the command's folder is another config's, and where what was generated holds what is evaluated.
     """
-    if needs.is_search:
-        claim(run_folder(needs.config), needs.config, needs.command)
-    else:
-        [run] = needs.variants
-        refuse_other_config(run_folder(run), run, tuple(REDONE) if needs.command == "evaluate" else ())
+    run = needs.config if needs.is_search else needs.variants[0]
+    refuse_other_config(run_folder(run), run, tuple(REDONE) if needs.command == "evaluate" else ())
     heading("data")
+    for note in obtaining(needs.names, run.storage):
+        progress.note(note)
+    for name in needs.names:
+        obtain(name, run.storage)
+    if needs.is_search:
+        claim(run_folder(run), run, needs.command)
     _make_data(needs, progress)
     heading("starting checkpoints")
     for run in needs.runs:
@@ -106,8 +109,6 @@ def ensure(needs: Needs, progress: Progress, heading: Callable[[str], None] = la
 
 
 def _make_data(needs: Needs, progress: Progress) -> None:
-    for name in needs.built_in:
-        obtain(name, needs.config.storage)
     generated = [source for source in needs.sources.values() if isinstance(source, GeneratedSource)]
     is_new = not all(is_generated(source, needs.storage) for source in generated)
     for name, manifest in ensure_datasets(needs.sources, needs.storage, progress).items():

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from arc_ray.config.section import SETS
 from arc_ray.config.sources import ArckitSource, FolderSource, KaggleSource, RearcDumpSource, Version
 from arc_ray.errors import UserError
-from arc_ray.runs.base import find
+from arc_ray.runs.obtain import find
 from arc_ray.storage import Folder
 from arc_ray.tasks.task import Pair, Task, largest_side, parse_grid, parse_pair, parse_task
 

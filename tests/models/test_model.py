@@ -367,7 +367,6 @@ def test_what_is_no_model_is_the_users_mistake(tmp_path: Path, base: str):
         load_base(ModelConfig(base=str(tmp_path / "broken")), "")
     with pytest.raises(UserError, match="holds no adapter_config"):
         build_model(ModelConfig(base=base, adapter=str(tmp_path / "empty")), "", 0, False, None)
-    assert model_path("owner/name", "") == "owner/name"
 
 
 def test_a_reference_is_the_checkpoint_of_a_run(tmp_path: Path):
