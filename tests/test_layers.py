@@ -74,6 +74,7 @@ HOMES = {
         "models/attention",
         "cli/check",
         "cluster/roles",
+        "cluster/speed",
         "evaluate/answering",
         "evaluate/ttt",
         "runs/base",

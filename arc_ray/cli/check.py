@@ -14,6 +14,7 @@ import torch
 from arc_ray.cli.console import Terminal
 from arc_ray.cli.session import connected, foreseen, is_cluster, settled
 from arc_ray.cluster.preflight import check_cluster
+from arc_ray.cluster.speed import Speed
 from arc_ray.config import Config, to_yaml
 from arc_ray.datasets.generate import estimate
 from arc_ray.datasets.makers import check_identity, dataset_folder, requests_of
@@ -21,7 +22,7 @@ from arc_ray.errors import NotMadeYetError, UserError
 from arc_ray.evaluate.evaluation import asking_codec, check_checkpoint, load_set, needs_model
 from arc_ray.evaluate.questions import make_prompts
 from arc_ray.models.build import build_model
-from arc_ray.models.estimate import estimate_lines
+from arc_ray.models.estimate import demand, estimate_lines
 from arc_ray.models.weights import most_tokens
 from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.prepare import codec_of, prepare
@@ -41,7 +42,7 @@ def show_findings(asked: Config | None, terminal: Terminal, address: str | None 
     """Print versions and devices, and with a config whether cluster, storage, model and data are usable. Raises UserError."""
     if is_cluster(address) and asked is None:
         raise UserError("give a config: which storage and how many workers are to be checked?")
-    needs = _placed(asked, terminal, address) if asked else None
+    needs, speed = _placed(asked, terminal, address) if asked else (None, None)
     for line in _machine():
         terminal.note(line)
     if asked is None or needs is None:
@@ -61,7 +62,7 @@ def show_findings(asked: Config | None, terminal: Terminal, address: str | None 
         lines = _data(needs.config, run, has_model=False)
     else:
         # What is wrong with the data may be why there is no plan.
-        lines = itertools.chain(_data(needs.config, run, has_model=True), plan_lines(run, asked))
+        lines = itertools.chain(_data(needs.config, run, has_model=True), plan_lines(run, asked, speed))
     for line in lines:
         terminal.note(line)
     needs.check_overlap()
@@ -74,15 +75,13 @@ def _data(config: Config, run: Config, has_model: bool) -> Iterator[str]:
         yield f"data: not known yet ({error})"
 
 
-def _placed(config: Config, terminal: Terminal, address: str | None) -> Needs:
-    """Choose where a training would run; on a cluster, check that too."""
+def _placed(config: Config, terminal: Terminal, address: str | None) -> tuple[Needs, Speed | None]:
+    """Choose where a training would run; on a cluster, check that too, and how fast it is."""
     if not is_cluster(address):
-        return foreseen(config, "train", None, terminal)
+        return foreseen(config, "train", None, terminal), None
     with connected(config, address) as room:
         needs = settled(Needs(config, "train"), room, terminal)
-        for line in check_cluster(needs.variants[0], room):
-            terminal.note(line)
-    return needs
+        return needs, check_cluster(needs.variants[0], room, terminal.note)
 
 
 def _machine() -> Iterator[str]:
@@ -193,8 +192,9 @@ def _questions(config: Config) -> Iterator[str]:
             yield f"{name}: before that, {evaluate.ttt.steps} steps of test-time training on each task"
 
 
-def plan_lines(config: Config, asked: Config) -> Iterator[str]:
-    """Describe a training run by its plan: rows, steps, tokens, fill, memory, hours; or say what must be made before.
+def plan_lines(config: Config, asked: Config, speed: Speed | None = None) -> Iterator[str]:
+    """Describe a training run by its plan: rows, steps, tokens, fill, memory, hours, and whether a cluster's speed will do;
+    or say what must be made before.
 
     Raises UserError.
     """
@@ -215,6 +215,8 @@ def plan_lines(config: Config, asked: Config) -> Iterator[str]:
         fewest, most, without = views["fewest"], views["most"], views["tasks_without"]
         yield f"plan: {name}: {fewest} to {most} views a task, {without} tasks without"
     yield from estimate_lines(as_on_gpus(config, asked), plan)
+    if speed:
+        yield from demand(config, plan, speed.accelerator).lines(speed)
 
 
 def as_on_gpus(config: Config, asked: Config) -> Config:

@@ -9,7 +9,7 @@ import sys
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +18,7 @@ import ray
 from ray.exceptions import RayError
 
 from arc_ray.cluster.roles import TRIAL_CPUS, Room, live_nodes, run_on
+from arc_ray.cluster.speed import Speed, measure
 from arc_ray.config import Config
 from arc_ray.errors import UserError
 from arc_ray.runs.machine import PACKAGES, version_of
@@ -65,8 +66,11 @@ def check_address(address: str) -> None:
         ) from error
 
 
-def check_cluster(config: Config, room: Room) -> Iterator[str]:
-    """Yield a line for each node and what else is good to know; Ray must be connected. Raises UserError with all faults."""
+def check_cluster(config: Config, room: Room, note: Callable[[str], None]) -> Speed:
+    """Note a line for each node and what else is good to know, and measure the nodes' speed; Ray must be connected.
+
+    Raises UserError with all faults.
+    """
     storage, trace = config.storage, f".check-{uuid.uuid4().hex[:8]}"
     try:
         nodes = [_answer(node, report) for node, report in _ask_all(_describe_node, storage, trace)]
@@ -75,18 +79,22 @@ def check_cluster(config: Config, room: Room) -> Iterator[str]:
         seen = {
             addresses[node["NodeID"]]: [addresses.get(name, "") for name in ray.get(names)] for node, names in asked
         }
+        for node in nodes:
+            note(f"node {node.name}: ray {node.versions['ray']}, torch {node.versions['torch']}, {node.num_gpus} GPUs")
+        faults = [
+            *storage_faults(storage, nodes, seen),
+            *version_faults(nodes),
+            *(size_faults(config, room) if room.is_limit_known else []),
+        ]
+        if faults:
+            raise UserError("\n       ".join(faults))
+        note(f"storage {storage}: each of {len(nodes)} nodes reads what the others write")
+        speed = measure(storage, trace, config.scaling.on_gpu, config.scaling.workers[1])
     finally:
         ray.get([done for _, done in _ask_all(_delete, storage, trace)])
-    for node in nodes:
-        yield f"node {node.name}: ray {node.versions['ray']}, torch {node.versions['torch']}, {node.num_gpus} GPUs"
-    faults = [
-        *storage_faults(storage, nodes, seen),
-        *version_faults(nodes),
-        *(size_faults(config, room) if room.is_limit_known else []),
-    ]
-    if faults:
-        raise UserError("\n       ".join(faults))
-    yield f"storage {storage}: each of {len(nodes)} nodes reads what the others write"
+    for line in speed.lines():
+        note(line)
+    return speed
 
 
 def _ask_all(function: Callable[..., Any], *arguments: Any) -> list[tuple[dict[str, Any], "ray.ObjectRef[Any]"]]:

@@ -1,5 +1,6 @@
 """What a training takes, in numbers and in lines to read: FLOPs and hours, a GPU's memory, rows at once."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +9,21 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from arc_ray.cluster.speed import Demand
 from arc_ray.config import Config
 from arc_ray.errors import NotMadeYetError
 from arc_ray.models.build import build_skeleton, trainable
-from arc_ray.models.memory import RUNTIME_BYTES, STAGES, Footprint, Pass, footprint, rows_that_fit, simulate_pass
+from arc_ray.models.memory import (
+    MASTER_BYTES,
+    MOMENTS_BYTES,
+    RUNTIME_BYTES,
+    STAGES,
+    Footprint,
+    Pass,
+    footprint,
+    rows_that_fit,
+    simulate_pass,
+)
 from arc_ray.rows.plan import Plan
 
 LEARNED_SHARE = {"asked": 0.25, "all": 0.5}
@@ -133,6 +145,26 @@ def expected_mfu(parameters: int, gpu: Gpu) -> float:
 def hours(flops: float, gpu: Gpu, num_workers: int, mfu: float) -> float:
     """Return how long this many FLOPs take on this many GPUs."""
     return flops / (gpu.tflops * 1e12 * mfu * num_workers) / 3600
+
+
+def demand(config: Config, plan: Plan, accelerator: str | None) -> Demand:
+    """Return what a training asks of network and storage. `accelerator`: Ray's name for its GPUs, None without.
+
+    How much ZeRO moves is from Rajbhandari et al., 2020, section 7; to gather or to scatter moves half of an all-reduce.
+    """
+    skeleton = build_skeleton(config.model, config.storage, config.train.full)
+    trained, workers = list(trainable(skeleton).values()), config.scaling.workers[0]
+    weights, gradients = sum(p.nbytes for p in skeleton.parameters()), sum(p.nbytes for p in trained)
+    passes = math.ceil(plan.batch_rows / (workers * config.train.rows_at_once))
+    by_stage = (gradients, gradients, (passes + 1) * gradients / 2, passes * (weights + gradients / 2))
+    kept = sum(p.numel() for p in trained) * (MASTER_BYTES + MOMENTS_BYTES) + gradients
+    seconds, gpu = None, next((gpu for gpu in GPUS if gpu.name == accelerator), None)
+    if gpu:
+        mfu = expected_mfu(sum(p.numel() for p in skeleton.parameters()), gpu)
+        seconds = 3600 * hours(flops_of_steps(skeleton, plan).mean(), gpu, workers, mfu)
+    return Demand(
+        by_stage[config.train.zero], kept, seconds, config.train.checkpoint_every or math.ceil(plan.num_steps / 4)
+    )
 
 
 def estimate_lines(config: Config, plan: Plan) -> Iterator[str]:

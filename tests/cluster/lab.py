@@ -20,7 +20,7 @@ from pathlib import Path
 
 NET = "10.77.0"
 ROOT = Path(__file__).parents[2]
-TOOLS = ("ip", "unshare", "sshd", "ssh-keygen", "rsync", "nc")
+TOOLS = ("ip", "tc", "unshare", "sshd", "ssh-keygen", "rsync", "nc")
 
 INIT = r"""
 set -e
@@ -94,6 +94,11 @@ class Lab:
     def kill(self, number: int) -> None:
         """Cut the power: every process of the host dies at once, because the namespace's first one does."""
         os.kill(self._pids.pop(number), signal.SIGKILL)
+
+    def throttle(self, number: int, rate: str) -> None:
+        """Let a host receive no more than so much, such as 200mbit; an empty rate takes the limit away."""
+        limit = f"add dev v{number} root tbf rate {rate} burst 64kb latency 50ms" if rate else f"del dev v{number} root"
+        _do(*f"ip netns exec {self._laptop} tc qdisc {limit}".split())
 
     def pids(self, number: int) -> list[int]:
         """List the processes of a host (0: of the laptop), as the machine numbers them."""

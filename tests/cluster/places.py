@@ -3,7 +3,7 @@
 import json
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,27 @@ def brought_up(lab: Lab, file: Path) -> Iterator[None]:
     lab.run("ray", "get-auth-token", "--generate")
     lab.run("ray", "up", "-y", "--no-config-cache", str(file), timeout=300)
     try:
-        with lab.running("ray", "dashboard", str(file)):
-            wait_until(lambda: jobs(lab, "list", check=False).returncode == 0, 60, "no dashboard", every=2)
+        with dashboard(lab, file):
             yield
     finally:
         lab.run("ray", "down", "-y", str(file), timeout=120)
+
+
+@contextmanager
+def dashboard(lab: Lab, file: Path) -> Iterator[None]:
+    """Bring the dashboard to the laptop, whose port a connection to a dead head may have for a while."""
+    with ExitStack() as stack:
+
+        def answers() -> bool:
+            running = stack.enter_context(lab.running("ray", "dashboard", str(file)))
+            wait_until(lambda: running.poll() is not None or is_there(), 60, "no dashboard", every=2)
+            return is_there()
+
+        def is_there() -> bool:
+            return jobs(lab, "list", check=False).returncode == 0
+
+        wait_until(answers, 120, "no dashboard", every=2)
+        yield
 
 
 def jobs(

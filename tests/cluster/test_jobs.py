@@ -116,6 +116,8 @@ def test_check_runs_where_the_work_would(dashboard: str, config: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert ": ray 2.60.0, torch" in done.stdout
     assert "each of 1 nodes reads what the others write" in done.stdout
+    assert "network: not measured (workers would be on 1 nodes with CPUs that are up" in done.stdout
+    assert "storage: one node writes " in done.stdout
     done = submit(dashboard, "check", str(config), "scaling.use_gpu=true", "scaling.num_workers=2")
     assert done.returncode == 1
     assert "too few GPUs: scaling.num_workers=2 needs 2, the cluster has or can start 0" in done.stdout

@@ -4,6 +4,7 @@ One cluster serves all tests of this file, in their order: a head (no CPUs) and 
 """
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,20 @@ from typing import Any
 import pytest
 import yaml
 from lab import Lab, laboratory, missing, wait_until
-from places import RUN, address, brought_up, checkpoints, fitted, hosts_at_work, jobs, num_nodes, status, steps, submit
+from places import (
+    RUN,
+    address,
+    brought_up,
+    checkpoints,
+    dashboard,
+    fitted,
+    hosts_at_work,
+    jobs,
+    num_nodes,
+    status,
+    steps,
+    submit,
+)
 from small_study import small_study
 
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(missing()), reason=missing() or "possible here")]
@@ -61,6 +75,18 @@ def test_check_asks_every_node(cluster: tuple[Lab, Path]) -> None:
         assert f"node host{number} ({address(number)}): ray 2.60.0" in done.stdout
     assert "each of 4 nodes reads what the others write" in done.stdout
     assert not list((lab.shared / "runs").glob(".check*"))
+    assert re.search(r"storage: one node writes [\d.e+-]+ GB/s, another one reads [\d.e+-]+ GB/s", done.stdout)
+    fast = exchange_rate(done.stdout)
+    assert re.search(r"network: a step exchanges [\d.e+-]+ GB, which takes [\d.e+-]+ s", done.stdout) or (
+        "plan: not known yet" in done.stdout
+    )
+    for number in WORKERS:
+        lab.throttle(number, "100mbit")
+    slow = exchange_rate(submit(lab, "check", str(lab.shared / "run.yaml")).stdout)
+    for number in WORKERS:
+        lab.throttle(number, "")
+    print(f"an all-reduce: {fast} GB/s, and {slow} at 100 Mbit/s")
+    assert slow < 0.0125 < fast
     done = submit(lab, "check", str(lab.shared / "run.yaml"), "storage=/root/runs")
     assert done.returncode == 1
     assert "storage /root/runs is not shared: host" in done.stdout
@@ -68,6 +94,13 @@ def test_check_asks_every_node(cluster: tuple[Lab, Path]) -> None:
     done = submit(lab, "check", str(lab.shared / "run.yaml"), "storage=runs")
     assert "a job's own folder is deleted after it" in done.stdout
     assert done.returncode == 1
+
+
+def exchange_rate(told: str) -> float:
+    """Read what `arc-ray check` says of the network, in GB/s."""
+    found = re.search(r"network: ([\d.e+-]+) GB/s in an all-reduce of 64 MiB between 2 workers on 2 nodes", told)
+    assert found is not None, told
+    return float(found[1])
 
 
 def test_without_the_token_nobody_gets_in(cluster: tuple[Lab, Path]) -> None:
@@ -192,3 +225,35 @@ def test_a_stopped_job_goes_on(cluster: tuple[Lab, Path]) -> None:
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert "train/start_seconds" in records[kept], "it began anew at the checkpoint"
     assert records[kept]["seconds"] > records[kept - 1]["seconds"], "its clock went on"
+
+
+def test_a_job_submitted_twice_trains_once(cluster: tuple[Lab, Path]) -> None:
+    """Catches two jobs that write one run folder: the second is told who is at work, and fails with exit code 2."""
+    lab, _ = cluster
+    for name in ("one", "two"):
+        submit(lab, "train", str(lab.shared / "run.yaml"), "name=twice", "train.max_steps=60", wait=False, name=name)
+    wait_until(lambda: {status(lab, name) for name in ("one", "two")} <= set(ENDED), 400, "they did not end", every=3)
+    (told,) = [name for name in ("one", "two") if status(lab, name) == "FAILED"]
+    log = jobs(lab, "logs", told).stdout
+    other = "two" if told == "one" else "one"
+    assert f"`arc-ray train` (job {other}, " in log
+    assert f"`ray job stop {other}`" in log
+    assert "exit code 2" in jobs(lab, "status", told).stdout
+    end_of(lab, other, lab.shared / "runs" / "twice")
+
+
+def test_a_head_that_dies(cluster: tuple[Lab, Path]) -> None:
+    """Catches a run that is locked by a driver that died with its head, or that begins anew."""
+    lab, file = cluster
+    folder = start_training(lab, "headless")
+    lab.kill(HEAD)
+    kept = checkpoints(folder)[-1]
+    lab.boot(HEAD)
+    lab.run("ray", "up", "-y", "--no-config-cache", str(file), timeout=300)
+    with dashboard(lab, file):
+        done = submit(lab, "train", str(lab.shared / "run.yaml"), "name=headless", wait=False, name="again-headless")
+        assert done.returncode == 0, done.stderr
+        log = end_of(lab, "again-headless", folder)
+    assert "a sign of it" in log
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert any("train/start_seconds" in record for record in records[kept:]), "it began anew"

@@ -1,5 +1,6 @@
 """Rows at once that a GPU is sure to hold; FLOPs against torch's own counter; GPUs by the names that drivers give them."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from builders import tiny_model
+from plans import planned
 from torch.utils.flop_counter import FlopCounterMode
 from training import counting_tree
 
@@ -16,6 +18,7 @@ from arc_ray.models.estimate import (
     GPUS,
     LEARNED_SHARE,
     USABLE,
+    demand,
     expected_mfu,
     flops_per,
     hours,
@@ -139,6 +142,24 @@ def test_a_larger_model_and_more_bandwidth_come_nearer_the_peak() -> None:
     of_gpus = [expected_mfu(135 * 10**6, by_name[name]) for name in ("L4", "H100", "H200", "A100", "A10G")]
     assert of_gpus == sorted(of_gpus)
     assert of_gpus[0] < 0.13 < 0.2 < of_gpus[-1] < 0.3
+
+
+@pytest.mark.parametrize(("stage", "exchanged"), [(0, 2), (1, 2), (2, 3), (3, 6)])
+def test_what_a_training_asks_of_a_network(stage: int, exchanged: int, tmp_path: Path) -> None:
+    """Catches gradients counted once where every pass exchanges them, and weights that stage 3 gathers twice left out.
+
+    In bytes a weight of a full training in bfloat16, two passes a step; a checkpoint has weights, copies and moments.
+    """
+    rows = planned()
+    assert rows.batch_rows == 4
+    config = asked(tmp_path, scaling__num_workers=2, train__micro_rows=1, train__zero_stage=stage, train__batch_rows=4)
+    number = sum(p.numel() for p in build_skeleton(config.model, config.storage, True).parameters())
+    needed = demand(config, rows, "H100")
+    assert needed.exchanged == exchanged * number
+    assert needed.checkpoint == (2 + 4 + 8) * number
+    assert needed.checkpoint_every == math.ceil(rows.num_steps / 4)
+    assert needed.seconds is not None
+    assert demand(config, rows, None).seconds is None
 
 
 def test_hours() -> None:
