@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-from filelock import FileLock
 
+from arc_ray.cache import cached
 from arc_ray.errors import FULL, UserError
 from arc_ray.seeding import digest64
 
@@ -81,6 +81,7 @@ class Folder:
         return cached(
             f"{self.name}-{digest64(self.uri, content):016x}",
             lambda target: pafs.copy_files(path, str(target), source_filesystem=filesystem),
+            num_bytes=sum(size for _, size, _ in content),
         )
 
     def filesystem(self) -> tuple[pafs.FileSystem, str]:
@@ -229,35 +230,6 @@ class Folder:
                 filesystem.delete_file(target)
             case _:
                 pass
-
-
-def cached(name: str, make: Callable[[Path], None]) -> Path:
-    """Return the folder of this name in the user's cache on this node; `make` fills a new one, in one process only.
-
-    The cache is $XDG_CACHE_HOME/arc_ray or ~/.cache/arc_ray, and where that cannot be written a folder for temporary files.
-    """
-    target = _cache() / name
-    with FileLock(f"{target}.lock"):
-        if not target.exists():
-            unfinished = target.with_name(f"{name}.unfinished")
-            shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
-            unfinished.mkdir()
-            make(unfinished)
-            unfinished.rename(target)
-    return target
-
-
-def _cache() -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "arc_ray"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    except OSError:
-        pass
-    folder = Path(tempfile.gettempdir()) / f"arc_ray-{os.getuid()}"
-    folder.mkdir(exist_ok=True)
-    return folder
 
 
 def _path_and_query(uri: str) -> tuple[str, str]:

@@ -20,6 +20,7 @@ ROOMS = (
     "errors",
     "seeding",
     "progress",
+    "cache",
     "storage",
     "config",
     "runs",

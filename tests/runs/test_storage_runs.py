@@ -10,12 +10,15 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 import yaml
 
+from arc_ray.cache import IDLE_SECONDS, cached
 from arc_ray.config import Config, config_from, load_config, to_yaml, with_overrides
 from arc_ray.errors import UserError
 from arc_ray.runs.folder import (
@@ -30,7 +33,7 @@ from arc_ray.runs.folder import (
     resolve_reference,
     run_folder,
 )
-from arc_ray.storage import Folder, cached
+from arc_ray.storage import Folder
 
 WRITE_FOR_EVER = """
 import sys
@@ -45,7 +48,7 @@ while True:
 
 FILL_CACHE = """
 import time
-from arc_ray.storage import cached
+from arc_ray.cache import cached
 def make(target):
     print("made", flush=True)
     time.sleep(0.5)
@@ -233,8 +236,57 @@ def test_one_process_of_many_fills_the_cache_and_a_killed_one_leaves_nothing_hal
     processes = [subprocess.Popen([sys.executable, "-c", FILL_CACHE], stdout=subprocess.PIPE) for _ in range(3)]
     said = b"".join(process.communicate(timeout=60)[0] for process in processes)
     assert sorted(said.split()) == [b"made", b"read", b"read", b"read"]
-    assert {path.name for path in (tmp_path / "arc_ray").iterdir()} == {"model", "model.lock"}
+    assert {path.name for path in (tmp_path / "arc_ray").iterdir()} == {"model", "model.lock", "model.used"}
     assert [path.name for path in (tmp_path / "arc_ray" / "model").iterdir()] == ["file"]
+
+
+HOLD = """
+import sys
+from arc_ray.cache import cached
+cached("held", lambda target: None)
+print("holds", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_copies_that_nobody_needs_are_deleted_when_another_one_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Would catch a cache that only grows, and one that takes its files from a process that still reads them."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache, long_ago = tmp_path / "arc_ray", time.time() - IDLE_SECONDS - 60
+    with subprocess.Popen([sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout
+        assert holder.stdin
+        assert holder.stdout.readline() == b"holds\n"
+        for name in ("idle", "of an older version", "recent", "killed.unfinished"):
+            (cache / name).mkdir()
+            if name == "idle":
+                (cache / "idle.used").touch()
+        for name in ("held.used", "idle.used", "of an older version", "killed.unfinished"):
+            os.utime(cache / name, (long_ago, long_ago))
+        cached("new", lambda target: None)
+        assert {path.name for path in cache.iterdir() if path.is_dir()} == {"held", "recent", "new"}
+        cached("newer", lambda target: None)
+        assert (cache / "held").exists()
+        holder.stdin.close()
+    cached("newest", lambda target: None)
+    assert {path.name for path in cache.iterdir() if path.is_dir()} == {"recent", "new", "newer", "newest"}
+
+
+def test_copies_make_room_for_another_one_the_oldest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Would catch a disk that is full of old copies, and one that is emptied of those that were needed a minute ago."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache = tmp_path / "arc_ray"
+    for age, name in enumerate(("c", "b", "a")):
+        (cache / name).mkdir(parents=True)
+        (cache / name / "file").write_bytes(bytes(10))
+        os.utime(cache / name, (time.time() - 3600 * age,) * 2)
+
+    def usage(_: Path) -> Any:
+        return SimpleNamespace(free=40 - sum(path.stat().st_size for path in cache.glob("*/file")))
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    cached("new", lambda target: (target / "file").write_bytes(bytes(25)) and None, num_bytes=25)
+    assert {path.name for path in cache.iterdir() if path.is_dir()} == {"c", "new"}
 
 
 def test_a_cache_that_cannot_be_written_is_one_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
