@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from arc_ray.cache import cached
+from arc_ray.copies import cached
 from arc_ray.errors import FULL, UserError
 from arc_ray.seeding import digest64
 

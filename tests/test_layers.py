@@ -20,7 +20,7 @@ ROOMS = (
     "errors",
     "seeding",
     "progress",
-    "cache",
+    "copies",
     "storage",
     "config",
     "runs",

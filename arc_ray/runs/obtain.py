@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from arc_ray.cache import cached
 from arc_ray.config.section import BUILT_IN, SETS, Package, is_model_name
+from arc_ray.copies import cached
 from arc_ray.errors import NotMadeYetError, UserError, nearest
 from arc_ray.storage import Folder
 

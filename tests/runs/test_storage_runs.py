@@ -18,8 +18,8 @@ import pyarrow.fs as pafs
 import pytest
 import yaml
 
-from arc_ray.cache import IDLE_SECONDS, cached
 from arc_ray.config import Config, config_from, load_config, to_yaml, with_overrides
+from arc_ray.copies import IDLE_SECONDS, cached
 from arc_ray.errors import UserError
 from arc_ray.runs.folder import (
     WHERE_NOT_WHAT,
@@ -48,7 +48,7 @@ while True:
 
 FILL_CACHE = """
 import time
-from arc_ray.cache import cached
+from arc_ray.copies import cached
 def make(target):
     print("made", flush=True)
     time.sleep(0.5)
@@ -242,7 +242,7 @@ def test_one_process_of_many_fills_the_cache_and_a_killed_one_leaves_nothing_hal
 
 HOLD = """
 import sys
-from arc_ray.cache import cached
+from arc_ray.copies import cached
 cached("held", lambda target: None)
 print("holds", flush=True)
 sys.stdin.read()
