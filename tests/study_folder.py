@@ -181,7 +181,8 @@ def write_evaluation(folder: Folder, arm: str, per_set: int = 25) -> None:
             others = {"correct_size": 0.92, "cell_accuracy": 0.81, "unanswered": 0.04}
             scores |= {f"{name}/{method}{rule}": value for rule, value in others.items()}
     folder.write_json("answers.json", answers)
-    folder.write_json("result.json", {**scores, "seconds": 41.5})
+    version = {"arc_evaluation/version": "ARC-AGI-1 evaluation, 419 outputs"}
+    folder.write_json("result.json", {**scores, **version, "seconds": 41.5})
 
 
 def make_answer(name: str, number: int, arm: str, skill: float) -> Record:

@@ -32,7 +32,11 @@ def score(
         ),
     ],
     tasks: Annotated[
-        str, typer.Argument(help="arcagi1/training, arcagi1/evaluation, a folder of task files, or a challenges file")
+        str,
+        typer.Argument(
+            help="arcagi1/evaluation, arcagi2/evaluation (167 outputs), arcagi2_kaggle/evaluation (172), .../training,"
+            " a folder of task files, or a challenges file"
+        ),
     ],
     solutions: Annotated[str | None, typer.Argument(help="Kaggle's solutions file, if the tasks lack them")] = None,
     strict: Annotated[
@@ -125,7 +129,9 @@ def check(
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="smollm2, arcagi2, or a hub's model as owner/name[@revision]")],
+    name: Annotated[
+        str, typer.Argument(help="smollm2, arcagi2, arcagi2_kaggle, or a hub's model as owner/name[@revision]")
+    ],
     assignments: Annotated[list[str] | None, typer.Argument(metavar="[storage=STORAGE]")] = None,
     storage: Annotated[str, typer.Option(help="Storage folder to keep it in")] = "runs",
 ) -> None:

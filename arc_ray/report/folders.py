@@ -153,7 +153,10 @@ def score_rows(study: str, arm: str, result: Mapping[str, Any]) -> list[Row]:
     """
     seeds = ", ".join(str(seed) for seed in result.get("seeds", ())) or None
     about = {"study": study, "arm": arm, "seeds": seeds, "confidence": result.get("confidence", 0.95)}
-    return [about | _described(*path) | score for path, score in read_record(result).items()]
+    return [
+        about | {"version": result.get(f"{path[0]}/version")} | _described(*path) | score
+        for path, score in read_record(result).items()
+    ]
 
 
 def _described(name: str, *path: str) -> Row:

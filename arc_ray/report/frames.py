@@ -24,7 +24,7 @@ scores      one row a score: study, arm, set, method ("greedy", "voting", "votin
             ("per_output", "per_task_mean", "strict"...; "accuracy" for questions; "gain" for a difference), question
             (its kind or "all"; of a gain what is gained by, such as "tuning"; "" for grids), value, low, high,
             confidence (of the interval), right, of, seeds (of a study's arm: the seeds that it is the mean of, such as
-            "1, 2, 3"; right and of are sums)
+            "1, 2, 3"; right and of are sums), version (the set's, such as "ARC-AGI-2 evaluation, 167 outputs")
 answers     one row an answered output: study, arm, seed (None outside studies), set, task, output, shown, input, truth,
             attempts, greedy (grids as lists of lists, None where unknown), is_right (by an attempt), greedy_right,
             cell_accuracy
@@ -54,7 +54,7 @@ WHO, CSV = TRIALS[:4], TRIALS[:8]
 MORE = {
     "metrics": "study trial arm seed step seconds train/learned_tokens",
     "validation": "study trial arm seed step source task output solved cell_accuracy loss",
-    "scores": "study arm set method rule question value low high confidence right of seeds",
+    "scores": "study arm set method rule question value low high confidence right of seeds version",
     "answers": "study arm seed set task output shown input truth attempts greedy is_right greedy_right cell_accuracy",
     "data": "study dataset kind tasks examples attempts rejected duplicates gave_up timed_out reasons",
 }

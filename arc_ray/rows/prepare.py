@@ -17,8 +17,10 @@ from arc_ray.prompts.tokenizer import load_tokenizer, refuse_other_frame
 from arc_ray.rows.guard import mixed, refuse_overlap
 from arc_ray.rows.maker import RowMaker, ValidationSet, make_validation
 from arc_ray.rows.plan import Plan, load_plan, make_plan, planned_views, save_plan
+from arc_ray.runs.folder import note_sets
 from arc_ray.storage import Folder
 from arc_ray.tasks.fingerprints import digest_tasks, refuse_changes
+from arc_ray.tasks.selection import name_set
 from arc_ray.tasks.task import TaskTable
 from arc_ray.views.view import Views, draw_views, keys_of
 
@@ -32,6 +34,8 @@ class Inputs:
 
     tables: Mapping[str, TaskTable]
     """The sources of mix and validation, by name."""
+    sets: Mapping[str, str]
+    """The versions of those, by name."""
     codec: Codec
     pad_id: int
     validation: ValidationSet | None
@@ -42,6 +46,7 @@ class Prepared:
     """What a run needs before any worker starts."""
 
     tables: Mapping[str, TaskTable]
+    sets: Mapping[str, str]
     maker: RowMaker
     validation: ValidationSet | None
 
@@ -65,12 +70,13 @@ def prepare(config: Config, folder: Folder | None = None, known: dict[str, Any] 
         plan = dataclasses.replace(plan, data={name: digest_tasks(table) for name, table in inputs.tables.items()})
         tables = tuple(inputs.tables[name] for name in plan.sources)
         maker = RowMaker(plan, tables, config.view, inputs.codec.without_tokenizer(), inputs.pad_id)
-        known[key] = Prepared(inputs.tables, maker, inputs.validation)
+        known[key] = Prepared(inputs.tables, inputs.sets, maker, inputs.validation)
     return known[key]
 
 
 def keep(prepared: Prepared, folder: Folder) -> Prepared:
-    """Write frame and plan into the folder of a new run; for a run that goes on, return `prepared` with its own plan.
+    """Write frame, plan and names of sets into the folder of a new run; for one that goes on, return `prepared` with its
+    own plan.
 
     Raises UserError where that run began with other data or another chat template.
     """
@@ -78,6 +84,7 @@ def keep(prepared: Prepared, folder: Folder) -> Prepared:
     refuse_other_frame(folder.read_json("frame.json"), frame, folder.uri)
     folder.write_json("frame.json", dataclasses.asdict(frame))
     if not folder.exists("plan.parquet"):
+        note_sets(folder, prepared.sets)
         folder.write_bytes("plan.parquet", save_plan(prepared.plan))
         return prepared
     begun = load_plan(folder.read_bytes("plan.parquet"))
@@ -118,7 +125,8 @@ def read_inputs(config: Config, folder: Folder | None = None) -> Inputs:
     if config.data.validation:
         asked, held = dataclasses.replace(codec, learn="asked"), {name: tables[name] for name in config.data.validation}
         validation = make_validation(asked, held, config.view.max_shown, config.train.row_tokens, pad_id)
-    return Inputs(tables, codec, pad_id, validation)
+    sets = {name: name_set(config.data.sources[name], tables[name], config.storage) for name in names}
+    return Inputs(tables, sets, codec, pad_id, validation)
 
 
 def codec_of(config: Config, tokenizer: Any) -> Codec:

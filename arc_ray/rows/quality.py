@@ -17,6 +17,7 @@ from arc_ray.rows.plan import Plan
 from arc_ray.rows.prepare import codec_of, first_views, plan_rows
 from arc_ray.storage import Folder
 from arc_ray.tasks.fingerprints import count_duplicates, count_met, count_views
+from arc_ray.tasks.selection import name_set
 from arc_ray.tasks.task import Task, TaskTable, same_grid
 from arc_ray.views.view import Views
 
@@ -51,7 +52,7 @@ def quality_lines(quality: Mapping[str, Any]) -> Iterator[str]:
     for name, counts in quality["sources"].items():
         rejected = ", ".join(f"{reason} {number}" for reason, number in counts["rejected"].items())
         yield (
-            f"{name}: {counts['tasks']} tasks, {counts['pairs']} pairs; {counts['duplicate_pairs']} pairs and"
+            f"{name} ({counts['set']}): {counts['tasks']} tasks, {counts['pairs']} pairs; {counts['duplicate_pairs']} pairs and"
             f" {counts['duplicate_tasks']} tasks equal an earlier one up to symmetry and colours,"
             f" {counts['degenerate']} outputs equal their input, {counts['merged_colors']} views merge colours"
             + (f"; of {counts['attempts']} attempts rejected: {rejected or 'none'}" if counts["attempts"] else "")
@@ -83,6 +84,7 @@ def _source_counts(config: Config, name: str, tasks: Sequence[Task], table: Task
     if isinstance(source, GeneratedSource):
         generated = dataset_folder(Folder.at(config.storage), source.dataset).read_json("manifest.json")
     return {
+        "set": name_set(source, table, config.storage),
         "tasks": len(tasks),
         "pairs": len(pairs),
         **count_duplicates(puzzles),

@@ -6,7 +6,7 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -71,6 +71,13 @@ def claim(folder: Folder, config: Config, command: str, redone: Sequence[str] = 
         folder.write_json("run.json", describe_run(config, command))
     if is_new or differs:
         folder.write_bytes("config.yaml", content)
+
+
+def note_sets(folder: Folder, names: Mapping[str, str]) -> None:
+    """Write into run.json which version of a set each source of a run has, unless it says so already."""
+    about = folder.read_json("run.json") or {}
+    if "sets" not in about:
+        folder.write_json("run.json", about | {"sets": dict(names)})
 
 
 def refuse_other_config(folder: Folder, config: Config, redone: Sequence[str] = ()) -> list[str]:

@@ -35,6 +35,11 @@ MISTAKES = {
 """Kind of mistake in a submission -> what it does to the score."""
 
 
+TOLD_BY = ("4a21e3da", "abc82100", "b6f77b65", "f560132c", "faa9f03d")
+VERSIONS = {"ARC-AGI-2 evaluation, 167 outputs": (1, 1, 2, 1, 1), "ARC-AGI-2 evaluation, 172 outputs": (2, 2, 3, 2, 2)}
+"""Known versions of a set that the numbers of outputs of these tasks tell apart."""
+
+
 class Mistake(NamedTuple):
     """Something that is wrong with a submission."""
 
@@ -80,6 +85,13 @@ def read_submission(value: object, tasks: Sequence[Task]) -> tuple[dict[str, lis
         else:
             mistakes += _read_task(value[task.id], task.id, attempts[task.id])
     return attempts, mistakes
+
+
+def made_for_version(value: object) -> str | None:
+    """Name the version of a set that a submission was made for, as far as its numbers of outputs tell one."""
+    entries = [value.get(task_id) for task_id in TOLD_BY] if isinstance(value, dict) else []
+    numbers = tuple(len(entry) if isinstance(entry, list) else 0 for entry in entries)
+    return next((name for name, outputs in VERSIONS.items() if outputs == numbers), None)
 
 
 def _read_task(entries: list[Any], task_id: str, outputs: list[list[Grid]]) -> Iterator[Mistake]:

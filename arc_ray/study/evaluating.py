@@ -48,6 +48,7 @@ def evaluate_arms(config: Config, trials: Sequence[Trial], progress: Progress) -
         answers = [read_answers(config, arm, seed) for seed in by_seed]
         found = arm_scores(results, answers, config.study.confidence)
         about = {"arm": arm, "seeds": list(by_seed), "confidence": config.study.confidence}
+        about |= {key: value for key, value in results[0].items() if key.endswith("/version")}
         (run_folder(config) / "evaluate" / as_word(arm)).write_json("result.json", about | found)
         progress.note(f"{arm}: " + shares(found))
         scores |= {f"{arm}/{key}": value for key, value in found.items()}

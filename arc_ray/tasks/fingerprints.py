@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -23,6 +23,19 @@ OverlapKind = Literal["id", "task", "pair"]
 
 COINCIDENCE_CELLS = 16
 """Pairs with fewer cells, both grids together, agree by chance: 3x3 to 1x1 in ARC-1's 27a28665 and 44f52bb0."""
+
+KNOWN = {
+    "ARC-AGI-1 training, 416 outputs": "d52093a9701c9851 8b33fa9e9e9704e0",
+    "ARC-AGI-1 evaluation, 419 outputs": "3bc0e93af313b92a bc1faa85982d607d",
+    "ARC-AGI-1 training of 2019, 416 outputs": "88b74cc8b4805d25 103fd0b06e0b9aad",
+    "ARC-AGI-1 evaluation of 2019, 419 outputs": "de6e55d086f8defa af5e3f8dab3eefdc",
+    "ARC-AGI-1 evaluation of Kaggle 2024, 419 outputs": "e837ece73d3212bc 54de77c6fed4185d",
+    "ARC-AGI-2 training, 1076 outputs": "c5328b65f035e8a6 25a5da78ea193893",
+    "ARC-AGI-2 evaluation, 167 outputs": "efbd75458a3a9459 df8abc5f93770bb4",
+    "ARC-AGI-2 evaluation, 172 outputs": "433ff6c1217a2842 72404fd1ff1d3842",
+}
+"""Versions of ARC that circulate -> their fingerprints, with the asked outputs and with all of them hidden. Kaggle took the
+172 outputs in 2025 and 2026, the official repository has the 167; their tasks differ in six."""
 
 DIGEST = 4
 """Bytes that tell a task from what it was before: one changed task in four billion goes unnoticed."""
@@ -111,14 +124,27 @@ def count_views(tasks: Iterable[Task]) -> dict[str, int]:
 
 def digest_tasks(table: TaskTable) -> str:
     """Digest every task as it is, by id, pairs, questions and description: 4 bytes a task, in order, as base64."""
-    digests = []
+    return base64.b64encode(b"".join(_task_digests(table, DIGEST, table.questions, table.descriptions))).decode()
+
+
+def set_fingerprint(table: TaskTable) -> str:
+    """Digest a set by the ids and pairs of its tasks, in whatever order these stand: 16 hexadecimal digits."""
+    return hashlib.blake2b(b"".join(sorted(_task_digests(table, 16))), digest_size=8).hexdigest()
+
+
+def known_set(table: TaskTable) -> str | None:
+    """Name the version of ARC that a set is, None if it is none that is known."""
+    found = set_fingerprint(table)
+    return next((name for name, digests in KNOWN.items() if found in digests.split()), None)
+
+
+def _task_digests(table: TaskTable, size: int, *texts: Sequence[Any]) -> Iterator[bytes]:
+    """Digest each task by its id, its pairs and what `texts` say of it."""
     for task, (first, last) in enumerate(pairwise((2 * table.first_pair).tolist())):
         shapes = table.height[first:last].tobytes() + table.width[first:last].tobytes()
         cells = table.cells[table.start[first] : table.start[last]].tobytes()
-        texts = (texts[task : task + 1] for texts in (table.questions, table.descriptions))
-        words = (table.ids[task], int(table.num_train[task]), *texts)
-        digests.append(hashlib.blake2b(repr(words).encode() + shapes + cells, digest_size=DIGEST).digest())
-    return base64.b64encode(b"".join(digests)).decode()
+        words = (table.ids[task], int(table.num_train[task]), *(text[task : task + 1] for text in texts))
+        yield hashlib.blake2b(repr(words).encode() + shapes + cells, digest_size=size).digest()
 
 
 def refuse_changes(before: Mapping[str, str], tables: Mapping[str, TaskTable], folder: str) -> None:

@@ -1,14 +1,26 @@
-"""Which tasks of a source are taken, how examples are cut into tasks, and the descriptions that tasks are given."""
+"""Which tasks of a source are taken and of which known set, how examples are cut, which descriptions tasks are given."""
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Literal
 
-from arc_ray.config.sources import FileSource, Selection
+from arc_ray.config.sources import (
+    AnySource,
+    ArckitSource,
+    CountingSource,
+    FileSource,
+    FolderSource,
+    KaggleSource,
+    PluginSource,
+    RearcSource,
+    Selection,
+)
 from arc_ray.errors import UserError, nearest
-from arc_ray.tasks.arc import Unparsed, read_json, refuse_twice
-from arc_ray.tasks.task import Pair, Task, largest_side, puzzle_of
+from arc_ray.tasks.arc import Unparsed, given_tasks, read_json, refuse_twice
+from arc_ray.tasks.fingerprints import known_set, set_fingerprint
+from arc_ray.tasks.task import Pair, Task, TaskTable, largest_side, puzzle_of
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +65,20 @@ def select(tasks: Unparsed, source: Selection) -> list[Task]:
             f"no task is left: {len(chosen)} asked for (tasks), none with sides up to max_side = {source.max_side}"
         )
     return fitting
+
+
+def name_set(source: AnySource, table: TaskTable, storage: str) -> str:
+    """Name the known version of ARC that the tasks of a source are, or are taken from; else say their fingerprint."""
+    name = known_set(table)
+    if not name and isinstance(source, ArckitSource | FolderSource | KaggleSource):
+        whole = []
+        for parse in given_tasks(source, storage).values():
+            with suppress(UserError):  # such as a file beside the tasks
+                whole.append(parse())
+        if known := known_set(TaskTable.of(whole)):
+            name = f"{len(table)} of the {len(whole)} tasks of {known}"
+    made = "generated" if isinstance(source, RearcSource | CountingSource | PluginSource) else "unknown"
+    return name or f"{made}, fingerprint {set_fingerprint(table)}"
 
 
 def cut_examples(task_id: str, pairs: Sequence[Pair], first: int, count: int | None, shown: int | None) -> list[Task]:

