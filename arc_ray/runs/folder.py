@@ -218,6 +218,11 @@ def is_place_of(name: str, path: str) -> bool:
     return name in BUILT_IN and path.endswith(f"/models/{name}")
 
 
+def outside_job(path: str) -> str:
+    """Leave out of a path below a job's own folder what differs from job to job."""
+    return re.sub(f".*{JOB_FOLDER}[^/]+/", "", path)
+
+
 def _is_same(key: str, old: Any, new: Any) -> bool:
     """Tell whether two values of a key are equal, or name the same place where a run folder was written in other words.
 
@@ -228,7 +233,7 @@ def _is_same(key: str, old: Any, new: Any) -> bool:
         return old == new
     if is_place_of(new, old):
         return True
-    old, new = (re.sub(f".*{JOB_FOLDER}[^/]+/", "", path) for path in (old, new))
+    old, new = map(outside_job, (old, new))
     is_end = absolute in types and new.endswith(f"/{os.path.normpath(old)}")  # from a directory that is not known now
     return is_end or new in (old, Folder.at(old).uri)
 

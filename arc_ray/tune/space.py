@@ -7,7 +7,7 @@ from typing import Any
 
 from arc_ray.config import Config, with_overrides
 from arc_ray.errors import UserError
-from arc_ray.runs.folder import run_folder
+from arc_ray.runs.folder import outside_job, run_folder
 from arc_ray.runs.starts import with_start
 from arc_ray.seeding import digest64, rng_for
 from arc_ray.storage import Folder
@@ -118,6 +118,8 @@ def as_named(value: float) -> float:
 
 
 def as_word(value: Any) -> str:
-    """Write a value so that it can be part of a folder's name."""
+    """Write a value so that it can be part of a folder's name: of a place its last part, and a digest of all."""
+    if isinstance(value, str) and (value.startswith("/") or "://" in value):
+        return f"{as_word(Folder.at(value).name)}-{digest64(outside_job(value)) % 2**24:06x}"
     text = f"{value:.6g}".replace("e+", "e") if isinstance(value, float) else str(value)
     return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in text)

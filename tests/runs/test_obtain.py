@@ -15,8 +15,8 @@ from test_storage_runs import s3  # noqa: F401
 from typer.testing import CliRunner
 
 from arc_ray.cli.looking import app
-from arc_ray.config import config_from
-from arc_ray.config.section import BUILT_IN, SETS
+from arc_ray.config import config_from, load_config
+from arc_ray.config.section import BUILT_IN, SETS, is_model_name
 from arc_ray.config.sources import ArckitSource
 from arc_ray.config.training import ModelConfig
 from arc_ray.datasets.reading import load_source
@@ -27,6 +27,7 @@ from arc_ray.runs.base import fingerprint, model_path
 from arc_ray.runs.machine import describe_run
 from arc_ray.runs.obtain import obtain, obtaining
 from arc_ray.storage import Folder
+from arc_ray.study.needs import Needs
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -43,6 +44,16 @@ def test_a_name_that_is_nearly_a_built_in_one_is_refused_before_any_work(
         assert str(result.exception) == "model.base smolm2: no folder, and no built-in model; did you mean smollm2?"
     result = CliRunner().invoke(app, ["fetch", "smollm2", "storage=runs", "name=x"])
     assert str(result.exception) == "fetch takes storage=... and nothing else; got name"
+
+
+def test_shipped_configs_name_their_models():
+    """Would catch a base that is there only where its author has put it: a job ships no ignored folder."""
+    for path in CONFIGS.rglob("*.yaml"):
+        if path.parent.name != "include":
+            config = load_config(path)
+            needs = Needs(config, "study" if config.question else "train")
+            for base in (made.model.base for made in (*needs.variants, *needs.runs)):
+                assert base is None or base.startswith("@") or is_model_name(base), f"{path}: {base}"
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,17 @@ def test_trials_are_named_after_their_points(point: dict[str, Any], name: str):
     """Would catch a slash, a space or another letter that makes no valid folder name."""
     assert trial_name(point) == name
     config_from({"name": f"search/trials/{name}"}, {})
+
+
+def test_a_trial_of_a_place_is_named_after_its_end_alone():
+    """Would catch names with all folders of somebody's machine in them, two models that share one, and a job that is
+    submitted again, which finds its own copy of the same folder elsewhere."""
+    first, second, bucket = "/home/me/models/a b", "/home/you/models/a b", "s3://bucket/models/a?endpoint_override=x:1"
+    names = [trial_name({"model.base": place}) for place in (first, second, bucket)]
+    assert [re.sub("-[0-9a-f]{6}$", "", name) for name in names] == ["base-a-b", "base-a-b", "base-a"]
+    assert len(set(names)) == 3
+    jobs = (f"/tmp/ray/session_{i}/runtime_resources/working_dir_files/_ray_pkg_{i}f/models/a" for i in range(2))
+    assert len({trial_name({"model.base": place}) for place in jobs}) == 1
 
 
 def test_long_names_are_cut_and_stay_apart():
