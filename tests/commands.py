@@ -21,7 +21,7 @@ PROGRAMS = (
     *("arc-ray", "make", "pip", "pytest", "python", "ray", "tensorboard", "torchrun"),
     *("aws", "docker", "gcloud", "kubectl", "mkdir", "sed", "sky", "vastai"),
 )
-LABEL = re.compile(r"^(?:Start|Run|Follow|Stop|Fetch): +", re.MULTILINE)
+LABEL = re.compile(r"^(?:Token|Start|Run|Follow|Stop|Fetch): +", re.MULTILINE)
 NAME = re.compile(r"[a-z-]+")
 
 

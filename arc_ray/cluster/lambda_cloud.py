@@ -20,6 +20,7 @@ from ray.autoscaler.node_provider import NodeProvider
 from ray.autoscaler.tags import TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
 
 API = "https://cloud.lambda.ai/api/v1"
+INSTANCES, LAUNCH, TERMINATE = "/instances", "/instance-operations/launch", "/instance-operations/terminate"
 KEYS = Path("~/.lambda_cloud/lambda_keys")
 TAG_FILE = Path("~/.cache/arc_ray")
 
@@ -37,7 +38,7 @@ class LambdaCloudError(RuntimeError):
 
 
 class LambdaCloud:
-    """The API's three calls, paced to its limits and repeated when it says "too many requests"."""
+    """The API, paced to its limits and asked again when it says "too many requests"."""
 
     def __init__(self, url: str, key: str, between: Mapping[str, float] | None = None) -> None:
         self._url, self._key = url, key
@@ -45,36 +46,23 @@ class LambdaCloud:
         self._free_at = dict.fromkeys(self._between, 0.0)
         self._lock = threading.Lock()
 
-    def instances(self) -> list[dict[str, Any]]:
-        """List all instances of the account."""
-        return self._call("GET", "/instances", None, "other")
-
-    def launch(self, request: dict[str, Any]) -> list[str]:
-        """Start an instance; return its id in a list. Raises LambdaCloudError, for one where there is no capacity."""
-        return self._call("POST", "/instance-operations/launch", request, "launch")["instance_ids"]
-
-    def terminate(self, ids: list[str]) -> None:
-        """End instances; their disks are deleted, file systems stay."""
-        self._call("POST", "/instance-operations/terminate", {"instance_ids": ids}, "other")
-
-    def _call(self, method: str, path: str, body: dict[str, Any] | None, pace: str) -> Any:
-        for attempt in range(MOST_ATTEMPTS):
-            self._wait_for_turn(pace)
-            request = urllib.request.Request(
-                self._url + path,
-                method=method,
-                data=None if body is None else json.dumps(body).encode(),
-                headers={"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"},
-            )
-            try:
-                with urllib.request.urlopen(request, timeout=60) as answer:
-                    return json.load(answer)["data"]
-            except urllib.error.HTTPError as error:
-                if error.code == 429 and attempt + 1 < MOST_ATTEMPTS:
-                    time.sleep(float(error.headers.get("Retry-After") or self._between[pace]))
-                    continue
-                raise LambdaCloudError(_explain(method, path, error)) from error
-        raise AssertionError("the last attempt returns or raises")
+    def call(self, path: str, body: dict[str, Any] | None = None, attempts: int = MOST_ATTEMPTS) -> Any:
+        """GET a path, or POST a body there; return the answer's data. Raises LambdaCloudError, for one without capacity."""
+        pace = "launch" if path == LAUNCH else "other"
+        self._wait_for_turn(pace)
+        request = urllib.request.Request(
+            self._url + path,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.load(answer)["data"]
+        except urllib.error.HTTPError as error:
+            if error.code == 429 and attempts > 1:
+                time.sleep(float(error.headers.get("Retry-After") or self._between[pace]))
+                return self.call(path, body, attempts - 1)
+            raise LambdaCloudError(_explain(path, error)) from error
 
     def _wait_for_turn(self, pace: str) -> None:
         with self._lock:
@@ -123,7 +111,8 @@ class LambdaNodeProvider(NodeProvider):
         """Start instances, one request each (the API knows no number)."""
         name = f"{self._prefix}{tags[TAG_RAY_NODE_KIND]}-{tags[TAG_RAY_USER_NODE_TYPE]}"[:64]
         for _ in range(count):
-            ids = self._cloud.launch(
+            launched = self._cloud.call(
+                LAUNCH,
                 {
                     "region_name": self.provider_config["region"],
                     "instance_type_name": node_config["instance_type"],
@@ -131,9 +120,9 @@ class LambdaNodeProvider(NodeProvider):
                     "file_system_names": node_config.get("file_systems", []),
                     "name": name,
                     "tags": [{"key": key, "value": str(value)[:128]} for key, value in tags.items() if _is_tag(key)],
-                }
+                },
             )
-            self._remember(dict.fromkeys(ids, tags))
+            self._remember(dict.fromkeys(launched["instance_ids"], tags))
 
     def set_node_tags(self, node_id: str, tags: dict[str, str]) -> None:
         """Change Ray's tags of an instance; Lambda's own cannot be changed after the launch."""
@@ -142,8 +131,8 @@ class LambdaNodeProvider(NodeProvider):
             self._node(node_id)["tags"].update(tags)
 
     def terminate_node(self, node_id: str) -> None:
-        """End an instance."""
-        self._cloud.terminate([node_id])
+        """End an instance; its disk is deleted, file systems stay."""
+        self._cloud.call(TERMINATE, {"instance_ids": [node_id]})
 
     @staticmethod
     def bootstrap_config(cluster_config: dict[str, Any]) -> dict[str, Any]:
@@ -152,7 +141,7 @@ class LambdaNodeProvider(NodeProvider):
 
     def _refresh(self) -> dict[str, dict[str, Any]]:
         written, nodes = self._written_tags(), {}
-        for node in self._cloud.instances():
+        for node in self._cloud.call(INSTANCES):
             if node["status"] in LIVE and (node.get("name") or "").startswith(self._prefix):
                 own = {tag["key"]: tag["value"] for tag in node.get("tags") or []}
                 nodes[node["id"]] = {**node, "tags": own | written.get(node["id"], {})}
@@ -196,11 +185,11 @@ def _is_tag(key: str) -> bool:
     return bool(re.fullmatch(r"[a-z][a-z0-9-:]{1,54}", key))
 
 
-def _explain(method: str, path: str, error: urllib.error.HTTPError) -> str:
+def _explain(path: str, error: urllib.error.HTTPError) -> str:
     body = error.read().decode(errors="replace")
     try:
         told = json.loads(body)["error"]
         said = f"{told.get('message', '')} {told.get('suggestion') or ''}".strip()
     except (ValueError, KeyError, TypeError):
         said = body[:300]
-    return f"Lambda Cloud refused {method} {path} ({error.code}): {said}"
+    return f"Lambda Cloud refused {path} ({error.code}): {said}"

@@ -67,15 +67,6 @@ def wait_for(notice: Notice, sleep: Callable[[float], None] = time.sleep) -> flo
         sleep(POLL_SECONDS)
 
 
-def drain_command(address: str, seconds_left: float) -> list[str]:
-    """Return the command that tells Ray that this node (the one it runs on) will be gone."""
-    return [
-        *("ray", "drain-node", "--address", address),
-        *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot instance reclaimed"),
-        *("--deadline-remaining-seconds", str(max(0, int(seconds_left - MARGIN_SECONDS)))),
-    ]
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Watch until the notice comes, drain this node once, and end with the exit code of `ray drain-node`."""
     parser = argparse.ArgumentParser(prog="python -m arc_ray.cluster.spot", description=__doc__)
@@ -88,9 +79,12 @@ def main(arguments: list[str] | None = None) -> int:
     left = wait_for(lambda: ask(given.metadata or usual))
     print(f"spot: this machine ends in {left:.0f} s; draining", flush=True)
     # Without an address `ray drain-node` would look for this node in a Ray of its own.
-    return subprocess.run(
-        drain_command(given.address, left), env={**os.environ, "RAY_ADDRESS": given.address}
-    ).returncode
+    command = [
+        *("ray", "drain-node", "--address", given.address),
+        *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot instance reclaimed"),
+        *("--deadline-remaining-seconds", str(max(0, int(left - MARGIN_SECONDS)))),
+    ]
+    return subprocess.run(command, env={**os.environ, "RAY_ADDRESS": given.address}).returncode
 
 
 def _request(url: str, method: str, headers: dict[str, str]) -> str:

@@ -129,6 +129,10 @@ def train(config: Config) -> None:
     run_training(config)
 
 
+def train_in_a_group(config: Config) -> None:
+    run_training(with_overrides(config, {"scaling.num_workers": 2, "train.batch_rows": 2}))
+
+
 def tune(config: Config) -> None:
     points = [{"train.lr": lr} for lr in (1e-3, 1e-4)]
     Search(config, lambda _: None).run_points(points)
@@ -146,7 +150,7 @@ def tune_on_a_task(config: Config) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("work", [train, tune, evaluate, tune_on_a_task])
+@pytest.mark.parametrize("work", [train, train_in_a_group, tune, evaluate, tune_on_a_task])
 def test_a_mistake_that_a_worker_finds_is_raised_as_it_was_there(folder: Path, work: Callable[[Config], None]) -> None:
     """Catches a mistake that ends as TrainingFailedError, as an error of Ray Data's or of an actor's, or as ours."""
     with pytest.raises(UserError) as raised:

@@ -60,6 +60,8 @@ class Lab:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.home, self.shared, self.key = folder / "laptop", folder / "shared", folder / "id"
+        self.checkout = ROOT
+        """The repository's root, where commands are given."""
         self.bashrc = ""
         """More lines for the hosts' ~/.bashrc, which commands over ssh read."""
         self.environment: dict[str, str] = {}
@@ -127,8 +129,8 @@ class Lab:
         return ["ip", "netns", "exec", self._laptop, "env", *given, *words]
 
     def run(self, *words: str, timeout: float = 120, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a command on the laptop, in the repository's root."""
-        done = subprocess.run(self.command(*words), capture_output=True, text=True, timeout=timeout, cwd=ROOT)
+        """Run a command on the laptop, in its checkout."""
+        done = subprocess.run(self.command(*words), capture_output=True, text=True, timeout=timeout, cwd=self.checkout)
         assert not check or done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
         return done
 
@@ -138,7 +140,7 @@ class Lab:
         log = (self.folder / f"{Path(words[0]).name}.log").open("a")
         process = subprocess.Popen(
             self.command(*words),
-            cwd=ROOT,
+            cwd=self.checkout,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

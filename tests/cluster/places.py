@@ -16,7 +16,7 @@ RUN = {
     "name": "run",
     "data": {
         "sources": {"counting": {"kind": "counting", "examples": 48, "max_side": 5}},
-        "mix": {"counting": 500},
+        "mix": {"counting": 1000},
         "validation": [],
     },
     "prompt": {"format": "compact", "encoder": "compact"},
@@ -26,12 +26,12 @@ RUN = {
         "row_tokens": 128,
         "batch_rows": 4,
         "micro_rows": 2,
-        "max_steps": 400,
-        "checkpoint_every": 100,
+        "max_steps": 4000,
+        "checkpoint_every": 200,
     },
     "scaling": {"num_workers": 2, "cpus_per_worker": 2, "threads": 1, "data_cpus": 0.5},
 }
-"""A training of some minutes whose two workers do not fit on one host of three CPUs."""
+"""A training of a minute or more whose two workers do not fit on one host of three CPUs."""
 
 
 def fitted(name: str, lab: Lab, changes: dict[str, Any], worker: str = "") -> Path:

@@ -15,7 +15,9 @@ import pytest
 from fake_ec2 import fake_ec2
 from fake_lambda import FakeLambda, serve
 from lab import NET, Lab, laboratory, missing, wait_until
-from places import DASHBOARD, brought_up, fitted, jobs
+from places import DASHBOARD, brought_up, fitted, jobs, submit
+
+from arc_ray.runs.obtain import obtain
 
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(missing()), reason=missing() or "possible here")]
 
@@ -46,6 +48,15 @@ def run_job(lab: Lab, has_data_nodes: bool) -> dict[str, Any]:
     return json.loads(line.removeprefix("RESULT "))
 
 
+def expect_gpus(lab: Lab) -> None:
+    """See that the documented study finds its model and will ask for GPUs, though no node with GPUs is up."""
+    storage = str(lab.shared / "runs")
+    obtain("smollm2", storage)
+    done = submit(lab, "study", "configs/smollm2.yaml", f"storage={storage}", "--dry-run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "runs on GPUs, 1 worker a trial with a GPU each, in bfloat16" in done.stdout
+
+
 def test_aws() -> None:
     """Catches a node type that Ray cannot start, spot that is not asked for, and instances that stay after use."""
     if importlib.util.find_spec("moto") is None:
@@ -59,6 +70,7 @@ def test_aws() -> None:
                 "env", "RAY_AUTH_MODE=disabled", "ray", "job", "list", "--address", DASHBOARD, check=False
             )
             assert "nauthorized" in stranger.stdout + stranger.stderr
+            expect_gpus(lab)
             found = run_job(lab, has_data_nodes=True)
             assert found["train"]["gpus"] == 8
             assert found["train"]["role"] == "train"
@@ -82,6 +94,7 @@ def test_google_cloud() -> None:
     with laboratory() as lab, fake_google(lab) as project:
         changes = {"provider": {"use_internal_ips": True, "project_id": "testing"}, "idle_timeout_minutes": 0.5}
         with brought_up(lab, fitted("gcp", lab, changes)):
+            expect_gpus(lab)
             found = run_job(lab, has_data_nodes=True)
             assert found["train"]["gpus"] == 8
             assert found["train"]["role"] == "train"
@@ -135,6 +148,7 @@ def test_lambda_cloud() -> None:
         (lab.home / ".lambda_cloud" / "lambda_keys").write_text("api_key = testing\n")
         changes = {"auth": {"ssh_private_key": str(lab.key)}, "idle_timeout_minutes": 0.5}
         with brought_up(lab, fitted("lambda", lab, changes)):
+            expect_gpus(lab)
             assert run_job(lab, has_data_nodes=False)["train"]["gpus"] == 8
             assert account.refused == []
             types = {i["instance_type"]["name"] for i in account.instances.values()}

@@ -80,7 +80,7 @@ def test_too_many_requests_are_repeated(account: FakeLambda, monkeypatch: pytest
     threading.Thread(target=server.serve_forever, daemon=True).start()
     cloud = LambdaCloud(f"http://127.0.0.1:{server.server_address[1]}/api/v1", "k", {"launch": 0.1, "other": 0.0})
     body = {"region_name": "r", "instance_type_name": "t", "ssh_key_names": ["k"]}
-    ids = [cloud.launch(body) for _ in range(2)]
+    ids = [cloud.call(lambda_cloud.LAUNCH, body) for _ in range(2)]
     server.shutdown()
     server.server_close()
     assert len(ids) == 2

