@@ -104,6 +104,13 @@ class Folder:
         entries = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
         return sorted(entry.base_name for entry in entries if ".tmp-" not in entry.base_name)
 
+    def files(self) -> list[str]:
+        """List the files below the folder by their paths from it, sorted, without unfinished ones."""
+        filesystem, path = self.filesystem()
+        entries = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
+        names = (entry.path[len(path) :].lstrip("/") for entry in entries if entry.type != pafs.FileType.Directory)
+        return sorted(name for name in names if ".tmp-" not in name)
+
     def read_bytes(self, name: str) -> bytes:
         """Read a whole file. Raises FileNotFoundError."""
         filesystem, path = self.filesystem()

@@ -79,8 +79,11 @@ def keys_below(prefix: str) -> list[Key]:
     raise UserError(f"no config key begins with {prefix}{hint}")
 
 
-def _keys(section: dict[str, Any], prefix: str, sections: Mapping[str, Any]) -> Iterator[Key]:
+def _keys(
+    section: dict[str, Any], prefix: str, sections: Mapping[str, Any], kinds: tuple[str, ...] = ()
+) -> Iterator[Key]:
     kind = section["properties"].get("kind", {}).get("const")
+    kinds = (kind,) if kind else kinds
     for name, about in section["properties"].items():
         inner = [_resolved(branch, sections) for branch in _branches(about)]
         held = next((branch for branch in inner if "properties" in branch), {})
@@ -91,10 +94,10 @@ def _keys(section: dict[str, Any], prefix: str, sections: Mapping[str, Any]) -> 
             " | ".join(map(_values, inner)),
             "as below" if held and default != "null" else default,
             " ".join((meaning or held.get("description", "")).split()),
-            (kind,) if kind else (),
+            kinds,
         )
         if held:
-            yield from _keys(held, f"{prefix}{name}.", sections)
+            yield from _keys(held, f"{prefix}{name}.", sections, kinds)
         elif isinstance(named := about.get("additionalProperties"), dict):
             parts = [_resolved(branch, sections) for branch in _branches(named)]
             for part in [part for part in parts if "properties" in part]:

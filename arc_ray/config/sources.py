@@ -135,7 +135,7 @@ class FileSource(Selection):
 
 
 class FolderSource(FileSource):
-    """A folder of ARC JSON files, one task a file, or a zip with them at its top or one folder below."""
+    """A folder or zip of ARC JSON files, one task a file, in folders of any depth."""
 
     kind: Literal["folder"]
     path: PlacePath
@@ -152,18 +152,73 @@ class KaggleSource(FileSource):
     """JSON file of the asked outputs; null if they are not known."""
 
 
-class RearcDumpSource(FileSource):
+class PoolSource(FileSource):
+    """What sources understand besides that may hold more examples of a task than it shows."""
+
+    examples: int | None = Field(default=None, ge=1)
+    """Examples per task to take; null takes all."""
+    first: int = Field(default=0, ge=0)
+    """Index of the first example taken."""
+    shown: int | None = Field(default=None, ge=1, le=10)
+    """As for `rearc`."""
+
+
+class RearcDumpSource(PoolSource):
     """Examples generated elsewhere in RE-ARC's own layout: a folder or zip with tasks/<id>.json."""
 
     kind: Literal["rearc_dump"]
     path: PlacePath
     """The folder or zip."""
-    examples: int | None = Field(default=None, ge=1)
-    """Examples per task to take; null takes all."""
-    first: int = Field(default=0, ge=0)
-    """As for `rearc`."""
-    shown: int | None = Field(default=None, ge=1, le=10)
-    """As for `rearc`."""
+
+
+class Columns(Section):
+    """Names of a record's columns. Pairs are objects with input and output, lists [input, output], or JSON text of these."""
+
+    id: str | None = None
+    """Holds the task's id; null names tasks by file and number, such as data_100k-17 for line 17."""
+    train: str | tuple[str, str] = "train"
+    """Holds the shown pairs; two names hold the inputs and the outputs."""
+    test: str | tuple[str, str] = "test"
+    """Holds the asked pairs, in the same ways; outputs may be missing."""
+    examples: str | None = None
+    """Holds examples of a task of which none is asked: a pool, cut by `examples`, `first` and `shown`; takes the place of
+    train and test. A record that is a list itself is one."""
+    description: str = "description"
+    """Holds the rule in words, if it is there."""
+
+
+class RecordsSource(PoolSource):
+    """What sources of records understand besides; exactly one of `path` and `hub` is given."""
+
+    kind: Literal["jsonl", "parquet"]
+    path: PlacePath | None = None
+    """A file, or a folder with such files at any depth."""
+    hub: str | None = None
+    """A data set of the Hugging Face hub, owner/name; its files are kept in the hub's own cache."""
+    revision: str | None = None
+    """Commit, tag or branch of the hub's data set; null takes its newest."""
+    files: str = "*"
+    """Which files of a folder or of the hub's data set are read, such as "data/train-*"."""
+    columns: Columns = Field(default_factory=Columns)
+    """What the columns of a record are called."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "RecordsSource":
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give either path (a file or folder) or hub (owner/name)")
+        return self
+
+
+class JsonLinesSource(RecordsSource):
+    """Tasks as lines of JSON, as the hub's ARC data sets hold them (BARC's: `columns: {examples: examples}`)."""
+
+    kind: Literal["jsonl"]
+
+
+class ParquetSource(RecordsSource):
+    """Tasks as rows of Parquet files."""
+
+    kind: Literal["parquet"]
 
 
 class PluginSource(GeneratorSource):
@@ -188,6 +243,14 @@ class PluginSource(GeneratorSource):
 
 
 AnySource = Annotated[
-    RearcSource | CountingSource | ArckitSource | FolderSource | KaggleSource | RearcDumpSource | PluginSource,
+    RearcSource
+    | CountingSource
+    | ArckitSource
+    | FolderSource
+    | KaggleSource
+    | JsonLinesSource
+    | ParquetSource
+    | RearcDumpSource
+    | PluginSource,
     Field(discriminator="kind"),
 ]

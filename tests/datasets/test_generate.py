@@ -18,9 +18,10 @@ from arc_ray.datasets.manifest import Tally
 from arc_ray.datasets.reading import load_source
 from arc_ray.errors import UserError
 from arc_ray.storage import Folder
-from arc_ray.tasks.arc import folder_tasks, given_tasks, parse_all
+from arc_ray.tasks.arc import folder_tasks, parse_all
 from arc_ray.tasks.counting import counting_task
 from arc_ray.tasks.generators import rearc_ids
+from arc_ray.tasks.selection import given_tasks
 from arc_ray.tasks.task import Pair, Task, task_to_json
 
 TASKS = ["007bbfb7", "00d62c1b", "11852cab", "25d487eb", "484b58aa"]

