@@ -14,7 +14,14 @@ import torch
 
 from arc_ray.decode.cache import RowCache, attending_to_cache
 from arc_ray.decode.kernels import Forward, can_replay, recorded
-from arc_ray.models.attention import Spans, attends_to_all, kept_apart, takes_flash_lengths, use_by_view
+from arc_ray.models.attention import (
+    Spans,
+    attends_to_all,
+    kept_apart,
+    reads_one_by_one,
+    takes_flash_lengths,
+    use_by_view,
+)
 from arc_ray.prompts.encoders import Ids
 
 BLOCK = 128
@@ -149,7 +156,8 @@ Continuations = CachedRows | PaddedRows
 
 def read_prompts(model: Any, prompts: Sequence[Ids], pad_id: int, room: int) -> Continuations:
     """Read prompts, each of which may grow by `room` tokens; a model that attends otherwise has transformers' own cache."""
-    if use_by_view(model) or (takes_flash_lengths(model) and attends_to_all(model)):
+    is_packed = use_by_view(model) or (takes_flash_lengths(model) and attends_to_all(model))
+    if is_packed and not reads_one_by_one(model):
         return CachedRows(model, prompts, room)
     return PaddedRows(model, prompts, pad_id)
 

@@ -2,9 +2,12 @@
 
 Under transformers' mask the kernel computes every pair of a row's tokens: at 4,096 tokens half of a small model's work. On a
 GPU in half precision PyTorch's flash attention takes all views in one call; elsewhere its causal kernel takes one by one.
+A model whose layers carry more than attention from token to token reads each view in a pass of its own.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from itertools import chain
 from typing import Any
@@ -16,6 +19,9 @@ from torch import nn
 from torch.nn.attention.varlen import varlen_attn
 
 VIEW_ATTENTION = "sdpa_by_view"
+
+MASKED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+"""Kinds of layers, as transformers names them, that see no more of the tokens before than a mask lets them."""
 
 LONGEST_STEP = 512
 """The longest view is told to kernels as a multiple of this: else torch.compile would meet a new number in most batches."""
@@ -134,14 +140,75 @@ def use_by_view(model: Any) -> bool:
 
 
 def takes_flash_lengths(model: Any) -> bool:
-    """Tell whether a model attends by the package flash_attn, or by a stand-in for it."""
-    return "flash" in (model.config._attn_implementation or "")
+    """Tell whether packed rows are read by the package flash_attn, a kernel like it from a hub, or a stand-in."""
+    return "flash" in (model.config._attn_implementation or "") and not reads_one_by_one(model)
 
 
 def attends_to_all(model: Any) -> bool:
     """Tell whether every layer attends to all tokens before: no window, no recurrent state."""
     kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    return kinds == {"full_attention"} and not getattr(model.config, "sliding_window", None)
+    has_window = getattr(model.config, "sliding_window", None)
+    return kinds == {"full_attention"} and not has_window and bool(model._supports_attention_backend)
+
+
+def packs(model: Any) -> bool:
+    """Tell by its class and config whether a model keeps packed views apart; `supported.check_supported` tries it."""
+    kinds = set(getattr(model.config, "layer_types", None) or ())
+    return bool(model._supports_attention_backend) and kinds <= MASKED_LAYERS
+
+
+def read_one_by_one(model: Any) -> None:
+    """Let a model read each view of packed rows by itself: recurrent states, and attention without masks, know no views."""
+    decoder = model.get_decoder()
+    if not reads_one_by_one(model):
+        decoder.forward = partial(_read_views, decoder, decoder.forward)
+
+
+def reads_one_by_one(model: Any) -> bool:
+    """Tell whether `read_one_by_one` was called with a model."""
+    return getattr(model.get_decoder().forward, "func", None) is _read_views
+
+
+def _read_views(
+    decoder: nn.Module,
+    read: Callable[..., Any],
+    input_ids: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+    use_cache: bool | None = None,
+    view_lengths: list[list[int]] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Do a decoder's forward pass; over packed rows in one pass for each length that views have, so nothing is padded.
+
+    Rows are packed where there is neither a mask nor a cache.
+    """
+    is_packed = not (use_cache or any(kwargs.get(name) is not None for name in ("attention_mask", "past_key_values")))
+    if not is_packed or input_ids is None or position_ids is None:
+        if position_ids is not None:
+            kwargs["position_ids"] = position_ids
+        return read(input_ids=input_ids, use_cache=use_cache, **kwargs)
+    lengths = torch.tensor([*chain.from_iterable(view_lengths or lengths_of_views(position_ids.numpy(force=True)))])
+    views, hidden, out = input_ids.flatten().split(lengths.tolist()), {}, None
+    for length in _all_workers(decoder, lengths.unique().tolist()):
+        numbers = (lengths == length).nonzero().flatten().tolist()
+        # A length that only other workers have: one token is read, for nothing.
+        batch = torch.stack([views[i] for i in numbers]) if numbers else input_ids[:1, :1]
+        out = read(input_ids=batch, use_cache=False, **kwargs)
+        hidden |= dict(zip(numbers or [len(views) + length], out.last_hidden_state, strict=True))
+    assert out is not None
+    in_order = torch.cat([hidden[i] for i in sorted(hidden)])[: input_ids.numel()]
+    out.last_hidden_state = in_order.unflatten(0, input_ids.shape)
+    return out
+
+
+def _all_workers(decoder: nn.Module, lengths: list[int]) -> list[int]:
+    """Return the lengths of passes: where ZeRO 3 shards weights, of all workers, since each pass gathers them from all."""
+    distributed = torch.distributed
+    if not hasattr(next(decoder.parameters()), "ds_id") or distributed.get_world_size() == 1:
+        return lengths
+    found: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(found, lengths)
+    return sorted(set(chain.from_iterable(found)))
 
 
 def hidden_states(
@@ -161,6 +228,8 @@ def kept_apart(model: Any, spans: Spans) -> dict[str, Any]:
 
     Flash attention is told for any number of rows: left to itself, transformers looks for packed views in a single row.
     """
+    if reads_one_by_one(model):
+        return {"view_lengths": spans.lengths}
     if takes_flash_lengths(model):
         return spans.for_flash
     if not use_by_view(model):

@@ -13,7 +13,7 @@ from torch import nn
 
 from arc_ray.config.training import LoraConfig, ModelConfig, ScratchConfig
 from arc_ray.errors import UserError
-from arc_ray.models.supported import check_row_tokens, check_supported, check_tokens
+from arc_ray.models.supported import check_logits, check_row_tokens, check_supported, check_tokens, keep_views_apart
 from arc_ray.models.weights import (
     DTYPES,
     SCRATCH_POSITIONS,
@@ -73,6 +73,7 @@ def check_model(config: ModelConfig, storage: str, full: bool, row_tokens: int |
     model = build_skeleton(config, storage, full)
     if row_tokens is not None:
         check_row_tokens(model.config, row_tokens)
+        check_logits(model.config)
     check_tokens(model, tokenizer)
 
 
@@ -121,7 +122,9 @@ def load_for_inference(config: ModelConfig, storage: str, checkpoint: str | None
     """Load a checkpoint (without one, what training would start from) merged to a plain model. Raises UserError."""
     config, folder = _opened(config, storage, checkpoint)
     adapters = _adapters(config, storage, folder)
-    return _with_adapters(load_base(config, storage), adapters, keeps_last=False).eval()
+    model = load_base(config, storage)
+    keep_views_apart(model)
+    return _with_adapters(model, adapters, keeps_last=False).eval()
 
 
 def load_for_tuning(
@@ -178,21 +181,54 @@ def save_weights(model: Any, weights: Mapping[str, torch.Tensor], tokenizer: Any
     model.save_pretrained(path, state_dict=dict(weights))
 
 
-def with_lora(model: nn.Module, config: LoraConfig) -> nn.Module:
+def _targets(model: nn.Module, config: LoraConfig) -> tuple[str | list[str], list[str]]:
+    """Return the names of the layers, and of the experts' weights, that an adapter is for. Raises UserError.
+
+    The experts of a layer are one parameter of three dimensions, which no linear layer holds.
+    """
+    holders = [(name, layer) for name, layer in model.named_modules() if not isinstance(layer, nn.Conv1d)]
+    stacks = [
+        f"{holder}.{name}"
+        for holder, layer in holders
+        for name, w in layer._parameters.items()
+        if w is not None and w.ndim == 3
+    ]
+    endings = sorted({".".join(name.split(".")[-2:]) for name in stacks})
+    if config.targets == "all-linear":
+        layers, experts = config.targets, endings
+    else:
+        experts = [ending for ending in endings if {ending, ending.split(".")[-1]} & {*config.targets}]
+        layers = [name for name in config.targets if not any(name in (e, e.split(".")[-1]) for e in experts)]
+    if experts and (config.dropout or config.dora):
+        raise UserError(
+            f"model.lora.{'dora' if config.dora else 'dropout'} does not go with experts, whose weights are one tensor"
+            f" ({', '.join(experts)}): set it to {'false' if config.dora else 0}, or name layers without experts in"
+            f" model.lora.targets"
+        )
+    return layers, experts
+
+
+def with_lora(model: Any, config: LoraConfig) -> nn.Module:
     """Put a new adapter around a model and freeze what is inside."""
     from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model
 
     from arc_ray.models.fused import fuse_lora
 
+    layers, experts = _targets(model, config)
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    names_of_ends = {name.rsplit(".", 1)[-1] for name, layer in model.named_modules() if layer in ends}
     about = PeftLoraConfig(
         task_type="CAUSAL_LM",
         r=config.r,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
-        target_modules=config.targets,
+        target_modules=layers,
+        target_parameters=experts or None,
         use_rslora=config.rslora,
         use_dora=config.dora,
+        # One weight that is read at both ends of a model gets one adapter there.
+        ensure_weight_tying=ends[0].weight is ends[1].weight and not names_of_ends.isdisjoint(layers),
     )
     try:
         inside = get_peft_model(model, about)  # pyright: ignore[reportArgumentType]

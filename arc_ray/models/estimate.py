@@ -12,6 +12,7 @@ from torch import nn
 from arc_ray.cluster.speed import Demand
 from arc_ray.config import Config
 from arc_ray.errors import NotMadeYetError
+from arc_ray.models.attention import MASKED_LAYERS, packs
 from arc_ray.models.build import build_skeleton, trainable
 from arc_ray.models.memory import (
     MASTER_BYTES,
@@ -94,20 +95,28 @@ def flops_per(model: Any) -> npt.NDArray[np.float64]:
     A multiply-add is 2 FLOPs; a weight costs one forwards, one backwards for the input's gradient, and one for its own
     gradient if it is trained: 4 or 6 a token, and of the output layer a learned token. Attention costs 12 x layers x heads
     x head size x length a token (Chowdhery et al., "PaLM", 2022, appendix B), length being the view's, since views in a
-    row do not see each other. Nothing is counted for what is only recomputed (gradient checkpointing), nor for padding.
+    row do not see each other. A token visits few of a layer's experts, whose weights are one tensor of three dimensions.
+    Nothing is counted for recurrent states, nor for what is only recomputed (gradient checkpointing), nor for padding.
     Call it before DeepSpeed shards the parameters.
     """
-    about, head = model.config, model.get_output_embeddings()
-    tables = {m for m in model.modules() if isinstance(m, nn.Embedding) or m is head}
-    layers = [m for m in model.modules() if m not in tables]
-    weights = [w for layer in layers for w in layer.parameters(recurse=False) if w.ndim == 2]
-    head_size = getattr(about, "head_dim", None) or about.hidden_size // about.num_attention_heads
+    about, head = model.config.get_text_config(), model.get_output_embeddings()
+    # An adapter of experts is added to their weights once a pass, whatever the number of tokens.
+    of_experts = [m for m in model.modules() if type(m).__name__ == "ParamWrapper"]
+    apart = {part for m in of_experts for adapter in (m.lora_A, m.lora_B) for part in adapter.modules()}
+    apart |= {m for m in model.modules() if isinstance(m, nn.Embedding | nn.Conv1d) or m is head}
+    weights = [w for m in model.modules() if m not in apart for w in m.parameters(recurse=False)]
+    visited = getattr(about, "num_experts_per_tok", 0)
+    per_token = sum(
+        (6 if w.requires_grad else 4) * w.numel() * (visited / len(w) if w.ndim == 3 else 1.0)
+        for w in weights
+        if w.ndim in (2, 3)
+    )
+    heads = getattr(about, "num_attention_heads", 0)
+    head_size = getattr(about, "head_dim", None) or about.hidden_size // max(heads, 1)
+    kinds = getattr(about, "layer_types", None) or ["full_attention"] * about.num_hidden_layers
+    attending = sum(kind in MASKED_LAYERS for kind in kinds)
     return np.array(
-        [
-            sum((6 if w.requires_grad else 4) * w.numel() for w in weights),
-            (6 if head.weight.requires_grad else 4) * head.weight.numel(),
-            12 * about.num_hidden_layers * about.num_attention_heads * head_size,
-        ],
+        [per_token, (6 if head.weight.requires_grad else 4) * head.weight.numel(), 12 * attending * heads * head_size],
         np.float64,
     )
 
@@ -178,6 +187,11 @@ def estimate_lines(config: Config, plan: Plan) -> Iterator[str]:
         sum(p.numel() for p in weights) for weights in (skeleton.parameters(), trainable(skeleton).values())
     )
     yield f"model: {total / 1e6:,.2f} M parameters, {trained / 1e6:,.2f} M of them trained, in {config.model.dtype}"
+    if not packs(skeleton):
+        yield (
+            "views: its layers know no mask between two views, so each view of a row is read by itself: nothing is padded,"
+            " but a pass reads views of one length only"
+        )
     yield from _memory(config, plan, skeleton)
     flops, workers, times = flops_of_steps(skeleton, plan).sum(), config.scaling.workers[0], []
     for gpu in sorted((gpu for gpu in GPUS if gpu.name in SHOWN_GPUS), key=lambda gpu: gpu.tflops):

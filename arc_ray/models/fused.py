@@ -14,7 +14,7 @@ from peft.tuners.lora.layer import Linear, LoraLayer
 from torch import nn
 
 from arc_ray.errors import UserError
-from arc_ray.models.attention import attends_at_once, use_by_view
+from arc_ray.models.attention import attends_at_once, reads_one_by_one, use_by_view
 
 DEVICES = {"cuda"}
 """Types of device on which LoRA is fused."""
@@ -129,6 +129,11 @@ def compile_layers(model: Any, backend: str = "inductor") -> None:
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
+    if reads_one_by_one(model):
+        raise UserError(
+            f"train.compile: {type(model).__name__} reads views one by one, and every new length would be compiled; set"
+            f" train.compile=false"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda" and use_by_view(model) and not attends_at_once(model, device):
         raise UserError(

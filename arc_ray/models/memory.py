@@ -2,7 +2,7 @@
 shapes but no memory (torch's FakeTensorMode), and the bytes that are alive at each moment are counted."""
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers.integrations import moe
 
 from arc_ray.config.training import GRADIENT_BUCKET
 from arc_ray.models.attention import Spans, hidden_states
@@ -103,22 +104,31 @@ def rows_that_fit(held: Footprint, rows: int, capacity: int) -> int:
 def simulate_pass(skeleton: Any, rows: int, row_tokens: int, learned: int) -> Pass:
     """Run a model of the meta device over fake rows; `learned` is the number of learned tokens in all rows together.
 
-    Of many layers that are alike only the first two and three are run: each further one adds what the third does.
+    Of many layers that are alike only the first two and three are run: each further one adds what the third does. Where
+    layers of several kinds take turns, a turn is what a layer is elsewhere.
     """
     decoder = skeleton.get_decoder()
     layers, peaks = getattr(decoder, "layers", ()), []
+    turn = _turn([_shapes(layer) for layer in layers])
+    turns, rest = divmod(len(layers), turn)
     for number in (1, max(learned, 1)):
-        if len(layers) < 4 or len({_shapes(layer) for layer in layers}) > 1:
+        if turns < 4:
             peaks.append(_peak(skeleton, rows, row_tokens, number))
             continue
         try:
-            decoder.layers = layers[:2]
+            decoder.layers = layers[: 2 * turn + rest]
             two = _peak(skeleton, rows, row_tokens, number)
-            decoder.layers = layers[:3]
-            peaks.append(two + (len(layers) - 2) * (_peak(skeleton, rows, row_tokens, number) - two))
+            decoder.layers = layers[: 3 * turn + rest]
+            peaks.append(two + (turns - 2) * (_peak(skeleton, rows, row_tokens, number) - two))
         finally:
             decoder.layers = layers
     return Pass(peaks[0], peaks[1] - peaks[0])
+
+
+def _turn(kinds: Sequence[Any]) -> int:
+    """Return after how many layers their kinds come again; 1 where all are alike."""
+    alike = (n for n in range(1, len(kinds)) if all(kind == kinds[i % n] for i, kind in enumerate(kinds)))
+    return next(alike, max(len(kinds), 1))
 
 
 def _shapes(layer: nn.Module) -> tuple[Any, ...]:
@@ -127,7 +137,7 @@ def _shapes(layer: nn.Module) -> tuple[Any, ...]:
 
 def _peak(skeleton: Any, rows: int, row_tokens: int, learned: int) -> int:
     """Return the highest number of bytes alive during a pass."""
-    with FakeTensorMode(), _fake_weights(skeleton) as weights, _LiveBytes(weights) as live:
+    with FakeTensorMode(), _experts_multiplied(), _fake_weights(skeleton) as weights, _LiveBytes(weights) as live:
         for weight in trainable(skeleton).values():
             weight.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))  # counted apart
         ids, places = (torch.zeros(rows, row_tokens, dtype=torch.long) for _ in range(2))
@@ -139,6 +149,16 @@ def _peak(skeleton: Any, rows: int, row_tokens: int, learned: int) -> int:
         del hidden, logits
         loss.backward()
     return live.peak
+
+
+@contextmanager
+def _experts_multiplied() -> Iterator[None]:
+    """Let experts be multiplied by transformers' own operator: PyTorch's takes no fake tensors but of bfloat16."""
+    chosen, moe._can_use_grouped_mm = moe._can_use_grouped_mm, lambda *_: False
+    try:
+        yield
+    finally:
+        moe._can_use_grouped_mm = chosen
 
 
 @contextmanager

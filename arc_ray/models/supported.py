@@ -8,13 +8,22 @@ import torch
 from torch import nn
 
 from arc_ray.errors import UserError
-from arc_ray.models.attention import attend_within_views, hidden_states
+from arc_ray.models.attention import attend_within_views, hidden_states, packs, read_one_by_one
 from arc_ray.prompts.tokenizer import frame_of, tiny_corpus
 
 VIEW_TOKENS = 8
 FLASH_ON_CPU = "flash_on_cpu"
-LEAK = 0.01
+LEAK = {torch.float32: 1e-4, torch.bfloat16: 0.01, torch.float16: 0.01}
 """Share of a view's own change from which a change of its neighbour is a leak; bfloat16 rounds to 0.004."""
+LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+"""Keys of transformers' configs by which models change their logits after the output layer."""
+
+SEES_MORE = (
+    "a token sees others than those before it in its view, so it would learn from other tasks, or from the answer"
+)
+TURNS = "all views of a batch are read otherwise once one is longer (RoPE that follows the longest)"
+CHANGES_LOGITS = "its logits are not what its output layer makes of the last hidden state"
+TAKE_ANOTHER = "take a causal language model of another kind, such as Qwen3, SmolLM3, Llama, Gemma 3 or Qwen3.5"
 
 
 def longest_view(about: Any) -> int | None:
@@ -60,43 +69,69 @@ def check_tokens(model: Any, tokenizer: Any) -> None:
         )
 
 
+def check_logits(about: Any) -> None:
+    """Refuse a model whose config says that logits are changed after the output layer. Raises UserError."""
+    about = about.get_text_config()
+    if changed := [name for name in LOGIT_CHANGES if getattr(about, name, None) not in (None, 0.0, 1.0)]:
+        raise UserError(
+            f"a model of kind {about.model_type} changes its logits after the output layer ({changed[0]}), which the loss"
+            f" leaves out: {TAKE_ANOTHER}"
+        )
+
+
 def check_supported(model: Any, row_tokens: int | None = None) -> None:
     """Refuse models that would learn something else than their loss says. `row_tokens` bounds views. Raises UserError."""
     if row_tokens is not None:
         check_row_tokens(model.config, row_tokens)
-    scaled = [k for k in ("final_logit_softcapping", "logit_scale", "logits_scaling") if getattr(model.config, k, None)]
-    if scaled:
-        raise UserError(f"this model changes its logits after the output layer ({scaled[0]}), which is not supported")
+    check_logits(model.config)
+    if faults := keep_views_apart(model, row_tokens or VIEW_TOKENS):
+        raise UserError(f"{type(model).__name__} cannot be trained here: {faults[0]}: {TAKE_ANOTHER}")
+
+
+def keep_views_apart(model: Any, longest: int = VIEW_TOKENS) -> list[str]:
+    """Try with a few tokens how a model reads packed rows, and let it read views one by one if it must; return its faults.
+
+    The model is in eval mode; a view may have `longest` tokens.
+    """
+    faults = _faults(model, longest) if packs(model) else [SEES_MORE]
+    if SEES_MORE in faults and hasattr(model, "get_decoder"):
+        read_one_by_one(model)
+        faults = _faults(model, longest)
+    return faults
+
+
+def _faults(model: Any, longest: int) -> list[str]:
     try:
-        is_apart, reason = keeps_views_apart(model, row_tokens or VIEW_TOKENS), ""
-    except (ImportError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        is_apart, reason = False, f" ({' '.join(str(error).split())[:200]})"
-    if not is_apart:
-        raise UserError(
-            f"{type(model).__name__} lets a view see the views before it in a packed row{reason}, so it would train on other"
-            f" tasks' pairs: take a model whose attention goes through transformers' attention interface (Llama, Qwen3,"
-            f" Mistral, ...) and that has no recurrent layers (unlike Mamba or Qwen3.5)"
-        )
+        return [fault for fault, is_so in _tried(model, longest).items() if is_so]
+    except (AttributeError, ImportError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        return [" ".join(str(error).split())[:300], SEES_MORE]
 
 
 @torch.no_grad()
-def keeps_views_apart(model: Any, longest: int = VIEW_TOKENS) -> bool:
-    """Tell whether the second view of each of two rows is the same whatever the first one is; `model` is in eval mode.
+def _tried(model: Any, longest: int) -> dict[str, bool]:
+    """Read two rows of two views that differ in the first view and in the last token, at near positions and far ones.
 
-    The first one may reach to position `longest` - 1. Attention that transformers does not mask (Falcon's), recurrent
-    states (Mamba's) and rotations that follow the longest view let the second differ.
+    The first view may reach to position `longest` - 1. Attention that transformers does not mask (Falcon's) and recurrent
+    states (Mamba's) let the second view see the first; some rotations follow the longest view.
     """
     second = torch.arange(VIEW_TOKENS)
-    ids = torch.stack([torch.cat([first, second]) for first in (second, second.flip(0))]).to(model.device)
+    ids = torch.stack([torch.cat([second, second]), torch.cat([second.flip(0), second[:-1], second[:1]])]).to(
+        model.device
+    )
     far = torch.linspace(0, longest - 1, VIEW_TOKENS).long()
     places = [torch.cat([first, second]).repeat(2, 1).to(model.device) for first in (second, far)]
     with kernels_of_cpus(model):
         near, reaching = (hidden_states(model, ids, positions).float() for positions in places)
-    change = near.diff(dim=0).abs()
-    leak, turned = change[:, VIEW_TOKENS:].max(), (reaching - near)[:, VIEW_TOKENS:].abs().max()
-    # Rotations differ little at so few positions, so what they give must be the same but for rounding.
-    is_turned = turned > 4 * torch.finfo(model.dtype).eps * near.abs().max()
-    return bool(leak < LEAK * change[:, :VIEW_TOKENS].max() and not is_turned)
+        logits = model(input_ids=ids[:1, :VIEW_TOKENS], use_cache=False).logits.float()
+    own_logits = model.get_output_embeddings()(near[:1, :VIEW_TOKENS].to(model.dtype)).float()
+    change = near.diff(dim=0).abs().amax((0, 2))
+    turned = (reaching - near)[:, VIEW_TOKENS:].abs().max()
+    return {
+        SEES_MORE: bool(change[VIEW_TOKENS:-1].max() >= LEAK[model.dtype] * change.max()),
+        # Rotations differ little at so few positions, so what they give must be the same but for rounding.
+        TURNS: bool(turned > 4 * torch.finfo(model.dtype).eps * near.abs().max()),
+        CHANGES_LOGITS: bool((own_logits - logits).abs().max() > 0.02 * logits.abs().max()),
+    }
 
 
 @contextmanager

@@ -98,6 +98,7 @@ def trl_arguments(config: Config, num_workers: int, scratch: str) -> SFTConfig:
         per_device_train_batch_size=deepspeed["train_micro_batch_size_per_gpu"],
         gradient_accumulation_steps=deepspeed["gradient_accumulation_steps"],
         max_grad_norm=deepspeed["gradient_clipping"],
+        router_aux_loss_coef=0.0,  # trl would add to the loss of models with experts
         bf16=deepspeed["bf16"]["enabled"],
         fp16=deepspeed["fp16"]["enabled"],
         learning_rate=config.train.lr,

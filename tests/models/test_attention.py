@@ -5,6 +5,7 @@ import inspect
 import re
 from copy import deepcopy
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
     AutoModelForCausalLM,
+    BertConfig,
     FalconConfig,
-    FalconForCausalLM,
+    Gemma2Config,
     Gemma3TextConfig,
+    GptOssConfig,
+    GraniteConfig,
+    Lfm2Config,
     LlamaConfig,
     MambaConfig,
-    MambaForCausalLM,
     MistralConfig,
     Qwen3_5TextConfig,
 )
@@ -31,7 +35,7 @@ from transformers.masking_utils import flash_attention_mask
 
 from arc_ray.errors import UserError
 from arc_ray.models import attention
-from arc_ray.models.attention import place, spans_of, use_by_view
+from arc_ray.models.attention import place, reads_one_by_one, spans_of, use_by_view
 from arc_ray.models.fused import compile_layers
 from arc_ray.models.loss import LearnedLoss, inputs_of
 from arc_ray.models.supported import check_supported
@@ -318,43 +322,72 @@ def test_attention_that_does_not_know_of_views_fails_with_their_mask(monkeypatch
         attention.hidden_states(model, packed["input_ids"], packed["position_ids"])
 
 
-@pytest.mark.parametrize(
-    ("model_class", "config"),
-    [
-        (FalconForCausalLM, FalconConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)),
-        (MambaForCausalLM, MambaConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, state_size=8)),
-    ],
-)
-def test_models_whose_packed_views_see_each_other_are_refused(model_class: Any, config: Any):
-    """Would catch training on the pairs of the task that lies before in the row: the loss falls, nothing warns."""
-    torch.manual_seed(5)
-    with pytest.raises(UserError, match="lets a view see the views before it"):
-        check_supported(model_class(config).eval())
-
-
+LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
 HYBRID = Qwen3_5TextConfig(
     **{**SHAPE, "num_hidden_layers": 4, "num_key_value_heads": 4},
+    **LINEAR,
     head_dim=8,
-    linear_num_key_heads=2,
-    linear_num_value_heads=4,
-    linear_key_head_dim=8,
-    linear_value_head_dim=8,
     layer_types=["linear_attention"] * 3 + ["full_attention"],
 )
+PLAIN: dict[str, Any] = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2}
+SEEING = {
+    "hybrid": HYBRID,
+    "falcon": FalconConfig(**PLAIN, num_attention_heads=4),
+    "mamba": MambaConfig(**PLAIN, state_size=8),
+    "convolution": Lfm2Config(**SHAPE, layer_types=["conv", "full_attention"]),
+    "unmasked": GptOssConfig(**SHAPE, head_dim=8, num_local_experts=4, num_experts_per_tok=2, pad_token_id=0),
+}
+"""Models whose packed views see each other: by states, by attention of their own, by a few tokens, by a mask left out."""
+
+
+def model_of(config: Any, implementation: str | None = None) -> Any:
+    torch.manual_seed(5)
+    model = AutoModelForCausalLM.from_config(deepcopy(config)).eval()
+    if implementation:
+        model.config._attn_implementation = implementation
+    return model
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_models_whose_packed_views_see_each_other_read_them_one_by_one(name: str):
+    """Would catch training on the pairs of the task that lies before in the row: the loss falls, nothing warns; and hidden
+    states that are put back in another order, or without their gradient."""
+    model = model_of(SEEING[name])
+    with torch.no_grad():
+        for weight in model.parameters():  # as they come, a recurrent layer is all but silent
+            weight += 0.1 * torch.randn(weight.shape)
+    alone = deepcopy(model)
+    leaking, _ = LearnedLoss(model)(**inputs())
+    check_supported(model)
+    assert reads_one_by_one(model)
+    found, gradients = losses_and_gradients(LearnedLoss(model))
+    packed, losses = batch(), []
+    for row, lengths in enumerate(LENGTHS):
+        for start, end in pairwise(np.cumsum([0, *lengths])):
+            ids, labels = (packed[key][row, start:end] for key in ("input_ids", "labels"))
+            states = alone.get_decoder()(input_ids=ids[None], use_cache=False).last_hidden_state
+            logits = alone.get_output_embeddings()(states)[0, :-1]
+            learned = labels[1:] != -100
+            losses.append(torch.nn.functional.cross_entropy(logits[learned], labels[1:][learned], reduction="none"))
+    expected = torch.cat(losses)
+    expected.sum().backward()
+    torch.testing.assert_close(found, expected.detach(), atol=1e-5, rtol=1e-5)
+    for mine, theirs in zip(gradients, (p.grad for p in alone.parameters() if p.grad is not None), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-3)
+    assert (leaking - found).abs().max() > 1e-4, "it does not leak, so this test shows nothing"
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager", "flash_stand_in", "flash_attention_2", "flex_attention"])
-def test_hybrid_models_are_refused_under_every_attention(implementation: str, flash: str):
+def test_a_hybrid_reads_views_one_by_one_under_every_attention(implementation: str, flash: str):
     """Would catch a check that trusts an attention by its name: layers without attention carry state across views."""
-    torch.manual_seed(5)
-    model = AutoModelForCausalLM.from_config(deepcopy(HYBRID)).eval()
-    model.config._attn_implementation = implementation
-    with pytest.raises(UserError, match="lets a view see the views before it"):
-        check_supported(model)
+    model = model_of(HYBRID, implementation)
+    check_supported(model)
+    assert reads_one_by_one(model)
+    assert not attention.takes_flash_lengths(model), "a lone view would be told of the whole row's lengths"
     assert model.config._attn_implementation == implementation
 
 
-def test_attention_that_takes_no_lengths_is_refused_whatever_its_name(flash: str):
+def test_attention_that_takes_no_lengths_is_found_whatever_its_name(flash: str):
     """Would catch a check that tries one row only, or that takes "flash" for a proof."""
 
     def forgetful(*args: Any, cu_seq_lens_q: Any = None, **kwargs: Any) -> Any:
@@ -362,9 +395,38 @@ def test_attention_that_takes_no_lengths_is_refused_whatever_its_name(flash: str
 
     AttentionInterface.register("flash_forgetful", forgetful)
     AttentionMaskInterface.register("flash_forgetful", flash_attention_mask)
-    check_supported(toy(flash).eval())
-    with pytest.raises(UserError, match="lets a view see the views before it"):
-        check_supported(toy("flash_forgetful").eval())
+    for name, is_forgetful in ((flash, False), ("flash_forgetful", True)):
+        check_supported(model := toy(name).eval())
+        assert reads_one_by_one(model) is is_forgetful
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (BertConfig(**PLAIN, num_attention_heads=4), "a token sees others than those before it in its view"),
+        (GraniteConfig(**SHAPE, logits_scaling=8.0), r"changes its logits after the output layer \(logits_scaling\)"),
+        (Gemma2Config(**SHAPE), r"changes its logits after the output layer \(final_logit_softcapping\)"),
+    ],
+)
+def test_what_no_reading_mends_is_refused(config: Any, reason: str):
+    """Would catch a model that learns an answer from the answer, or another function than it computes."""
+    with pytest.raises(UserError, match=f"{reason}.*take a causal language model of another kind"):
+        check_supported(model_of(config))
+
+
+def test_logits_changed_by_no_known_key_are_found_by_trying():
+    """Would catch a new kind of model that scales what its output layer gives, under a key that nobody has listed."""
+    model = toy().eval()
+    forward = model.forward
+
+    def scaled(*args: Any, **kwargs: Any) -> Any:
+        found = forward(*args, **kwargs)
+        found.logits = found.logits * 0.5
+        return found
+
+    model.forward = scaled
+    with pytest.raises(UserError, match="LlamaForCausalLM cannot be trained here: its logits are not what its output"):
+        check_supported(model)
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager", "flash_attention_2", "flex_attention"])
@@ -373,11 +435,10 @@ def test_attention_that_takes_no_lengths_is_refused_whatever_its_name(flash: str
 )
 def test_models_that_keep_packed_views_apart_are_taken(config: Any, implementation: str):
     """Would catch a check so strict that rounding, in half precision too, refuses what may be trained."""
-    torch.manual_seed(5)
-    model = AutoModelForCausalLM.from_config(deepcopy(config)).eval()
-    model.config._attn_implementation = implementation
+    model = model_of(config, implementation)
     check_supported(model)
     check_supported(model.to(torch.bfloat16))
+    assert not reads_one_by_one(model)
 
 
 def test_trying_a_model_compiles_nothing(monkeypatch: pytest.MonkeyPatch):

@@ -319,7 +319,7 @@ def test_rotations_that_follow_the_longest_view_are_found_by_trying(config: Any,
     check_supported(model, 64)
     monkeypatch.setattr("arc_ray.models.supported.longest_view", lambda about: None)
     check_supported(model, 64)
-    with pytest.raises(UserError, match="lets a view see the views before it"):
+    with pytest.raises(UserError, match="all views of a batch are read otherwise once one is longer"):
         check_supported(model, 65)
 
 
