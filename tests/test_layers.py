@@ -52,7 +52,7 @@ HOMES = {
     "mlflow": ("train/trackers",),
     "pandas": ("report/",),
     "optuna": ("tune/proposals",),
-    "peft": ("models/build", "models/fused", "models/weights"),
+    "peft": ("models/build", "models/fused", "models/lora", "models/weights"),
     "ray": (
         "cli/session",
         "cluster/",
@@ -73,6 +73,7 @@ HOMES = {
     "tokenizers": ("prompts/tokenizer",),
     "torch": (
         "models/attention",
+        "models/lora",
         "cli/check",
         "cluster/roles",
         "cluster/speed",
@@ -97,6 +98,7 @@ HOMES = {
         "runs/obtain",
         "models/build",
         "models/fused",
+        "models/memory",
         "models/weights",
         "models/supported",
         "prompts/tokenizer",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from arc_ray.config.training import LoraConfig, ModelConfig, ScratchConfig
+from arc_ray.config.training import ModelConfig, ScratchConfig
 from arc_ray.errors import UserError
 from arc_ray.models.supported import check_logits, check_row_tokens, check_supported, check_tokens, keep_views_apart
 from arc_ray.models.weights import (
@@ -56,10 +56,10 @@ def build_skeleton(config: ModelConfig, storage: str, full: bool) -> nn.Module:
     return model.train().to(DTYPES[config.dtype])
 
 
-def check_model(config: ModelConfig, storage: str, full: bool, row_tokens: int | None) -> None:
+def check_model(config: ModelConfig, storage: str, full: bool, row_tokens: int | None) -> nn.Module:
     """Find out before any work whether a model, its tokenizer and its adapter can be loaded and trained on such rows.
 
-    What an adapter "@run" will hold is not known yet. Raises UserError.
+    What an adapter "@run" will hold is not known yet. Returns the model's skeleton. Raises UserError.
     """
     is_here = "flash" not in config.attention or importlib.util.find_spec("flash_attn") is not None
     if not is_here and "RAY_ADDRESS" not in os.environ:
@@ -75,12 +75,15 @@ def check_model(config: ModelConfig, storage: str, full: bool, row_tokens: int |
         check_row_tokens(model.config, row_tokens)
         check_logits(model.config)
     check_tokens(model, tokenizer)
+    return model
 
 
 def adapted(model: Any, config: ModelConfig, adapters: Sequence[str], full: bool) -> nn.Module:
     """Put around a base what is trained: the starting adapter or a new LoRA, or if `full` nothing, and freeze the rest."""
     model = _with_adapters(model, adapters, keeps_last=config.adapter_use == "continue")
     if not full and not hasattr(model, "peft_config"):
+        from arc_ray.models.lora import with_lora  # peft takes seconds to import
+
         model = with_lora(model, config.lora)
     for parameter in model.parameters():
         parameter.requires_grad_(full or parameter.requires_grad)
@@ -140,6 +143,8 @@ def load_for_tuning(
     check_supported(model, row_tokens)
     model = _with_adapters(model, adapters, keeps_last=not fresh and (bool(folder) or config.adapter_use == "continue"))
     if not hasattr(model, "peft_config"):
+        from arc_ray.models.lora import with_lora
+
         with _seeded(seed):
             model = with_lora(model, config.lora)
     return _saving_memory(model, config)
@@ -175,70 +180,13 @@ def save_weights(model: Any, weights: Mapping[str, torch.Tensor], tokenizer: Any
     if hasattr(model, "peft_config"):
         from peft import get_peft_model_state_dict
 
+        from arc_ray.models.lora import with_tied
+
+        weights = with_tied(model, weights)
         assert get_peft_model_state_dict(model, state_dict=dict(weights)), "the adapter is empty"
     else:
         tokenizer.save_pretrained(path)
     model.save_pretrained(path, state_dict=dict(weights))
-
-
-def _targets(model: nn.Module, config: LoraConfig) -> tuple[str | list[str], list[str]]:
-    """Return the names of the layers, and of the experts' weights, that an adapter is for. Raises UserError.
-
-    The experts of a layer are one parameter of three dimensions, which no linear layer holds.
-    """
-    holders = [(name, layer) for name, layer in model.named_modules() if not isinstance(layer, nn.Conv1d)]
-    stacks = [
-        f"{holder}.{name}"
-        for holder, layer in holders
-        for name, w in layer._parameters.items()
-        if w is not None and w.ndim == 3
-    ]
-    endings = sorted({".".join(name.split(".")[-2:]) for name in stacks})
-    if config.targets == "all-linear":
-        layers, experts = config.targets, endings
-    else:
-        experts = [ending for ending in endings if {ending, ending.split(".")[-1]} & {*config.targets}]
-        layers = [name for name in config.targets if not any(name in (e, e.split(".")[-1]) for e in experts)]
-    if experts and (config.dropout or config.dora):
-        raise UserError(
-            f"model.lora.{'dora' if config.dora else 'dropout'} does not go with experts, whose weights are one tensor"
-            f" ({', '.join(experts)}): set it to {'false' if config.dora else 0}, or name layers without experts in"
-            f" model.lora.targets"
-        )
-    return layers, experts
-
-
-def with_lora(model: Any, config: LoraConfig) -> nn.Module:
-    """Put a new adapter around a model and freeze what is inside."""
-    from peft import LoraConfig as PeftLoraConfig
-    from peft import get_peft_model
-
-    from arc_ray.models.fused import fuse_lora
-
-    layers, experts = _targets(model, config)
-    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
-    names_of_ends = {name.rsplit(".", 1)[-1] for name, layer in model.named_modules() if layer in ends}
-    about = PeftLoraConfig(
-        task_type="CAUSAL_LM",
-        r=config.r,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        target_modules=layers,
-        target_parameters=experts or None,
-        use_rslora=config.rslora,
-        use_dora=config.dora,
-        # One weight that is read at both ends of a model gets one adapter there.
-        ensure_weight_tying=ends[0].weight is ends[1].weight and not names_of_ends.isdisjoint(layers),
-    )
-    try:
-        inside = get_peft_model(model, about)  # pyright: ignore[reportArgumentType]
-    except ValueError as error:
-        names = {name.rsplit(".", 1)[-1] for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
-        raise UserError(
-            f"model.lora.targets {config.targets}: {error}; the linear layers of this model are {', '.join(sorted(names))}"
-        ) from error
-    fuse_lora(inside)
-    return inside
 
 
 def scratch_model(config: ScratchConfig, tokenizer: Any) -> nn.Module:

@@ -92,13 +92,6 @@ class FusedLinear(Linear):
         )
 
 
-def fuse_lora(model: nn.Module) -> None:
-    """Let the LoRA layers of a model compute by `FusedLinear`; names, weights and what is saved stay peft's."""
-    for layer in model.modules():
-        if type(layer) is Linear and type(layer.base_layer) is nn.Linear:
-            layer.__class__ = FusedLinear
-
-
 @contextmanager
 def merged(model: nn.Module) -> Iterator[None]:
     """Let a model compute with its adapter merged into its weights, which takes no kernel more than a model without one.

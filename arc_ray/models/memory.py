@@ -12,7 +12,6 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers.integrations import moe
 
 from arc_ray.config.training import GRADIENT_BUCKET
 from arc_ray.models.attention import Spans, hidden_states
@@ -154,6 +153,8 @@ def _peak(skeleton: Any, rows: int, row_tokens: int, learned: int) -> int:
 @contextmanager
 def _experts_multiplied() -> Iterator[None]:
     """Let experts be multiplied by transformers' own operator: PyTorch's takes no fake tensors but of bfloat16."""
+    from transformers.integrations import moe
+
     chosen, moe._can_use_grouped_mm = moe._can_use_grouped_mm, lambda *_: False
     try:
         yield

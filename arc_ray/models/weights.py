@@ -100,7 +100,7 @@ def with_saved_adapter(model: Any, path: str, trainable: bool) -> Any:
     from peft import LoraConfig as PeftLoraConfig
     from peft import PeftConfig, PeftType, get_peft_model
 
-    from arc_ray.models.fused import fuse_lora
+    from arc_ray.models.lora import fuse_lora
 
     with explained(path, "adapter"):
         about = PeftConfig.from_pretrained(path)

@@ -33,7 +33,11 @@ from arc_ray.train.worker import Job, Seat, train_on_worker
 def check_training(config: Config, trains: bool = True) -> None:
     """Find out before any work whether a config's model can be loaded and, if it `trains`, trained so. Raises UserError."""
     row_tokens = config.train.row_tokens if trains or config.evaluate.ttt else None
-    check_model(config.model, config.storage, config.train.full, row_tokens)
+    model = check_model(config.model, config.storage, config.train.full, row_tokens)
+    if trains:
+        from arc_ray.models.lora import check_engine  # peft takes seconds to import, but only where it was imported
+
+        check_engine(model, config.train)
     check_deepspeed(config.train, config.model)
 
 

@@ -14,7 +14,9 @@ from transformers import (
     AttentionMaskInterface,
     AutoModelForCausalLM,
     LlamaConfig,
+    MambaConfig,
     MistralConfig,
+    Qwen3_5TextConfig,
     Qwen3Config,
 )
 from transformers.masking_utils import flash_attention_mask
@@ -40,11 +42,22 @@ SHAPE = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+HYBRID = Qwen3_5TextConfig(
+    **SHAPE,
+    head_dim=8,
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    linear_key_head_dim=8,
+    linear_value_head_dim=8,
+    layer_types=["linear_attention", "full_attention"],
+)
 CONFIGS = {
     "llama": (LlamaConfig(**SHAPE), "sdpa", CachedRows),
     "qwen": (Qwen3Config(**SHAPE, head_dim=16), "sdpa", CachedRows),
     "eager": (LlamaConfig(**SHAPE), "eager", PaddedRows),
     "window": (MistralConfig(**SHAPE, sliding_window=6), "sdpa", PaddedRows),
+    "hybrid": (HYBRID, "sdpa", PaddedRows),
+    "recurrent": (MambaConfig(**SHAPE, state_size=8), "sdpa", PaddedRows),
 }
 
 

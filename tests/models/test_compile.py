@@ -11,8 +11,9 @@ from torch import nn
 from arc_ray.config.training import LoraConfig
 from arc_ray.errors import UserError
 from arc_ray.models import fused
-from arc_ray.models.build import trainable, with_lora
+from arc_ray.models.build import trainable
 from arc_ray.models.fused import compile_layers
+from arc_ray.models.lora import with_lora
 from arc_ray.models.loss import LearnedLoss, inputs_of
 
 pytestmark = pytest.mark.slow

@@ -15,8 +15,9 @@ from workers import State, on_workers, train_on
 
 from arc_ray.config.training import LoraConfig, ModelConfig
 from arc_ray.models import fused
-from arc_ray.models.build import build_model, save_weights, trainable, with_lora
-from arc_ray.models.fused import FusedLinear, LoraProducts, fuse_lora, merged
+from arc_ray.models.build import build_model, save_weights, trainable
+from arc_ray.models.fused import FusedLinear, LoraProducts, merged
+from arc_ray.models.lora import fuse_lora, with_lora
 from arc_ray.models.loss import LearnedLoss, inputs_of
 
 

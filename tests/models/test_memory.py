@@ -9,8 +9,9 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from arc_ray.config.training import LoraConfig, ModelConfig, ScratchConfig
-from arc_ray.models.build import build_model, build_skeleton, with_lora
+from arc_ray.models.build import build_model, build_skeleton
 from arc_ray.models.estimate import flops_per
+from arc_ray.models.lora import with_lora
 from arc_ray.models.memory import RUNTIME_BYTES, Pass, _LiveBytes, footprint, rows_that_fit, simulate_pass
 
 SHAPE = ScratchConfig(hidden_size=64, layers=2, heads=2, intermediate_size=96)

@@ -13,7 +13,7 @@ import yaml
 from builders import codec_of, puzzles, tiny_model, tiny_tokenizer
 from peft import PeftModel
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3MoeConfig
 from typer.testing import CliRunner
 
 from arc_ray.cli.looking import app
@@ -29,6 +29,7 @@ from arc_ray.models.build import (
     save_weights,
     trainable,
 )
+from arc_ray.models.fused import merged
 from arc_ray.models.loss import LearnedLoss, inputs_of
 from arc_ray.models.weights import attention_implementation, load_base
 from arc_ray.prompts.tokenizer import load_tokenizer
@@ -36,6 +37,7 @@ from arc_ray.rows.maker import IGNORED, Encoded, write_rows
 from arc_ray.runs.base import model_path
 from arc_ray.runs.starts import lineage
 from arc_ray.train.checkpoint import describe_checkpoint
+from arc_ray.train.run import check_training
 from arc_ray.views.view import plain_views
 
 SCRATCH = ScratchConfig(hidden_size=32, layers=2, heads=2, intermediate_size=64)
@@ -337,6 +339,119 @@ def test_an_adapter_of_a_built_in_model_s_folder_is_one_of_its_name(tmp_path: Pa
     save_weights(adapted, trainable(adapted), tiny_tokenizer(), tmp_path / "adapter")
     (tmp_path / "adapter" / "arc_ray.json").write_text(json.dumps({"base": f"{tmp_path}/models/smollm2"}))
     build_model(ModelConfig(base="smollm2", adapter=str(tmp_path / "adapter")), str(tmp_path), 0, False, None)
+
+
+MOE = Qwen3MoeConfig(
+    vocab_size=len(tiny_tokenizer()),
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    num_experts=4,
+    num_experts_per_tok=2,
+    moe_intermediate_size=16,
+)
+
+
+def saved(config: Any, folder: Path) -> str:
+    """The folder of a base with random weights."""
+    torch.manual_seed(4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("targets", "reached"),
+    [("all-linear", 14), (["q_proj", "down_proj"], 4), (["experts.gate_up_proj"], 2), (["q_proj"], 2)],
+)
+def test_an_adapter_reaches_experts(targets: Any, reached: int, tmp_path: Path):
+    """Would catch experts, nearly all weights of such a model, that "all-linear" leaves out in silence, since no linear
+    layer holds them; and an adapter of them that plain peft, or a merge, reads otherwise."""
+    base = saved(MOE, tmp_path / "base")
+    model = moved(build_model(ModelConfig(base=base, lora=LoraConfig(r=4, targets=targets)), "", 0, False, None))
+    adapters = {name.rsplit(".lora_", 1)[0] for name in trainable(model)}
+    assert len(adapters) == reached
+    assert any(".experts" in name for name in adapters) == (targets != ["q_proj"])
+    save_weights(model, trainable(model), tiny_tokenizer(), tmp_path / "adapter")
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    merge_checkpoint(ModelConfig(base=base), "", str(tmp_path / "adapter"), tmp_path / "merged")
+    expected = logits_of(model)
+    assert (logits_of(plain) - expected).abs().max() > 1e-3
+    for found in (
+        load_for_inference(ModelConfig(base=base), "", str(tmp_path / "adapter")),
+        AutoModelForCausalLM.from_pretrained(tmp_path / "merged"),
+        PeftModel.from_pretrained(plain, str(tmp_path / "adapter")),
+    ):
+        torch.testing.assert_close(logits_of(found), expected, atol=1e-4, rtol=0)
+    with merged(model):
+        torch.testing.assert_close(logits_of(model), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits_of(model), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("key", ["dropout", "dora"])
+def test_what_experts_cannot_have_is_refused(key: str, tmp_path: Path):
+    config = ModelConfig(
+        base=saved(MOE, tmp_path), lora=LoraConfig.model_validate({key: True if key == "dora" else 0.1})
+    )
+    with pytest.raises(UserError, match=rf"model.lora.{key} does not go with experts, .*experts.down_proj.* set it to"):
+        check_model(config, "", False, 64)
+    named = LoraConfig.model_validate({key: True if key == "dora" else 0.1, "targets": ["q_proj"]})
+    check_model(config.model_copy(update={"lora": named}), "", False, 64)
+
+
+@pytest.mark.parametrize(
+    ("tied", "targets", "train", "reason"),
+    [
+        (False, ["lm_head"], {"engine": "trl"}, "train.engine=trl reads the output layer's weight without its adapter"),
+        (True, ["embed_tokens"], {"engine": "trl"}, "train.engine=trl reads the output layer's weight without its"),
+        (True, ["embed_tokens"], {"zero_stage": 3}, "an adapter of embeddings that are the output layer does not wait"),
+        (False, "all-linear", {"zero_stage": 3}, "an adapter of experts does not wait for: set train.zero_stage to"),
+    ],
+)
+def test_an_engine_that_would_leave_a_part_out_is_refused(
+    tied: bool, targets: Any, train: dict[str, Any], reason: str, tmp_path: Path
+):
+    """Would catch an adapter that never learns, and a traceback of a worker's."""
+    tied_or_not = Qwen3MoeConfig(**{**MOE.to_dict(), "tie_word_embeddings": tied})
+    tree = {
+        "model": {"base": saved(tied_or_not, tmp_path), "dtype": "float32", "lora": {"targets": targets}},
+        "train": {"row_tokens": 64, **train},
+    }
+    with pytest.raises(UserError, match=reason):
+        check_training(config_from(tree, {}))
+
+
+@pytest.mark.parametrize(
+    "targets", [["embed_tokens"], ["lm_head", "q_proj"], ["embed_tokens", "lm_head", "q_proj"], None]
+)
+def test_embeddings_that_are_the_output_layer_stay_so(targets: list[str] | None, tmp_path: Path):
+    """Would catch one weight that becomes two: an adapter at one end only, which a merge puts at both, so that a model
+    answers otherwise than it was trained; None trains all weights."""
+    tied = Qwen3Config(**{**MOE.to_dict(), "model_type": "qwen3", "intermediate_size": 64, "tie_word_embeddings": True})
+    config = ModelConfig(base=saved(tied, tmp_path / "base"))
+    if targets:
+        config = config.model_copy(update={"lora": LoraConfig(r=4, targets=targets)})
+    model = moved(build_model(config, "", 0, not targets, None))
+    save_weights(model, trainable(model), tiny_tokenizer(), tmp_path / "trained")
+    merge_checkpoint(config, "", str(tmp_path / "trained"), tmp_path / "merged")
+    expected = logits_of(model)
+    assert (logits_of(load_base(config, "")) - expected).abs().max() > 1e-3
+    for found in (
+        load_for_inference(config, "", str(tmp_path / "trained")),
+        AutoModelForCausalLM.from_pretrained(tmp_path / "merged"),
+    ):
+        torch.testing.assert_close(logits_of(found), expected, atol=1e-4, rtol=0)
+        assert found.get_input_embeddings().weight is found.get_output_embeddings().weight
+    if targets:
+        continued = config.model_copy(update={"adapter": str(tmp_path / "trained")})
+        plain = PeftModel.from_pretrained(load_base(config, ""), str(tmp_path / "trained"))
+        for found in (build_model(continued, "", 0, False, None), plain):
+            torch.testing.assert_close(logits_of(found), expected, atol=1e-6, rtol=0)
+        with merged(model):
+            torch.testing.assert_close(logits_of(model), expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(logits_of(model), expected, atol=1e-6, rtol=0)
 
 
 def test_a_model_that_scales_its_logits_is_refused(tmp_path: Path, base: str):

@@ -1,0 +1,145 @@
+"""LoRA around a model: which layers and experts it reaches, and embeddings that are the output layer.
+
+peft gives tied embeddings and output layer parameters that share memory: an optimizer would step it twice, ZeRO would part
+them, and a merge would add both. Here the output layer computes with the embeddings' own.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import get_peft_model
+from peft.tuners.lora.layer import Embedding, Linear
+from torch import nn
+
+from arc_ray.config.training import LoraConfig, TrainConfig
+from arc_ray.errors import UserError
+from arc_ray.models.fused import FusedLinear
+
+
+def _targets(model: nn.Module, config: LoraConfig) -> tuple[str | list[str], list[str]]:
+    """Return the names of the layers, and of the experts' weights, that an adapter is for. Raises UserError.
+
+    The experts of a layer are one parameter of three dimensions, which no linear layer holds.
+    """
+    holders = [(name, layer) for name, layer in model.named_modules() if not isinstance(layer, nn.Conv1d)]
+    stacks = [
+        f"{holder}.{name}"
+        for holder, layer in holders
+        for name, w in layer._parameters.items()
+        if w is not None and w.ndim == 3
+    ]
+    endings = sorted({".".join(name.split(".")[-2:]) for name in stacks})
+    if config.targets == "all-linear":
+        layers, experts = config.targets, endings
+    else:
+        experts = [ending for ending in endings if {ending, ending.split(".")[-1]} & {*config.targets}]
+        layers = [name for name in config.targets if not any(name in (e, e.split(".")[-1]) for e in experts)]
+    if experts and (config.dropout or config.dora):
+        raise UserError(
+            f"model.lora.{'dora' if config.dora else 'dropout'} does not go with experts, whose weights are one tensor"
+            f" ({', '.join(experts)}): set it to {'false' if config.dora else 0}, or name layers without experts in"
+            f" model.lora.targets"
+        )
+    return layers, experts
+
+
+def with_lora(model: Any, config: LoraConfig) -> nn.Module:
+    """Put a new adapter around a model and freeze what is inside."""
+    layers, experts = _targets(model, config)
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    names_of_ends = {name.rsplit(".", 1)[-1] for name, layer in model.named_modules() if layer in ends}
+    is_tied = ends[0].weight is ends[1].weight and not names_of_ends.isdisjoint(layers)
+    if is_tied and config.dora:
+        raise UserError(
+            "model.lora.dora: embeddings that are the output layer have one adapter, but would have two magnitudes; set it to"
+            " false, or leave embeddings and output layer out of model.lora.targets"
+        )
+    about = PeftLoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.r,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=layers,
+        target_parameters=experts or None,
+        use_rslora=config.rslora,
+        use_dora=config.dora,
+        # One weight that is read at both ends of a model gets one adapter there.
+        ensure_weight_tying=is_tied,
+    )
+    try:
+        inside = get_peft_model(model, about)  # pyright: ignore[reportArgumentType]
+    except ValueError as error:
+        names = {name.rsplit(".", 1)[-1] for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+        raise UserError(
+            f"model.lora.targets {config.targets}: {error}; the linear layers of this model are {', '.join(sorted(names))}"
+        ) from error
+    fuse_lora(inside)
+    return inside
+
+
+def check_engine(model: Any, train: TrainConfig) -> None:
+    """Refuse ways of training that would not reach a part of what is trained. Raises UserError."""
+    layers = [type(layer).__name__ for layer in model.modules()]
+    if train.engine == "trl" and "lora_A" in dict(model.get_output_embeddings().named_children()):
+        raise UserError(
+            "train.engine=trl reads the output layer's weight without its adapter: leave the output layer (and embeddings"
+            " that are one with it) out of model.lora.targets, or set train.engine=deepspeed"
+        )
+    for kind, what in (("TiedHead", "embeddings that are the output layer"), ("ParamWrapper", "experts")):
+        if train.zero == 3 and kind in layers:
+            raise UserError(
+                f"train.zero_stage 3 gathers a layer's weights when it is called, which an adapter of {what} does not wait"
+                f" for: set train.zero_stage to 0, 1 or 2, or leave them out of model.lora.targets"
+            )
+
+
+class TiedHead(FusedLinear):
+    """The LoRA of an output layer whose weight is the embeddings': it has their adapter, and is merged when they are."""
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Note that the weight, which is the embeddings', has the adapter in it."""
+        self.merged_adapters = [name for name in adapter_names or self.active_adapters if name in self.lora_A]
+
+
+class Transposed(nn.Module):
+    """A product with a matrix that is another module's parameter, transposed."""
+
+    def __init__(self, holder: nn.ParameterDict, name: str) -> None:
+        super().__init__()
+        self._holder, self._name = [holder], name  # in a list it is no part of this module
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The matrix of the product: (out, in)."""
+        return self._holder[0][self._name].t()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute (..., in) -> (..., out)."""
+        return nn.functional.linear(x, self.weight)
+
+
+def fuse_lora(model: nn.Module) -> None:
+    """Let the LoRA layers of a model compute by `FusedLinear` or `TiedHead`; names, and what is saved, stay peft's."""
+    for layer in model.modules():
+        if type(layer) is Linear and type(layer.base_layer) is nn.Linear:
+            layer.__class__ = FusedLinear
+    embeddings = {layer.weight: layer for layer in model.modules() if isinstance(layer, Embedding)}
+    for head in model.modules():
+        if isinstance(head, FusedLinear) and (ends := embeddings.get(head.weight)):
+            head.__class__ = TiedHead
+            for name in head.lora_A:
+                head.lora_A[name] = Transposed(ends.lora_embedding_B, name)
+                head.lora_B[name] = Transposed(ends.lora_embedding_A, name)
+
+
+def with_tied(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Add to trained weights, whole and by name, those that a tied output layer has in peft's files."""
+    paths = {layer: path for path, layer in model.named_modules()}
+    shared = {
+        f"{paths[part]}.weight": f"{paths[part._holder[0]]}.{part._name}"
+        for part in paths
+        if isinstance(part, Transposed)
+    }
+    return {**weights, **{name: weights[source].t().contiguous() for name, source in shared.items()}}
