@@ -236,8 +236,11 @@ def read_launch() -> Mapping[str, Any] | None:
         return yaml.safe_load(path.read_text())
     if not KUBERNETES.exists() or "RAY_CLUSTER_NAME" not in os.environ:
         return {}
+    from ray.autoscaler._private.kuberay.node_provider import KubernetesHttpApiClient  # as Ray's own autoscaler does
+
     try:
-        return launch_of_ray_cluster(_ray_cluster())
+        kubernetes = KubernetesHttpApiClient(KUBERNETES.read_text().strip())
+        return launch_of_ray_cluster(kubernetes.get(f"rayclusters/{os.environ['RAY_CLUSTER_NAME']}"))
     except OSError:  # of the network, or refused: the operator lets only pods that autoscale read it
         return None
 
@@ -247,10 +250,3 @@ def launch_of_ray_cluster(cluster: dict[str, Any]) -> Mapping[str, Any]:
     from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
     return _derive_autoscaling_config_from_ray_cr(cluster) if cluster["spec"].get("enableInTreeAutoscaling") else {}
-
-
-def _ray_cluster() -> dict[str, Any]:
-    """Fetch the RayCluster of this pod, as Ray's own autoscaler does. Raises OSError."""
-    from ray.autoscaler._private.kuberay.node_provider import KubernetesHttpApiClient
-
-    return KubernetesHttpApiClient(KUBERNETES.read_text().strip()).get(f"rayclusters/{os.environ['RAY_CLUSTER_NAME']}")

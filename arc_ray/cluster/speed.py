@@ -34,7 +34,7 @@ class Speed:
     write: float
     read: float
     exchange: float | None = None
-    """Bytes of an all-reduce by its seconds; None where workers are on one node, or were not to be had."""
+    """Bytes of an all-reduce by its seconds; None where workers are on one node, or their nodes are not up."""
     between: str = ""
     """Who exchanged; or why nobody did."""
     accelerator: str | None = None
@@ -92,17 +92,19 @@ def measure(storage: str, trace: str, on_gpu: bool, num_workers: int) -> Speed:
     write = ray.get(run_on(places[0], _write, storage, trace), timeout=PATIENCE_SECONDS)
     read = ray.get(run_on(places[-1], _read, storage, trace), timeout=PATIENCE_SECONDS)
     ranks = [node for node in nodes for _ in range(int(node["Resources"]["GPU"]) if on_gpu else 1)][:num_workers]
-    exchange, between = _exchange(ranks, on_gpu)
+    exchange, between = _exchange(ranks, on_gpu, num_workers)
     kinds = {key.split(":", 1)[1] for node in nodes for key in node["Resources"] if key.startswith("accelerator_type:")}
     return Speed(write, read, exchange, between, min(kinds, default=None))
 
 
-def _exchange(ranks: list[dict[str, Any]], on_gpu: bool) -> tuple[float | None, str]:
+def _exchange(ranks: list[dict[str, Any]], on_gpu: bool, num_workers: int) -> tuple[float | None, str]:
     """Return the bytes per second of an all-reduce, one rank a GPU or a node without GPUs; and between whom, or why not."""
     hosts = {node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})" for node in ranks}
     kind = "nodes with GPUs" if on_gpu else "nodes with CPUs"
+    if num_workers == 1 or len(hosts) == 1 < len(ranks) == num_workers:
+        return None, "(all workers are on one node)"
     if len(hosts) < 2:
-        return None, f"(workers would be on {len(hosts)} {kind} that are up; check again while more are)"
+        return None, f"({num_workers} workers want two {kind} or more, up are {len(hosts)}: check again while they are)"
     first = ranks[0]
     port = ray.get(run_on(first["NodeID"], _free_port), timeout=PATIENCE_SECONDS)
     place = f"tcp://{first['NodeManagerAddress']}:{port}"

@@ -1,6 +1,6 @@
 """The run folder: who made it, from what, is it finished; claimed before work, `result.json` last.
 
-<storage>/<name>/config.yaml  run.json  plan.parquet  metrics.jsonl  checkpoint-<step>/  result.json
+<storage>/<name>/config.yaml  run.json  owner.json  plan.parquet  metrics.jsonl  checkpoint-<step>/  result.json
 """
 
 import json

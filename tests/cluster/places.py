@@ -16,7 +16,7 @@ RUN = {
     "name": "run",
     "data": {
         "sources": {"counting": {"kind": "counting", "examples": 48, "max_side": 5}},
-        "mix": {"counting": 1000},
+        "mix": {"counting": 500},
         "validation": [],
     },
     "prompt": {"format": "compact", "encoder": "compact"},
@@ -26,8 +26,8 @@ RUN = {
         "row_tokens": 128,
         "batch_rows": 4,
         "micro_rows": 2,
-        "max_steps": 4000,
-        "checkpoint_every": 200,
+        "max_steps": 1500,
+        "checkpoint_every": 100,
     },
     "scaling": {"num_workers": 2, "cpus_per_worker": 2, "threads": 1, "data_cpus": 0.5},
 }

@@ -116,7 +116,7 @@ def test_check_runs_where_the_work_would(dashboard: str, config: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert ": ray 2.60.0, torch" in done.stdout
     assert "each of 1 nodes reads what the others write" in done.stdout
-    assert "network: not measured (workers would be on 1 nodes with CPUs that are up" in done.stdout
+    assert "network: not measured (all workers are on one node)" in done.stdout
     assert "storage: one node writes " in done.stdout
     done = submit(dashboard, "check", str(config), "scaling.use_gpu=true", "scaling.num_workers=2")
     assert done.returncode == 1

@@ -127,7 +127,7 @@ def start_training(lab: Lab, name: str, *overrides: str) -> Path:
 
 def end_of(lab: Lab, name: str, folder: Path) -> str:
     """Wait for a training's end, check that every step was done once, and return its log."""
-    wait_until(lambda: status(lab, name) in ENDED, 400, f"{name} did not end: {steps(folder)[-1:]}", every=3)
+    wait_until(lambda: status(lab, name) in ENDED, 900, f"{name} did not end: {steps(folder)[-1:]}", every=3)
     log = jobs(lab, "logs", name).stdout
     assert status(lab, name) == "SUCCEEDED", log
     num_steps = json.loads((folder / "result.json").read_text())["steps"]
@@ -232,7 +232,7 @@ def test_a_job_submitted_twice_trains_once(cluster: tuple[Lab, Path]) -> None:
     lab, _ = cluster
     for name in ("one", "two"):
         submit(lab, "train", str(lab.shared / "run.yaml"), "name=twice", wait=False, name=name)
-    wait_until(lambda: {status(lab, name) for name in ("one", "two")} <= set(ENDED), 400, "they did not end", every=3)
+    wait_until(lambda: {status(lab, name) for name in ("one", "two")} <= set(ENDED), 900, "they did not end", every=3)
     (told,) = [name for name in ("one", "two") if status(lab, name) == "FAILED"]
     log = jobs(lab, "logs", told).stdout
     other = "two" if told == "one" else "one"

@@ -44,9 +44,29 @@ def test_a_network_that_makes_a_run_forty_times_slower_is_told(rate: float, time
 
 def test_what_is_not_known_is_not_judged() -> None:
     """Catches a rate needed of a device whose speed nobody knows, and workers on one node called slow."""
-    alone, demand = Speed(1e9, 1e9, None, "(workers would be on 1 nodes ...)"), Demand(2e9, 4e9)
+    alone, demand = Speed(1e9, 1e9, None, "(all workers are on one node)"), Demand(2e9, 4e9)
     (storage,) = demand.lines(alone)
     assert storage == "storage: a checkpoint of 4 GB takes 4 s to write"
-    assert next(alone.lines()) == "network: not measured (workers would be on 1 nodes ...)"
+    assert next(alone.lines()) == "network: not measured (all workers are on one node)"
     network, _ = demand.lines(Speed(1e9, 1e9, 1e9, "of two"))
     assert network == "network: a step exchanges 2 GB, which takes 2 s"
+
+
+def node(name: str, gpus: int) -> dict[str, object]:
+    return {"NodeID": name, "NodeManagerHostname": name, "NodeManagerAddress": name, "Resources": {"GPU": gpus}}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "num_workers", "said"),
+    [
+        ([node("a", 8)] * 8, 8, "(all workers are on one node)"),
+        ([], 1, "(all workers are on one node)"),
+        ([], 16, "(16 workers want two nodes with GPUs or more, up are 0: check again while they are)"),
+        ([node("a", 8)] * 8, 16, "(16 workers want two nodes with GPUs or more, up are 1: check again while they are)"),
+    ],
+)
+def test_where_there_is_nothing_to_measure_it_is_said_why(
+    ranks: list[dict[str, object]], num_workers: int, said: str
+) -> None:
+    """Catches a cluster whose GPU nodes are not up yet called fine, or slow."""
+    assert speed._exchange(ranks, True, num_workers) == (None, said)
