@@ -8,9 +8,12 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from lab import NET, Lab
 
 KEYS = {
     "region_name",
@@ -114,3 +117,35 @@ def serve(account: FakeLambda, address: tuple[str, int], key: str) -> ThreadingH
             """Stay silent."""
 
     return ThreadingHTTPServer(address, Handler)
+
+
+@contextmanager
+def fake_lambda(lab: Lab) -> Iterator[FakeLambda]:
+    """An account of Lambda Cloud whose instances are hosts of the lab."""
+
+    def number(instance: dict[str, Any]) -> int:
+        return int(instance["private_ip"].rsplit(".", 1)[1])
+
+    account = FakeLambda(between=1.0, boot=lambda instance: lab.boot(number(instance)))
+    account.ended = lambda instance: lab.kill(number(instance))
+    url = f"http://{NET}.1:5002/api/v1"
+    lab.environment = {**lab.environment, "LAMBDA_API_URL": url, "LAMBDA_API_KEY": "testing"}
+    lab.bashrc += f"export LAMBDA_API_URL={url} LAMBDA_API_KEY=testing\n"
+    (lab.home / ".lambda_cloud").mkdir()
+    (lab.home / ".lambda_cloud" / "lambda_keys").write_text("api_key = testing\n")
+    servers = []
+    ready = threading.Event()
+
+    def run() -> None:
+        lab.enter()
+        servers.append(serve(account, (f"{NET}.1", 5002), "testing"))
+        ready.set()
+        servers[0].serve_forever()
+
+    threading.Thread(target=run, daemon=True).start()
+    assert ready.wait(10)
+    try:
+        yield account
+    finally:
+        servers[0].shutdown()
+        servers[0].server_close()

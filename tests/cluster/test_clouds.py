@@ -5,15 +5,12 @@
 
 import importlib.util
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_ec2 import fake_ec2
-from fake_lambda import FakeLambda, serve
+from fake_lambda import fake_lambda
 from lab import NET, Lab, laboratory, missing, wait_until
 from places import DASHBOARD, brought_up, fitted, jobs, submit
 
@@ -111,41 +108,9 @@ def test_google_cloud() -> None:
     assert lab.names_left() == []
 
 
-@contextmanager
-def fake_lambda(lab: Lab) -> Iterator[FakeLambda]:
-    """An account of Lambda Cloud whose instances are hosts of the lab."""
-
-    def number(instance: dict[str, Any]) -> int:
-        return int(instance["private_ip"].rsplit(".", 1)[1])
-
-    account = FakeLambda(between=1.0, boot=lambda instance: lab.boot(number(instance)))
-    account.ended = lambda instance: lab.kill(number(instance))
-    url = f"http://{NET}.1:5002/api/v1"
-    lab.environment = {**lab.environment, "LAMBDA_API_URL": url, "LAMBDA_API_KEY": "testing"}
-    lab.bashrc += f"export LAMBDA_API_URL={url} LAMBDA_API_KEY=testing\n"
-    servers = []
-    ready = threading.Event()
-
-    def run() -> None:
-        lab.enter()
-        servers.append(serve(account, (f"{NET}.1", 5002), "testing"))
-        ready.set()
-        servers[0].serve_forever()
-
-    threading.Thread(target=run, daemon=True).start()
-    assert ready.wait(10)
-    try:
-        yield account
-    finally:
-        servers[0].shutdown()
-        servers[0].server_close()
-
-
 def test_lambda_cloud() -> None:
     """Catches a provider that works alone but not in Ray's hands: on the laptop for the head, on the head for workers."""
     with laboratory() as lab, fake_lambda(lab) as account:
-        (lab.home / ".lambda_cloud").mkdir()
-        (lab.home / ".lambda_cloud" / "lambda_keys").write_text("api_key = testing\n")
         changes = {"auth": {"ssh_private_key": str(lab.key)}, "idle_timeout_minutes": 0.5}
         with brought_up(lab, fitted("lambda", lab, changes)):
             expect_gpus(lab)
@@ -177,8 +142,6 @@ def test_vast() -> None:
 def test_wrong_key_is_told(tmp_path: Path) -> None:
     """Catches an account whose key is refused by a trace of Ray's launcher that does not say so."""
     with laboratory() as lab, fake_lambda(lab):
-        (lab.home / ".lambda_cloud").mkdir()
-        (lab.home / ".lambda_cloud" / "lambda_keys").write_text("api_key = testing\n")
         file = fitted("lambda", lab, {"auth": {"ssh_private_key": str(lab.key)}})
         lab.run("ray", "get-auth-token", "--generate")
         lab.environment["LAMBDA_API_KEY"] = "wrong"
