@@ -63,7 +63,7 @@ class Selection(Section):
 
 
 class GeneratorSource(Selection):
-    """What RE-ARC's generators and your own understand besides."""
+    """What all generators of puzzles understand besides."""
 
     examples: int = Field(default=100, ge=1)
     """Examples per task that this source takes."""
@@ -71,15 +71,20 @@ class GeneratorSource(Selection):
     """Index of the first example taken: a held-out source starts where the training source ends."""
     shown: int | None = Field(default=None, ge=1, le=10)
     """null: one task is the pool of all its examples. n: examples are cut into tasks of n shown pairs and one to answer."""
-    difficulty: Bounds = (0.0, 1.0)
-    """Bounds handed to the generators: they shift sizes and counts towards their minimum (0) or maximum (1)."""
     time_limit_seconds: float = Field(default=60.0, gt=0)
     """An example that takes longer is given up and named in the manifest; the one thing that depends on the machine."""
     seed: int = 0
     """Examples are a pure function of (seed, task, index)."""
 
 
-class RearcSource(GeneratorSource):
+class GradedSource(GeneratorSource):
+    """What RE-ARC's generators and your own understand besides."""
+
+    difficulty: Bounds = (0.0, 1.0)
+    """Bounds handed to the generators: they shift sizes and counts towards their minimum (0) or maximum (1)."""
+
+
+class RearcSource(GradedSource):
     """RE-ARC: real generators of 400 ARC training tasks, each example checked by its verifier."""
 
     kind: Literal["rearc"]
@@ -94,6 +99,19 @@ class RearcSource(GeneratorSource):
         if self.pso_quantiles[0] == self.pso_quantiles[1]:
             raise ValueError(f"pso_quantiles {list(self.pso_quantiles)}: give a lower and a higher quantile")
         return self
+
+
+class ArcGenSource(GeneratorSource):
+    """ARC-GEN: generators of ARC-AGI-1's and ARC-AGI-2's tasks, in a clone of Google's repository; it has no verifiers."""
+
+    kind: Literal["arcgen"]
+    path: PlacePath
+    """Folder of the clone, with its `common.py` and `tasks/task_<id>.py`; it must be there on every node that generates
+    (such as in the job's working directory)."""
+    dataset: str = "arcgen"
+    """Folder below <storage>/data that holds the generated examples."""
+    time_limit_seconds: float = Field(default=1.0, gt=0)
+    """A draw that takes more seconds of CPU is given up and named in the manifest: one in a hundred would take for ever."""
 
 
 class CountingSource(Section):
@@ -221,7 +239,7 @@ class ParquetSource(RecordsSource):
     kind: Literal["parquet"]
 
 
-class PluginSource(GeneratorSource):
+class PluginSource(GradedSource):
     """A generator of your own: `generate(rng, difficulty) -> (input, output)`, named by its import path."""
 
     kind: Literal["plugin"]
@@ -245,6 +263,7 @@ class PluginSource(GeneratorSource):
 AnySource = Annotated[
     RearcSource
     | CountingSource
+    | ArcGenSource
     | ArckitSource
     | FolderSource
     | KaggleSource

@@ -165,7 +165,13 @@ def _write_blocks(
     items = [{"bundle": [block._asdict() for block in bundle]} for bundle in bundles]
     news_seconds = max(NEWS_SECONDS, at_once * DRIVER_SECONDS)
     done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        partial(_write_bundle, source=source, folder=folder, news_seconds=news_seconds),
+        partial(
+            _write_bundle,
+            source=source,
+            folder=folder,
+            made_with=maker_of(source).made_with(),
+            news_seconds=news_seconds,
+        ),
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=1,
@@ -182,23 +188,30 @@ def _write_blocks(
         yield row["examples"]
 
 
-def _write_bundle(batch: pa.Table, source: GeneratedSource, folder: Folder, news_seconds: float) -> Iterator[pa.Table]:
+def _write_bundle(
+    batch: pa.Table, source: GeneratedSource, folder: Folder, made_with: Mapping[str, str], news_seconds: float
+) -> Iterator[pa.Table]:
     """Make the blocks of a bundle, telling now and then how many examples are there. A user's mistake travels as a value,
-    because Ray would wrap an exception."""
+    because Ray would wrap an exception; that this node has other generators than the driver (`made_with`) is one."""
 
     def news(examples: int, mistake: str = "") -> pa.Table:
         return pa.table({"examples": [examples], "mistake": [mistake]})
 
     [bundle] = batch["bundle"].to_pylist()
-    made, told = 0, time.monotonic()
-    for block in (Block(**row) for row in bundle):
-        try:
-            with unwrapped():
-                write_block(source, block, folder)
-        except UserError as error:
-            yield news(0, str(error))
-        made += block.size
-        if time.monotonic() - told > news_seconds:
-            yield news(made)
-            made, told = 0, time.monotonic()
-    yield news(made)
+    made, told, mistake = 0, time.monotonic(), ""
+    try:
+        with unwrapped():
+            if (here := maker_of(source).made_with()) != made_with:
+                raise UserError(
+                    f"dataset {source.dataset}: generators differ between nodes: {here} on one, {made_with} where the"
+                    f" command runs; give every node the same"
+                )
+            for block in bundle:
+                write_block(source, Block(**block), folder)
+                made += block["stop"] - block["start"]
+                if time.monotonic() - told > news_seconds:
+                    yield news(made)
+                    made, told = 0, time.monotonic()
+    except UserError as error:
+        mistake = str(error)
+    yield news(made, mistake)

@@ -7,16 +7,16 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from arc_ray.config import differing_keys
-from arc_ray.config.sources import AnySource, CountingSource, PluginSource, RearcSource
+from arc_ray.config.sources import AnySource, ArcGenSource, CountingSource, PluginSource, RearcSource
 from arc_ray.errors import NotMadeYetError, UserError
 from arc_ray.storage import Folder
-from arc_ray.tasks import generators
+from arc_ray.tasks import arcgen, generators
 from arc_ray.tasks.counting import counting_task
 from arc_ray.tasks.examples import Example
 from arc_ray.tasks.selection import pick
 from arc_ray.tasks.task import MAX_SIDE
 
-GeneratedSource = RearcSource | CountingSource | PluginSource
+GeneratedSource = RearcSource | ArcGenSource | CountingSource | PluginSource
 
 LAYOUT = 2
 """Raise it when boundaries, columns or what counts as a duplicate change: datasets of another layout are refused."""
@@ -51,6 +51,15 @@ def maker_of(source: GeneratedSource) -> Maker:
                 may_yield_nothing=source.max_side < MAX_SIDE or source.difficulty != (0.0, 1.0),
                 identity=("kind", "seed", "difficulty", "max_side"),
                 made_with=lambda: {"reasoning-gym": importlib.metadata.version("reasoning-gym")},
+            )
+        case ArcGenSource():
+            return Maker(
+                make=partial(arcgen.arcgen_example, source),
+                tasks=lambda: arcgen.arcgen_ids(source.path),
+                seconds=lambda task_id: arcgen.MEAN_SECONDS,
+                may_yield_nothing=True,
+                identity=("kind", "seed", "max_side"),
+                made_with=lambda: {"code": arcgen.arcgen_digest(source.path), "verifiers": "none"},
             )
         case PluginSource():
             return Maker(

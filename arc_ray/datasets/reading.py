@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from arc_ray.config.sources import AnySource, CountingSource, PoolSource, RearcSource, Selection
+from arc_ray.config.sources import AnySource, ArcGenSource, CountingSource, PoolSource, RearcSource, Selection
 from arc_ray.datasets.blocks import Block, read_examples, read_stats, tasks_in, usable_rows
 from arc_ray.datasets.makers import GeneratedSource, check_identity, dataset_folder, task_ids_of, wanted_of
 from arc_ray.datasets.manifest import blocks_by_task, open_wishes
@@ -109,18 +109,22 @@ def check_supply(source: GeneratedSource, manifest: Mapping[str, Any], folder: F
     short = [task_id for task_id in task_ids if manifest["tasks"][task_id]["examples"] < need]
     if not short:
         return
-    if isinstance(source, RearcSource) and source.tasks == "all" and len(short) < len(task_ids):
-        logger.warning("dataset %s: %d tasks have too few examples: %s", source.dataset, len(short), " ".join(short))
+    if isinstance(source, RearcSource | ArcGenSource) and source.tasks == "all" and len(short) < len(task_ids):
+        logger.warning(
+            "dataset %s: %d tasks have too few examples: %s; manifest.json says why",
+            *(source.dataset, len(short), " ".join(short)),
+        )
         return
     entry = manifest["tasks"][short[0]]
     first_block = blocks_by_task(manifest, folder.names())[short[0]][0]
     errors = (folder / "timings").read_parquet(first_block.name)["error"].drop_null().to_pylist()
     others = f" (too few have {' '.join(short[1:])} as well)" if len(short) > 1 else ""
+    keys = [key for key in ("max_side", "difficulty", "time_limit_seconds") if hasattr(source, key)]
     reasons = ", ".join(f"{reason} {count}" for reason, count in entry["rejected"].items())
     raise UserError(
         f"dataset {folder.uri}: task {short[0]} has {entry['examples']} usable examples, {need} are needed:"
         f" of {entry['attempts']} attempts {sum(entry['rejected'].values())} were rejected{f' ({reasons})' if reasons else ''},"
         f" {len(entry['timed_out'])} timed out, {entry['duplicates']} were duplicates"
         f"{f' (an error was: {errors[-1]})' if errors else ''};"
-        f" change max_side, difficulty or first, or leave the task out{others}"
+        f" change {', '.join(keys)} or first, or leave the task out{others}"
     )

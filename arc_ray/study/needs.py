@@ -12,7 +12,7 @@ from typing import Literal
 from arc_ray.config import Config
 from arc_ray.config.searching import ACCURACIES
 from arc_ray.config.section import SETS, is_model_name
-from arc_ray.config.sources import AnySource, CountingSource, PluginSource, RearcSource
+from arc_ray.config.sources import AnySource, CountingSource, GeneratorSource
 from arc_ray.datasets.makers import GeneratedSource, requests_of, task_ids_of
 from arc_ray.datasets.reading import load_source
 from arc_ray.errors import NotMadeYetError, UserError, nearest
@@ -129,7 +129,7 @@ class Needs:
         match source := self.sources[name]:
             case CountingSource():
                 yield from (f"{name}/{i}/0" for i in range(source.examples))
-            case RearcSource() | PluginSource():
+            case GeneratorSource():
                 number = source.examples // (source.shown + 1) if source.shown else 0
                 yield from (f"{name}/{task_id}#{k}/0" for task_id in task_ids_of(source) for k in range(number))
             case _:

@@ -1,4 +1,4 @@
-"""One example from a generator, RE-ARC's or a user's: draw, check, try again, and how hard it is.
+"""One example from a generator: draw, check, try again, and how hard it is.
 
 What becomes of (seed, task, index) depends on nothing else but the time limit: where that strikes, the outcome says so.
 """
@@ -55,7 +55,7 @@ class _RejectedError(Exception):
     """This attempt failed a check; the argument is the reason."""
 
 
-class _TimeLimitError(BaseException):
+class TimeLimitError(BaseException):
     """Not an Exception, so that an `except Exception` in a generator cannot swallow it."""
 
 
@@ -85,7 +85,7 @@ def try_until_accepted(
                 except _RejectedError as rejected:
                     rejects[str(rejected)] += 1
                     error = repr(rejected.__cause__)[:200] if rejected.__cause__ else error
-    except _TimeLimitError:
+    except TimeLimitError:
         pair, difficulty, outcome = None, None, "timed_out"
     return Example(outcome, attempts, rejects, pair, difficulty, error)
 
@@ -115,7 +115,7 @@ def _from_rows(rows: Sequence[Sequence[int]]) -> Grid | None:
 def _checked(made: Draw, is_right: Callable[[Draw], bool], max_side: int) -> Pair:
     given, wanted = as_grid(made.input), as_grid(made.output)
     if given is None or wanted is None:
-        raise _RejectedError("invalid_grid")
+        raise _RejectedError("invalid_grid") from _what_is_wrong(made.input if given is None else made.output)
     pair = Pair(given, wanted)
     if largest_side([pair]) > max_side:
         raise _RejectedError("too_large")
@@ -124,6 +124,15 @@ def _checked(made: Draw, is_right: Callable[[Draw], bool], max_side: int) -> Pai
     if same_grid(given, wanted):
         raise _RejectedError("degenerate")
     return pair
+
+
+def _what_is_wrong(value: Any) -> ValueError:
+    """Say what was made in place of a grid."""
+    try:
+        shape = f", {len(value)} rows of {sorted({len(row) for row in value})} cells"
+    except TypeError:
+        shape = ""
+    return ValueError(f"no 1 to {MAX_SIDE} rows and columns of colours below {NUM_COLORS}: {str(value)[:40]}{shape}")
 
 
 def _call(reason: str, function: Callable[[Any], Any], argument: Any) -> Any:
@@ -138,11 +147,11 @@ def _call(reason: str, function: Callable[[Any], Any], argument: Any) -> Any:
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise _TimeLimitError in the body after `seconds`, and every second from then on, should an except swallow it. It may
+    """Raise TimeLimitError in the body after `seconds`, and every second from then on, should an except swallow it. It may
     strike even between the body and the clean-up, hence the two levels: the outer one is reached anyway."""
 
     def interrupt(signum: int, frame: Any) -> None:
-        raise _TimeLimitError
+        raise TimeLimitError
 
     before = signal.signal(signal.SIGALRM, interrupt)
     try:

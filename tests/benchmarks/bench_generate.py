@@ -2,6 +2,7 @@
 
     python tests/benchmarks/bench_generate.py [--examples 100] [--every 10] [--repetitions 3] [--times FILE]
     python tests/benchmarks/bench_generate.py --no-ray    # checks and schedule only, which a busy machine can measure
+    python tests/benchmarks/bench_generate.py --arcgen CLONE [--every 10] [--examples 100]
 
 Overhead. In one process, the CPU seconds of making examples against those of the bare calls of RE-ARC's generators and
 verifiers with the same draws (it can be negative: a block pauses Python's garbage collector); then, with one worker on
@@ -13,13 +14,20 @@ inside examples.
 Schedule. All 400 tasks x 1,000 examples on 64 workers, simulated: the blocks and their order are those of
 `arc-ray generate`, planned from its own estimates; the seconds of every example are drawn from a measurement of this
 run. Ideal is the sum of all examples' seconds / 64.
+ARC-GEN. Examples a CPU second, of a process and all that it starts, in turns: its own script's loop (seed, generate, print)
+over the same draws, with the script's start once a task and without, and blocks as `arc-ray generate` writes them. Tasks of
+which a draw hangs are left out of both, as their script would hang.
 """
 
 import argparse
 import csv
 import heapq
+import json
 import multiprocessing
 import os
+import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -32,14 +40,14 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 import ray
 
-from arc_ray.config.sources import RearcSource
-from arc_ray.datasets.blocks import collector_paused
+from arc_ray.config.sources import ArcGenSource, RearcSource
+from arc_ray.datasets.blocks import Block, collector_paused, read_stats, write_block
 from arc_ray.datasets.generate import DRIVER_SECONDS, bundles_of, ensure_datasets
 from arc_ray.datasets.makers import maker_of
 from arc_ray.datasets.manifest import Tally
-from arc_ray.seeding import python_random_for, rng_for
+from arc_ray.seeding import digest64, python_random_for, rng_for
 from arc_ray.storage import Folder
-from arc_ray.tasks import generators
+from arc_ray.tasks import arcgen, generators
 from arc_ray.tasks.examples import Example
 
 Seconds = dict[str, npt.NDArray[np.float64]]
@@ -62,7 +70,11 @@ def main() -> None:
     parser.add_argument("--measured", type=int, default=10, help="examples of each of the 400 tasks that are timed")
     parser.add_argument("--times", type=Path, help="write the simulation's inputs to this CSV file")
     parser.add_argument("--no-ray", action="store_true", help="only what is measured in CPU seconds")
+    parser.add_argument("--arcgen", type=Path, help="a clone of ARC-GEN: measure its generators instead")
     arguments = parser.parse_args()
+    if arguments.arcgen:
+        compare_with_arcgen(arguments.arcgen, arguments.every, arguments.examples, arguments.repetitions)
+        return
     seconds, checks = measure_examples(arguments.measured)
     if arguments.times:
         write_times(arguments.times, seconds)
@@ -137,6 +149,77 @@ def simulate(seconds: Seconds, num_workers: int) -> tuple[float, float]:
         heapq.heapreplace(free, driver + duration)
     assert sum(block.stop - block.start for block in blocks) == EXAMPLES_PER_TASK * len(seconds)
     return total / num_workers / max(free), total / num_workers
+
+
+ARCGEN_LOOP = """
+import json, random, sys, task_list
+examples = []
+for task_id, seeds in json.load(open(sys.argv[1])).items():
+    generator, _ = task_list.task_list()[task_id]
+    for seed in seeds:
+        random.seed(seed)
+        examples.append(generator())
+    print(examples)
+    examples.clear()
+"""
+"""What `arc_gen.py generate` does, for many tasks and with seeds of ours."""
+
+
+def compare_with_arcgen(clone: Path, every: int, count: int, repetitions: int) -> None:
+    """Measure examples a CPU second of ARC-GEN's own loop and of ours, in turns."""
+    source = ArcGenSource(kind="arcgen", path=str(clone), seed=SEED)
+    blocks = [Block(task_id, 0, count) for task_id in arcgen.arcgen_ids(source.path)[::every]]
+    with tempfile.TemporaryDirectory() as place:
+        folder = Folder.at(place)
+        for block in blocks:
+            write_block(source, block, folder)
+        stats = {block: read_stats(folder, [block]).to_pydict() for block in blocks}
+        hung = sum(column["outcome"].count("timed_out") for column in stats.values())
+        steady = {
+            block: column["attempts"] for block, column in stats.items() if set(column["outcome"]) == {"accepted"}
+        }
+        draws = {
+            block.task_id: [
+                digest64(SEED, "arcgen", block.task_id, index, attempt)
+                for index, number in enumerate(attempts)
+                for attempt in range(number)
+            ]
+            for block, attempts in steady.items()
+        }
+        (Path(place) / "draws.json").write_text(json.dumps(draws))
+        (Path(place) / "none.json").write_text("{}")
+        starts, loops, ours = [], [], []
+        for _ in range(repetitions):
+            start, whole = (arcgen_cpu_seconds(clone, Path(place) / name) for name in ("none.json", "draws.json"))
+            before = own_cpu_seconds()
+            for block in steady:
+                write_block(source, block, folder)
+            arcgen._PROCESSES.pop(source.path).end()  # a process counts when it has ended
+            ours.append(own_cpu_seconds() - before)
+            starts.append(start)
+            loops.append(whole - start)
+    print(f"{len(blocks)} tasks x {count}: {hung} draws hang, each for {source.time_limit_seconds} s;", end=" ")
+    print(f"of {len(steady)} tasks none does, which are measured")
+    print(f"CPU seconds: their loop {np.round(loops, 2)}, their start {np.round(starts, 2)}, ours {np.round(ours, 2)}")
+    scripts = np.array(loops) + len(steady) * np.array(starts)
+    script, loop, here = (count * len(steady) / median(seconds) for seconds in (scripts, loops, ours))
+    print(
+        f"| ARC-GEN, examples/s of a core: its script / its loop alone / ours | {script:.0f} / {loop:.0f} / {here:.0f} | |"
+    )
+    print(f"| ours over its script / its loop alone | {here / script:.3f} / {here / loop:.3f} | >= 0.95 |")
+
+
+def arcgen_cpu_seconds(clone: Path, draws: Path) -> float:
+    """Return the CPU seconds of a process that makes these draws in ARC-GEN's own way, its start included."""
+    before = own_cpu_seconds()
+    subprocess.run([sys.executable, "-c", ARCGEN_LOOP, draws], cwd=clone, stdout=subprocess.DEVNULL, check=True)
+    return own_cpu_seconds() - before
+
+
+def own_cpu_seconds() -> float:
+    """Return the CPU seconds of this process and of those of its children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def run_on_ray(source: RearcSource, repetitions: int) -> dict[int, list[tuple[float, float]]]:

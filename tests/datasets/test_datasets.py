@@ -14,8 +14,9 @@ from builders import augmented
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from small_clone import write_clone
 
-from arc_ray.config.sources import AnySource, CountingSource, PluginSource, RearcSource
+from arc_ray.config.sources import AnySource, ArcGenSource, CountingSource, PluginSource, RearcSource
 from arc_ray.datasets.blocks import (
     STATS,
     Block,
@@ -38,7 +39,7 @@ from arc_ray.datasets.manifest import (
     is_settled,
     make_manifest,
 )
-from arc_ray.datasets.reading import check_supply, within_quantiles
+from arc_ray.datasets.reading import check_supply, load_source, within_quantiles
 from arc_ray.errors import UserError
 from arc_ray.storage import Folder
 from arc_ray.tasks.counting import counting_task
@@ -67,6 +68,10 @@ def rearc_source(**changes: Any) -> RearcSource:
     return RearcSource.model_validate({"kind": "rearc", **changes})
 
 
+def arcgen_source(path: Any, **changes: Any) -> ArcGenSource:
+    return ArcGenSource.model_validate({"kind": "arcgen", "path": str(path), "time_limit_seconds": 0.1, **changes})
+
+
 def make_here(source: GeneratedSource, storage: Folder) -> dict[str, Any]:
     """Make a dataset as `arc-ray generate` does, but in this process; return its manifest."""
     folder, entries = dataset_folder(storage, source.dataset), {}
@@ -89,7 +94,12 @@ GOLDEN_SOURCES: dict[str, GeneratedSource] = {
     ),
     "counting": CountingSource(kind="counting", examples=60, max_side=9, connectivity=4),
 }
-GOLDEN = {"rearc": "d72b2917c0a036d4", "plugin": "86a7c2be5c7bd9ee", "counting": "d7300a43bee8f2ed"}
+GOLDEN = {
+    "rearc": "d72b2917c0a036d4",
+    "arcgen": "6e0c8ee6cdc49669",
+    "plugin": "86a7c2be5c7bd9ee",
+    "counting": "d7300a43bee8f2ed",
+}
 """Kind of source -> digest of a dataset: names, columns and rows of its blocks, and its manifest."""
 
 
@@ -97,9 +107,11 @@ GOLDEN = {"rearc": "d72b2917c0a036d4", "plugin": "86a7c2be5c7bd9ee", "counting":
 def test_a_dataset_is_what_it_was(kind: str, tmp_path):
     """Would catch examples, statistics, boundaries, duplicates or counts that change: a dataset would be of two makings."""
     storage = Folder.at(str(tmp_path))
-    manifest = make_here(GOLDEN_SOURCES[kind], storage)
+    clone = write_clone(tmp_path / "clone", "00000001", "00000002")
+    source = arcgen_source(clone, examples=25, seed=2) if kind == "arcgen" else GOLDEN_SOURCES[kind]
+    manifest = make_here(source, storage)
     assert manifest.pop("made_with")["layout"] == 2
-    folder, found = dataset_folder(storage, GOLDEN_SOURCES[kind].dataset), hashlib.blake2b(digest_size=8)
+    folder, found = dataset_folder(storage, source.dataset), hashlib.blake2b(digest_size=8)
     for name in folder.names():
         if name.startswith("part-"):
             table = folder.read_parquet(name)
@@ -243,6 +255,43 @@ def test_all_tasks_are_taken_but_for_those_that_cannot_be_made(tmp_path, caplog)
     entries = {task_id: {"examples": 0 if task_id in ("007bbfb7", "00d62c1b") else 110} for task_id in rearc_ids()}
     check_supply(rearc_source(max_side=8), {"tasks": entries}, Folder.at(str(tmp_path)))
     assert "2 tasks have too few examples: 007bbfb7 00d62c1b" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("task_id", "message"),
+    [
+        ("bad0rais", r"generator_error 1000\).*LookupError: no such colour"),
+        ("bad0size", r"invalid_grid 1000\).*30 rows of \[31\] cells"),
+        ("bad0hang", r"of 10 attempts 0 were rejected, 10 timed out"),
+    ],
+)
+def test_generators_of_a_clone_that_yield_nothing(task_id: str, message: str, tmp_path, monkeypatch, caplog):
+    """Would catch a generator that raises, draws over 30 cells or hangs, and is tried for ever or reported without its why;
+    and one bad generator that loses the others, where all are asked for."""
+    monkeypatch.setattr("arc_ray.datasets.manifest.FIRST_EXAMPLES", 10)
+    clone, storage = write_clone(tmp_path / "clone", task_id, "00000001"), Folder.at(str(tmp_path))
+    folder = dataset_folder(storage, "arcgen")
+    manifest = make_here(every := arcgen_source(clone, examples=20), storage)
+    with pytest.raises(UserError, match=f"task {task_id} has 0 usable examples, 2 are needed: .*{message}"):
+        check_supply(arcgen_source(clone, tasks=[task_id]), manifest, folder)
+    check_supply(every, manifest, folder)
+    assert f"1 tasks have too few examples: {task_id}; manifest.json says why" in caplog.text
+    assert [task.id for task in load_source(every, storage)] == ["00000001"]
+
+
+def test_a_clones_manifest_says_what_it_has_and_lacks(tmp_path):
+    """Would catch examples that seem verified, and a changed clone whose examples are mixed with those of the old one."""
+    storage = Folder.at(str(tmp_path))
+    manifest = make_here(
+        source := arcgen_source(write_clone(tmp_path / "clone", "00000001", "00000002"), examples=5), storage
+    )
+    assert manifest["made_with"]["verifiers"] == "none"
+    assert list(manifest["tasks"]) == ["00000001", "00000002"]
+    folder = dataset_folder(storage, "arcgen")
+    claim_dataset(folder, source.model_copy(update={"path": write_clone(tmp_path / "moved", "00000001", "00000002")}))
+    changed = write_clone(tmp_path / "changed", "00000001", "00000002", "0000dead")
+    with pytest.raises(UserError, match=r"made_with\.code"):
+        claim_dataset(folder, source.model_copy(update={"path": changed}))
 
 
 @given(st.lists(st.floats(0, 1), max_size=50), st.floats(0, 1))

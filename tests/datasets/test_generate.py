@@ -8,7 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from small_clone import write_clone
+from test_datasets import arcgen_source, make_here
 from training import kill_driver
 
 from arc_ray.config.sources import AnySource, CountingSource, PluginSource, RearcDumpSource, RearcSource
@@ -305,6 +308,34 @@ def test_a_task_too_large_is_given_up_after_a_probe(generate, tmp_path):
     with pytest.raises(UserError, match=r"task 007bbfb7 has 0 usable examples.*too_large"):
         generate(rearc_source(tasks=["007bbfb7"], max_side=1, examples=1000), tmp_path)
     assert list(modified(tmp_path)) == ["part-007bbfb7-0000000-0000050.parquet"]
+
+
+def test_a_clones_examples_do_not_depend_on_workers_or_interruptions(generate, tmp_path):
+    """Would catch draws that depend on what a worker's process drew before, and blocks that cannot be made again."""
+    source = arcgen_source(write_clone(tmp_path / "clone", "00000001", "00000002"), examples=120)
+    make_here(source, Folder.at(str(tmp_path / "here")))
+    generate(source, tmp_path / "ray", num_workers=4)
+    assert files_of(tmp_path / "ray") == files_of(tmp_path / "here")
+    (tmp_path / "ray/data/arcgen/manifest.json").unlink()
+    for path in [*(tmp_path / "ray").glob("data/*/part-*")][1::2]:
+        path.unlink()
+    generate(source, tmp_path / "ray", num_workers=1)
+    assert files_of(tmp_path / "ray") == files_of(tmp_path / "here")
+
+
+def test_a_node_with_other_generators_is_refused(tmp_path):
+    """Would catch a dataset of two makings, from a cluster whose nodes have different clones, or one none at all."""
+    from arc_ray.datasets.generate import _write_bundle
+
+    there, other = (write_clone(tmp_path / name, "00000001", *more) for name, more in (("a", ()), ("b", ("00000002",))))
+    made_with = maker_of(arcgen_source(there)).made_with()
+    batch = pa.table({"bundle": [[{"task_id": "00000001", "start": 0, "stop": 5}]]})
+    for path, message in ((there, ""), (other, "generators differ between nodes"), (tmp_path, "there is no generator")):
+        folder = Folder.at(str(tmp_path / "made" / (message or "same").replace(" ", "_")))
+        [news] = _write_bundle(batch, arcgen_source(path), folder, made_with, 100.0)
+        [row] = news.to_pylist()
+        assert (row["examples"], message in row["mistake"]) == (0 if message else 5, True)
+        assert bool(folder.names()) == (not message)
 
 
 def test_counting_goes_the_same_way(generate, tmp_path):
