@@ -9,6 +9,8 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Files of tests side by side: most of their time is starting processes and waiting for them.
+LANES ?= -n 2 --dist loadfile
 INSTALLED := $(VENV)/installed
 
 .PHONY: quickstart install test test-slow test-cluster gpu-kit gpu-run check clean
@@ -26,10 +28,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 test: $(INSTALLED)
-	$(BIN)/pytest
+	$(BIN)/pytest $(LANES)
 
 test-slow: $(INSTALLED)
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow $(LANES)
 
 test-cluster: $(INSTALLED)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,cluster-tests]'

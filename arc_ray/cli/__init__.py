@@ -17,12 +17,7 @@ def main() -> None:
     from arc_ray.cli.commands import app
     from arc_ray.errors import UserError, unwrapped
 
-    # Ray's usage report and transformers' hub look-ups would wait for a network that may not be there.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    # Fetched in a thread, the news of a finished task is seen one look later: its worker waits 0.22 s instead of 0.13 s.
-    os.environ.setdefault("RAY_DATA_METADATA_PREFETCH_ON_THREAD", "0")
+    settle_environment()
     try:
         with unwrapped():
             app(standalone_mode=True)
@@ -35,6 +30,16 @@ def main() -> None:
         if end.code == signal.SIGTERM:  # what Ray's own handler makes of the signal
             _leave(TERMINATED)
         raise
+
+
+def settle_environment() -> None:
+    """Tell libraries, before they are imported, what they read from the environment; what the user set stays."""
+    # Ray's usage report and transformers' hub look-ups would wait for a network that may not be there.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    # Fetched in a thread, the news of a finished task is seen one look later: its worker waits 0.22 s instead of 0.13 s.
+    os.environ.setdefault("RAY_DATA_METADATA_PREFETCH_ON_THREAD", "0")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from arc_ray.cli.console import Terminal
+from arc_ray.cli.notebook import generate as make_examples
+from arc_ray.cli.notebook import run
 from arc_ray.config import Config, load_config, parse_assignments
 from arc_ray.config.tree import known_keys
 from arc_ray.errors import UserError
-from arc_ray.runs.folder import JOB_FOLDER, as_made, claim, is_finished, run_folder
+from arc_ray.runs.folder import JOB_FOLDER, run_folder
 from arc_ray.runs.starts import with_start
 from arc_ray.scores.records import read_record
 from arc_ray.storage import Folder
@@ -48,13 +50,7 @@ def study(
     begun, terminal, loaded = time.monotonic(), Terminal(), loaded_config(config, assignments, writes=not dry_run)
     if dry_run:
         return _describe("study", loaded, address, terminal)
-    result = _finished(loaded, "study", terminal)
-    if result is None:
-        from arc_ray.cli.session import placed
-        from arc_ray.study.stages import run_study
-
-        with placed(loaded, "study", address, terminal) as needs:
-            result = run_study(needs, terminal)
+    result = run("study", loaded, address, terminal)
     terminal.console.print(f"\n{result['answer']}", markup=False)
     minutes, seconds = divmod(int(time.monotonic() - begun), 60)
     place = (run_folder(loaded) / "report.html").uri
@@ -75,15 +71,11 @@ def generate(
         from arc_ray.cli.check import describe_generation
 
         return describe_generation(loaded, terminal)
-    from arc_ray.cli.session import connected
     from arc_ray.datasets.export import check_format, export_datasets
-    from arc_ray.datasets.generate import ensure_datasets
 
     if export:
         check_format(export)
-    storage = Folder.at(loaded.storage)
-    with connected(loaded, address):
-        manifests = ensure_datasets(loaded.data.sources, storage, terminal)
+    storage, manifests = Folder.at(loaded.storage), make_examples(loaded, address, terminal)
     for name in manifests:
         terminal.note((storage / f"data/{name}/manifest.json").uri)
     if export:
@@ -99,16 +91,8 @@ def train(
     terminal, loaded = Terminal(), loaded_config(config, assignments, writes=not dry_run)
     if dry_run:
         return _describe("train", loaded, address, terminal)
-    run = with_start(loaded)
-    result = _finished(run, "train", terminal)
-    if result is None:
-        from arc_ray.cli.session import placed
-        from arc_ray.study.stages import ensure, train_watched
-
-        with placed(loaded, "train", address, terminal) as needs:
-            ensure(needs, terminal)
-            result = train_watched(needs.variants[0], terminal)
-    terminal.note((run_folder(run) / result["checkpoint"]).uri)
+    result = run("train", loaded, address, terminal)
+    terminal.note((run_folder(with_start(loaded)) / result["checkpoint"]).uri)
 
 
 @app.command()
@@ -121,11 +105,7 @@ def tune(config: ConfigPath, assignments: Assignments = None, dry_run: DryRun = 
     terminal, loaded = Terminal(), loaded_config(config, assignments, writes=not dry_run)
     if dry_run:
         return _describe("tune", loaded, address, terminal)
-    from arc_ray.cli.session import placed
-    from arc_ray.study.stages import run_tune
-
-    with placed(loaded, "tune", address, terminal) as needs:
-        run_tune(needs, terminal)
+    run("tune", loaded, address, terminal)
     terminal.note(f"{(run_folder(loaded) / 'trials.csv').uri} and best.yaml")
 
 
@@ -141,21 +121,10 @@ def evaluate(
     terminal, loaded = Terminal(), loaded_config(config, assignments, writes=not dry_run)
     if dry_run:
         return _describe("evaluate", loaded, address, terminal)
-    from arc_ray.evaluate.evaluation import needs_model, run_evaluation
     from arc_ray.report import write_report
 
-    run = with_start(loaded)
-    if needs_model(run.evaluate, run_folder(run)):
-        from arc_ray.cli.session import placed
-        from arc_ray.study.stages import ensure
-
-        with placed(loaded, "evaluate", address, terminal) as needs:
-            ensure(needs, terminal)
-            result = run_evaluation(needs.variants[0], terminal.advance)
-    else:
-        result = run_evaluation(as_made(run_folder(run), run), terminal.advance)
-    _show_scores(result, terminal)
-    terminal.note(write_report([run_folder(run).uri])["report.html"])
+    _show_scores(run("evaluate", loaded, address, terminal), terminal)
+    terminal.note(write_report([run_folder(with_start(loaded)).uri])["report.html"])
 
 
 def _show_scores(result: Mapping[str, Any], terminal: Terminal) -> None:
@@ -173,16 +142,6 @@ def _describe(command: "Command", config: Config, address: str | None, terminal:
     from arc_ray.cli.check import describe_command
 
     describe_command(command, config, address, terminal)
-
-
-def _finished(config: Config, command: str, terminal: Terminal) -> dict[str, Any] | None:
-    """Return the result of a run that is finished; None while there is work to do. Raises UserError as `claim`."""
-    folder = run_folder(config)
-    if not is_finished(folder):
-        return None
-    claim(folder, config, command)
-    terminal.note("already done")
-    return folder.read_json("result.json")
 
 
 def loaded_config(path: Path, assignments: list[str] | None, writes: bool) -> Config:

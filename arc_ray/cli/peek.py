@@ -17,11 +17,8 @@ from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.prepare import codec_of, first_views
 from arc_ray.runs.folder import run_folder
 from arc_ray.storage import Folder
-from arc_ray.tasks.task import Grid, Task, TaskTable, parse_grid, same_grid
+from arc_ray.tasks.task import PALETTE, Grid, Task, TaskTable, parse_grid, same_grid
 from arc_ray.views.view import Views
-
-PALETTE = ("#000000", "#1E93FF", "#F93C31", "#4FCC30", "#FFDC00", "#999999", "#E53AA3", "#FF851B", "#87D8F1", "#921231")
-"""ARC's own ten colours, as the official viewer shows them."""
 
 VIEW_STAGES = ("task", "view", "prompt", "tokens")
 

@@ -141,8 +141,11 @@ def _faults(needs: Needs, room: Room, is_now: bool = False) -> list[str]:
 def connected(config: Config, address: str | None) -> Iterator[Room]:
     """Join the Ray at an address (or of this job), else start one on this machine; it ends with the command.
 
-    What there is, or may be started, is yielded for `settled`.
+    What there is, or may be started, is yielded for `settled`. A Ray that this process has, as in a notebook, stays.
     """
+    if ray.is_initialized():
+        yield reachable_room()
+        return
     # New machines take minutes to come. An elastic run need not wait for them: it goes on with those that are there, and
     # should not wait long for one that is counted though it has just died.
     is_elastic = isinstance(config.scaling.num_workers, tuple)

@@ -72,13 +72,15 @@ def run_study(needs: Needs, progress: Progress) -> dict[str, Any]:
     return result
 
 
-def run_tune(needs: Needs, progress: Progress) -> None:
+def run_tune(needs: Needs, progress: Progress) -> dict[str, Any]:
     """Search as `tune` says, without seeds, arms or evaluation: trials.csv and best.yaml. Raises UserError."""
     ensure(needs, progress)
     found = make_search(needs, progress).run(needs.points)
     best = candidates(needs.config, found)[0]
     numbers = {f"best/{key}": value for key, value in best.metrics.items() if isinstance(value, int | float)}
-    finish(run_folder(needs.config), {"best": best.name, "trials": len(found), **numbers})
+    result = {"best": best.name, "trials": len(found), **numbers}
+    finish(run_folder(needs.config), result)
+    return result
 
 
 def ensure(needs: Needs, progress: Progress, heading: Callable[[str], None] = lambda title: None) -> None:

@@ -6,6 +6,7 @@ Everything that reads a puzzle from outside goes through `parse_task`: a malform
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from itertools import chain
 from typing import Any
 
@@ -21,6 +22,8 @@ Grid = npt.NDArray[np.uint8]
 MAX_SIDE = 30
 NUM_COLORS = 10
 COLORS = range(NUM_COLORS)
+PALETTE = ("#000000", "#1E93FF", "#F93C31", "#4FCC30", "#FFDC00", "#999999", "#E53AA3", "#FF851B", "#87D8F1", "#921231")
+"""ARC's own ten colours, as the official viewer shows them."""
 NUM_SYMMETRIES = 8
 """Those of the square: of a symmetry's number the low two bits are quarter turns counter-clockwise, bit 2 transposes first."""
 
@@ -72,6 +75,19 @@ class Task:
 
     def __repr__(self) -> str:
         return f"<Task {self.id} | {len(self.train)} train | {len(self.test)} test | {len(self.questions)} questions>"
+
+    def _repr_html_(self) -> str:
+        """Show the grids in colour in a notebook: a column a pair, its input above its output."""
+        columns = "".join(f"<td>{'<br>'.join(map(grid_svg, pair.grids))}</td>" for pair in self.pairs)
+        return f"<p>{escape(repr(self))}</p><table><tr style='vertical-align: top'>{columns}</tr></table>"
+
+
+def grid_svg(grid: Grid, cell: int = 8) -> str:
+    """Draw a grid as an SVG whose cells are so many pixels wide."""
+    height, width = grid.shape
+    cells = "".join(f'<path fill="{PALETTE[c]}" d="M{x} {y}h1v1h-1z"/>' for (y, x), c in np.ndenumerate(grid))
+    size = f'width="{cell * width}" height="{cell * height}" viewBox="0 0 {width} {height}"'
+    return f'<svg {size} stroke="#555" stroke-width=".06">{cells}</svg>'
 
 
 def turn(grid: Grid, symmetry: int) -> Grid:

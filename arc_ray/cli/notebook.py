@@ -1,0 +1,133 @@
+"""The commands as functions, for notebooks and scripts.
+
+    from arc_ray.cli import notebook as arc
+
+    config = arc.load_config("configs/quickstart.yaml", {"train.lr": 1e-3})
+    report = arc.study(config)                      # goes on where it was, as the command does
+    report.trials.sort_values("eval/solved")        # what frames there are: arc_ray.report.frames
+    arc.tasks(config, "arc_evaluation")[0]          # shows its grids in colour
+
+A Ray that is running in the process is used; else one is joined or started, and ends with the call.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from arc_ray.cli import settle_environment
+from arc_ray.cli.console import Terminal
+from arc_ray.config import Config, load_config
+from arc_ray.progress import Progress
+from arc_ray.runs.folder import as_made, claim, is_finished, run_folder
+from arc_ray.runs.starts import with_start
+from arc_ray.storage import Folder
+
+__all__ = ["dataset", "evaluate", "frames", "generate", "load_config", "study", "tasks", "train", "tune"]
+
+if TYPE_CHECKING:
+    import datasets
+    from ray.data import Dataset
+
+    from arc_ray.report import Report
+    from arc_ray.study.needs import Command
+    from arc_ray.tasks.task import Task
+
+
+def generate(config: Config, address: str | None = None, progress: Progress | None = None) -> dict[str, Any]:
+    """Make the examples that the config's sources need; return the manifest of each dataset. Raises UserError."""
+    settle_environment()
+    from arc_ray.cli.session import connected
+    from arc_ray.datasets.generate import ensure_datasets
+
+    with connected(config, address):
+        return ensure_datasets(config.data.sources, Folder.at(config.storage), progress or Terminal())
+
+
+def train(config: Config, address: str | None = None, progress: Progress | None = None) -> "Report":
+    """Train the config's run, whatever it needs first included. Raises UserError."""
+    run("train", config, address, progress or Terminal())
+    return frames(run_folder(with_start(config)).uri)
+
+
+def tune(config: Config, address: str | None = None, progress: Progress | None = None) -> "Report":
+    """Search over `tune.space`; `trials` of what is returned has a row a trial. Raises UserError."""
+    run("tune", config, address, progress or Terminal())
+    return frames(run_folder(config).uri)
+
+
+def evaluate(config: Config, address: str | None = None, progress: Progress | None = None) -> "Report":
+    """Answer `evaluate.sets` and score the answers. Raises UserError."""
+    run("evaluate", config, address, progress or Terminal())
+    return frames(run_folder(with_start(config)).uri)
+
+
+def study(config: Config, address: str | None = None, progress: Progress | None = None) -> "Report":
+    """Answer the config's question; `analysis` of what is returned holds the answer. Raises UserError."""
+    run("study", config, address, progress or Terminal())
+    return frames(run_folder(config).uri)
+
+
+def run(command: "Command", config: Config, address: str | None, progress: Progress) -> Mapping[str, Any]:
+    """Do what a command does, unless it is done; return the content of result.json. Raises UserError."""
+    settle_environment()
+    own = config if command in ("study", "tune") else with_start(config)
+    folder = run_folder(own)
+    if command == "evaluate":
+        from arc_ray.evaluate.evaluation import needs_model, run_evaluation
+
+        if not needs_model(own.evaluate, folder):
+            return run_evaluation(as_made(folder, own), progress.advance)
+    elif is_finished(folder):
+        claim(folder, own, command)
+        progress.note("already done")
+        return folder.read_json("result.json") or {}
+    from arc_ray.cli.session import placed
+    from arc_ray.study import stages
+
+    with placed(config, command, address, progress) as needs:
+        if command == "study":
+            return stages.run_study(needs, progress)
+        if command == "tune":
+            return stages.run_tune(needs, progress)
+        stages.ensure(needs, progress)
+        if command == "train":
+            return stages.train_watched(needs.variants[0], progress)
+        return run_evaluation(needs.variants[0], progress.advance)
+
+
+def tasks(config: Config, source: str) -> "list[Task]":
+    """Read the tasks of one of `data.sources`; generated examples must be there. Raises UserError."""
+    settle_environment()
+    from arc_ray.datasets.reading import load_source
+    from arc_ray.errors import UserError, nearest
+
+    if source not in config.data.sources:
+        raise UserError(f"data.sources has no {source}{nearest(source, config.data.sources)}")
+    return load_source(config.data.sources[source], Folder.at(config.storage))
+
+
+def dataset(config: Config, kind: Literal["datasets", "ray"] = "datasets") -> "datasets.Dataset | Dataset":
+    """Return the rows that a training would see, in its order: input_ids, position_ids and labels, int32 (row_tokens,) each.
+
+    A row is made when it is asked for, whether by a `datasets.Dataset` or by a `ray.data.Dataset`. Raises UserError.
+    """
+    settle_environment()
+    from arc_ray.rows.prepare import prepare
+
+    maker = prepare(with_start(config)).maker
+    number = maker.plan.num_steps * maker.plan.batch_rows
+    if kind == "ray":
+        import ray.data
+
+        return ray.data.range(number).map_batches(lambda batch: maker.make(np.asarray(batch["id"])))
+    import datasets
+
+    return datasets.Dataset.from_dict({"row": range(number)}).with_transform(lambda batch: maker.make(batch["row"]))
+
+
+def frames(folder: str) -> "Report":
+    """Read the frames of a study, search or run, finished or not. Raises UserError."""
+    from arc_ray.report import load
+
+    return load(folder)
