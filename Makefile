@@ -2,6 +2,7 @@
 # make test         install, then the tests that end within minutes
 # make test-slow    the tests that take longer: faults, several processes
 # make test-cluster launch files on hosts of this machine (root, Linux; Debian: openssh-server rsync iproute2 netcat-openbsd)
+# make test-vllm    vLLM's answers beside the default backend's, on a CPU, in an environment of its own
 # make gpu-kit      pack what a GPU machine without a network lacks into .kit
 # make gpu-run      on a GPU machine: see that all works there, and measure it (with .kit, nothing else is needed)
 # make check        lint, format, types
@@ -12,8 +13,9 @@ BIN := $(VENV)/bin
 # Files of tests side by side: most of their time is starting processes and waiting for them.
 LANES ?= -n 2 --dist loadfile
 INSTALLED := $(VENV)/installed
+VLLM := .venv-vllm
 
-.PHONY: quickstart install test test-slow test-cluster gpu-kit gpu-run check clean
+.PHONY: quickstart install test test-slow test-cluster test-vllm gpu-kit gpu-run check clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/arc-ray study configs/quickstart.yaml
@@ -37,6 +39,16 @@ test-cluster: $(INSTALLED)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,cluster-tests]'
 	$(BIN)/pytest -m cluster
 
+# vLLM pins its torch and transformers; without what it says it needs, pip takes what is listed and no more.
+$(VLLM)/installed: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --constraint constraints-vllm.txt torch
+	$(VLLM)/bin/pip install --quiet --no-deps --requirement constraints-vllm.txt --editable .
+	touch $@
+
+test-vllm: $(VLLM)/installed
+	$(VLLM)/bin/pytest -m vllm
+
 gpu-kit: $(INSTALLED)
 	$(BIN)/python tests/gpu/kit.py make
 
@@ -50,4 +62,4 @@ check: $(INSTALLED)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VLLM)

@@ -27,13 +27,15 @@ from arc_ray.decode.writer import Answer, Writer, generate_greedily, generate_sa
 from arc_ray.evaluate.pool import outcomes
 from arc_ray.evaluate.questions import SCHEMA, SCORES, Prompt, Work
 from arc_ray.models.attention import attends_to_all, place
-from arc_ray.models.build import load_for_inference, merge_checkpoint
+from arc_ray.models.build import load_for_inference, served
 from arc_ray.models.loss import LearnedLoss
+from arc_ray.models.weights import DTYPES, most_tokens
 from arc_ray.prompts.codec import Codec
 from arc_ray.rows.maker import ValidationSet
 from arc_ray.runs.machine import usable_cores
 from arc_ray.seeding import digest64, rng_for
 from arc_ray.storage import Folder
+from arc_ray.tasks.task import MAX_SIDE
 from arc_ray.train.accuracy import validate
 
 
@@ -46,7 +48,12 @@ class Answerer:
         self._uses_vllm = config.evaluate.backend == "vllm" and model is None
 
     def load(self) -> None:
-        """Load the checkpoint, as an actor of a pool does before its first work. Raises UserError."""
+        """Take this process's share of threads and load the checkpoint, as an actor of a pool does before its first work.
+
+        vLLM loads with its first answers, since scores and counts need the model itself. Raises UserError.
+        """
+        config = self._config
+        torch.set_num_threads(config.scaling.threads or max(1, usable_cores() // (config.evaluate.num_actors or 1)))
         if not self._uses_vllm:
             _ = self._model
 
@@ -88,10 +95,8 @@ class Answerer:
     def _model(self) -> Any:
         if self._given is not None:
             return self._given
-        config, evaluate = self._config, self._config.evaluate
-        # This process has its share of the machine's threads.
-        torch.set_num_threads(config.scaling.threads or max(1, usable_cores() // (evaluate.num_actors or 1)))
-        model = load_for_inference(config.model, config.storage, evaluate.checkpoint)
+        config = self._config
+        model = load_for_inference(config.model, config.storage, config.evaluate.checkpoint)
         return use_onednn(place(model, config.scaling.on_gpu))
 
     @cached_property
@@ -101,10 +106,15 @@ class Answerer:
 
     @cached_property
     def _vllm_writer(self) -> VllmWriter:
-        config = self._config
+        config, evaluate = self._config, self._config.evaluate
+        room = evaluate.max_prompt_tokens + max(
+            self._codec.text_length_bound(MAX_SIDE), evaluate.max_description_tokens
+        )
+        most = min(room, most_tokens(config.model, config.storage) or room)
         with tempfile.TemporaryDirectory(prefix="arc_ray-") as folder:
-            merge_checkpoint(config.model, config.storage, config.evaluate.checkpoint, Path(folder))
-            return VllmWriter(folder, config.model.dtype, self._codec.end_id)
+            base, adapter = served(config.model, config.storage, evaluate.checkpoint, Path(folder))
+            gpus = evaluate.gpus if config.scaling.on_gpu else 0
+            return VllmWriter(base, adapter, DTYPES[config.model.dtype], self._codec.end_id, most, gpus)
 
     def _decode(self, prompts: Sequence[Prompt]) -> list[list[Answer]]:
         """Answer prompts by the strategy of `evaluate.decode`; search may leave one without any answer."""

@@ -5,6 +5,7 @@ them once all are there: from then on choosing needs no model.
 """
 
 import dataclasses
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,6 +15,7 @@ from arc_ray.config import Config
 from arc_ray.config.searching import EvaluateConfig
 from arc_ray.config.sources import GENERATED, AnySource, CountingSource
 from arc_ray.datasets.reading import load_source
+from arc_ray.decode.vllm import refuse_without_vllm
 from arc_ray.errors import UserError
 from arc_ray.evaluate.answering import answer_all
 from arc_ray.evaluate.questions import Work, answering_works, make_prompts, read_predictions, scoring_works
@@ -75,6 +77,8 @@ def check_evaluation(config: Config) -> None:
     """Refuse what no model and no data would make right. Raises UserError."""
     if not config.evaluate.sets:
         raise UserError("evaluate.sets is empty: name at least one source to answer")
+    if config.evaluate.backend == "vllm" and "RAY_ADDRESS" not in os.environ:
+        refuse_without_vllm()
     if config.evaluate.describer:
         first_player(config)
     if config.evaluate.ttt:

@@ -131,7 +131,8 @@ def puzzle_scores(
     if any(pair.output is None for task in tasks for pair in task.test):
         return {}, answers, chosen
     found = score_attempts(tasks, chosen, confidence)
-    found |= score_samples(tasks, samples, chosen, _sample_sizes(evaluate), confidence)
+    found |= score_samples(tasks, samples, _sample_sizes(evaluate), confidence)
+    found["vote_at_2"] = found["per_output"]  # its name beside pass_at_<n>
     by_path = {(rule,): score for rule, score in found.items()}
     if evaluate.decode == "greedy":
         by_path |= {("greedy", rule): score for rule, score in score_attempts(tasks, greedy, confidence).items()}

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,9 +22,12 @@ from arc_ray.models.weights import (
     with_saved_adapter,
 )
 from arc_ray.prompts.tokenizer import load_tokenizer, make_tiny_tokenizer, tiny_corpus
-from arc_ray.runs.base import local_folder, refuse_other_base
+from arc_ray.runs.base import local_folder, model_path, refuse_other_base
 from arc_ray.seeding import digest64
 from arc_ray.storage import Folder
+
+NOT_SERVED = ("use_dora", "modules_to_save", "target_parameters", "rank_pattern")
+"""Keys of an adapter's config that make it more than one plain LoRA: only merged can others' engines use it."""
 
 
 def build_model(
@@ -165,6 +169,22 @@ def merge_checkpoint(config: ModelConfig, storage: str, checkpoint: str | None, 
     """Write a checkpoint merged into its base as a plain transformers folder."""
     load_for_inference(config, storage, checkpoint).save_pretrained(target)
     load_tokenizer(config, storage).save_pretrained(target)
+
+
+def served(
+    config: ModelConfig, storage: str, checkpoint: str | None, target: Path
+) -> tuple[str, tuple[str, int] | None]:
+    """Return a checkpoint for an engine that serves adapters: folder or hub name of whole weights, and folder and rank of
+    the LoRA beside them, if any. What is no plain LoRA upon a base is merged into `target`. Raises UserError."""
+    opened, folder = _opened(config, storage, checkpoint)
+    adapters = _adapters(opened, storage, folder)
+    if not adapters:
+        return model_path(opened.base, storage), None
+    about = json.loads((Path(adapters[-1]) / "adapter_config.json").read_text())
+    if len(adapters) > 1 or any(about.get(key) for key in NOT_SERVED):
+        merge_checkpoint(config, storage, checkpoint, target)
+        return str(target), None
+    return model_path(opened.base, storage), (adapters[0], about["r"])
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -127,16 +127,14 @@ def score_attempts(tasks: Sequence[Task], attempts: Grids, confidence: float = 0
 def score_samples(
     tasks: Sequence[Task],
     samples: Grids,
-    attempts: Grids,
     sizes: Sequence[int] = (1, 2, 8, 64),
     confidence: float = 0.95,
 ) -> dict[str, Score]:
-    """Set what choosing achieves (`vote_at_2`) against what chance and a perfect choice among n samples would.
+    """Say what chance and a perfect choice among n samples would achieve, beside `per_output` of the two chosen.
 
-    `samples` holds every prediction made for an output; `attempts` the two chosen from them. `pass_at_<n>` is the
-    chance that n of the samples, drawn without replacement, hold the right grid, and `in_samples` whether any does: no
-    choice can be better. All are averaged over outputs, so that they can be compared. Raises UserError for tasks whose
-    outputs are not known.
+    `samples` holds every prediction made for an output. `pass_at_<n>` is the chance that n of the samples, drawn without
+    replacement, hold the right grid, and `in_samples` whether any does: no choice can be better. All are averaged over
+    outputs, so that they can be compared. Raises UserError for tasks whose outputs are not known.
     """
     truth = _truth(tasks)
     counts = np.array([len(outputs) for outputs in truth.values()], dtype=np.float64)
@@ -148,8 +146,7 @@ def score_samples(
 
     names = [*(f"pass_at_{n}" for n in sizes), "in_samples"]
     sums = {name: (found, counts) for name, found in zip(names, _per_task(truth, samples, judge), strict=True)}
-    voted = score_attempts(tasks, attempts, confidence)["per_output"]
-    return {**_with_intervals(sums, list(truth), confidence), "vote_at_2": voted}
+    return _with_intervals(sums, list(truth), confidence)
 
 
 def pass_at_n(num_samples: int, num_right: int, n: int) -> float:

@@ -4,8 +4,6 @@ import dataclasses
 import json
 import re
 import shutil
-import sys
-import types
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from training import ends_well, kill_driver, running, wait_for
 from arc_ray.cluster.roles import NodeKind, Room
 from arc_ray.config import Config, config_from, to_yaml, with_overrides
 from arc_ray.config.training import ModelConfig, ScratchConfig
+from arc_ray.decode import vllm
 from arc_ray.errors import UserError
 from arc_ray.evaluate import answering
 from arc_ray.evaluate import evaluation as driver
@@ -378,31 +377,16 @@ def test_a_tokenizer_that_merges_cells_is_told_which_encoders_can_be_constrained
     assert str(raised.value).endswith("an encoder whose cells it keeps apart: separated, symbols")
 
 
-def test_vllm_is_asked_for_what_the_config_says(tmp_path: Path, here: list[str], monkeypatch: pytest.MonkeyPatch):
-    """A stand-in for the engine, which needs a GPU: it shows our half of the contract, not that vLLM keeps its own."""
-    asked: list[tuple[Any, Any]] = []
-
-    class Engine:
-        def __init__(self, model: str, dtype: str) -> None:
-            assert dtype == "float32"
-            assert (Path(model) / "config.json").exists()
-
-        def generate(self, prompts: list[Any], parameters: list[Any], use_tqdm: bool) -> list[Any]:
-            asked.extend(zip(prompts, parameters, strict=True))
-            one = types.SimpleNamespace(token_ids=(7, 2), cumulative_logprob=-0.5)
-            return [types.SimpleNamespace(outputs=[one]) for _ in prompts]
-
-    stand_in = types.SimpleNamespace(LLM=Engine, SamplingParams=lambda **values: values)
-    monkeypatch.setitem(sys.modules, "vllm", stand_in)
-    config = config_at(tmp_path, evaluate__backend="vllm", evaluate__decode="sample", evaluate__samples=3)
-    evaluate(config)
-    assert len(asked) == 3 * 2 * 6
-    assert len({parameters["seed"] for _, parameters in asked}) == len(asked)
-    assert all(p["temperature"] == 1.0 and p["stop_token_ids"] == [2] and p["logprobs"] == 0 for _, p in asked)
-    assert {row["log_probability"] for row in rows(config)} == {-0.5}
-    assert len({row["text"] for row in rows(config)}) == 1
+def test_what_vllm_cannot_do_is_refused_before_any_work(
+    tmp_path: Path, here: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Would catch a search that answers greedily in silence, and a worker that is the first to miss the package."""
     with pytest.raises(UserError, match="vllm neither searches"):
         config_at(tmp_path, evaluate__backend="vllm", evaluate__decode="search")
+    monkeypatch.setattr(vllm, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="the package vllm is not installed here"):
+        evaluate(config_at(tmp_path, evaluate__backend="vllm"))
+    assert not here
 
 
 def test_several_sets_have_a_submission_each(tmp_path: Path, here: list[str]):
