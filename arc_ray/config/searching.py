@@ -87,7 +87,8 @@ class EvaluateConfig(Section):
     """Share of a GPU for each replica, where scaling.use_gpu: 0.25 answers by four on one GPU. A small model leaves most of a
     GPU idle, and each replica has memory of its own for its weights and batch_tokens."""
     backend: Literal["transformers", "vllm"] = "transformers"
-    """What writes greedy and sampled answers; vllm is an extra for GPUs that has not been run yet (see the README)."""
+    """What writes greedy and sampled answers; vllm is an extra in an environment of its own. It takes no lookahead; scores,
+    counting questions and models tuned by ttt are left to transformers."""
     describer: ModelName | None = None
     """Folder or "@run" of a first player, trained with prompt.format: describe. The second player (prompt.format:
     implement) then answers from its descriptions as well as from those given with the tasks."""

@@ -26,7 +26,7 @@ from arc_ray.runs.base import local_folder, model_path, refuse_other_base
 from arc_ray.seeding import digest64
 from arc_ray.storage import Folder
 
-NOT_SERVED = ("use_dora", "modules_to_save", "target_parameters", "rank_pattern")
+NOT_SERVED = ("use_dora", "modules_to_save", "target_parameters", "rank_pattern", "ensure_weight_tying")
 """Keys of an adapter's config that make it more than one plain LoRA: only merged can others' engines use it."""
 
 

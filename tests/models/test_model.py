@@ -1,6 +1,7 @@
 """Models: packed rows give the losses of their views alone, and weights survive every way out and in."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from arc_ray.models.build import (
     load_for_tuning,
     merge_checkpoint,
     save_weights,
+    served,
     trainable,
 )
 from arc_ray.models.fused import merged
@@ -242,6 +244,23 @@ def test_an_adapter_upon_a_merged_adapter_is_loaded_with_both(tmp_path: Path, ba
     torch.testing.assert_close(
         logits_of(load_for_inference(config, "", str(tmp_path / "second"))), logits_of(second), atol=1e-4, rtol=0
     )
+
+
+def test_one_plain_adapter_is_served_beside_its_base_and_others_merged(tmp_path: Path, base: str):
+    """Would catch an adapter that an engine takes for another kind of LoRA, and one of two that is left out."""
+    kinds = {"plain": LoraConfig(r=4), "dora": LoraConfig(r=4, dora=True)}
+    for name, lora in kinds.items():
+        model = build_model(ModelConfig(base=base, lora=lora), "", 0, False, None)
+        save_weights(model, trainable(model), tiny_tokenizer(), tmp_path / name)
+    plain, dora = (ModelConfig(base=base, adapter=str(tmp_path / name)) for name in kinds)
+    assert served(ModelConfig(base=base), "", None, tmp_path / "merged") == (base, None)
+    assert served(plain, "", None, tmp_path / "merged") == (base, (plain.adapter, 4))
+    assert not (tmp_path / "merged").exists()
+    two = plain.model_copy(update={"adapter_use": "merge"})
+    for config, checkpoint in ((dora, None), (two, str(tmp_path / "plain"))):
+        assert served(config, "", checkpoint, tmp_path / "merged") == (str(tmp_path / "merged"), None)
+        assert (tmp_path / "merged" / "model.safetensors").exists()
+        shutil.rmtree(tmp_path / "merged")
 
 
 def test_the_command_merges_a_run_into_a_plain_folder(tmp_path: Path, base: str):
