@@ -1,7 +1,7 @@
 """Tasks of a source, wherever they come from: the one door through which training and evaluation get their puzzles."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -112,13 +112,13 @@ def check_supply(source: GeneratedSource, manifest: Mapping[str, Any], folder: F
     if isinstance(source, RearcSource | ArcGenSource) and source.tasks == "all" and len(short) < len(task_ids):
         logger.warning(
             "dataset %s: %d tasks have too few examples: %s; manifest.json says why",
-            *(source.dataset, len(short), " ".join(short)),
+            *(source.dataset, len(short), _first_ids(short)),
         )
         return
     entry = manifest["tasks"][short[0]]
     first_block = blocks_by_task(manifest, folder.names())[short[0]][0]
     errors = (folder / "timings").read_parquet(first_block.name)["error"].drop_null().to_pylist()
-    others = f" (too few have {' '.join(short[1:])} as well)" if len(short) > 1 else ""
+    others = f" (too few have {_first_ids(short[1:])} as well)" if len(short) > 1 else ""
     keys = [key for key in ("max_side", "difficulty", "time_limit_seconds") if hasattr(source, key)]
     reasons = ", ".join(f"{reason} {count}" for reason, count in entry["rejected"].items())
     raise UserError(
@@ -128,3 +128,8 @@ def check_supply(source: GeneratedSource, manifest: Mapping[str, Any], folder: F
         f"{f' (an error was: {errors[-1]})' if errors else ''};"
         f" change {', '.join(keys)} or first, or leave the task out{others}"
     )
+
+
+def _first_ids(task_ids: Sequence[str]) -> str:
+    """Name the first ten tasks: 400 in a line say less."""
+    return " ".join(task_ids[:10]) + (f" and {len(task_ids) - 10} more" if len(task_ids) > 10 else "")

