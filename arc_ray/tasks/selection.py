@@ -12,12 +12,11 @@ from arc_ray.config.sources import (
     CountingSource,
     FileSource,
     FolderSource,
+    GeneratorSource,
     JsonLinesSource,
     KaggleSource,
     ParquetSource,
-    PluginSource,
     RearcDumpSource,
-    RearcSource,
     Selection,
 )
 from arc_ray.errors import UserError, nearest
@@ -98,7 +97,7 @@ def name_set(source: AnySource, table: TaskTable, storage: str) -> str:
                 whole.append(parse())
         if known := known_set(TaskTable.of(whole)):
             name = f"{len(table)} of the {len(whole)} tasks of {known}"
-    made = "generated" if isinstance(source, RearcSource | CountingSource | PluginSource) else "unknown"
+    made = "generated" if isinstance(source, GeneratorSource | CountingSource) else "unknown"
     return name or f"{made}, fingerprint {set_fingerprint(table)}"
 
 
