@@ -34,10 +34,20 @@ class Folder:
 
     @classmethod
     def at(cls, uri: str) -> "Folder":
-        """Make a folder from a path or URI; a relative path is taken from the current directory."""
+        """Make a folder from a path or URI; a relative path is taken from the current directory.
+
+        Raises UserError for a URI that holds a key, which would end up in config.yaml, run.json, logs and reports.
+        """
         if "://" not in uri:
             return cls(str(Path(uri).expanduser().absolute()))
         path, query = _path_and_query(uri)
+        scheme, _, rest = path.partition("://")
+        user, at, bucket = rest.rpartition("@")
+        if at and ":" in user:
+            raise UserError(
+                f"{scheme}://...@{bucket}: a key in a path would be written down with it; leave it out, and set"
+                f" AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on every node, or give the nodes a role"
+            )
         return cls(path.rstrip("/") + query)
 
     @property

@@ -195,6 +195,15 @@ def test_paths_and_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         bucket.local_path()
 
 
+def test_a_key_in_a_path_is_refused_before_it_is_written_down() -> None:
+    """Catches a secret that stands in config.yaml, run.json, a job's log or a report for everybody to read."""
+    with pytest.raises(UserError, match=r"s3://\.\.\.@bucket/runs: .*AWS_SECRET_ACCESS_KEY") as refused:
+        load_config(
+            Path(__file__).parents[2] / "configs" / "quickstart.yaml", {"storage": "s3://AKIA123:se/cr3t@bucket/runs"}
+        )
+    assert "cr3t" not in str(refused.value)
+
+
 def test_a_uri_with_a_query_is_joined_before_it(tmp_path: Path):
     """Would catch a folder appended behind the query, where every run would be the same key; a local name may hold "?"."""
     storage = Folder.at("s3://bucket/runs/?scheme=http&endpoint_override=localhost:9000")
