@@ -48,7 +48,7 @@ def owned(folder: Folder, command: str, progress: Progress) -> Iterator[None]:
             with suppress(OSError, UserError):  # the storage does not answer; the next beat tries again
                 if (_read(folder) or mine)["id"] != mine["id"]:
                     lost.set()
-                    return signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                    return os.kill(os.getpid(), signal.SIGINT)
                 folder.write_json(OWNER_FILE, {**mine, "beat": number})
 
     beating = threading.Thread(target=beat, daemon=True)
