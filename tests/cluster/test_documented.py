@@ -137,8 +137,7 @@ class Laptop:
 
     def run(self, text: str, seconds: float = 300) -> str:
         """Run a command as it is written, in a shell."""
-        filled = re.sub(r"storage=\S+", f"storage={self.storage}", text)
-        filled = re.sub(r"(/shared|/workspace|/lambda/nfs/arc)/runs", self.storage, filled)
+        filled = re.sub(r"(?<=storage=)\S+|(?<= )(/shared|/workspace|/lambda/nfs/arc)/runs", self.storage, text)
         if "arc-ray study" in filled:
             filled += "".join(f" '{key}={json.dumps(value)}'" for key, value in SHORT.items())
             seconds = 1500
