@@ -17,6 +17,8 @@ def main() -> None:
     from arc_ray.cli.commands import app
     from arc_ray.errors import UserError, unwrapped
 
+    # What a config names by its import path may be a file here, as for `python -m`, for Ray's workers and for a job.
+    sys.path.append(os.getcwd())
     settle_environment()
     try:
         with unwrapped():

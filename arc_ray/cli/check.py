@@ -7,6 +7,7 @@ import itertools
 import platform
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from arc_ray.cluster.preflight import check_cluster
 from arc_ray.cluster.speed import Speed
 from arc_ray.config import Config, to_yaml
 from arc_ray.datasets.generate import estimate
-from arc_ray.datasets.makers import check_identity, dataset_folder, requests_of
+from arc_ray.datasets.reading import checked_requests
 from arc_ray.errors import NotMadeYetError, UserError
 from arc_ray.evaluate.evaluation import asking_codec, check_checkpoint, load_set, needs_model
 from arc_ray.evaluate.questions import make_prompts
@@ -42,14 +43,16 @@ def show_findings(asked: Config | None, terminal: Terminal, address: str | None 
     """Print versions and devices, and with a config whether cluster, storage, model and data are usable. Raises UserError."""
     if is_cluster(address) and asked is None:
         raise UserError("give a config: which storage and how many workers are to be checked?")
-    needs, speed = _placed(asked, terminal, address) if asked else (None, None)
     for line in _machine():
         terminal.note(line)
-    if asked is None or needs is None:
-        return
-    needs.storage.try_writing(creates=False)
-    terminal.note(f"storage {asked.storage}: writable")
+    if asked:
+        with _placed(asked, terminal, address) as (needs, speed):
+            _show_usable(needs, asked, speed, terminal)
+
+
+def _show_usable(needs: Needs, asked: Config, speed: Speed | None, terminal: Terminal) -> None:
     [run] = needs.variants
+    terminal.note(f"storage {run.storage}: writable")
     needs.check_sources()
     for note in obtaining(needs.names, run.storage):
         terminal.note(note)
@@ -75,13 +78,18 @@ def _data(config: Config, run: Config, has_model: bool) -> Iterator[str]:
         yield f"data: not known yet ({error})"
 
 
-def _placed(config: Config, terminal: Terminal, address: str | None) -> tuple[Needs, Speed | None]:
+@contextmanager
+def _placed(config: Config, terminal: Terminal, address: str | None) -> Iterator[tuple[Needs, Speed | None]]:
     """Choose where a training would run; on a cluster, check that too, and how fast it is."""
     if not is_cluster(address):
-        return foreseen(config, "train", None, terminal), None
+        with foreseen(config, "train", None, terminal) as needs:
+            yield needs, None
+        return
     with connected(config, address) as room:
         needs = settled(Needs(config, "train"), room, terminal)
-        return needs, check_cluster(needs.variants[0], room, terminal.note)
+        speed = check_cluster(needs.variants[0], room, terminal.note)
+    needs.storage.try_writing(creates=False)
+    yield needs, speed
 
 
 def _machine() -> Iterator[str]:
@@ -105,34 +113,32 @@ def _model(config: Config) -> Iterator[str]:
 
 def describe_command(command: Command, asked: Config, address: str | None, terminal: Terminal) -> None:
     """Print what a command would do, but for `generate`. Raises UserError."""
-    needs = foreseen(asked, command, address, terminal)
-    match command:
-        case "train":
-            terminal.console.print(to_yaml(needs.variants[0]), markup=False)
-            _describe_needs(needs, terminal)
-            for line in plan_lines(needs.variants[0], asked):
-                terminal.note(line)
-        case "evaluate":
-            _describe_evaluation(needs, terminal)
-        case "tune":
-            _describe_trials(needs, terminal)
-        case "study":
-            terminal.note(asked.question or "(no question)")
-            _describe_trials(needs, terminal)
-            terminal.note(f"then, with seeds {asked.study.seeds}: each arm at the setting chosen for it")
+    with foreseen(asked, command, address, terminal) as needs:
+        match command:
+            case "train":
+                terminal.console.print(to_yaml(needs.variants[0]), markup=False)
+                _describe_needs(needs, terminal)
+                for line in plan_lines(needs.variants[0], asked):
+                    terminal.note(line)
+            case "evaluate":
+                _describe_evaluation(needs, terminal)
+            case "tune":
+                _describe_trials(needs, terminal)
+            case "study":
+                terminal.note(asked.question or "(no question)")
+                _describe_trials(needs, terminal)
+                terminal.note(f"then, with seeds {asked.study.seeds}: each arm at the setting chosen for it")
 
 
 def describe_generation(config: Config, terminal: Terminal) -> None:
     """Print what each generated dataset has and lacks, and how long making the rest takes. Raises UserError."""
     storage = Folder.at(config.storage)
-    requests = requests_of(config.data.sources)
+    storage.try_writing(creates=False)
+    requests = checked_requests(config.data.sources, storage)
     if not requests:
         terminal.note("nothing to generate: no source is of kind rearc, counting or plugin")
     for request in requests:
         dataset = request.source.dataset
-        folder = dataset_folder(storage, dataset)
-        if folder.exists("dataset.json"):
-            check_identity(folder, request.source)
         users = [n for n, source in config.data.sources.items() if getattr(source, "dataset", None) == dataset]
         wanted, missing = sum(request.wanted.values()), estimate(request, storage)
         terminal.note(

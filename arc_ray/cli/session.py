@@ -79,18 +79,25 @@ def _with_hosts(number: int, progress: Progress) -> Room:
     return reachable_room()
 
 
-def foreseen(config: Config, command: Command, address: str | None, progress: Progress) -> Needs:
-    """Settle a config where nothing is to be done: for the cluster, if there is one, else for this machine."""
+@contextmanager
+def foreseen(config: Config, command: Command, address: str | None, progress: Progress) -> Iterator[Needs]:
+    """Settle a config where nothing is to be done: for the cluster, if there is one, else for this machine.
+
+    Raises UserError, but for what can never start on this machine only when all else has been said.
+    """
     needs = Needs(config, command)
+    needs.storage.try_writing(creates=False)
     if is_cluster(address):
         with connected(config, address) as room:
-            return settled(needs, room, progress)
+            needs = settled(needs, room, progress)
+        yield needs
+        return
     room = machine_room(config.ray.num_cpus)
     needs = needs.placed(_chosen(needs, room))
     progress.note(f"on this machine {_described(needs, room)}; a cluster chooses for itself")
-    for fault in _faults(needs, room)[:1]:
-        progress.note(f"on this machine it would be refused: {fault}")
-    return needs
+    yield needs
+    for fault in _faults(needs, room):
+        raise UserError(f"on this machine it would be refused: {fault}; `--address` asks a cluster")
 
 
 def _chosen(needs: Needs, room: Room) -> Config:

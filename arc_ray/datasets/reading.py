@@ -10,12 +10,29 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from arc_ray.config.sources import AnySource, ArcGenSource, CountingSource, PoolSource, RearcSource, Selection
+from arc_ray.config.sources import (
+    AnySource,
+    ArcGenSource,
+    CountingSource,
+    PluginSource,
+    PoolSource,
+    RearcSource,
+    Selection,
+)
 from arc_ray.datasets.blocks import Block, read_examples, read_stats, tasks_in, usable_rows
-from arc_ray.datasets.makers import GeneratedSource, check_identity, dataset_folder, task_ids_of, wanted_of
+from arc_ray.datasets.makers import (
+    GeneratedSource,
+    Request,
+    check_identity,
+    dataset_folder,
+    requests_of,
+    task_ids_of,
+    wanted_of,
+)
 from arc_ray.datasets.manifest import blocks_by_task, open_wishes
 from arc_ray.errors import NotMadeYetError, UserError
 from arc_ray.storage import Folder
+from arc_ray.tasks.generators import find_module
 from arc_ray.tasks.selection import cut_examples, given_tasks, select, with_descriptions
 from arc_ray.tasks.task import Task, without_tests
 
@@ -51,6 +68,21 @@ def is_generated(source: GeneratedSource, storage: Folder) -> bool:
     """Tell whether all that a source takes is in its dataset, so that it can be loaded. Raises UserError."""
     manifest = dataset_folder(storage, source.dataset).read_json("manifest.json")
     return manifest is not None and not open_wishes(manifest, wanted_of(source))
+
+
+def checked_requests(sources: Mapping[str, AnySource], storage: Folder) -> list[Request]:
+    """Return what must be generated for sources. Raises UserError for a dataset that another config made, and for a
+    plugin that is not here though examples are missing."""
+    requests = requests_of(sources)
+    for request in requests:
+        folder = dataset_folder(storage, request.source.dataset)
+        if folder.exists("dataset.json"):
+            check_identity(folder, request.source)
+    for source in sources.values():
+        if isinstance(source, PluginSource) and not is_generated(source, storage):
+            for path in filter(None, (source.generate, source.verify)):
+                find_module(path)
+    return requests
 
 
 def _generated_tasks(source: GeneratedSource, folder: Folder) -> list[Task]:

@@ -60,10 +60,10 @@ def build_skeleton(config: ModelConfig, storage: str, full: bool) -> nn.Module:
     return model.train().to(DTYPES[config.dtype])
 
 
-def check_model(config: ModelConfig, storage: str, full: bool, row_tokens: int | None) -> nn.Module:
+def check_model(config: ModelConfig, storage: str, full: bool, row_tokens: int | None) -> tuple[nn.Module, Any]:
     """Find out before any work whether a model, its tokenizer and its adapter can be loaded and trained on such rows.
 
-    What an adapter "@run" will hold is not known yet. Returns the model's skeleton. Raises UserError.
+    What an adapter "@run" will hold is not known yet. Returns the model's skeleton and the tokenizer. Raises UserError.
     """
     is_here = "flash" not in config.attention or importlib.util.find_spec("flash_attn") is not None
     if not is_here and "RAY_ADDRESS" not in os.environ:
@@ -79,7 +79,7 @@ def check_model(config: ModelConfig, storage: str, full: bool, row_tokens: int |
         check_row_tokens(model.config, row_tokens)
         check_logits(model.config)
     check_tokens(model, tokenizer)
-    return model
+    return model, tokenizer
 
 
 def adapted(model: Any, config: ModelConfig, adapters: Sequence[str], full: bool) -> nn.Module:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import date
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 from arc_ray.config.sources import CountingSource
@@ -18,6 +19,8 @@ SPECIAL = ("<pad>", "<bos>", "<eos>")
 TODAY = date(2024, 7, 26)
 """The date in chat templates that write today's (Llama 3.1, Granite), or prompts would change from day to day. It is what
 Llama's template writes where it is given none."""
+TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "*.model", "tekken*")
+"""Names of the files that any tokenizer has one of."""
 TINY_VOCABULARY = 384
 """256 bytes, the special tokens, and merges for the words of our own prompts."""
 
@@ -29,6 +32,11 @@ def load_tokenizer(config: ModelConfig, storage: str) -> Any:
     if config.scratch:
         return make_tiny_tokenizer(tiny_corpus())
     path = model_path(config.base, storage, weights=False)
+    if not any(file for pattern in TOKENIZER_FILES for file in Path(path).glob(pattern)):
+        raise UserError(
+            f"model.base {path}: there is no tokenizer in this folder (tokenizer.json, ...); save the one that the model was"
+            f" trained with there: `tokenizer.save_pretrained(folder)`"
+        )
     with explained(path):
         return AutoTokenizer.from_pretrained(path)
 

@@ -13,11 +13,12 @@ from arc_ray.config import Config
 from arc_ray.config.searching import ACCURACIES
 from arc_ray.config.section import SETS, is_model_name
 from arc_ray.config.sources import AnySource, CountingSource, GeneratorSource
-from arc_ray.datasets.makers import GeneratedSource, requests_of, task_ids_of
-from arc_ray.datasets.reading import load_source
+from arc_ray.datasets.makers import GeneratedSource, task_ids_of
+from arc_ray.datasets.reading import checked_requests, load_source
 from arc_ray.errors import NotMadeYetError, UserError, nearest
-from arc_ray.evaluate.evaluation import check_evaluation
+from arc_ray.evaluate.evaluation import REDONE, check_evaluation
 from arc_ray.rows.guard import refuse_overlap
+from arc_ray.runs.folder import is_finished, refuse_other_config, run_folder
 from arc_ray.runs.starts import lineage, needed_runs, with_start
 from arc_ray.scores.analysis import choosing_half
 from arc_ray.storage import Folder
@@ -89,21 +90,30 @@ class Needs:
 
         Raises UserError.
         """
+        self._check_folders()
         if self.is_search:
             self.check_validation()
         self.check_sources()
         self.check_overlap()
-        keys = ("model", "train.full", "train.row_tokens", "train.deepspeed")
+        keys = ("model", "prompt", "view", "train.full", "train.row_tokens", "train.deepspeed", "train.tracker")
         for configs, trains in ((self.variants, self.trains), (self.runs, True)):
             for config in _distinct(configs, keys):
                 with suppress(NotMadeYetError):
                     check_training(config, trains)
 
+    def _check_folders(self) -> None:
+        """Refuse folders of other configs: the command's own, and those of runs that are still to be made."""
+        own = self.config if self.is_search else self.variants[0]
+        refuse_other_config(run_folder(own), own, tuple(REDONE) if self.command == "evaluate" else ())
+        for run in self.runs:
+            if not is_finished(run_folder(run)):
+                refuse_other_config(run_folder(run), run)
+
     def check_sources(self) -> None:
         """Read the tasks that are given, and look at what is to be generated and evaluated. Raises UserError."""
         if not self.trains:
             check_evaluation(self.config)
-        requests_of(self.sources)
+        checked_requests(self.sources, self.storage)
         _ = self.tasks
 
     def check_validation(self) -> None:

@@ -11,12 +11,12 @@ from arc_ray.config import Config, value_name, with_overrides
 from arc_ray.datasets.generate import ensure_datasets
 from arc_ray.datasets.makers import GeneratedSource
 from arc_ray.datasets.reading import is_generated
-from arc_ray.evaluate.evaluation import REDONE, run_evaluation
+from arc_ray.evaluate.evaluation import run_evaluation
 from arc_ray.progress import Progress, watched
 from arc_ray.report import write_report
 from arc_ray.rows.plan import Plan, load_plan
 from arc_ray.rows.quality import describe_data
-from arc_ray.runs.folder import MetricsTail, as_made, claim, finish, is_finished, refuse_other_config, run_folder
+from arc_ray.runs.folder import MetricsTail, as_made, claim, finish, is_finished, run_folder
 from arc_ray.runs.obtain import obtain, obtaining
 from arc_ray.runs.owner import owned
 from arc_ray.runs.starts import lineage
@@ -87,17 +87,15 @@ def ensure(needs: Needs, progress: Progress, heading: Callable[[str], None] = la
     """Make what is not there yet of a command's needs: models, data, runs and their evaluations.
 
     A search's folder is claimed before data. `heading` is told which of the two parts begins. Raises UserError where
-    the command's folder is another config's, and where what was generated holds what is evaluated.
+    what was generated holds what is evaluated.
     """
-    run = needs.config if needs.is_search else needs.variants[0]
-    refuse_other_config(run_folder(run), run, tuple(REDONE) if needs.command == "evaluate" else ())
     heading("data")
-    for note in obtaining(needs.names, run.storage):
+    for note in obtaining(needs.names, needs.config.storage):
         progress.note(note)
     for name in needs.names:
-        obtain(name, run.storage)
+        obtain(name, needs.config.storage)
     if needs.is_search:
-        claim(run_folder(run), run, needs.command)
+        claim(run_folder(needs.config), needs.config, needs.command)
     _make_data(needs, progress)
     heading("starting checkpoints")
     for run in needs.runs:

@@ -20,7 +20,7 @@ from arc_ray.models.build import check_model
 from arc_ray.models.estimate import rows_for
 from arc_ray.rows.maker import RowMaker, ValidationSet
 from arc_ray.rows.plan import Plan
-from arc_ray.rows.prepare import Prepared, keep, prepare
+from arc_ray.rows.prepare import Prepared, codec_of, keep, prepare
 from arc_ray.rows.stream import settle_data_scheduling
 from arc_ray.runs.folder import as_made, checkpoint_steps, claim, finish, is_finished, read_metrics, run_folder
 from arc_ray.storage import Folder
@@ -31,10 +31,15 @@ from arc_ray.train.worker import Job, Seat, train_on_worker
 
 
 def check_training(config: Config, trains: bool = True) -> None:
-    """Find out before any work whether a config's model can be loaded and, if it `trains`, trained so. Raises UserError."""
+    """Find out before any work whether a config's model can be loaded, asked and, if it `trains`, trained so.
+
+    Raises UserError.
+    """
     row_tokens = config.train.row_tokens if trains or config.evaluate.ttt else None
-    model = check_model(config.model, config.storage, config.train.full, row_tokens)
+    model, tokenizer = check_model(config.model, config.storage, config.train.full, row_tokens)
+    codec_of(config, tokenizer)
     if trains:
+        check_tracker(config)
         from arc_ray.models.lora import check_engine  # peft takes seconds to import, but only where it was imported
 
         check_engine(model, config.train)
@@ -96,7 +101,6 @@ def run_training(
     `share` may give rows that other runs have as well. `train` does the job from its newest checkpoint to its end.
     Raises UserError for what only the user can mend, and what `train` raises.
     """
-    check_tracker(config)
     warn_of_float16(config)
     folder, config = run_folder(config), with_rows(config)
     claim(folder, config, command)

@@ -78,7 +78,7 @@ def test_runs_are_made_once_and_in_order_but_not_for_a_folder_of_another_config(
     run_folder(config_of_run(asked, "second")).delete()
     claim(run_folder(asked), asked, "train")
     with pytest.raises(UserError, match=r"made by another config \(differs in: train\.lr\)"):
-        ensure(Needs(with_overrides(asked, {"train.lr": 1.0}), "train"), Terminal())
+        Needs(with_overrides(asked, {"train.lr": 1.0}), "train").check()
     assert made == ["tiny", "second"]
 
 

@@ -1,0 +1,112 @@
+"""`--dry-run` and `check` end with exit code 2 and one message where the command would, and print the rest before."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from builders import tiny_model, tiny_tokenizer
+from typer.testing import CliRunner
+
+from arc_ray.cli.looking import app
+from arc_ray.config import load_config
+from arc_ray.datasets.makers import claim_dataset
+from arc_ray.errors import UserError
+from arc_ray.runs.folder import claim, run_folder
+from arc_ray.storage import Folder
+
+CONFIG = """
+prompt: {format: compact, encoder: compact}
+data:
+  sources: {set: {kind: folder, path: tasks}, count: {kind: counting, examples: 4, max_side: 4}}
+  mix: {set: 1, count: 1}
+  validation: [set]
+  allow_overlap: true
+model: {base: base}
+train: {row_tokens: 256, batch_rows: 2}
+study: {compare: view.colors, arms: [keep, permute]}
+evaluate: {sets: [set]}
+"""
+TRAINING = ("train --dry-run", "tune --dry-run", "study --dry-run", "check")
+WITH_A_MODEL = (*TRAINING, "evaluate --dry-run")
+MAKING_DATA = (*TRAINING, "generate --dry-run")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a config, its tasks and its base, and what is wrong about each."""
+    folder = tmp_path_factory.mktemp("here")
+    for name in ("base", "no-tokenizer", "no-weights"):
+        tiny_model(seed=3).save_pretrained(folder / name)
+        tiny_tokenizer().save_pretrained(folder / name)
+    for path in (folder / "no-tokenizer").glob("token*"):
+        path.unlink()
+    (folder / "no-weights" / "model.safetensors").unlink()
+    (folder / "file").touch()
+    (folder / "tasks").mkdir()
+    pairs = [{"input": [[i]], "output": [[i]]} for i in range(4)]
+    for number in range(4):
+        (folder / "tasks" / f"{number}.json").write_text(json.dumps({"train": pairs[:3], "test": pairs[3:]}))
+    (folder / "c.yaml").write_text(CONFIG)
+    return folder
+
+
+@pytest.fixture
+def said(made: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str]]:
+    """Runs a command in that folder; returns the message of the mistake that ended it, and what it printed before."""
+    monkeypatch.chdir(made)
+
+    def run(words: str, *changes: str) -> tuple[str, str]:
+        command, *options = words.split()
+        result = CliRunner().invoke(app, [command, "c.yaml", *changes, *options])
+        assert result.exception is None or isinstance(result.exception, UserError), result.exc_info
+        return str(result.exception or ""), result.output
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("commands", "change", "message"),
+    [
+        (WITH_A_MODEL, "model.base=./nothere", "nothere: there is no such folder"),
+        (WITH_A_MODEL, "model.base=no-tokenizer", "no-tokenizer: there is no tokenizer in this folder"),
+        (WITH_A_MODEL, "model.base=no-weights", "no-weights: cannot be loaded as a model"),
+        (WITH_A_MODEL, "model.adapter=base", "base holds no adapter_config.json"),
+        (WITH_A_MODEL, "model.adapter=@nothere", "there is no run of this name"),
+        (WITH_A_MODEL, "prompt.encoder=plian", "there is no 'plian'"),
+        (WITH_A_MODEL, "data.sources.set.path=nothere", "nothere: no such folder"),
+        (WITH_A_MODEL, "scaling.use_gpu=true", "on this machine it would be refused: too few GPUs"),
+        (MAKING_DATA, "storage=file/runs", "nothing can be written to"),
+        (MAKING_DATA, 'data.sources.count={kind: plugin, generate: "no:f", dataset: x, task_id: y}', "no module no;"),
+        (TRAINING, "scaling.num_workers=[1, 2]", ""),
+        (TRAINING[:3], "train.tracker=wandb", "the package wandb is not installed"),
+        (("evaluate --dry-run",), "evaluate.checkpoint=./nothere", "nothere: there is no such folder"),
+    ],
+)
+def test_looking_fails_where_the_command_would(
+    said: Callable[..., tuple[str, str]], commands: tuple[str, ...], change: str, message: str
+) -> None:
+    """Catches exit code 0 for a command that would end with 2 once it is called, and a message about something else."""
+    for words in commands:
+        mistake, _ = said(words, change)
+        assert message in mistake if message else mistake == "", words
+
+
+def test_what_does_not_fit_here_is_said_after_all_else(said: Callable[..., tuple[str, str]]) -> None:
+    """Catches a laptop that keeps to itself what a training on GPUs would take: it is asked for just that."""
+    mistake, printed = said("train --dry-run", "scaling.use_gpu=true", "data.mix.count=0")
+    assert "plan: 1 steps" in printed
+    assert "this machine has 0" in mistake
+
+
+def test_looking_finds_folders_of_other_configs(said: Callable[..., tuple[str, str]], made: Path) -> None:
+    """Catches a study that makes data and trains for an hour before it finds that a folder is another's."""
+    config = load_config(made / "c.yaml", {"storage": str(made / "other")})
+    claim_dataset(Folder.at(str(made / "other/data/counting")), config.data.sources["count"])
+    for words in MAKING_DATA:
+        mistake, _ = said(words, "storage=other", "data.sources.count.max_side=5")
+        assert "data/counting was made by another config (differs in: max_side)" in mistake, words
+    claim(run_folder(config), config, "train")
+    for words in (*TRAINING[:3], "evaluate --dry-run"):
+        mistake, _ = said(words, "storage=other", "train.row_tokens=300")
+        assert "other/run was made by another config (differs in: " in mistake, words
