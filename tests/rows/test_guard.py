@@ -158,7 +158,7 @@ def test_a_checkpoint_is_held_against_the_sets_that_it_answers(tmp_path: Path, e
     Needs(answering, "evaluate").check()  # what it was trained on is gone, and named no tasks
 
 
-@pytest.mark.parametrize("kind", ["rearc_dump", "rearc", "plugin"])
+@pytest.mark.parametrize("kind", ["rearc_dump", "rearc", "plugin", "arcgen"])
 def test_examples_made_after_an_evaluated_rule_are_found_before_they_are_there(
     tmp_path: Path, evaluation: list[Task], kind: str
 ) -> None:
@@ -166,8 +166,12 @@ def test_examples_made_after_an_evaluated_rule_are_found_before_they_are_there(
     pair = {"input": [[1, 2]], "output": [[3]]}
     (tmp_path / "dump" / "tasks").mkdir(parents=True)
     (tmp_path / "dump" / "tasks" / "40853293.json").write_text(json.dumps([pair, pair]))
+    (tmp_path / "clone" / "tasks").mkdir(parents=True)
+    (tmp_path / "clone" / "common.py").write_text("")
+    (tmp_path / "clone" / "tasks" / "task_40853293.py").write_text("")
     plugin = {"generate": "example_plugins:mirrored", "dataset": "mirrored", "task_id": "40853293"}
     keys = {"rearc": {"tasks": ["40853293"]}, "rearc_dump": {"path": str(tmp_path / "dump")}, "plugin": plugin}
+    keys["arcgen"] = {"path": str(tmp_path / "clone")}
     sources = {"train": {"kind": kind, **keys[kind]}, "set": {**ARC, "split": "evaluation"}}
     leaking = config_from(
         tree(tmp_path, evaluation), {"data.sources": sources, "data.mix": {"train": 1}, "evaluate.sets": ["set"]}
