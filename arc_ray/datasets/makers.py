@@ -56,7 +56,7 @@ def maker_of(source: GeneratedSource) -> Maker:
             return Maker(
                 make=partial(arcgen.arcgen_example, source),
                 tasks=lambda: arcgen.arcgen_ids(source.path),
-                seconds=lambda task_id: arcgen.MEAN_SECONDS,
+                seconds=arcgen.arcgen_seconds,
                 may_yield_nothing=True,
                 identity=("kind", "seed", "max_side"),
                 made_with=lambda: {"code": arcgen.arcgen_digest(source.path), "verifiers": "none"},
