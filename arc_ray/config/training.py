@@ -70,7 +70,8 @@ class PromptConfig(Section):
     """output_from_examples, compact, input_from_inputs, describe or implement; `arc-ray peek --stage prompt` shows it."""
     encoder: str = "shape_rows"
     """How a grid is written: plain, separated (1|2), fenced, shape (height x width first), rows (row numbers), shape_rows
-    (both), repeated (111), symbols (rare letters), or compact (for the tiny model)."""
+    (both), repeated (111), symbols (rare letters), or compact (for the tiny model). With -columns, -snake or -spiral behind
+    it, as in compact-snake, cells are written in that order."""
     learn: Literal["asked", "all"] = "asked"
     """Learn the asked answer only, or every output after the first shown pair as well (n-1 more targets from one prompt)."""
 

@@ -10,7 +10,8 @@ with which it may merge:
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +29,9 @@ NoGrid = Literal[
 """Why a text is no grid."""
 
 DIGITS = tuple("0123456789")
+TRAVERSALS = ("rows", "columns", "snake", "spiral")
+"""Orders in which cells are written: row by row, column by column, every other row backwards, or around from the top left
+corner to the middle, in lines as long as rows."""
 SYMBOLS = ("ñ", "ò", "÷", "û", "ą", "ć", "ď", "ę", "Ě", "Ğ")
 """Single letters that are rare in text, for tokenizers that treat digits in groups (ironbar's arc24 chose such letters)."""
 
@@ -49,24 +53,30 @@ class Encoder:
     """The fence line states height x width, so that a model commits to the shape before the first cell."""
     closed: bool = False
     """Each row, the last one too, ends with a newline."""
+    traversal: str = "rows"
+    """Which cells the rows of the text hold."""
 
     def render(self, grid: Grid) -> str:
         """Write a grid (uint8, (h, w)) as text."""
-        lines = (self.separator.join([self.cells[c] for c in row]) for row in grid.tolist())
+        written = grid.ravel()[cells_in_lines(self.traversal, *grid.shape)]
+        lines = (self.separator.join([self.cells[c] for c in row]) for row in written.tolist())
         text = "\n".join(self._row_start(i) + line for i, line in enumerate(lines))
         return self._head(*grid.shape) + text + "\n" * self.closed + "\n```" * self.fence
 
     def cell_spans(self, height: int, width: int) -> npt.NDArray[np.int32]:
         """Return where each cell's text begins and ends in the rendered text: int32 (height * width, 2), in characters.
 
-        All colours' texts are of one length, so the spans depend on the shape alone.
+        Cells are in the grid's own order. All colours' texts are of one length, so the spans depend on the shape alone.
         """
+        order = cells_in_lines(self.traversal, height, width)
+        lines, length = order.shape
         size, step = len(self.cells[0]), len(self.cells[0]) + len(self.separator)
-        starts = np.array([len(self._row_start(row)) for row in range(height)])
-        row_lengths = starts + width * step - len(self.separator) + 1
-        rows = len(self._head(height, width)) + starts + np.cumsum(row_lengths) - row_lengths
-        cells = (rows[:, None] + step * np.arange(width)).reshape(-1, 1)
-        return (cells + np.array([0, size])).astype(np.int32)
+        starts = np.array([len(self._row_start(line)) for line in range(lines)])
+        line_lengths = starts + length * step - len(self.separator) + 1
+        begins = len(self._head(height, width)) + starts + np.cumsum(line_lengths) - line_lengths
+        spans = np.empty((order.size, 2), np.int32)
+        spans[order] = (begins[:, None] + step * np.arange(length))[..., None] + [0, size]
+        return spans
 
     @property
     def opening(self) -> str:
@@ -103,7 +113,9 @@ class Encoder:
             return "ragged"
         if len(rows) > MAX_SIDE or len(rows[0]) > MAX_SIDE:
             return "too_large"
-        grid = np.array(rows, np.uint8)
+        shape = (len(rows[0]), len(rows)) if self.traversal == "columns" else (len(rows), len(rows[0]))
+        grid = np.empty(shape, np.uint8)
+        grid.ravel()[cells_in_lines(self.traversal, *shape)] = rows
         return "shape_differs" if stated and stated != grid.shape else grid
 
     def _head(self, height: int, width: int) -> str:
@@ -133,10 +145,37 @@ assert all(len(encoder.cells) == NUM_COLORS for encoder in ENCODERS.values())
 
 
 def encoder_named(name: str) -> Encoder:
-    """Return the encoder of this name. Raises UserError naming the valid ones."""
-    if name not in ENCODERS:
-        raise UserError(f"prompt.encoder: there is no {name!r}; choose one of {', '.join(ENCODERS)}")
-    return ENCODERS[name]
+    """Return the encoder of this name, perhaps with the name of a traversal behind it, such as compact-snake. Raises
+    UserError naming the valid ones."""
+    base, dash, traversal = name.partition("-")
+    if base not in ENCODERS or traversal not in (TRAVERSALS[1:] if dash else ("",)):
+        raise UserError(
+            f"prompt.encoder: there is no {name!r}; choose one of {', '.join(ENCODERS)}, as it is or with"
+            f" {' or '.join(f'-{order}' for order in TRAVERSALS[1:])} behind it"
+        )
+    return replace(ENCODERS[base], name=name, traversal=traversal or "rows")
+
+
+@cache
+def cells_in_lines(traversal: str, height: int, width: int) -> npt.NDArray[np.int64]:
+    """Return the places in `grid.ravel()` of the cells in the lines of a grid's text: (lines, cells of a line).
+
+    cells_in_lines("snake", 2, 3)   -> [[0, 1, 2], [5, 4, 3]]
+    cells_in_lines("spiral", 3, 3)  -> [[0, 1, 2], [5, 8, 7], [6, 3, 4]]
+    """
+    cells = np.arange(height * width).reshape(height, width)
+    match traversal:
+        case "columns":
+            return cells.T
+        case "snake":
+            cells[1::2] = cells[1::2, ::-1].copy()
+        case "spiral":
+            sides, inner = [], cells
+            while inner.size:
+                sides.append(inner[0])
+                inner = np.rot90(inner[1:])
+            return np.concatenate(sides).reshape(height, width)
+    return cells
 
 
 class CellsMergeError(Exception):
@@ -164,7 +203,7 @@ class Template:
 def find_cell_ids(tokenizer: Any, encoder: Encoder) -> Ids:
     """Find each colour's tokens in the middle of a row of it: (10, tokens per cell). Raises CellsMergeError."""
     found: list[Ids] = []
-    begin, end = encoder.cell_spans(3, 3)[4] + 1
+    begin, end = np.sort(encoder.cell_spans(3, 3), axis=0)[4] + 1
     for color in range(NUM_COLORS):
         ids, offsets = _tokenize(tokenizer, "\n" + encoder.render(np.full((3, 3), color, np.uint8)) + "\n")
         found.append(ids[(offsets[:, 0] >= begin) & (offsets[:, 1] <= end)])
@@ -192,13 +231,13 @@ def make_template(tokenizer: Any, encoder: Encoder, cell_ids: Ids, height: int, 
     if (ids[slots] != cell_ids[colors.ravel()]).any():
         raise CellsMergeError(f"in a {height}x{width} grid a colour's token depends on its neighbours")
     begin = _token_at(offsets, 1 + len(encoder.opening))
-    return Template(ids[begin : slots[-1, -1] + 1], (slots - begin).astype(np.int32))
+    return Template(ids[begin : slots.max() + 1], (slots - begin).astype(np.int32))
 
 
 def find_seam(tokenizer: Any, encoder: Encoder, text: str, after_grid: bool, before_grid: bool) -> Ids:
     """Tokenize a text with what ends the grid before it, and what begins the grid after it. Raises CellsMergeError."""
     grid = encoder.render(np.zeros((2, 2), np.uint8))
-    end_of_cells = int(encoder.cell_spans(2, 2)[-1, 1])
+    end_of_cells = int(encoder.cell_spans(2, 2).max())
     ids, offsets = _tokenize(tokenizer, grid * after_grid + text + grid * before_grid)
     begin, end = 0, len(ids)
     if after_grid:

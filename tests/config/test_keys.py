@@ -11,7 +11,7 @@ from arc_ray.config.files import Loader
 from arc_ray.config.keys import all_keys, json_schema, keys_below
 from arc_ray.config.tree import SOURCE_KINDS, known_keys
 from arc_ray.errors import UserError
-from arc_ray.prompts.encoders import ENCODERS
+from arc_ray.prompts.encoders import ENCODERS, TRAVERSALS
 from arc_ray.prompts.formats import FORMATS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -66,7 +66,8 @@ def test_an_unknown_prefix_gets_a_hint(prefix: str, hint: str) -> None:
 def test_names_that_the_code_knows_are_in_the_reference() -> None:
     """Catches an encoder or prompt format that no user can find."""
     meanings = {key.name: key.meaning for key in all_keys()}
-    assert [name for name in ENCODERS if name not in meanings["prompt.encoder"]] == []
+    encoders = [*ENCODERS, *(f"-{order}" for order in TRAVERSALS[1:])]
+    assert [name for name in encoders if name not in meanings["prompt.encoder"]] == []
     assert [name for name in FORMATS if name not in meanings["prompt.format"]] == []
 
 

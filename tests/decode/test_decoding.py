@@ -29,7 +29,7 @@ from arc_ray.decode.likelihood import find_answers, score_answers
 from arc_ray.decode.writer import Writer, copied_draft, generate_greedily, generate_samples
 from arc_ray.models.attention import attends_to_all
 from arc_ray.prompts.codec import Codec
-from arc_ray.prompts.encoders import ENCODERS
+from arc_ray.prompts.encoders import encoder_named
 from arc_ray.rows.maker import write_rows
 from arc_ray.seeding import rng_for
 from arc_ray.views.view import plain_views
@@ -338,6 +338,8 @@ CASES = [
     ("tiny", "symbols"),
     ("tiny", "repeated"),
     ("tiny", "plain"),
+    ("tiny", "compact-spiral"),
+    ("tiny", "shape_rows-columns"),
     ("smollm", "shape_rows"),
     ("smollm", "separated"),
     ("smollm", "compact"),
@@ -357,7 +359,7 @@ TOKENIZERS = {
 
 @cache
 def grammar_of(tokenizer: str, encoder: str) -> tuple[Any, GridGrammar, int]:
-    format = "compact" if encoder == "compact" else "output_from_examples"
+    format = "compact" if encoder.startswith("compact") else "output_from_examples"
     codec = codec_of(TOKENIZERS[tokenizer](), encoder, format)
     return codec, GridGrammar(codec), codec.end_id
 
@@ -368,7 +370,7 @@ def test_every_grid_is_accepted_with_the_tokenizers_own_ids(tokenizer: str, enco
     codec, grammar, end = grammar_of(tokenizer, encoder)
     rng = rng_for("grammar", tokenizer, encoder)
     for shape in [(1, 1), (1, 30), (30, 1), (30, 30), (10, 9), *rng.integers(1, 31, (20, 2)).tolist()]:
-        text = ENCODERS[encoder].render(rng.integers(0, 10, shape).astype(np.uint8))
+        text = encoder_named(encoder).render(rng.integers(0, 10, shape).astype(np.uint8))
         state = grammar.start
         for token in [*_inner_ids(codec, text), end]:
             assert token in grammar.next(state), f"{encoder} {shape}"
@@ -391,9 +393,9 @@ def test_whatever_the_grammar_allows_is_a_grid(tokenizer: str, encoder: str):
             if token == end:
                 break
             written.append(token)
-        grid = ENCODERS[encoder].parse(codec.tokenizer.decode(written))
+        grid = encoder_named(encoder).parse(codec.tokenizer.decode(written))
         assert isinstance(grid, np.ndarray), f"{grid}: {codec.tokenizer.decode(written)!r}"
-        assert codec.tokenizer.decode(written) == ENCODERS[encoder].render(grid)
+        assert codec.tokenizer.decode(written) == encoder_named(encoder).render(grid)
         shapes.add(grid.shape)
     assert len(shapes) > 3
 

@@ -22,7 +22,7 @@ REAL = (
 
 def test_there_is_a_study_for_every_question() -> None:
     assert [path.stem for path in STUDIES] == [
-        *("colors", "count", "encoder", "n_minus_1", "overfit", "shape", "split", "tasks_or_examples")
+        *("colors", "count", "encoder", "n_minus_1", "overfit", "shape", "split", "tasks_or_examples", "traversal")
     ]
 
 
@@ -49,7 +49,7 @@ def test_a_ready_study_asks_in_its_first_line_and_can_be_planned(
 def test_a_ready_study_takes_a_real_model_by_keys_alone(path: Path, tmp_path: Path) -> None:
     """Catches a start that ignores the model given on the command line."""
     words = [*REAL, f"storage={tmp_path}"]
-    if path.stem in ("shape", "encoder"):
+    if path.stem in ("shape", "encoder", "traversal"):
         words.append("starts=" + next(w for w in path.read_text().splitlines() if "starts='" in w).split("'")[1])
     for variant in Needs(load_config(path, parse_assignments(words)), "study").variants:
         assert variant.model.base == "some/model"
