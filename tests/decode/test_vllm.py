@@ -18,7 +18,8 @@ from arc_ray.decode.writer import Answer, Writer, generate_greedily
 from arc_ray.errors import UserError
 from arc_ray.evaluate.evaluation import asking_codec, load_set
 from arc_ray.evaluate.questions import make_prompts
-from arc_ray.models.build import load_for_inference, save_weights, served, trainable, with_lora
+from arc_ray.models.build import load_for_inference, save_weights, served, trainable
+from arc_ray.models.lora import with_lora
 from arc_ray.models.weights import load_base
 from arc_ray.prompts.encoders import Ids
 from arc_ray.prompts.tokenizer import load_tokenizer
