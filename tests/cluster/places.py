@@ -63,19 +63,19 @@ def brought_up(lab: Lab, file: Path) -> Iterator[None]:
 
 
 @contextmanager
-def dashboard(lab: Lab, file: Path) -> Iterator[None]:
+def dashboard(lab: Lab, file: Path | str) -> Iterator[None]:
     """Bring the dashboard to the laptop, whose port a connection to a dead head may have for a while."""
     with ExitStack() as stack:
 
         def answers() -> bool:
             running = stack.enter_context(lab.running("ray", "dashboard", str(file)))
-            wait_until(lambda: running.poll() is not None or is_there(), 60, "no dashboard", every=2)
+            wait_until(lambda: running.poll() is not None or is_there(), 240, "no dashboard", every=2)
             return is_there()
 
         def is_there() -> bool:
             return jobs(lab, "list", check=False).returncode == 0
 
-        wait_until(answers, 120, "no dashboard", every=2)
+        wait_until(answers, 300, "no dashboard", every=2)
         yield
 
 

@@ -16,7 +16,7 @@ from commands import commands_in, program_of
 from fake_ec2 import fake_ec2
 from fake_lambda import fake_lambda
 from lab import ROOT, Lab, laboratory, missing, wait_until
-from places import address, fitted, jobs, num_nodes
+from places import address, dashboard, fitted, num_nodes
 
 from arc_ray.runs.obtain import obtain
 
@@ -151,8 +151,7 @@ class Laptop:
         with ExitStack() as beside:
             for text in commands:
                 if text.startswith("ray dashboard"):
-                    beside.enter_context(self.lab.running(*text.split()))
-                    wait_until(lambda: jobs(self.lab, "list", check=False).returncode == 0, 60, "no dashboard", every=2)
+                    beside.enter_context(dashboard(self.lab, text.split()[-1]))
                     yield text, ""
                 else:
                     yield text, self.run(text)
