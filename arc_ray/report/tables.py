@@ -107,10 +107,10 @@ def score_view(report: Report) -> dict[str, Any]:
     """Lay out scores, gains and counting, with their axes and what their intervals are and hold."""
     gains, rated = gain_table(report), report.scores[report.scores["rule"].isin(RULES)]
     highest = max([0.0, *rated["value"].astype(float), *rated["high"].dropna().astype(float)])
-    versions = report.scores.dropna(subset=["version"]).drop_duplicates("set")
+    versions = report.scores.dropna(subset=["version"]).groupby("set", sort=False)["version"]
     return {
         "scores": score_table(report),
-        "versions": dict(zip(versions["set"], versions["version"], strict=True)),
+        "versions": {name: " / ".join(dict.fromkeys(of_set)) for name, of_set in versions},
         "score_axis": Scale(0.0, next((end for end in (0.1, 0.2, 0.5) if end >= highest), 1.0), 0.0, 100.0),
         "seeds_note": _seeds_note(report),
         "gains": gains,

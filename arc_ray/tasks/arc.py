@@ -131,8 +131,7 @@ def _with_solutions(parse: Callable[[], Task], value: object, file: str) -> Task
 
 
 def _json_files(path: str) -> tuple[list[str], Callable[[str], bytes]]:
-    """List the JSON files below a folder or in a zip, sorted, without hidden ones (.x.json, __MACOSX), and say what reads
-    one. Raises UserError."""
+    """List the JSON files below a folder or in a zip, sorted, and say what reads one. Raises UserError."""
     place = Folder.at(path)
     if place.name.endswith(".zip"):
         names, read = _in_zip(path)
@@ -141,8 +140,13 @@ def _json_files(path: str) -> tuple[list[str], Callable[[str], bytes]]:
             names, read = place.files(), lambda name: read_file((place / name).uri)
         except OSError as error:
             raise UserError(f"{place.uri} is no folder that can be listed: {error}") from error
+    return visible(names, ".json"), read
+
+
+def visible(names: Iterable[str], suffix: str) -> list[str]:
+    """Return those names with a suffix that are not hidden, nor in a hidden folder (.x, __MACOSX)."""
     hidden = ("/.", "/__MACOSX/")
-    return [n for n in names if n.endswith(".json") and not any(mark in f"/{n}" for mark in hidden)], read
+    return [name for name in names if name.endswith(suffix) and not any(mark in f"/{name}" for mark in hidden)]
 
 
 def _from_files(

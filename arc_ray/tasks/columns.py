@@ -1,6 +1,7 @@
 """Tasks as records, lines of JSON or rows of Parquet, as the hub's data sets hold them; the config names their columns."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from fnmatch import fnmatch
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ import pyarrow as pa
 from arc_ray.config.sources import Columns, RecordsSource
 from arc_ray.errors import UserError
 from arc_ray.storage import Folder
-from arc_ray.tasks.arc import Unparsed, decode, read_file
+from arc_ray.tasks.arc import Unparsed, decode, read_file, visible
 from arc_ray.tasks.task import Task, parse_task
 
 Read = Callable[[], Any]
@@ -27,7 +28,7 @@ def record_tasks(source: RecordsSource) -> Unparsed:
     for file in _files(source):
         stem = file.rpartition("/")[2].rpartition(".")[0]
         for number, place, read in (_lines if source.kind == "jsonl" else _rows)(file):
-            task_id = _id_of(read, source.columns.id, place) if source.columns.id else f"{stem}-{number}"
+            task_id = _id_of(read, source.columns.id) or f"{stem}-{number}"
             if task_id in tasks:
                 raise UserError(f"{place}: task {task_id} is there already, at {places[task_id]}; ids must be unique")
             places[task_id] = place
@@ -41,7 +42,7 @@ def _files(source: RecordsSource) -> list[str]:
     if source.path and source.path.endswith(suffix):
         return [source.path]
     path = source.path or _from_hub(source, suffix)
-    found = [name for name in Folder.at(path).files() if name.endswith(suffix) and fnmatch(name, source.files)]
+    found = [name for name in visible(Folder.at(path).files(), suffix) if fnmatch(name, source.files)]
     if not found:
         raise UserError(f"{path}: no such folder, or no *{suffix} below it that `files: {source.files}` matches")
     return [(Folder.at(path) / name).uri for name in found]
@@ -82,11 +83,13 @@ def _rows(file: str) -> Iterator[tuple[int, str, Read]]:
         yield row + 1, f"{file}, row {row + 1}", lambda row=row: table.slice(row, 1).to_pylist()[0]
 
 
-def _id_of(read: Read, column: str, place: str) -> str:
-    record = read()
-    if not isinstance(record, dict) or record.get(column) is None:
-        raise UserError(f"{place}: no id in column {column}{_columns_of(record)}")
-    return str(record[column])
+def _id_of(read: Read, column: str | None) -> str | None:
+    """Return a record's id; None where it has none, which is told when it is parsed."""
+    with suppress(UserError):
+        record = read() if column else None
+        if isinstance(record, dict) and record.get(column) is not None:
+            return str(record[column])
+    return None
 
 
 def _parse(read: Read, task_id: str, columns: Columns, place: str) -> Task:
@@ -96,6 +99,8 @@ def _parse(read: Read, task_id: str, columns: Columns, place: str) -> Task:
         record = {columns.examples: record}
     if not isinstance(record, dict):
         raise UserError(f"{place}: a record is an object of columns; got a {type(record).__name__}")
+    if columns.id and record.get(columns.id) is None:
+        raise UserError(f"{place}: no id in column {columns.id}{_columns_of(record)}")
     sides = (
         {"train": columns.examples, "test": None}
         if columns.examples
@@ -128,6 +133,5 @@ def _unpacked(value: object, where: str) -> object:
     return decode(value.encode(), where) if isinstance(value, str) else value
 
 
-def _columns_of(record: object) -> str:
-    known = f"it has {', '.join(record)}" if isinstance(record, dict) else f"it is a {type(record).__name__}"
-    return f" ({known}); name the columns in the source's `columns`"
+def _columns_of(record: Mapping[str, Any]) -> str:
+    return f" (it has {', '.join(record)}); name the columns in the source's `columns`"

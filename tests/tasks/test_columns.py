@@ -98,6 +98,11 @@ def test_only_the_files_asked_for_are_read_and_only_the_selected_records_are_par
     write("jsonl", tmp_path / "data" / "test-0.jsonl", [{"broken": 1}])
     assert [task.id for task in load("jsonl", tmp_path, files="data/train-*", limit=1)] == ["train-0-1"]
     assert len(load("jsonl", tmp_path, files="data/train-*", skip_invalid=True)) == 2
+    (tmp_path / "data" / ".cache").mkdir()
+    (tmp_path / "data" / ".cache" / "train-1.jsonl").write_text("{")
+    named = {"files": "data/x*", "columns": {"id": "name"}, "skip_invalid": True}
+    write("jsonl", tmp_path / "data" / "x.jsonl", [{"name": "a", **TASK}, 3, {"name": "b"}, {"name": "c", **TASK}])
+    assert [task.id for task in load("jsonl", tmp_path, **named)] == ["a", "c"]
     with pytest.raises(UserError, match=r"train-0\.jsonl, line 3: task train-0-3: no column train \(it has nothing\)"):
         load("jsonl", tmp_path, files="data/train-*")
     with pytest.raises(UserError, match=r"no \*\.jsonl below it that `files: other\*` matches"):
