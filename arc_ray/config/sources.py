@@ -111,7 +111,7 @@ class ArcGenSource(GeneratorSource):
     dataset: str = "arcgen"
     """Folder below <storage>/data that holds the generated examples."""
     time_limit_seconds: float = Field(default=1.0, gt=0)
-    """A draw that takes more seconds of CPU is given up and named in the manifest: one in a hundred would take for ever."""
+    """A draw that takes more seconds of CPU is given up and named in the manifest: 7 in 1,000 would never end."""
 
 
 class CountingSource(Section):

@@ -69,7 +69,7 @@ def rearc_source(**changes: Any) -> RearcSource:
 
 
 def arcgen_source(path: Any, **changes: Any) -> ArcGenSource:
-    return ArcGenSource.model_validate({"kind": "arcgen", "path": str(path), "time_limit_seconds": 0.1, **changes})
+    return ArcGenSource.model_validate({"kind": "arcgen", "path": str(path), "time_limit_seconds": 10, **changes})
 
 
 def make_here(source: GeneratedSource, storage: Folder) -> dict[str, Any]:
@@ -271,7 +271,7 @@ def test_generators_of_a_clone_that_yield_nothing(task_id: str, message: str, tm
     monkeypatch.setattr("arc_ray.datasets.manifest.FIRST_EXAMPLES", 10)
     clone, storage = write_clone(tmp_path / "clone", task_id, "00000001"), Folder.at(str(tmp_path))
     folder = dataset_folder(storage, "arcgen")
-    manifest = make_here(every := arcgen_source(clone, examples=20), storage)
+    manifest = make_here(every := arcgen_source(clone, examples=20, time_limit_seconds=0.2), storage)
     with pytest.raises(UserError, match=f"task {task_id} has 0 usable examples, 2 are needed: .*{message}"):
         check_supply(arcgen_source(clone, tasks=[task_id]), manifest, folder)
     check_supply(every, manifest, folder)

@@ -338,7 +338,6 @@ CASES = [
     ("tiny", "symbols"),
     ("tiny", "repeated"),
     ("tiny", "plain"),
-    ("tiny", "compact-spiral"),
     ("tiny", "shape_rows-columns"),
     ("smollm", "shape_rows"),
     ("smollm", "separated"),

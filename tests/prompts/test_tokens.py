@@ -75,7 +75,7 @@ def same(a: list[tuple[Any, Any]], b: list[tuple[Any, Any]]) -> bool:
     return all(np.array_equal(x[0], y[0]) and np.array_equal(x[1], y[1]) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("encoder", [*ENCODERS, "compact-columns", "shape_rows-snake", "separated-spiral"])
+@pytest.mark.parametrize("encoder", [*ENCODERS, "shape_rows-columns"])
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 def test_looked_up_ids_are_the_tokenizers_own(tokenizer: str, encoder: str):
     """Every format, both ways to learn, all symmetries and colours: would catch any merge that look-up does not see."""
