@@ -13,7 +13,7 @@ from arc_ray.config import Config, config_from, load_config, with_overrides
 from arc_ray.config.searching import EvaluateConfig
 from arc_ray.config.sources import ArckitSource, RearcSource
 from arc_ray.errors import UserError
-from arc_ray.rows.guard import find_overlaps, refuse_overlap
+from arc_ray.rows.guard import find_overlaps, mixed, refuse_overlap
 from arc_ray.rows.prepare import prepare
 from arc_ray.runs.folder import checkpoint_name, claim, run_folder
 from arc_ray.study.needs import Needs
@@ -267,11 +267,12 @@ def test_rules_of_arcagi2_are_known_as_well(tmp_path: Path) -> None:
 def test_training_tasks_of_arcagi2_that_arcagi1_evaluates_are_named(tmp_path: Path) -> None:
     """Catches the contamination trap of ARC-AGI-2: 376 of its training tasks are ARC-AGI-1's evaluation tasks."""
     arcagi2 = {**ARC, "version": "arcagi2"}
-    mixed = between(tmp_path, {**arcagi2, "split": "training"}, {**ARC, "split": "evaluation"})
-    found = find_overlaps(mixed)
+    leaking = between(tmp_path, {**arcagi2, "split": "training"}, {**ARC, "split": "evaluation"})
+    found = find_overlaps(leaking)
     assert sum(" is evaluation task " in sentence for sentence in found) == 376
-    own = between(tmp_path, {**arcagi2, "split": "training"}, {**arcagi2, "split": "evaluation"})
-    assert find_overlaps(own) == []
+    ready = load_config(Path(__file__).parents[2] / "configs" / "arcagi2.yaml", {"storage": str(tmp_path)})
+    assert mixed(ready) == ["arc_training", "rearc"]
+    assert find_overlaps(ready) == []
     rearc = between(tmp_path, {"kind": "rearc"}, {**arcagi2, "split": "training"})
     assert sum(" is evaluation task " in sentence for sentence in find_overlaps(rearc)) == 391
 
