@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from arc_ray.config import config_from, to_yaml
+from arc_ray.scores.losses import ending_of
 from arc_ray.seeding import rng_for
 from arc_ray.storage import Folder
 
@@ -214,6 +215,7 @@ def make_answer(name: str, number: int, arm: str, skill: float) -> Record:
         "greedy": first.tolist(),
         "is_right": is_right,
         "cell_accuracy": 1.0 if is_right else float((wrong == truth).mean()) if luck < 0.92 else 0.0,
+        "ending": ending_of(truth, attempts, [*attempts, truth] if luck > 0.9 else attempts, asked, luck < 0.99),
     }
 
 

@@ -18,6 +18,7 @@ from arc_ray.evaluate.questions import SCORES_SUFFIX, Predictions, candidates_of
 from arc_ray.runs.folder import finish
 from arc_ray.scores.attempts import SELECTIONS, Attempts, Score, cell_accuracy, score_attempts, score_samples
 from arc_ray.scores.intervals import Effect, paired_effect
+from arc_ray.scores.losses import ending_of
 from arc_ray.scores.records import FloatArray, Interval, ScorePath, flat_record
 from arc_ray.scores.submission import write_submission
 from arc_ray.storage import Folder
@@ -127,7 +128,11 @@ def puzzle_scores(
             chosen[task.id].append(attempts)
             greedy[task.id].append(alone)
             samples[task.id].append([grid_of(row) for row in rows])
-            answers.append(_answer(name, task, i, config.view.max_shown, attempts, alone))
+            answer = _answer(name, task, i, config.view.max_shown, attempts, alone)
+            if (truth := task.test[i].output) is not None:
+                read = samples[task.id][-1]
+                answer["ending"] = ending_of(truth, attempts, read, task.test[i].input, was_asked=bool(rows))
+            answers.append(answer)
     if any(pair.output is None for task in tasks for pair in task.test):
         return {}, answers, chosen
     found = score_attempts(tasks, chosen, confidence)

@@ -30,6 +30,10 @@ GAINS = {
 """What one way of answering gains over another, in words, by what is gained by; in the order of the tables."""
 
 
+LONGEST_SIDES = (5, 10, 15, 20, 30)
+"""Longest sides of grids, in cells, by which outputs are grouped."""
+
+
 class Column(NamedTuple):
     """A column of the table of trials."""
 
@@ -105,6 +109,8 @@ def effect_axis(effects: Sequence[Mapping[str, Any]]) -> Scale:
 
 def score_view(report: Report) -> dict[str, Any]:
     """Lay out scores, gains and counting, with their axes and what their intervals are and hold."""
+    from arc_ray.scores.losses import ENDINGS
+
     gains, rated = gain_table(report), report.scores[report.scores["rule"].isin(RULES)]
     highest = max([0.0, *rated["value"].astype(float), *rated["high"].dropna().astype(float)])
     versions = report.scores.dropna(subset=["version"]).groupby("set", sort=False)["version"]
@@ -117,6 +123,8 @@ def score_view(report: Report) -> dict[str, Any]:
         "gain_axis": effect_axis(gains),
         "confidence": " and ".join(level(share) for share in sorted(report.scores["confidence"].unique())),
         "counting": question_table(report),
+        "losses": loss_table(report),
+        "endings": ENDINGS,
     }
 
 
@@ -160,6 +168,25 @@ def question_table(report: Report) -> dict[str, dict[str, dict[str, Row]]]:
     for row in report.scores[is_kind].to_dict("records"):
         table.setdefault(row["set"], {}).setdefault(row["question"], {})[row["arm"]] = row
     return {name: dict(sorted(kinds.items(), key=lambda item: item[0] != "all")) for name, kinds in table.items()}
+
+
+def loss_table(report: Report) -> dict[str, list[Row]]:
+    """Return set -> what became of its outputs: of each arm, all of them, then by size and by number of shown pairs."""
+    from arc_ray.scores.losses import shares_of_endings  # with SciPy, which whoever reads frames alone does without
+
+    confidence = config_value(report.config, "study.confidence", 0.95)
+    answers = report.answers[report.answers["ending"].notna()]
+    table: dict[str, list[Row]] = {}
+    for (name, arm), found in answers.groupby(["set", "arm"], sort=False):
+        side = found["truth"].map(lambda grid: next(s for s in LONGEST_SIDES if max(len(grid), len(grid[0])) <= s))
+        pairs = found["shown"].map(len)
+        groups = [("all", found)]
+        groups += [(f"sides up to {s}", part) for s, part in found.groupby(side)] if side.nunique() > 1 else []
+        groups += [(f"{n} shown pairs", part) for n, part in found.groupby(pairs)] if pairs.nunique() > 1 else []
+        for group, part in groups:
+            shares = shares_of_endings(part["ending"].tolist(), part["task"].tolist(), confidence)
+            table.setdefault(name, []).append({"arm": arm, "group": group, "of": len(part), "shares": shares})
+    return table
 
 
 def puzzle_table(report: Report, chosen: Mapping[str, DataFrame]) -> list[Row]:

@@ -515,6 +515,22 @@ def test_report_needs_neither_ray_nor_torch() -> None:
     assert done.stdout.strip() == "set()"
 
 
+def test_every_output_is_somewhere_in_the_table_of_losses(study: Path) -> None:
+    """Would catch an output counted twice or not at all, and groups that are not the outputs of their arm."""
+    report = load(str(study))
+    table = tables.loss_table(report)
+    assert set(table) == set(SETS)
+    for name, rows in table.items():
+        for row in rows:
+            assert sum(share.value for share in row["shares"].values()) == pytest.approx(1)
+        for arm in report.arms:
+            found = report.answers[(report.answers["set"] == name) & (report.answers["arm"] == arm)]
+            whole, *parts = [row for row in rows if row["arm"] == arm]
+            assert (whole["group"], whole["of"]) == ("all", len(found))
+            assert whole["shares"]["right"].value == pytest.approx(found["is_right"].mean())
+            assert sum(row["of"] for row in parts if "sides" in row["group"]) == len(found)
+
+
 def test_a_folder_that_tune_wrote_is_a_search(tmp_path: Path) -> None:
     """Would catch a report that needs our own folders, and a failed trial that Tune's folder hides."""
     folder, trials = tmp_path / "experiment", []

@@ -1,0 +1,57 @@
+"""Where the points are lost: what became of each test output, in one class, and the shares of the classes."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from arc_ray.scores.attempts import cell_accuracy
+from arc_ray.scores.intervals import share_interval, units_of
+from arc_ray.scores.records import Interval
+from arc_ray.tasks.task import Grid, same_grid
+
+FEW_WRONG = 0.1
+"""At most this share of cells is wrong in an answer that is nearly right."""
+
+ENDINGS: Mapping[str, str] = {
+    "right": "An attempt is the right grid.",
+    "not_chosen": "The right grid is among the answers of all views, but not among the two attempts: selection lost it.",
+    "few_wrong": f"An attempt has the right size, and at most {100 * FEW_WRONG:g} % of its cells are wrong.",
+    "many_wrong": "An attempt has the right size, and more of its cells are wrong.",
+    "copy": "An attempt is the input, unchanged.",
+    "wrong_size": "Every attempt has another size than the right grid.",
+    "no_grid": "Nothing that was written could be read as a grid.",
+    "not_asked": "The prompt was too long, so nothing was written.",
+}
+"""What becomes of an output, the better endings first -> what that means. The first that fits holds."""
+
+
+def ending_of(
+    truth: Grid, attempts: Sequence[Grid], candidates: Sequence[Grid | None], given: Grid, was_asked: bool = True
+) -> str:
+    """Name what became of an output; `candidates` are all answers to it, `given` is its input."""
+    if any(same_grid(truth, grid) for grid in attempts):
+        return "right"
+    if any(same_grid(truth, grid) for grid in candidates):
+        return "not_chosen"
+    cells = max((cell_accuracy(truth, grid) for grid in attempts), default=0.0)
+    if cells >= 1 - FEW_WRONG:
+        return "few_wrong"
+    if any(same_grid(given, grid) for grid in attempts):
+        return "copy"
+    if any(grid.shape == truth.shape for grid in attempts):
+        return "many_wrong"
+    if attempts:
+        return "wrong_size"
+    return "no_grid" if was_asked else "not_asked"
+
+
+def shares_of_endings(endings: Sequence[str], task_ids: Sequence[str], confidence: float) -> dict[str, Interval]:
+    """Return the share of each ending that occurs, with its interval over tasks; both sequences have an item an output."""
+    tasks, number = np.unique(task_ids, return_inverse=True)
+    of = np.bincount(number, minlength=len(tasks)).astype(np.float64)
+    units, _ = units_of(tasks.tolist())
+    found = {}
+    for ending in [ending for ending in ENDINGS if ending in set(endings)]:
+        ended = np.bincount(number, weights=np.array(endings) == ending, minlength=len(tasks)).astype(np.float64)
+        found[ending] = Interval(*map(float, share_interval(ended, of, units, confidence)))
+    return found
