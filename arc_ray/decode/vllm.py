@@ -64,8 +64,9 @@ class VllmWriter:
             if self._adapter:
                 self._engine.llm_engine.add_lora(self._adapter)
         except (ValueError, RuntimeError) as error:
+            why = " ".join(str(error).split())  # pydantic's has several lines
             raise UserError(
-                f"evaluate.backend vllm: it does not serve {base}: {error}; set evaluate.backend=transformers"
+                f"evaluate.backend vllm: it does not serve {base}: {why}; set evaluate.backend=transformers"
             ) from error
 
     def write(
