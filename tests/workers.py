@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 HEAVY = [
-    "deepspeed.runtime.zero.muon.muon_optimizer",  # which compiles, and DeepSpeed imports late
+    "deepspeed",
     "transformers.models.llama.modeling_llama",
     "arc_ray.rows.prepare",
     "arc_ray.train.run",

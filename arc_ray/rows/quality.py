@@ -25,18 +25,21 @@ QUANTILES = {"shortest": 0.0, "median": 0.5, "p95": 0.95, "longest": 1.0}
 """Name -> quantile of the tokens of a source's planned views."""
 
 
-def describe_data(config: Config, ancestors: Mapping[str, Config], has_model: bool = True) -> dict[str, Any]:
+def describe_data(
+    config: Config, ancestors: Mapping[str, Config], has_model: bool = True, plan: Plan | None = None
+) -> dict[str, Any]:
     """Describe the data of a config's mix, validation and evaluation, whatever overlaps. Raises UserError.
 
     `ancestors` are the runs that its weights come from. Returns {"sources": {name: counts}, "lengths": {name:
     {"shortest": tokens...}}, "waste": shares of places without a token, "met": {evaluated name: {"asked": pairs, "met":
     pairs}}, "overlap": sentences}, for JSON. Without a model there is no tokenizer yet: lengths and waste are empty.
+    `plan` is the config's, where it is known.
     """
-    storage, plan = Folder.at(config.storage), None
+    storage = Folder.at(config.storage)
     names = dict.fromkeys([*mixed(config), *config.data.validation, *config.evaluate.sets])
     tasks = {name: load_source(config.data.sources[name], storage) for name in names}
     tables = {name: TaskTable.of(tasks[name]) for name in names}
-    if has_model:
+    if has_model and plan is None:
         plan = plan_rows(config, tables, codec_of(config, load_tokenizer(config.model, config.storage)))
     return {
         "sources": {name: _source_counts(config, name, tasks[name], tables[name]) for name in names},

@@ -1,17 +1,21 @@
-"""Ray Data, streaming: planned rows are made by data tasks on CPUs while the workers train."""
+"""Rows on their way: what makes them is in Ray's store, and Ray Data makes them on CPUs while the workers train."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import chain, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import ray
 
 from arc_ray.cluster.roles import data_selector, live_room
-from arc_ray.rows.maker import Batch, RowMaker
+from arc_ray.config import Config
+from arc_ray.rows.maker import Batch, RowMaker, ValidationSet
+from arc_ray.rows.plan import Plan
+from arc_ray.rows.prepare import Prepared, keep, plan_key, prepare
+from arc_ray.storage import Folder
 
 BLOCK_TOKENS = 2**21
 """Places for tokens in the rows that one data task makes: 25 MB, a tenth of a second. Smaller blocks would spend most of
@@ -20,6 +24,41 @@ their time on Ray's scheduling, which looks for finished tasks every 0.1 s."""
 DATA_TASKS = 2
 """Data tasks at a time for one training worker. Each makes millions of tokens a second, more than a GPU takes; every
 further one is a process that has to start, with 250 MB, before the first step."""
+
+
+class SharedRows(NamedTuple):
+    """What workers make rows and validate with, in Ray's object store."""
+
+    plan: Plan
+    maker: "ray.ObjectRef[RowMaker]"
+    validation: "ray.ObjectRef[ValidationSet | None]"
+
+
+def in_store(prepared: Prepared) -> SharedRows:
+    """Put what workers need into the store; it stays there as long as this process has a reference."""
+    return SharedRows(prepared.plan, ray.put(prepared.maker), ray.put(prepared.validation))
+
+
+class Preparer:
+    """An actor that prepares the trials of a search; what it puts into Ray's object store stays as long as it lives."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Any] = {}
+        self._shared: dict[str, SharedRows] = {}
+
+    def plan(self, config: Config) -> Plan:
+        """Return the plan that a trial would have. Raises UserError."""
+        return prepare(config, known=self._known).plan
+
+    def share(self, config: Config, folder: Folder) -> SharedRows:
+        """Prepare a trial whose folder is claimed. Raises UserError."""
+        prepared, key = prepare(config, folder, self._known), plan_key(config)
+        kept = keep(prepared, folder)
+        if kept is not prepared:  # it goes on with the plan that it began with
+            return in_store(kept)
+        if key not in self._shared:
+            self._shared[key] = in_store(prepared)
+        return self._shared[key]
 
 
 def stream_rows(

@@ -24,7 +24,7 @@ from arc_ray.study.comparing import EFFECT_KEYS, analyse, answer, finalists, spl
 from arc_ray.study.evaluating import evaluate_arms, shares
 from arc_ray.study.needs import Needs
 from arc_ray.train.run import run_training
-from arc_ray.tune.space import num_trials
+from arc_ray.tune.space import Point, num_trials
 from arc_ray.tune.trials import Trial, candidates, rank, write_search
 
 if TYPE_CHECKING:
@@ -52,13 +52,15 @@ def run_study(needs: Needs, progress: Progress) -> dict[str, Any]:
         progress.stage(next(numbers), NUM_STAGES, title)
 
     ensure(needs, progress, stage)
+    search = make_search(needs, progress)
     if not folder.exists("quality.json"):
         ancestors = {key: run for variant in needs.variants for key, run in lineage(config, variant).items()}
-        folder.write_json("quality.json", describe_data(with_all_data(needs.variants), ancestors))
+        data = with_all_data(needs.variants)
+        folder.write_json("quality.json", describe_data(data, ancestors, plan=search.plan(data)))
     stage(
         f"search: {num_trials(config, needs.points)} trials, then {len(config.study.seeds)} fresh seeds of each arm's best"
     )
-    found = search_and_measure(needs, progress)
+    found = search_and_measure(search, needs.points, progress)
     analysis = analyse(config, found)
     folder.write_json("analysis.json", analysis)
     stage("evaluation")
@@ -161,11 +163,10 @@ def with_all_data(variants: Sequence[Config]) -> Config:
     return variants[0].model_copy(update={"data": data.model_copy(update={"mix": mix})})
 
 
-def search_and_measure(needs: Needs, progress: Progress) -> list[Trial]:
+def search_and_measure(search: "Search", points: Sequence[Point], progress: Progress) -> list[Trial]:
     """Search with early stopping, then train each arm's chosen setting to its end with fresh seeds."""
-    search = make_search(needs, progress)
-    chosen = finalists(needs.config, search.run(needs.points))
-    settings = dict.fromkeys(" ".join(split(needs.config, point)[:2]) for point in chosen)
+    chosen = finalists(search.config, search.run(points))
+    settings = dict.fromkeys(" ".join(split(search.config, point)[:2]) for point in chosen)
     progress.note(f"chosen on one half of the validation tasks: {'; '.join(settings)}")
     search.run_points(chosen, stop_early=False)
     return search.ended

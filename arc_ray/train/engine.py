@@ -81,10 +81,15 @@ def _merged(base: Any, over: Any) -> Any:
 
 
 def import_deepspeed() -> Any:
-    """Import DeepSpeed without an extension, for inference, that it would compile on every CPU machine for a minute."""
+    """Import DeepSpeed, and keep it from compiling what is not used here: a minute of every CPU machine's time.
+
+    That is an extension for inference, and the optimizer Muon, for which every worker would load torch's compiler.
+    """
     import deepspeed
+    from deepspeed.runtime import compiler
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    compiler.compile = lambda *_, **__: lambda function: function
     return deepspeed
 
 

@@ -5,7 +5,7 @@ import uuid
 import warnings
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 import ray.train
@@ -18,10 +18,9 @@ from arc_ray.config.training import ScalingConfig
 from arc_ray.errors import UserError, mistake_in, unwrapped
 from arc_ray.models.build import check_model
 from arc_ray.models.estimate import rows_for
-from arc_ray.rows.maker import RowMaker, ValidationSet
 from arc_ray.rows.plan import Plan
-from arc_ray.rows.prepare import Prepared, codec_of, keep, prepare
-from arc_ray.rows.stream import settle_data_scheduling
+from arc_ray.rows.prepare import codec_of, keep, prepare
+from arc_ray.rows.stream import SharedRows, in_store, settle_data_scheduling
 from arc_ray.runs.folder import as_made, checkpoint_steps, claim, finish, is_finished, read_metrics, run_folder
 from arc_ray.storage import Folder
 from arc_ray.train.alone import OneWorker
@@ -55,22 +54,9 @@ def with_rows(config: Config) -> Config:
     return with_overrides(config, {"train.micro_rows": rows})
 
 
-class SharedRows(NamedTuple):
-    """What workers make rows and validate with, in Ray's object store."""
-
-    plan: Plan
-    maker: "ray.ObjectRef[RowMaker]"
-    validation: "ray.ObjectRef[ValidationSet | None]"
-
-
 def share_rows(config: Config, folder: Folder) -> SharedRows:
     """Prepare a run whose folder is claimed, and put what its workers need into the store. Raises UserError."""
     return in_store(keep(prepare(config, folder), folder))
-
-
-def in_store(prepared: Prepared) -> SharedRows:
-    """Put what workers need into the store; it stays there as long as this process has a reference."""
-    return SharedRows(prepared.plan, ray.put(prepared.maker), ray.put(prepared.validation))
 
 
 def train_in_group(job: Job, callbacks: Sequence[ray.train.UserCallback] = ()) -> None:

@@ -21,12 +21,12 @@ from arc_ray.config import Config
 from arc_ray.errors import UserError, unwrapped
 from arc_ray.progress import watched
 from arc_ray.rows.plan import Plan
-from arc_ray.rows.stream import settle_data_scheduling
+from arc_ray.rows.stream import Preparer, settle_data_scheduling
 from arc_ray.runs.folder import is_finished, run_folder
 from arc_ray.train.run import worker_environment
 from arc_ray.tune.space import Point, fixed_parts, points, trial_folder
 from arc_ray.tune.stopping import SCORE, Ends, final_errors, make_scheduler
-from arc_ray.tune.trainable import Preparer, train_trial, trial_resources
+from arc_ray.tune.trainable import train_trial, trial_resources
 from arc_ray.tune.trials import Trial, TrialReader, known_points
 
 WATCH_SECONDS = 3.0
@@ -51,8 +51,8 @@ class Search:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         return ray.remote(Preparer).options(num_cpus=0, scheduling_strategy=here).remote()
 
-    def _plan(self, config: Config) -> Plan:
-        """Ask for the plan that a trial would have."""
+    def plan(self, config: Config) -> Plan:
+        """Make the plan that a trial of this config would have; the trials that have it make it no more. Raises UserError."""
         with unwrapped():
             return ray.get(self._preparer.plan.remote(config))
 
@@ -75,7 +75,7 @@ class Search:
             scheduler = FIFOScheduler()
             if stop_early:
                 apart = self.config.study.compare if self.in_study else None
-                scheduler = make_scheduler(self.config, trials, apart, self._plan)
+                scheduler = make_scheduler(self.config, trials, apart, self.plan)
             with self._watched(lambda: trials):
                 space = {"point": ray.tune.grid_search(list(trials)), "to_the_end": not stop_early}
                 self._fit(space, ray.tune.TuneConfig(scheduler=scheduler), len(trials))
@@ -96,7 +96,7 @@ class Search:
             tune_config = ray.tune.TuneConfig(
                 search_alg=Proposals(config.tune.space, fixed, known, number, config.seed, SCORE),
                 num_samples=number,
-                scheduler=make_scheduler(config, proposed, None, self._plan),
+                scheduler=make_scheduler(config, proposed, None, self.plan),
             )
             with self._watched(lambda: known_points(config, fixed)):
                 self._fit({"to_the_end": False}, tune_config, number)

@@ -1,7 +1,4 @@
-"""What Ray Tune calls for each trial, and what trials share.
-
-Tasks, guard, codec, plan and validation rows are made in one process, once for all trials that agree in them.
-"""
+"""What Ray Tune calls for each trial."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -15,15 +12,11 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from arc_ray.cluster.roles import TRIAL_CPUS
 from arc_ray.config import Config
-from arc_ray.rows.plan import Plan
-from arc_ray.rows.prepare import keep, plan_key, prepare
 from arc_ray.runs.folder import checkpoint_steps, is_finished, read_metrics, run_folder
 from arc_ray.runs.machine import usable_cores
 from arc_ray.storage import Folder
 from arc_ray.train.alone import train_alone
 from arc_ray.train.run import (
-    SharedRows,
-    in_store,
     is_alone,
     run_training,
     train_in_group,
@@ -33,28 +26,6 @@ from arc_ray.train.worker import Job
 from arc_ray.tune.space import Point, trial_config
 from arc_ray.tune.stopping import SCORE, TIME
 from arc_ray.tune.trials import merit, write_status
-
-
-class Preparer:
-    """An actor that prepares the trials of a search; what it puts into Ray's object store stays as long as it lives."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, Any] = {}
-        self._shared: dict[str, SharedRows] = {}
-
-    def plan(self, config: Config) -> Plan:
-        """Return the plan that a trial would have. Raises UserError."""
-        return prepare(config, known=self._known).plan
-
-    def share(self, config: Config, folder: Folder) -> SharedRows:
-        """Prepare a trial whose folder is claimed. Raises UserError."""
-        prepared, key = prepare(config, folder, self._known), plan_key(config)
-        kept = keep(prepared, folder)
-        if kept is not prepared:  # it goes on with the plan that it began with
-            return in_store(kept)
-        if key not in self._shared:
-            self._shared[key] = in_store(prepared)
-        return self._shared[key]
 
 
 def trial_resources(parameters: dict[str, Any]) -> PlacementGroupFactory:

