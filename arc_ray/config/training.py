@@ -116,8 +116,8 @@ class ModelConfig(Section):
     """Which weights training starts from."""
 
     base: ModelName | None = None
-    """Built-in name (smollm2; obtained when needed), folder, hub name, or "@run": the final checkpoint of a run named
-    under `runs` or in the storage folder."""
+    """Name, built in (smollm2) or of a hub (owner/name, perhaps @revision), obtained when needed into <storage>/models;
+    folder; or "@run": the final checkpoint of a run named under `runs` or in the storage folder."""
     scratch: ScratchConfig | None = None
     """Instead of a base: a small model from random weights (use with train.full)."""
     adapter: ModelName | None = None
