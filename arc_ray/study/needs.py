@@ -65,8 +65,8 @@ class Needs:
     def names(self) -> list[str]:
         """What has a name and is obtained by it: models that variants and runs start from, sets that sources read."""
         bases = [c.model.base for c in [*self.variants, *self.runs] if c.model.base and not c.model.scratch]
-        sets = {getattr(source, "version", None) for source in self.sources.values()} & SETS.keys()
-        return sorted(sets.union(filter(is_model_name, bases)))
+        versions = [getattr(source, "version", "") for source in self.sources.values()]
+        return sorted({*filter(is_model_name, bases), *(version for version in versions if version in SETS)})
 
     @cached_property
     def sources(self) -> dict[str, AnySource]:

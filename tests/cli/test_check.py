@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from arc_ray.cli.looking import app
 from arc_ray.config import load_config
+from arc_ray.config.sources import CountingSource
 from arc_ray.datasets.makers import claim_dataset
 from arc_ray.errors import UserError
 from arc_ray.runs.folder import claim, run_folder
@@ -102,7 +103,9 @@ def test_what_does_not_fit_here_is_said_after_all_else(said: Callable[..., tuple
 def test_looking_finds_folders_of_other_configs(said: Callable[..., tuple[str, str]], made: Path) -> None:
     """Catches a study that makes data and trains for an hour before it finds that a folder is another's."""
     config = load_config(made / "c.yaml", {"storage": str(made / "other")})
-    claim_dataset(Folder.at(str(made / "other/data/counting")), config.data.sources["count"])
+    counting = config.data.sources["count"]
+    assert isinstance(counting, CountingSource)
+    claim_dataset(Folder.at(str(made / "other/data/counting")), counting)
     for words in MAKING_DATA:
         mistake, _ = said(words, "storage=other", "data.sources.count.max_side=5")
         assert "data/counting was made by another config (differs in: max_side)" in mistake, words
