@@ -112,6 +112,10 @@ class LoraConfig(Section):
     """Weight-decomposed adapters: slower, and vLLM does not serve them."""
 
 
+HubKernel = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+(@[\w.-]+)?(:\w+)?$")]
+"""Attention from a hub, as transformers names it: owner/name, a revision, a function."""
+
+
 class ModelConfig(Section):
     """Which weights training starts from."""
 
@@ -128,9 +132,10 @@ class ModelConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Arithmetic of the forward pass; "auto" is bfloat16 on GPUs that compute in it, else float32, and a run keeps what
     it began with. float16 diverged after an hour for others."""
-    attention: Literal["auto", "sdpa", "flash_attention_2", "flex_attention", "eager"] = "auto"
+    attention: Literal["auto", "sdpa", "flash_attention_2", "flex_attention", "eager"] | HubKernel = "auto"
     """Attention implementation; "auto" takes flash_attention_2 where it is installed with a GPU, else sdpa, which
-    computes nothing between two views unless the model's attention is windowed."""
+    computes nothing between two views unless the model's attention is windowed. A hub's kernel, such as
+    kernels-community/flash-attn2, needs the package kernels."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about 30 % more time."""
 

@@ -6,6 +6,7 @@ the prompts are read, `logits` are those after each: (rows, vocabulary).
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 
 from arc_ray.decode.cache import RowCache, attending_to_cache
 from arc_ray.decode.kernels import Forward, can_replay, recorded
+from arc_ray.errors import UserError
 from arc_ray.models.attention import (
     Spans,
     attends_to_all,
@@ -141,7 +143,7 @@ class PaddedRows:
 
     def select(self, rows: Sequence[int]) -> None:
         index = torch.tensor(rows, device=self.device)
-        self._cache.batch_select_indices(index)
+        self._cache.reorder_cache(index)  # unlike batch_select_indices, recurrent states know it
         self._is_used, self._length = self._is_used[index], self._length[index]
 
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor, keep: int) -> torch.Tensor:
@@ -155,7 +157,15 @@ Continuations = CachedRows | PaddedRows
 
 
 def read_prompts(model: Any, prompts: Sequence[Ids], pad_id: int, room: int) -> Continuations:
-    """Read prompts, each of which may grow by `room` tokens; a model that attends otherwise has transformers' own cache."""
+    """Read prompts, each of which may grow by `room` tokens; a model that attends otherwise has transformers' own cache.
+
+    Raises UserError for a model that cannot have it.
+    """
+    if "past_key_values" not in signature(type(model.get_decoder()).forward).parameters:
+        raise UserError(
+            f"{type(model).__name__} keeps what it has read in a state of its own, from which answers of a batch cannot go on:"
+            f" take a model with attention, or one of both (Qwen3.5)"
+        )
     is_packed = use_by_view(model) or (takes_flash_lengths(model) and attends_to_all(model))
     if is_packed and not reads_one_by_one(model):
         return CachedRows(model, prompts, room)

@@ -141,7 +141,12 @@ def use_by_view(model: Any) -> bool:
 
 def takes_flash_lengths(model: Any) -> bool:
     """Tell whether packed rows are read by the package flash_attn, a kernel like it from a hub, or a stand-in."""
-    return "flash" in (model.config._attn_implementation or "") and not reads_one_by_one(model)
+    from transformers import AttentionInterface
+    from transformers.integrations.flash_attention import flash_attention_forward
+
+    name = model.config._attn_implementation or ""
+    is_flash = "flash" in name or AttentionInterface().get(name) is flash_attention_forward
+    return is_flash and not reads_one_by_one(model)
 
 
 def attends_to_all(model: Any) -> bool:

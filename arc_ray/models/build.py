@@ -19,6 +19,7 @@ from arc_ray.models.weights import (
     DTYPES,
     SCRATCH_POSITIONS,
     load_base,
+    read_config,
     with_saved_adapter,
 )
 from arc_ray.prompts.tokenizer import load_tokenizer, make_tiny_tokenizer, tiny_corpus
@@ -65,12 +66,16 @@ def check_model(config: ModelConfig, storage: str, full: bool, row_tokens: int |
 
     What an adapter "@run" will hold is not known yet. Returns the model's skeleton and the tokenizer. Raises UserError.
     """
-    is_here = "flash" not in config.attention or importlib.util.find_spec("flash_attn") is not None
-    if not is_here and "RAY_ADDRESS" not in os.environ:
+    package = {"flash_attention_2": "flash_attn"}.get(
+        config.attention, "kernels" if "/" in config.attention else "torch"
+    )
+    if importlib.util.find_spec(package) is None and "RAY_ADDRESS" not in os.environ:
         raise UserError(
-            f"model.attention {config.attention}: the package flash_attn is not installed here;"
-            f" model.attention=auto takes it where it is"
+            f"model.attention {config.attention}: the package {package} is not installed here; model.attention=auto takes"
+            f" what is there"
         )
+    if not config.scratch:
+        read_config(model_path(config.base, storage, weights=False))
     tokenizer = load_tokenizer(config, storage)
     if (config.adapter or "").startswith("@"):
         config = config.model_copy(update={"adapter": None})

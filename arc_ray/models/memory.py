@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from arc_ray.config.training import GRADIENT_BUCKET
-from arc_ray.models.attention import Spans, hidden_states
+from arc_ray.models.attention import Spans, hidden_states, packs
 from arc_ray.models.build import trainable
 
 RUNTIME_BYTES = int(1.2e9)
@@ -28,6 +28,8 @@ MASTER_BYTES = 4
 """ZeRO's own copy of a trained weight, or of its gradient while the optimizer steps, float32."""
 LIVE_WEIGHTS = 10**9
 """DeepSpeed's stage3_max_live_parameters."""
+RECURRENT_TOKENS = 256
+"""Tokens of the parts of a row that a model with recurrent layers is run over."""
 COMPILED_SHARE = 0.77
 """Share of the activations that compiled layers keep, as fused ones are computed again: 0.74 to 0.80 on an H100."""
 
@@ -103,25 +105,39 @@ def rows_that_fit(held: Footprint, rows: int, capacity: int) -> int:
 def simulate_pass(skeleton: Any, rows: int, row_tokens: int, learned: int) -> Pass:
     """Run a model of the meta device over fake rows; `learned` is the number of learned tokens in all rows together.
 
+    Recurrent layers, which take minutes, are run over one and two parts of a row: each further one adds what the second does.
+    """
+    parts = 1 if packs(skeleton) else max(row_tokens // RECURRENT_TOKENS, 1)
+    peaks = []
+    for number in (1, max(learned, 1)):
+        of_parts = [
+            _peak_of_layers(skeleton, rows, n * row_tokens // parts, max(n * number // parts, 1))
+            for n in range(1, 3)[:parts]
+        ]
+        peaks.append(of_parts[0] + (parts - 1) * (of_parts[-1] - of_parts[0]))
+    return Pass(peaks[0], peaks[1] - peaks[0])
+
+
+def _peak_of_layers(skeleton: Any, rows: int, row_tokens: int, learned: int) -> int:
+    """Return the highest number of bytes alive during a pass.
+
     Of many layers that are alike only the first two and three are run: each further one adds what the third does. Where
-    layers of several kinds take turns, a turn is what a layer is elsewhere.
+    layers of several kinds take turns, one turn and two are.
     """
     decoder = skeleton.get_decoder()
-    layers, peaks = getattr(decoder, "layers", ()), []
+    layers = getattr(decoder, "layers", ())
     turn = _turn([_shapes(layer) for layer in layers])
     turns, rest = divmod(len(layers), turn)
-    for number in (1, max(learned, 1)):
-        if turns < 4:
-            peaks.append(_peak(skeleton, rows, row_tokens, number))
-            continue
-        try:
-            decoder.layers = layers[: 2 * turn + rest]
-            two = _peak(skeleton, rows, row_tokens, number)
-            decoder.layers = layers[: 3 * turn + rest]
-            peaks.append(two + (turns - 2) * (_peak(skeleton, rows, row_tokens, number) - two))
-        finally:
-            decoder.layers = layers
-    return Pass(peaks[0], peaks[1] - peaks[0])
+    few = 2 if turn == 1 else 1
+    if turns < few + 2:
+        return _peak(skeleton, rows, row_tokens, learned)
+    try:
+        decoder.layers = layers[: few * turn + rest]
+        peak = _peak(skeleton, rows, row_tokens, learned)
+        decoder.layers = layers[: (few + 1) * turn + rest]
+        return peak + (turns - few) * (_peak(skeleton, rows, row_tokens, learned) - peak)
+    finally:
+        decoder.layers = layers
 
 
 def _turn(kinds: Sequence[Any]) -> int:
@@ -135,7 +151,6 @@ def _shapes(layer: nn.Module) -> tuple[Any, ...]:
 
 
 def _peak(skeleton: Any, rows: int, row_tokens: int, learned: int) -> int:
-    """Return the highest number of bytes alive during a pass."""
     with FakeTensorMode(), _experts_multiplied(), _fake_weights(skeleton) as weights, _LiveBytes(weights) as live:
         for weight in trainable(skeleton).values():
             weight.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))  # counted apart

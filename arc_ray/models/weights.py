@@ -9,7 +9,7 @@ import torch
 from arc_ray.config.section import BUILT_IN
 from arc_ray.config.training import ModelConfig
 from arc_ray.errors import UserError
-from arc_ray.models.supported import longest_view
+from arc_ray.models.supported import TAKE_ANOTHER, longest_view
 from arc_ray.runs.base import explained, model_path
 from arc_ray.runs.obtain import obtaining
 
@@ -22,11 +22,12 @@ def load_base(config: ModelConfig, storage: str, device: Literal["cpu", "meta"] 
 
     Raises UserError, also for weights that the model has no place for and for places without weights.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
     path = model_path(config.base, storage, weights=device == "cpu")
+    about = read_config(path)
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(about)]
     with explained(path):
-        about = AutoConfig.from_pretrained(path)
         if quantized := getattr(about, "quantization_config", None):
             method = dict(quantized if isinstance(quantized, dict) else vars(quantized)).get("quant_method")
             raise UserError(
@@ -37,11 +38,11 @@ def load_base(config: ModelConfig, storage: str, device: Literal["cpu", "meta"] 
             device == "meta" and config.base not in BUILT_IN and any(obtaining([config.base], storage))
         ):  # weights come later
             with torch.device("meta"):
-                return AutoModelForCausalLM.from_config(about, dtype=DTYPES[config.dtype], attn_implementation="sdpa")
+                return AutoModelForCausalLM.from_config(about, dtype=DTYPES[config.dtype])
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=DTYPES[config.dtype],
-            attn_implementation=attention_implementation(config) if device == "cpu" else "sdpa",
+            attn_implementation=attention_implementation(config, kind) if device == "cpu" else None,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             device_map=None if device == "cpu" else device,
@@ -54,6 +55,27 @@ def load_base(config: ModelConfig, storage: str, device: Literal["cpu", "meta"] 
         mismatched=[f"{name} is {tuple(there)}, not {tuple(asked)}" for name, there, asked in found["mismatched_keys"]],
     )
     return model
+
+
+def read_config(path: str) -> Any:
+    """Read a model's config. Raises UserError where transformers knows no causal language model of its kind."""
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig, __version__
+
+    with explained(path):
+        written, _ = PreTrainedConfig.get_config_dict(path)
+        kind = written.get("model_type")
+        named = (
+            f"model.base {path}: its architecture is {kind} ({', '.join(written.get('architectures') or ['unnamed'])}),"
+        )
+        if kind and kind not in CONFIG_MAPPING:
+            own = ", and code that comes with a model is not run" if written.get("auto_map") else ""
+            raise UserError(
+                f"{named} which transformers {__version__} does not know{own}: a newer transformers may; else {TAKE_ANOTHER}"
+            )
+        about = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        if type(about) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise UserError(f"{named} which is no causal language model, one that continues a text: {TAKE_ANOTHER}")
+    return about
 
 
 def refuse_misfits(
@@ -78,21 +100,17 @@ def refuse_misfits(
 
 def most_tokens(config: ModelConfig, storage: str) -> int | None:
     """Return the most tokens that the model of a config reads alike, whatever is beside them; None if any number."""
-    from transformers import AutoConfig
-
     if config.scratch:
         return SCRATCH_POSITIONS
-    path = model_path(config.base, storage, weights=False)
-    with explained(path):
-        return longest_view(AutoConfig.from_pretrained(path))
+    return longest_view(read_config(model_path(config.base, storage, weights=False)))
 
 
-def attention_implementation(config: ModelConfig) -> str:
-    """Choose how attention is computed: flash attention where it is installed with a GPU, else PyTorch's own."""
+def attention_implementation(config: ModelConfig, kind: Any) -> str | None:
+    """Choose how a class of models attends: by flash attention where it is installed with a GPU; None is the class's own."""
     if config.attention != "auto":
         return config.attention
     has_flash = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
-    return "flash_attention_2" if has_flash and config.dtype != "float32" else "sdpa"
+    return "flash_attention_2" if has_flash and kind._supports_flash_attn and config.dtype != "float32" else None
 
 
 def with_saved_adapter(model: Any, path: str, trainable: bool) -> Any:

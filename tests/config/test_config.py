@@ -271,6 +271,7 @@ def test_local_paths_are_those_of_the_directory_where_the_command_was_given(
 FOLDER = {"kind": "folder", "path": "tasks"}
 KAGGLE = {"kind": "kaggle", "challenges": "c.json", "solutions": "s.json", "descriptions": "d.json"}
 NO_PATHS = {
+    "model.attention",
     "data.sources.x.files",
     "data.sources.x.hub",
     "data.sources.x.revision",

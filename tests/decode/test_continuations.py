@@ -26,6 +26,7 @@ from arc_ray.decode.cache import RowCache
 from arc_ray.decode.continuations import CachedRows, PaddedRows, read_prompts
 from arc_ray.decode.likelihood import find_answers, score_answers
 from arc_ray.decode.writer import Writer, generate_greedily
+from arc_ray.errors import UserError
 from arc_ray.models.attention import attends_to_all
 from arc_ray.models.supported import attend_like_flash
 from arc_ray.seeding import rng_for
@@ -57,7 +58,6 @@ CONFIGS = {
     "eager": (LlamaConfig(**SHAPE), "eager", PaddedRows),
     "window": (MistralConfig(**SHAPE, sliding_window=6), "sdpa", PaddedRows),
     "hybrid": (HYBRID, "sdpa", PaddedRows),
-    "recurrent": (MambaConfig(**SHAPE, state_size=8), "sdpa", PaddedRows),
 }
 
 
@@ -112,6 +112,13 @@ def test_both_caches_score_and_search_alike(name: str, monkeypatch: pytest.Monke
     assert np.allclose([score_answers(writer, prompt, answers) for prompt in prompts], scores, atol=1e-4)
     again = find_answers(writer, prompts, [4, 4, 4], 0.02)
     assert [[a.ids.tolist() for a in own] for own in again] == [[a.ids.tolist() for a in own] for own in found]
+
+
+def test_a_state_that_is_no_cache_is_refused():
+    """Would catch answers of a purely recurrent model that lose what it has read, and a traceback."""
+    mamba = AutoModelForCausalLM.from_config(MambaConfig(**SHAPE, state_size=8))
+    with pytest.raises(UserError, match="MambaForCausalLM keeps what it has read in a state of its own"):
+        read_prompts(mamba, prompts_of(0, [3]), 0, 1)
 
 
 def test_flash_attention_reads_prompts_and_pytorch_the_rest():

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plans
 import pytest
 import torch
-from builders import tiny_model
+from builders import tiny_model, tiny_tokenizer
 from plans import planned
 from torch.utils.flop_counter import FlopCounterMode
 from training import counting_tree
+from transformers import AutoModelForCausalLM, Qwen3_5TextConfig, Qwen3Config
 
 from arc_ray.config import Config, config_from
 from arc_ray.models.build import build_skeleton
@@ -19,6 +21,7 @@ from arc_ray.models.estimate import (
     LEARNED_SHARE,
     USABLE,
     demand,
+    estimate_lines,
     expected_mfu,
     flops_per,
     hours,
@@ -166,3 +169,19 @@ def test_hours() -> None:
     """Catches a unit: 312 TFLOPS at half of the peak for an hour."""
     gpu = next(gpu for gpu in GPUS if gpu.name == "A100")
     assert hours(312e12 * 0.5 * 3600 * 4, gpu, num_workers=4, mfu=0.5) == pytest.approx(1.0)
+
+
+def test_views_that_are_read_one_by_one_are_foreseen(tmp_path: Path) -> None:
+    """Catches a plan that promises one pass a row to a model that will read each view by itself, and the other way round."""
+    shape = {"vocab_size": len(tiny_tokenizer()), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    mixed = ["linear_attention", "full_attention"]
+    for name, about in (("hybrid", Qwen3_5TextConfig(**shape, layer_types=mixed)), ("plain", Qwen3Config(**shape))):
+        AutoModelForCausalLM.from_config(about).save_pretrained(tmp_path / name)
+        placed = {"model__base": str(tmp_path / name), "scaling__num_workers": 1, "scaling__use_gpu": False}
+        config = plans.config(**placed, model__dtype="float32")
+        lines = list(estimate_lines(config, plans.planned()))
+        assert any("each view of a row is read by itself" in line for line in lines) == (name == "hybrid")
+        [per_token, _, per_square] = flops_per(build_skeleton(config.model, "", False))
+        assert per_square == 12 * (1 if name == "hybrid" else 2) * 32
+        assert per_token > 0

@@ -11,13 +11,24 @@ import torch
 import yaml
 from builders import CHAT_TEMPLATE, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Phi3Config
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    Phi3Config,
+    PreTrainedModel,
+)
+from transformers.integrations.flash_attention import flash_attention_forward
+from transformers.masking_utils import flash_attention_mask
 from typer.testing import CliRunner
 
 from arc_ray.cli.looking import app
 from arc_ray.config import load_config
 from arc_ray.config.training import LoraConfig, ModelConfig
 from arc_ray.errors import UserError
+from arc_ray.models.attention import reads_one_by_one, takes_flash_lengths
 from arc_ray.models.build import (
     build_model,
     build_skeleton,
@@ -136,7 +147,21 @@ BROKEN: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         lambda f: edit(f, quantization_config={"quant_method": "gptq", "bits": 4}),
         r"quantized \(gptq\)",
     ),
-    "another architecture": ("base/config.json", lambda f: edit(f, model_type="later"), "cannot be loaded as a model"),
+    "an architecture of the future": (
+        "base/config.json",
+        lambda f: edit(f, model_type="qwen9", architectures=["Qwen9ForCausalLM"]),
+        r"its architecture is qwen9 \(Qwen9ForCausalLM\), which transformers [\d.]+ does not know: .* such as Qwen3",
+    ),
+    "an architecture with code of its own": (
+        "base/config.json",
+        lambda f: edit(f, model_type="own", auto_map={"AutoConfig": "configuration_own.Config"}),
+        "does not know, and code that comes with a model is not run: ",
+    ),
+    "an encoder and a decoder": (
+        "base/config.json",
+        lambda f: edit(f, model_type="t5", architectures=["T5ForConditionalGeneration"]),
+        r"its architecture is t5 \(T5ForConditionalGeneration\), which is no causal language model",
+    ),
     "too few embeddings": (
         "base",
         lambda f: (
@@ -249,6 +274,26 @@ def test_flash_attention_that_is_not_installed_is_refused(folder: Path, monkeypa
         check_model(model, "", False, 512)
     with pytest.raises(UserError, match=r"cannot be loaded as a model: .*model.attention=auto"):
         load_base(model, "")
+    model = ModelConfig(base=str(folder / "base"), attention="kernels-community/flash-attn2", dtype="bfloat16")
+    with pytest.raises(UserError, match="kernels-community/flash-attn2: the package kernels is not installed"):
+        check_model(model, "", False, 512)
+
+
+@pytest.mark.parametrize("name", ["kernels-community/flash-attn2", "someone/attends_fast@v1:attend"])
+def test_a_kernel_of_a_hub_is_told_where_views_end(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Would catch a name that the config refuses, and a kernel like flash-attention that is taken for another by its name,
+    so that it reads a row as one view."""
+
+    def load(self: Any, implementation: str, **kwargs: Any) -> str:
+        AttentionInterface.register(implementation, flash_attention_forward)
+        AttentionMaskInterface.register(implementation, flash_attention_mask)
+        return implementation
+
+    monkeypatch.setattr(PreTrainedModel, "_check_and_adjust_attn_implementation", load)
+    model: Any = load_base(ModelConfig(base=str(folder / "base"), attention=name), "")
+    check_supported(model)
+    assert takes_flash_lengths(model)
+    assert not reads_one_by_one(model)
 
 
 def test_a_checkpoint_of_another_model_is_not_resumed(folder: Path):

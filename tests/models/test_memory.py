@@ -6,7 +6,7 @@ import pytest
 import torch
 from builders import tiny_tokenizer
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3_5TextConfig
 
 from arc_ray.config.training import LoraConfig, ModelConfig, ScratchConfig
 from arc_ray.models.build import build_model, build_skeleton
@@ -145,3 +145,21 @@ def test_what_an_h100_held_was_foreseen(shape: str, rows: int, is_compiled: bool
     found = simulate_pass(bare, rows, 8192, learned=900 * rows)
     held = footprint(bare, found, 1, 1, is_compiled=is_compiled)
     assert held.total / 1e9 == pytest.approx(gigabytes, rel=0.08)
+
+
+@pytest.mark.slow
+def test_turns_and_parts_tell_what_a_hybrid_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches an estimate that is another one where most turns of a hybrid's layers, and most of a row, were not run."""
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "vocab_size": 64, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    kinds = ["linear_attention", "full_attention"] * 3
+    about = Qwen3_5TextConfig(
+        **shape, **heads, linear_key_head_dim=8, linear_value_head_dim=8, layer_types=kinds, tie_word_embeddings=True
+    )
+    with torch.device("meta"):
+        bare = with_lora(AutoModelForCausalLM.from_config(about), LoraConfig(r=4)).train()
+    found = simulate_pass(bare, 2, 768, 90)
+    monkeypatch.setattr("arc_ray.models.memory._turn", len)
+    monkeypatch.setattr("arc_ray.models.memory.RECURRENT_TOKENS", 768)
+    whole = simulate_pass(bare, 2, 768, 90)
+    assert found.activations + found.logits == pytest.approx(whole.activations + whole.logits, rel=0.08)

@@ -14,7 +14,15 @@ import yaml
 from builders import codec_of, puzzles, tiny_model, tiny_tokenizer
 from peft import PeftModel
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3MoeConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 from typer.testing import CliRunner
 
 from arc_ray.cli.looking import app
@@ -304,9 +312,22 @@ def test_the_arithmetic_is_the_one_that_was_asked_for(base: str):
         model: Any = load_base(ModelConfig(base=base, dtype=dtype), "")
         assert next(model.parameters()).dtype == getattr(torch, dtype)
         assert LearnedLoss(model)(**tensors([encoded()[:1]], 200))[0].dtype == torch.float32
-    assert attention_implementation(ModelConfig(base=base, attention="eager")) == "eager"
+    assert attention_implementation(ModelConfig(base=base, attention="eager"), LlamaForCausalLM) == "eager"
     if not torch.cuda.is_available():
-        assert attention_implementation(ModelConfig(base=base, dtype="bfloat16")) == "sdpa"
+        model = load_base(ModelConfig(base=base, dtype="bfloat16"), "")
+        assert model.config._attn_implementation == "sdpa"
+
+
+def test_auto_attention_is_one_that_the_model_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Would catch models without PyTorch's attention, or without flash attention, that load under no `auto`."""
+    mamba = MambaConfig(vocab_size=len(tiny_tokenizer()), hidden_size=32, num_hidden_layers=1, state_size=4)
+    config = ModelConfig(base=saved(mamba, tmp_path), dtype="bfloat16", attention="auto")
+    for device in ("cpu", "meta"):
+        assert load_base(config, "", device).config._attn_implementation == "eager"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    assert attention_implementation(config, MambaForCausalLM) is None
+    assert attention_implementation(config, LlamaForCausalLM) == "flash_attention_2"
 
 
 def test_an_adapter_of_another_base_is_refused(tmp_path: Path, base: str):
