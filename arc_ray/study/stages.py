@@ -16,7 +16,7 @@ from arc_ray.progress import Progress, watched
 from arc_ray.report import write_report
 from arc_ray.rows.plan import Plan, load_plan
 from arc_ray.rows.quality import describe_data
-from arc_ray.runs.folder import MetricsTail, as_made, claim, finish, is_finished, run_folder
+from arc_ray.runs.folder import MetricsTail, as_made, claim, finish, is_finished, note_sets, run_folder
 from arc_ray.runs.obtain import obtain, obtaining
 from arc_ray.runs.owner import owned
 from arc_ray.runs.starts import lineage
@@ -56,7 +56,9 @@ def run_study(needs: Needs, progress: Progress) -> dict[str, Any]:
     if not folder.exists("quality.json"):
         ancestors = {key: run for variant in needs.variants for key, run in lineage(config, variant).items()}
         data = with_all_data(needs.variants)
-        folder.write_json("quality.json", describe_data(data, ancestors, plan=search.plan(data)))
+        quality = describe_data(data, ancestors, plan=search.plan(data))
+        note_sets(folder, {name: counts["set"] for name, counts in quality["sources"].items()})
+        folder.write_json("quality.json", quality)
     stage(
         f"search: {num_trials(config, needs.points)} trials, then {len(config.study.seeds)} fresh seeds of each arm's best"
     )

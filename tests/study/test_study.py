@@ -1,6 +1,7 @@
 """The main job end to end, small: real generators, a tiny model from scratch, Tune, evaluation and report."""
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -53,8 +54,11 @@ def test_study_answers_and_reports(unbroken: tuple[Path, str]) -> None:
         for name in ("held_out", "unseen", "arc"):
             assert all(0 <= result[f"{arm}/{name}/{rule}"] <= 1 for rule in RULES)
             assert all(0 <= result[f"{arm}/{name}/greedy/{rule}"] <= 1 for rule in RULES)
+    sets = json.loads((folder / "run.json").read_text())["sets"]
+    assert re.fullmatch(r"\d+ of the 400 tasks of ARC-AGI-1 evaluation, 419 outputs", sets["arc"])
     page = (folder / "report.html").read_text()
     assert "count minus base" in page
+    assert sets["arc"] in page
     assert "http://" not in page.replace("http://www.w3.org/", "")
     best = yaml.safe_load((folder / "best.yaml").read_text())
     assert best["train"]["lr"] == 1e-2
