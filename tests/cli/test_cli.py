@@ -42,6 +42,18 @@ def test_it_runs_as_a_module() -> None:
     assert "no_such.yaml" in done.stderr
 
 
+def test_a_plugin_beside_the_config_is_found(tmp_path: Path) -> None:
+    """Catches a module that `python -m arc_ray`, Ray's workers and a job find, and the installed command does not."""
+    (tmp_path / "own_puzzles.py").write_text("def make(rng, difficulty): return [[1]], [[2]]\n")
+    source = "{kind: plugin, generate: 'own_puzzles:make', dataset: own, task_id: own, examples: 2}"
+    (tmp_path / "c.yaml").write_text(f"data: {{sources: {{own: {source}}}}}\n")
+    program = "import sys; from arc_ray.cli import main; sys.argv[0] = 'arc-ray'; main()"
+    command = [sys.executable, "-P", "-c", program, "generate", "c.yaml", "--dry-run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "dataset own (for own): 2 examples of 1 tasks; 0 there, 2 missing" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
