@@ -82,6 +82,7 @@ HOMES = {
         "cluster/roles",
         "cluster/speed",
         "evaluate/answering",
+        "evaluate/pool",
         "evaluate/ttt",
         "runs/base",
         "runs/obtain",

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,16 @@ def kill_driver(run: subprocess.Popen[Any]) -> None:
 
 def family_of(run: subprocess.Popen[Any]) -> list[psutil.Process]:
     return psutil.Process(run.pid).children(recursive=True)
+
+
+def hosts_here() -> list[psutil.Process]:
+    """The living processes that hold models, among those that this one has started."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if "ray::Host" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def is_agent(process: psutil.Process) -> bool:

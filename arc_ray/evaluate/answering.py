@@ -6,7 +6,7 @@ model.
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from arc_ray.cluster.preflight import num_replicas
-from arc_ray.cluster.roles import reachable_room
 from arc_ray.config import Config
 from arc_ray.decode.grammar import GridGrammar
 from arc_ray.decode.kernels import use_onednn
 from arc_ray.decode.likelihood import find_answers, score_answers
 from arc_ray.decode.vllm import VllmWriter
 from arc_ray.decode.writer import Answer, Writer, generate_greedily, generate_samples
-from arc_ray.evaluate.pool import outcomes
 from arc_ray.evaluate.questions import SCHEMA, SCORES, Prompt, Work
 from arc_ray.models.attention import attends_to_all, place
 from arc_ray.models.build import load_for_inference, served
@@ -158,21 +155,3 @@ def _key(seed: int, prompt: Prompt) -> tuple[object, ...]:
 
 def _names(prompt: Prompt) -> dict[str, Any]:
     return {"task": prompt.task, "output": prompt.output, "view": prompt.view}
-
-
-def answer_all(
-    config: Config, folder: Folder, codec: Codec, works: Sequence[Work], progress: Callable[[int, int], None]
-) -> None:
-    """Do every work whose file is not there yet; `progress` gets (done, total). Raises UserError if a worker met one."""
-    there = set(folder.names())
-    missing = [work for work in works if work.name not in there]
-    done = len(works) - len(missing)
-    progress(done, len(works))
-    if not missing:
-        return
-    replicas, arguments = num_replicas(config, reachable_room()), (config, folder, codec)
-    answered = outcomes(config, Answerer, arguments, missing, replicas, config.evaluate.gpus)
-    for number, (_, outcome) in enumerate(answered, done + 1):
-        if isinstance(outcome, Exception):
-            raise outcome
-        progress(number, len(works))

@@ -8,6 +8,7 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,15 +18,14 @@ from arc_ray.config.sources import GENERATED, AnySource, CountingSource
 from arc_ray.datasets.reading import load_source
 from arc_ray.decode.vllm import refuse_without_vllm
 from arc_ray.errors import UserError
-from arc_ray.evaluate.answering import answer_all
+from arc_ray.evaluate.pool import Hosts, answer_all
 from arc_ray.evaluate.questions import Work, answering_works, make_prompts, read_predictions, scoring_works
 from arc_ray.evaluate.results import REDONE, redone, select_answers
-from arc_ray.evaluate.ttt import check_tuning, tune_all, tuning_works
 from arc_ray.evaluate.two_players import describe_sets, first_player
 from arc_ray.models.weights import most_tokens
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.encoders import ENCODERS
-from arc_ray.prompts.formats import Frame
+from arc_ray.prompts.formats import Frame, format_named, needs_description
 from arc_ray.prompts.sample import make_codec
 from arc_ray.prompts.tokenizer import load_tokenizer, refuse_other_frame
 from arc_ray.rows.guard import refuse_overlap
@@ -43,9 +43,12 @@ Advance = Callable[[str, int, int], None]
 """Called with what is being done, how many are done, and of how many."""
 
 
-def run_evaluation(config: Config, progress: Advance, command: str = "evaluate") -> dict[str, Any]:
+def run_evaluation(
+    config: Config, progress: Advance, command: str = "evaluate", hosts: Hosts | None = None
+) -> dict[str, Any]:
     """Answer the tasks of `evaluate.sets` and score them; goes on where it was cut off. Raises UserError.
 
+    `hosts` are processes that other evaluations use as well.
     A finished folder is only selected from again, if one of `REDONE` is another one. The run folder then holds
     answers.json, submission.json (one for each set if there are several) and result.json with "<set>/<rule>" scores.
     """
@@ -69,7 +72,8 @@ def run_evaluation(config: Config, progress: Advance, command: str = "evaluate")
     if is_open:
         if learned:
             folder.write_json("overlap.json", learned)
-        _answer(config, folder, sets, progress)
+        with nullcontext(hosts) if hosts else Hosts() as those:
+            _answer(those, config, folder, sets, progress)
     return select_answers(config, folder, sets)
 
 
@@ -81,8 +85,12 @@ def check_evaluation(config: Config) -> None:
         refuse_without_vllm()
     if config.evaluate.describer:
         first_player(config)
-    if config.evaluate.ttt:
-        check_tuning(config.prompt.format, config.evaluate.ttt)
+    ttt, format_name = config.evaluate.ttt, config.prompt.format
+    if ttt and (ttt.symmetries or ttt.colors == "permute") and needs_description(format_named(format_name)):
+        raise UserError(
+            f"prompt.format={format_name} uses descriptions, which name colours and directions:"
+            f" set evaluate.ttt.symmetries=false and evaluate.ttt.colors=keep, or leave them null"
+        )
 
 
 def needs_model(evaluate: EvaluateConfig, folder: Folder) -> bool:
@@ -144,7 +152,9 @@ def check_checkpoint(config: Config, key: str, frame: Frame | None = None) -> No
         refuse_other_frame(about.get("frame"), frame, what)
 
 
-def _answer(config: Config, folder: Folder, sets: Mapping[str, Sequence[Task]], progress: Advance) -> None:
+def _answer(
+    hosts: Hosts, config: Config, folder: Folder, sets: Mapping[str, Sequence[Task]], progress: Advance
+) -> None:
     """Make the files of predictions, and of scores if the selection asks for them, that are not there yet."""
     evaluate = config.evaluate
     codec = asking_codec(config, load_tokenizer(config.model, config.storage))
@@ -154,7 +164,7 @@ def _answer(config: Config, folder: Folder, sets: Mapping[str, Sequence[Task]], 
     if evaluate.describer:
         first = first_player(config)
         check_checkpoint(first, "describer", codec.frame)
-        described = describe_sets(first, folder, puzzles, codec, most, partial(progress, "batches described"))
+        described = describe_sets(hosts, first, folder, puzzles, codec, most, partial(progress, "batches described"))
         puzzles |= {f"{name}{GENERATED}": tasks for name, tasks in described.items()}
     prompts = {name: make_prompts(codec, TaskTable.of(tasks), config, most) for name, tasks in puzzles.items()}
     works = {name: answering_works(name, own, evaluate) for name, own in prompts.items()}
@@ -162,7 +172,7 @@ def _answer(config: Config, folder: Folder, sets: Mapping[str, Sequence[Task]], 
 
     def make_files(folder: Folder, works: Mapping[str, Sequence[Work]], what: str) -> None:
         every = [work for own in works.values() for work in own]
-        answer_all(config, folder, codec, every, partial(progress, what))
+        answer_all(hosts, config, folder, codec, every, partial(progress, what))
         folder.write_json("files.json", {name: [work.name for work in own] for name, own in works.items()})
 
     predictions = folder / "predictions"
@@ -172,8 +182,10 @@ def _answer(config: Config, folder: Folder, sets: Mapping[str, Sequence[Task]], 
         scoring = {name: scoring_works(name, own, made[name], evaluate) for name, own in prompts.items()}
         make_files(folder / "scores", scoring, "batches of candidates scored")
     if evaluate.ttt and not folder.exists("tuning.json"):
+        from arc_ray.evaluate.ttt import tune_all, tuning_works  # with torch and transformers, seconds
+
         tuning = [work for name, tasks in puzzles.items() for work in tuning_works(name, tasks, works[name])]
-        records = tune_all(config, folder / "tuned", codec, tuning, partial(progress, "tasks tuned"))
+        records = tune_all(hosts, config, folder / "tuned", codec, tuning, partial(progress, "tasks tuned"))
         folder.write_json("tuning.json", [{**r, "file": work.name} for work, r in zip(tuning, records, strict=True)])
 
 

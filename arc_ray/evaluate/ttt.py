@@ -25,15 +25,14 @@ from arc_ray.cluster.roles import reachable_room
 from arc_ray.config import Config
 from arc_ray.config.searching import TttConfig
 from arc_ray.config.training import TrainConfig
-from arc_ray.errors import TooLargeError, UserError
+from arc_ray.errors import TooLargeError
 from arc_ray.evaluate.answering import Answerer
-from arc_ray.evaluate.pool import outcomes
+from arc_ray.evaluate.pool import Hosts, outcomes
 from arc_ray.evaluate.questions import SCORES, SCORES_SUFFIX, Prompt, Work, answering_works, by_output, scoring_works
 from arc_ray.models.attention import place
 from arc_ray.models.build import load_for_tuning, trainable
 from arc_ray.models.loss import LearnedLoss, inputs_of
 from arc_ray.prompts.codec import Codec
-from arc_ray.prompts.formats import format_named, needs_description
 from arc_ray.prompts.lengths import fit_views
 from arc_ray.rows.maker import IGNORED, Batch, write_rows
 from arc_ray.rows.plan import pack
@@ -49,15 +48,6 @@ Record = dict[str, Any]
 The status is "tuned"; "no_views" where there is nothing to learn from (fewer than two shown pairs, or all too long);
 "budget" where time ran out; or "failed" at every attempt.
 """
-
-
-def check_tuning(format_name: str, ttt: TttConfig) -> None:
-    """Refuse views that would make a description wrong. Raises UserError."""
-    if needs_description(format_named(format_name)) and (ttt.symmetries or ttt.colors == "permute"):
-        raise UserError(
-            f"prompt.format={format_name} uses descriptions, which name colours and directions:"
-            f" set evaluate.ttt.symmetries=false and evaluate.ttt.colors=keep, or leave them null"
-        )
 
 
 def tuning_works(set_name: str, tasks: Sequence[Task], works: Sequence[Work]) -> list[Work]:
@@ -209,7 +199,12 @@ class Tuner:
 
 
 def tune_all(
-    config: Config, folder: Folder, codec: Codec, works: Sequence[Work], progress: Callable[[int, int], None]
+    hosts: Hosts,
+    config: Config,
+    folder: Folder,
+    codec: Codec,
+    works: Sequence[Work],
+    progress: Callable[[int, int], None],
 ) -> list[Record]:
     """Tune and answer every task that has no record yet, within the budget; return the records of all, in their order.
 
@@ -228,7 +223,7 @@ def tune_all(
     # What only one task need have: no other is given up for it, and it is not tried again.
     own_failures = NonFiniteLossError, TooLargeError
     arguments, deadline = (config, folder, codec), begun + (ttt.budget_seconds or math.inf)
-    tuned = outcomes(config, Tuner, arguments, left, num_workers, ttt.gpus, ttt.retries, deadline, own_failures)
+    tuned = outcomes(hosts, config, Tuner, arguments, left, num_workers, ttt.gpus, ttt.retries, deadline, own_failures)
     failures: dict[str, Exception] = {}
     for work, outcome in tuned:
         if isinstance(outcome, Exception):

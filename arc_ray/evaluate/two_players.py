@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from arc_ray.config import Config
 from arc_ray.errors import UserError
-from arc_ray.evaluate.answering import answer_all
+from arc_ray.evaluate.pool import Hosts, answer_all
 from arc_ray.evaluate.questions import Work, answering_works, make_prompts
 from arc_ray.prompts.codec import Codec
 from arc_ray.rows.prepare import codec_of
@@ -33,6 +33,7 @@ def first_player(config: Config) -> Config:
 
 
 def describe_sets(
+    hosts: Hosts,
     first: Config,
     folder: Folder,
     sets: Mapping[str, Sequence[Task]],
@@ -53,7 +54,7 @@ def describe_sets(
         table = TaskTable.of(replace(task, description="", test=task.test[:1]) for task in tasks)
         prompts = make_prompts(codec, table, first, most_tokens, evaluate.max_description_tokens)
         works[name] = answering_works(name, prompts, evaluate)
-    answer_all(first, place, codec, [work for own in works.values() for work in own], progress)
+    answer_all(hosts, first, place, codec, [work for own in works.values() for work in own], progress)
     described: dict[str, list[Task]] = {}
     told = []
     for name, tasks in sets.items():

@@ -11,6 +11,7 @@ import numpy as np
 
 from arc_ray.config import Config
 from arc_ray.evaluate.evaluation import run_evaluation
+from arc_ray.evaluate.pool import Hosts
 from arc_ray.evaluate.results import Answers, Ways, compared, right_answers
 from arc_ray.progress import Progress
 from arc_ray.runs.folder import run_folder
@@ -40,27 +41,30 @@ def evaluate_arms(config: Config, trials: Sequence[Trial], progress: Progress) -
             f"{total} trained models answer, every seed of each arm; study.evaluate_seeds=one takes one an arm"
         )
     numbers, scores = itertools.count(1), {}
-    for arm, by_seed in measured.items():
-        results = [
-            _evaluate(config, arm, trial, f"model {next(numbers)} of {total}: {arm}, seed {seed}", progress)
-            for seed, trial in by_seed.items()
-        ]
-        answers = [read_answers(config, arm, seed) for seed in by_seed]
-        found = arm_scores(results, answers, config.study.confidence)
-        about = {"arm": arm, "seeds": list(by_seed), "confidence": config.study.confidence}
-        about |= {key: value for key, value in results[0].items() if key.endswith("/version")}
-        (run_folder(config) / "evaluate" / as_word(arm)).write_json("result.json", about | found)
-        progress.note(f"{arm}: " + shares(found))
-        scores |= {f"{arm}/{key}": value for key, value in found.items()}
+    with Hosts() as hosts:
+        for arm, by_seed in measured.items():
+            results = [
+                _evaluate(hosts, config, arm, trial, f"model {next(numbers)} of {total}: {arm}, seed {seed}", progress)
+                for seed, trial in by_seed.items()
+            ]
+            answers = [read_answers(config, arm, seed) for seed in by_seed]
+            found = arm_scores(results, answers, config.study.confidence)
+            about = {"arm": arm, "seeds": list(by_seed), "confidence": config.study.confidence}
+            about |= {key: value for key, value in results[0].items() if key.endswith("/version")}
+            (run_folder(config) / "evaluate" / as_word(arm)).write_json("result.json", about | found)
+            progress.note(f"{arm}: " + shares(found))
+            scores |= {f"{arm}/{key}": value for key, value in found.items()}
     return scores
 
 
-def _evaluate(config: Config, arm: str, trial: Trial, what: str, progress: Progress) -> Result:
+def _evaluate(hosts: Hosts, config: Config, arm: str, trial: Trial, what: str, progress: Progress) -> Result:
     trained = trial_config(config, trial.point)
     place = f"{config.name}/evaluate/{as_word(arm)}/seed-{trial.point['seed']}"
     asked = config.evaluate.model_copy(update={"checkpoint": f"@{trained.name}"})
     evaluation = trained.model_copy(update={"name": place, "evaluate": asked})
-    return run_evaluation(evaluation, lambda part, done, total: progress.advance(f"{what}, {part}", done, total))
+    return run_evaluation(
+        evaluation, lambda part, done, total: progress.advance(f"{what}, {part}", done, total), hosts=hosts
+    )
 
 
 def read_answers(config: Config, arm: str, seed: int) -> Mapping[str, Ways]:

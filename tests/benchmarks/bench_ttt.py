@@ -20,6 +20,7 @@ import torch
 
 from arc_ray.config import Config, config_from, with_overrides
 from arc_ray.config.sources import RearcSource
+from arc_ray.evaluate.pool import Hosts
 from arc_ray.evaluate.questions import Work, answering_works, make_prompts
 from arc_ray.evaluate.ttt import Tuner, tune_all, tuning_works
 from arc_ray.models.build import build_model
@@ -102,7 +103,7 @@ def seconds_on_ray(config: Config, jobs: Sequence[Work], num_workers: int, name:
     """Tune all tasks on so many workers; return the seconds from the first task's start to the last one's end."""
     config = with_overrides(config, {"evaluate.ttt.num_workers": num_workers})
     folder = Folder.at(config.storage) / name
-    records = tune_all(config, folder, codec_at(config), jobs, lambda done, total: None)
+    records = tune_all(Hosts(), config, folder, codec_at(config), jobs, lambda done, total: None)
     assert all(record["status"] == "tuned" for record in records)
     return max(r["at"] for r in records) - min(r["at"] - r["seconds"] for r in records)
 

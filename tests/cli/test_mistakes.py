@@ -17,6 +17,7 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from arc_ray.config import Config, config_from, with_overrides
 from arc_ray.errors import UserError, mistake_in, unwrapped
 from arc_ray.evaluate.evaluation import run_evaluation
+from arc_ray.evaluate.pool import Hosts
 from arc_ray.evaluate.questions import Work
 from arc_ray.evaluate.ttt import tune_all
 from arc_ray.runs.folder import run_folder
@@ -146,7 +147,7 @@ def tune_on_a_task(config: Config) -> None:
     config = with_overrides(config, {"evaluate.ttt": {"steps": 1, "retries": 2}})
     pair = Pair(np.zeros((1, 1), np.uint8), None)
     work = Work("work", task=Task("t", (pair,), ()), set_name="set")
-    tune_all(config, run_folder(config), codec_of(tiny_tokenizer()), [work], lambda *_: None)
+    tune_all(Hosts(), config, run_folder(config), codec_of(tiny_tokenizer()), [work], lambda *_: None)
 
 
 @pytest.mark.slow

@@ -19,9 +19,10 @@ from arc_ray.config import Config, config_from, to_yaml, with_overrides
 from arc_ray.config.training import ModelConfig, ScratchConfig
 from arc_ray.decode import vllm
 from arc_ray.errors import UserError
-from arc_ray.evaluate import answering
 from arc_ray.evaluate import evaluation as driver
+from arc_ray.evaluate import pool
 from arc_ray.evaluate.answering import Answerer, draws_for
+from arc_ray.evaluate.pool import Hosts
 from arc_ray.evaluate.questions import Work, make_batches, make_prompts, rows_of
 from arc_ray.models.build import build_model
 from arc_ray.prompts.tokenizer import frame_of
@@ -78,7 +79,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Let the works be done in this process; the names of the files that were made."""
     made: list[str] = []
 
-    def do_all(config: Config, folder: Folder, codec: Any, works: Any, progress: Any) -> None:
+    def do_all(hosts: Any, config: Config, folder: Folder, codec: Any, works: Any, progress: Any) -> None:
         answerer = Answerer(config, folder, codec)
         for work in [work for work in works if work.name not in folder.names()]:
             answerer.do(work)
@@ -471,12 +472,13 @@ def test_replicas_take_their_share_of_a_gpu(tmp_path: Path, monkeypatch: pytest.
     """Would catch a share that placement counts with and the actors do not ask for: all but one would wait for a GPU."""
     asked: dict[str, Any] = {}
 
-    def outcomes(config: Config, worker: Any, arguments: Any, works: Any, number: int, gpus: float) -> Any:
+    def outcomes(hosts: Any, config: Config, worker: Any, arguments: Any, works: Any, number: int, gpus: float) -> Any:
         asked.update(number=number, gpus=gpus)
         return ((work, None) for work in works)
 
-    monkeypatch.setattr(answering, "outcomes", outcomes)
-    monkeypatch.setattr(answering, "reachable_room", lambda: Room({NodeKind(8, 2): 1}, 1))
+    monkeypatch.setattr(pool, "outcomes", outcomes)
+    monkeypatch.setattr(pool, "reachable_room", lambda: Room({NodeKind(8, 2): 1}, 1))
     config = config_at(tmp_path, scaling__use_gpu=True, evaluate__gpus=0.25)
-    answering.answer_all(config, Folder.at(str(tmp_path)), None, [Work("a"), Work("b")], lambda *_: None)  # pyright: ignore[reportArgumentType]
+    works = [Work("a"), Work("b")]
+    pool.answer_all(Hosts(), config, Folder.at(str(tmp_path)), None, works, lambda *_: None)  # pyright: ignore[reportArgumentType]
     assert asked == {"number": 8, "gpus": 0.25}

@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from builders import codec_of, config_with, grid_of, puzzle, tiny_model, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
+from training import hosts_here
 
-from arc_ray.config import Config, config_from
+from arc_ray.config import Config, config_from, with_overrides
 from arc_ray.config.searching import TttConfig
 from arc_ray.config.training import LoraConfig, ModelConfig, TrainConfig
 from arc_ray.evaluate.evaluation import run_evaluation
+from arc_ray.evaluate.pool import Hosts
 from arc_ray.evaluate.questions import Work, answering_works, make_prompts
 from arc_ray.evaluate.ttt import Adapter, leave_one_out_batches, tuning_works
 from arc_ray.models.build import load_for_tuning, trainable
@@ -201,6 +202,10 @@ def config_for(folder: Path, name: str, **ttt: Any) -> Config:
     )
 
 
+def answered(folder: Path, name: str) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted((folder / "runs" / name / "predictions").glob("*.parquet"))}
+
+
 def tuned(folder: Path, name: str) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted((folder / "runs" / name / "tuned").glob("*.parquet"))}
 
@@ -214,12 +219,19 @@ TUNED = dict.fromkeys(["t0", "t1", "t2", "t3"], "tuned") | {"single": "no_views"
 
 @pytest.mark.slow
 def test_workers_order_and_interruption_change_no_byte(folder: Path) -> None:
-    """Catches leakage between tasks, threads shared by workers, and a resumed evaluation that tunes again or loses a task."""
+    """Catches leakage between tasks, threads shared by workers, what a process keeps of the model that it held before, and
+    a resumed evaluation that tunes again or loses a task."""
     result = evaluate(folder, "one", num_workers=1)
     assert statuses(folder, "one") == TUNED
-    evaluate(folder, "two", num_workers=2)
+    with Hosts() as hosts:
+        other = {"seed": 9, "model.dtype": "bfloat16", "scaling.threads": 2, "evaluate.decode": "sample"}
+        run_evaluation(with_overrides(config_for(folder, "other", num_workers=2), other), lambda *_: None, hosts=hosts)
+        used = {process.pid for process in hosts_here()}
+        run_evaluation(config_for(folder, "two", num_workers=2), lambda *_: None, hosts=hosts)
+        assert {process.pid for process in hosts_here()} == used != set()
     assert tuned(folder, "two") == tuned(folder, "one")
     assert len(tuned(folder, "one")) == 8
+    assert answered(folder, "two") == answered(folder, "one") != {}
     for name in (
         "result.json",
         "tuning.json",
@@ -242,9 +254,8 @@ def test_lost_workers_are_replaced_and_their_tasks_done_again(folder: Path) -> N
 
     def kill_workers(*_: Any) -> None:
         if (folder / "runs" / "lossy" / "tuned").exists() and not lost:
-            workers = [p for p in psutil.Process().children(recursive=True) if "ray::Tuner" in " ".join(p.cmdline())]
-            lost.extend(worker.pid for worker in workers)
-            for worker in workers:
+            for worker in hosts_here():
+                lost.append(worker.pid)
                 worker.kill()
 
     run_evaluation(config_for(folder, "lossy", num_workers=2), kill_workers)
