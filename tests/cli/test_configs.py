@@ -48,7 +48,7 @@ def test_init_writes_a_config_that_loads(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--data", "arcagi"], "did you mean arcagi1?"),
+        (["--data", "re-arc"], "did you mean rearc?"),
         (["--question", "colours"], "did you mean colors?"),
         (["--question", "model.lora.r=8"], "a list of at least two"),
         (["--question", "model.lora.rank=[8, 32]"], "model.lora.rank"),
