@@ -237,16 +237,17 @@ class Folder:
         self.write_bytes(name, sink.getvalue().to_pybytes())
 
     def delete(self, name: str = "") -> None:
-        """Delete a file or a folder with all it holds; nothing happens if it is not there."""
+        """Delete a file or a folder with all it holds; nothing happens if it is not there, or if others delete it too."""
         filesystem, path = self.filesystem()
         target = f"{path}/{name}" if name else path
-        match filesystem.get_file_info(target).type:
-            case pafs.FileType.Directory:
-                filesystem.delete_dir(target)
-            case pafs.FileType.File:
-                filesystem.delete_file(target)
-            case _:
-                pass
+        with contextlib.suppress(FileNotFoundError):
+            match filesystem.get_file_info(target).type:
+                case pafs.FileType.Directory:
+                    filesystem.delete_dir(target)
+                case pafs.FileType.File:
+                    filesystem.delete_file(target)
+                case _:
+                    pass
 
 
 def _path_and_query(uri: str) -> tuple[str, str]:

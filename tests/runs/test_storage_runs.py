@@ -9,6 +9,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -537,3 +538,14 @@ def test_a_key_that_is_redone_may_change_and_no_other(tmp_path: Path):
     claim(run_folder(config), other, "train")
     with pytest.raises(UserError, match=r"evaluate\.selection, train\.lr"):
         claim(run_folder(config), with_overrides(config, {"train.lr": 1.0}), "evaluate", redone=["evaluate.selection"])
+
+
+def test_nodes_may_delete_a_folder_together(tmp_path: Path):
+    """Catches `arc-ray check` on a cluster, whose nodes all clear their trace of a shared storage, failing at the end."""
+    for number in range(20):
+        folder = Folder.at(str(tmp_path)) / f"trace{number}"
+        for name in range(100):
+            folder.write_bytes(str(name), b"")
+        with ThreadPoolExecutor(4) as pool:
+            assert [*pool.map(lambda folder: folder.delete(), [folder] * 4)] == [None] * 4
+        assert not folder.exists()
