@@ -178,8 +178,6 @@ def connected(config: Config, address: str | None) -> Iterator[Room]:
 def _start_ray(config: Config) -> None:
     """Start a Ray of our own on this machine. Raises UserError where the machine is too busy for it."""
     shorten_temporary_folder()
-    # Ray ends idle processes beyond the number of CPUs after a second, and the next trial pays for new ones.
-    os.environ.setdefault("RAY_num_workers_soft_limit", "16")
     # Threads that wait by spinning make two busy processes on a few cores ten times slower than one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # On one machine there is nobody to announce a preemption, and the watcher is a process for every run.
