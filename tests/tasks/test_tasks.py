@@ -81,15 +81,20 @@ def test_table_gives_every_grid_back(some: list[Task]) -> None:
         ([[0, 10]], "10 is no colour"),
         ([[-1]], "-1 is no colour"),
         ([[True, 0]], "True is no colour"),
-        ([[1.0]], "1.0 is no colour"),
+        ([[1.5]], "1.5 is no colour"),
         ([["1"]], "'1' is no colour"),
         ([[[1]]], r"\[1\] is no colour"),
     ],
 )
 def test_bad_grid_is_refused_with_place_and_reason(value: object, reason: str) -> None:
-    """Would catch a grid that numpy converts silently: True to 1, 1.0 to 1, -1 to 255."""
+    """Would catch a grid that numpy converts silently: True to 1, 1.5 to 1, -1 to 255."""
     with pytest.raises(UserError, match=f"^here: .*{reason}"):
         parse_grid(value, "here")
+
+
+def test_whole_numbers_written_as_floats_are_colours() -> None:
+    """Would catch data sets that are refused because their JSON has 1.0 where it means 1, as BARC's has."""
+    assert np.array_equal(parse_grid([[1.0, 0.0]], "here"), np.array([[1, 0]], np.uint8))
 
 
 def test_largest_grid_is_accepted() -> None:
