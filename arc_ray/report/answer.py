@@ -33,9 +33,12 @@ def progress(report: Report) -> str:
 
 
 def sentences(report: Report) -> list[str]:
-    """Give the answer: the analysis's own sentences about the metric asked for, or what can be said without one."""
+    """Give the answer: the analysis's own sentences about the metric asked for, or what can be said without one.
+
+    The page tells the warnings of an effect below.
+    """
     effects = (report.analysis or {}).get("effects", [])
-    if found := [str(effect["sentence"]) for effect in effects if effect["metric"] == report.metric]:
+    if found := [_without_warnings(effect) for effect in effects if effect["metric"] == report.metric]:
         return found
     if report.is_evaluation:
         return list(_evaluated(report)) or [no_scores(report)]
@@ -46,6 +49,13 @@ def sentences(report: Report) -> list[str]:
     if report.kind == "study":
         wait = "There is no answer yet: this page will say more when every arm has a setting finished with all seeds."
     return [f"{progress(report).capitalize()}. {wait}", so_far]
+
+
+def _without_warnings(effect: Mapping[str, Any]) -> str:
+    sentence = str(effect["sentence"])
+    for warning in effect.get("warnings", ()):
+        sentence = sentence.replace(f"; {warning}", "")
+    return sentence
 
 
 def no_scores(report: Report) -> str:
