@@ -11,7 +11,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Files of tests side by side: most of their time is starting processes and waiting for them.
-LANES ?= -n 2 --dist loadfile
+LANES ?= -n 2 --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/installed
 VLLM := .venv-vllm
 
