@@ -38,7 +38,7 @@ def sentences(report: Report) -> list[str]:
     The page tells the warnings of an effect below.
     """
     effects = (report.analysis or {}).get("effects", [])
-    if found := [_without_warnings(effect) for effect in effects if effect["metric"] == report.metric]:
+    if found := [_short(effect) for effect in effects if effect["metric"] == report.metric]:
         return found
     if report.is_evaluation:
         return list(_evaluated(report)) or [no_scores(report)]
@@ -51,11 +51,10 @@ def sentences(report: Report) -> list[str]:
     return [f"{progress(report).capitalize()}. {wait}", so_far]
 
 
-def _without_warnings(effect: Mapping[str, Any]) -> str:
-    sentence = str(effect["sentence"])
-    for warning in effect.get("warnings", ()):
-        sentence = sentence.replace(f"; {warning}", "")
-    return sentence
+def _short(effect: Mapping[str, Any]) -> str:
+    if "result" not in effect:  # an older analysis
+        return str(effect["sentence"])
+    return "; ".join(filter(None, (effect["result"], effect.get("needed")))) + "."
 
 
 def no_scores(report: Report) -> str:

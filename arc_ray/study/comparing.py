@@ -149,11 +149,13 @@ def answer(analysis: Mapping[str, Any]) -> str:
 def _effect(config: Config, metric: str, arm: str, effect: Effect, settings: Mapping[str, str]) -> dict[str, Any]:
     baseline = value_name(config.study.arms[0])
     found = finding(effect, _spoken(arm, config), _spoken(baseline, config))
+    spoken = metric.removeprefix("eval/").replace("_", " ")
     return {
         "arm": arm,
         "metric": metric,
         **{key: getattr(effect, key) for key in (*EFFECT_KEYS, "num_units", "unit")},
-        "sentence": f"{metric.removeprefix('eval/').replace('_', ' ')}, {found.sentence}",
+        "sentence": f"{spoken}, {found.sentence}",
+        "result": f"{spoken}, {found.result}",
         "needed": found.needed,
         "warnings": list(found.warnings),
         "setting": json.loads(settings[arm]),

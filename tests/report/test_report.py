@@ -515,6 +515,23 @@ def test_report_needs_neither_ray_nor_torch() -> None:
     assert done.stdout.strip() == "set()"
 
 
+def test_the_answer_is_short_and_its_warnings_stand_below(study: Path, tmp_path: Path) -> None:
+    """Would catch a first sentence that nobody reads to its end, and a warning that is lost from the page."""
+    folder = shutil.copytree(study, tmp_path / "study")
+    analysis = json.loads((folder / "analysis.json").read_text())
+    said = {
+        "result": "count minus base: +4.0 points",
+        "needed": "it takes 6 seeds",
+        "warnings": ["the interval is rough"],
+    }
+    main = next(effect for effect in analysis["effects"] if effect["metric"] == analysis["metric"])
+    main.update(said, sentence="; ".join([said["result"], said["needed"], *said["warnings"]]) + ".")
+    rewrite(folder / "analysis.json", **analysis)
+    assert sentences(load(str(folder))) == ["count minus base: +4.0 points; it takes 6 seeds."]
+    words = " ".join(Page(Path(write_report([str(folder)])["report.html"]).read_text()).words)
+    assert words.count("the interval is rough") == 1
+
+
 def test_every_output_is_somewhere_in_the_table_of_losses(study: Path) -> None:
     """Would catch an output counted twice or not at all, and groups that are not the outputs of their arm."""
     report = load(str(study))
