@@ -31,6 +31,9 @@ LOST_SECONDS = 90.0
 SETTLE_SECONDS = 2.0
 """More than passes between one's last look at the file and the end of one's own writing of it: who wrote last has it."""
 
+UNWRITTEN = {"id": ""}
+"""What a local file holds that somebody has just made."""
+
 
 @contextmanager
 def owned(folder: Folder, command: str, progress: Progress) -> Iterator[None]:
@@ -92,7 +95,7 @@ def _watch(folder: Folder, owner: dict[str, Any], progress: Progress) -> dict[st
         return owner
     progress.note(f"{folder.uri}: {_who(owner)} was at work on it; waits up to {LOST_SECONDS:.0f} s for a sign of it")
     end = time.monotonic() + LOST_SECONDS
-    while (seen := _read(folder)) == owner and time.monotonic() < end:
+    while (seen := _read(folder)) in (owner, UNWRITTEN) and time.monotonic() < end:
         time.sleep(BEAT_SECONDS / 10)
     return seen
 
@@ -122,8 +125,8 @@ def _read(folder: Folder) -> dict[str, Any] | None:
         return json.loads(folder.read_bytes(OWNER_FILE))
     except FileNotFoundError:
         return None
-    except ValueError:  # just made, and not written yet
-        return {"id": ""}
+    except ValueError:
+        return UNWRITTEN
 
 
 def _myself(command: str) -> dict[str, Any]:

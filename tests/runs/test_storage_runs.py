@@ -1,11 +1,13 @@
 """Files are written whole or not at all; a run folder belongs to one config, and is finished when its result is there."""
 
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -323,6 +325,27 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     pafs.S3FileSystem(endpoint_override=place, scheme="http", allow_bucket_creation=True).create_dir("bucket")
     yield f"s3://bucket/runs?scheme=http&endpoint_override={place}"
     running.stop()
+
+
+def test_what_is_written_over_in_a_bucket_is_read_whole(s3: str):
+    """Catches a read of as many bytes as the file had a moment before: a driver was told of an owner without a name."""
+    folder, over = Folder.at(s3), threading.Event()
+    folder.write_json("sign.json", "x")
+
+    def write() -> None:
+        for number in itertools.count():
+            if over.is_set():
+                return
+            folder.write_json("sign.json", "x" * (number % 7 * 50))
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write)
+        try:
+            for _ in range(100):
+                assert set(folder.read_json("sign.json")) <= {"x"}
+        finally:
+            over.set()
+        writing.result()
 
 
 def test_runs_in_a_bucket_behind_a_query_have_folders_of_their_own(
