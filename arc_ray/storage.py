@@ -88,11 +88,14 @@ class Folder:
         content = sorted((e.path, e.size, e.mtime_ns) for e in entries if e.type == pafs.FileType.File)
         if not content:
             raise UserError(f"{self.uri}: there is no such folder, or it is empty")
-        return cached(
-            f"{self.name}-{digest64(self.uri, content):016x}",
-            lambda target: pafs.copy_files(path, str(target), source_filesystem=filesystem),
-            num_bytes=sum(size for _, size, _ in content),
-        )
+
+        def copy(target: Path) -> None:
+            for file, _, _ in content:  # not pyarrow, which knows of no folder that has no object of its own
+                (target / file[len(path) + 1 :]).parent.mkdir(parents=True, exist_ok=True)
+            pafs.copy_files(path, str(target), source_filesystem=filesystem)
+
+        num_bytes = sum(size for _, size, _ in content)
+        return cached(f"{self.name}-{digest64(self.uri, content):016x}", copy, num_bytes)
 
     def filesystem(self) -> tuple[pafs.FileSystem, str]:
         """Return pyarrow's file system and the path within it. Raises UserError for an unknown scheme."""
@@ -110,6 +113,8 @@ class Folder:
 
     def names(self) -> list[str]:
         """List the names in the folder, sorted, without unfinished files; empty if the folder does not exist."""
+        if self.filesystem()[0].type_name == "gcs":  # where pyarrow lists no folder that has no object of its own
+            return sorted({name.split("/")[0] for name in self.files()})
         filesystem, path = self.filesystem()
         entries = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
         return sorted(entry.base_name for entry in entries if ".tmp-" not in entry.base_name)

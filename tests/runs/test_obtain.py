@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from builders import tiny_model, tiny_tokenizer
 from hub import Hub, revision_of, running_hub
-from test_storage_runs import s3  # noqa: F401
+from test_storage_runs import bucket, gs, s3  # noqa: F401
 from typer.testing import CliRunner
 
 from arc_ray.cli.looking import app
@@ -164,7 +164,7 @@ def test_a_built_in_model_that_the_storage_holds_is_used(tmp_path: Path):
 
 
 def test_a_built_in_model_goes_into_a_bucket_whole_and_from_there_to_each_node_once(
-    s3: str,  # noqa: F811
+    bucket: str,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
@@ -180,17 +180,17 @@ def test_a_built_in_model_goes_into_a_bucket_whole_and_from_there_to_each_node_o
         path = tmp_path / "first" / "arc_ray" / f"smollm2-{BUILT_IN['smollm2'].requirement}" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    storage, written = Folder.at(s3), []
+    storage, written = Folder.at(bucket), []
     write = Folder.write_file
     monkeypatch.setattr(Folder, "write_file", lambda self, name, file: (written.append(name), write(self, name, file)))
-    assert list(obtaining(["smollm2"], s3))
-    assert obtain("smollm2", s3) == storage / "models" / "smollm2"
+    assert list(obtaining(["smollm2"], bucket))
+    assert obtain("smollm2", bucket) == storage / "models" / "smollm2"
     assert (sorted(written), written[-1]) == (sorted(content), "config.json")
-    assert obtain("smollm2", s3) == storage / "models" / "smollm2"
+    assert obtain("smollm2", bucket) == storage / "models" / "smollm2"
     assert len(written) == len(content), "it was uploaded again"
-    assert not list(obtaining(["smollm2"], s3))
+    assert not list(obtaining(["smollm2"], bucket))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
-    copy = Path(model_path("smollm2", s3))
+    copy = Path(model_path("smollm2", bucket))
     kept = {path.relative_to(copy).as_posix(): path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     assert json.loads(kept.pop("origin.json")) == {"name": "smollm2", "revision": BUILT_IN["smollm2"].requirement}
     assert kept == content

