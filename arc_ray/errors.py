@@ -16,11 +16,18 @@ class NotMadeYetError(UserError):
     """What a config makes itself is not there yet: generated data, or a run that is trained first."""
 
 
+class StorageError(UserError):
+    """The storage is full, away or closed: nothing is wrong with what was made for it, and the next call makes it again."""
+
+
 class TooLargeError(UserError):
     """Memory did not hold what was asked for: said like a mistake, and not tried again, but with exit code 1."""
 
     exit_code = 1
 
+
+STORAGE_ERRORS = ("AWS Error", "google::cloud::Status")
+"""How the texts of pyarrow's errors from a bucket begin, but for files that are not there."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Numbers of the system's errors for a disk, a quota or a file that is full."""
@@ -46,10 +53,15 @@ def mistake_in(error: BaseException) -> UserError | None:
 
 
 def _limit(error: BaseException) -> UserError | None:
-    """Say which limit an error is about, if a disk or memory was full; libraries have classes and texts of their own."""
+    """Say which limit an error is about, if a disk or memory was full or a bucket did not answer; libraries have classes
+    and texts of their own."""
     text = " ".join(str(error).split())
+    if isinstance(error, OSError) and any(name in text for name in STORAGE_ERRORS):
+        return StorageError(
+            f"the storage does not answer as it should: {text[:400]}; the same command goes on from here"
+        )
     if (isinstance(error, OSError) and error.errno in FULL) or "No space left on device" in text:
-        return UserError(f"a disk is full: {text[-300:]}; free some space, or give a storage=... that has it")
+        return StorageError(f"a disk is full: {text[-300:]}; free some space, or give a storage=... that has it")
     names = {c.__name__ for c in type(error).__mro__}
     if names & {"MemoryError", "OutOfMemoryError"} or "DefaultCPUAllocator: can't allocate memory" in text:
         return TooLargeError(f"out of memory: {text[:300] or type(error).__name__}; {WHAT_HELPS}")

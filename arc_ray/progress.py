@@ -2,8 +2,10 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
+
+from arc_ray.errors import UserError
 
 
 class Progress(Protocol):
@@ -28,12 +30,16 @@ class Progress(Protocol):
 
 @contextmanager
 def watched(look: Callable[[], None], seconds: float) -> Iterator[None]:
-    """Call `look` in a thread every so many seconds while the work within goes on, and once if it ends well."""
+    """Call `look` in a thread every so many seconds while the work within goes on, and once if it ends well.
+
+    A look that the storage does not answer, or has no room for, is left out: the next one tries again.
+    """
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(seconds):
-            look()
+            with suppress(OSError, UserError):
+                look()
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

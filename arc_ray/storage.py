@@ -17,11 +17,14 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from arc_ray.copies import cached
-from arc_ray.errors import FULL, UserError
+from arc_ray.errors import FULL, StorageError, UserError
 from arc_ray.seeding import digest64
 
 LEFTOVER_SECONDS = 300.0
 """An unfinished file that nobody has written to for so long has lost its writer."""
+
+S3_ATTEMPTS = 8
+"""Of a request; the waits between them double, so the last one is half a minute after the first."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +102,19 @@ class Folder:
 
     def filesystem(self) -> tuple[pafs.FileSystem, str]:
         """Return pyarrow's file system and the path within it. Raises UserError for an unknown scheme."""
+        if self.is_local:
+            return pafs.LocalFileSystem(), self.uri
         try:
-            return pafs.FileSystem.from_uri(self.uri) if not self.is_local else (pafs.LocalFileSystem(), self.uri)
+            filesystem, path = pafs.FileSystem.from_uri(self.uri)
         except (ValueError, OSError) as error:
             raise UserError(
                 f"storage {self.uri}: {error}; use a local path, s3://bucket/path or gs://bucket/path"
             ) from error
+        if isinstance(filesystem, pafs.S3FileSystem):
+            # Made from a URI it would give up after 6 s: a run of days would end by a hiccup of the storage.
+            make, (options,) = filesystem.__reduce__()
+            filesystem = make(options | {"retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS)})
+        return filesystem, path
 
     def exists(self, name: str = "") -> bool:
         """Tell whether a file or folder of this name is there (the folder itself if no name is given)."""
@@ -229,10 +239,10 @@ class Folder:
         except OSError as error:
             raise UserError(f"storage {self.uri}: nothing can be written to {nearest}: {error.strerror}") from error
 
-    def _refusal(self, name: str, error: OSError) -> UserError:
+    def _refusal(self, name: str, error: OSError) -> StorageError:
         is_full = error.errno in FULL
         cure = "free some space, or give another storage=..." if is_full else "check that it exists and is writable"
-        return UserError(f"storage: cannot write {(self / name).uri}: {error}; {cure}")
+        return StorageError(f"storage: cannot write {(self / name).uri}: {error}; {cure}")
 
     def clear_leftovers(self) -> None:
         """Delete what killed writers left below a local folder: unfinished files that nobody has written to for a while."""

@@ -209,6 +209,8 @@ def save_weights(model: Any, weights: Mapping[str, torch.Tensor], tokenizer: Any
 
         weights = with_tied(model, weights)
         assert get_peft_model_state_dict(model, state_dict=dict(weights)), "the adapter is empty"
+        for config in model.peft_config.values():  # peft would write a set in the order of this process's hashes
+            vars(config).update({key: sorted(value) for key, value in vars(config).items() if isinstance(value, set)})
     else:
         tokenizer.save_pretrained(path)
     model.save_pretrained(path, state_dict=dict(weights))

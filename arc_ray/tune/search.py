@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from arc_ray.cluster.roles import reachable_room
 from arc_ray.config import Config
-from arc_ray.errors import UserError, unwrapped
+from arc_ray.errors import StorageError, UserError, unwrapped
 from arc_ray.progress import watched
 from arc_ray.rows.plan import Plan
 from arc_ray.rows.stream import Preparer, settle_data_scheduling
@@ -68,8 +68,9 @@ class Search:
     def run_points(self, trials: Sequence[Point], stop_early: bool = True) -> list[Trial]:
         """Run those trials that have not ended, and return all; without `stop_early` each to its end.
 
-        Raises KeyboardInterrupt where Tune came back before all had ended, UserError where all failed and a mistake of
-        the user's is among the reasons, RuntimeError where all failed for reasons of ours.
+        Raises KeyboardInterrupt where Tune came back before all had ended, StorageError where one could not end because of
+        the storage, UserError where all failed and a mistake of the user's is among the reasons, RuntimeError where all
+        failed for reasons of ours.
         """
         if not all(is_finished(trial_folder(self.config, point)) for point in trials):
             scheduler = FIFOScheduler()
@@ -135,7 +136,9 @@ class Search:
         found = [self._read(point) for point in trials]
         self.ended += found
         self.show(self.ended)
-        if any(trial.status in ("waiting", "running") for trial in found):
+        if unfinished := [trial for trial in found if trial.status in ("waiting", "running")]:
+            for reason in filter(None, (trial.error for trial in unfinished)):
+                raise StorageError(reason)
             raise KeyboardInterrupt
         if found and all(trial.status == "failed" for trial in found):
             mistakes = list(dict.fromkeys(trial.error for trial in found if trial.is_mistake))

@@ -14,7 +14,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from arc_ray.config import Config
-from arc_ray.errors import mistake_in
+from arc_ray.errors import StorageError, mistake_in
 from arc_ray.rows.plan import Plan
 from arc_ray.runs.folder import is_finished
 from arc_ray.tune.space import Point, trial_config, trial_folder
@@ -110,10 +110,11 @@ class Ends(ray.tune.Callback):
         write_status(folder, point, "done" if is_finished(folder) else "stopped")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """It failed; the search goes on."""
+        """It failed, and the search goes on; or the storage did, and the search ends without it (see `Search.run_points`)."""
         point, mistake = trial.config["point"], mistake_in(_error_of(trial))
         reason = " ".join(str(mistake).split()) if mistake else reason_of(trial.error_file)
-        write_status(trial_folder(self._config, point), point, "failed", reason, is_mistake=mistake is not None)
+        status = "running" if isinstance(mistake, StorageError) else "failed"
+        write_status(trial_folder(self._config, point), point, status, reason, is_mistake=mistake is not None)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import pytest
 from plans import planned
 
 from arc_ray.config import config_from, to_yaml
+from arc_ray.errors import UserError
 from arc_ray.progress import watched
 from arc_ray.rows.plan import save_plan
 from arc_ray.runs.folder import MetricsFile, run_folder
@@ -70,3 +71,17 @@ def test_a_watch_ends_with_its_work_however_that_ends() -> None:
         "what was interrupted is not looked at again: its search would seem ended"
     )
     assert threading.active_count() == threads
+
+
+def test_a_watch_outlives_a_storage_that_does_not_answer_for_a_while() -> None:
+    """Catches a watcher that dies with its first failed look: nothing more is shown, and a search writes no best.yaml."""
+    looks = list[int]()
+
+    def look() -> None:
+        looks.append(len(looks))
+        if len(looks) in (1, 2):
+            raise (OSError if len(looks) == 1 else UserError)("no answer")
+
+    with watched(look, 0.01):
+        while len(looks) < 4:
+            time.sleep(0.01)

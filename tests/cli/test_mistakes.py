@@ -66,11 +66,16 @@ def test_a_mistake_is_found_in_what_ray_makes_of_it(wrap: Callable[[Exception], 
             1,
             "out of memory: .*train.micro_rows",
         ),
+        (
+            OSError("When reading 'x': AWS Error NETWORK_CONNECTION during HeadObject operation: curlCode: 7"),
+            2,
+            "the storage does not answer as it should: .*NETWORK_CONNECTION.*the same command goes on",
+        ),
         (MemoryError(), 1, "out of memory: MemoryError; .*evaluate.batch_tokens"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), 1, "out of memory: "),
     ],
 )
-def test_a_full_disk_or_memory_is_named_in_one_line(
+def test_a_full_disk_or_memory_or_a_silent_bucket_is_named_in_one_line(
     wrap: Callable[[Exception], Exception], error: Exception, exit_code: int, said: str
 ) -> None:
     """Catches a reason that is the last of a hundred lines, and what helps left out."""

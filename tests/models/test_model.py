@@ -192,7 +192,7 @@ LORAS = {"plain": {}, "rslora": {"rslora": True}, "dora": {"dora": True}, "some"
 
 @pytest.mark.parametrize("kind", LORAS)
 def test_an_adapter_survives_saving_loading_and_merging(kind: str, tmp_path: Path, base: str):
-    """Would catch an adapter saved as it was at the start, scaled otherwise, or merged twice."""
+    """Would catch an adapter saved as it was at the start, scaled otherwise or merged twice, or of other bytes each time."""
     config = ModelConfig(base=base, lora=LoraConfig(r=4, alpha=8, **LORAS[kind]))  # pyright: ignore
     model = moved(build_model(config, "", 0, False, None))
     adapter, merged = tmp_path / "adapter", tmp_path / "merged"
@@ -200,6 +200,8 @@ def test_an_adapter_survives_saving_loading_and_merging(kind: str, tmp_path: Pat
     expected = logits_of(model)
     assert (expected - logits_of(load_base(config, ""))).abs().max() > 1e-2, "the adapter does nothing"
     save_weights(model, weights, tiny_tokenizer(), adapter)
+    reached = json.loads((adapter / "adapter_config.json").read_text())["target_modules"]
+    assert reached == sorted(reached), "in the order of a set"
     merge_checkpoint(config, "", str(adapter), merged)
     plain: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
     continued = build_model(config.model_copy(update={"adapter": str(adapter)}), "", 5, False, None)

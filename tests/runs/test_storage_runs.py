@@ -155,7 +155,7 @@ folder.write_bytes("large", bytes(500_000))
 def test_a_full_disk_leaves_no_part_of_a_file_and_says_what_helps(tmp_path: Path):
     """Would catch unfinished files that keep a full disk full; here, the largest file that the process may write."""
     done = subprocess.run([sys.executable, "-c", WRITE_TOO_MUCH, str(tmp_path)], capture_output=True, text=True)
-    assert "UserError: storage: cannot write" in done.stderr
+    assert "StorageError: storage: cannot write" in done.stderr
     assert "/large: " in done.stderr
     assert "free some space, or give another storage=" in done.stderr
     assert os.listdir(tmp_path) == ["small"]

@@ -12,8 +12,11 @@ from ray.train import WorkerGroupError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from arc_ray.errors import UserError
-from arc_ray.tune.stopping import SCORE, TIME, Apart, final_errors, make_scheduler, reason_of
+from arc_ray.errors import StorageError, UserError
+from arc_ray.storage import Folder
+from arc_ray.tune.search import Search
+from arc_ray.tune.space import trial_folder
+from arc_ray.tune.stopping import SCORE, TIME, Apart, Ends, final_errors, make_scheduler, reason_of
 
 
 def asha() -> AsyncHyperBandScheduler:
@@ -92,3 +95,18 @@ def test_a_trial_is_tried_again_unless_that_would_find_the_same(
         assert TuneTrial.should_recover(failed) is is_tried_again
         failed.run_metadata.num_failures = 3
         assert not TuneTrial.should_recover(failed)
+
+
+@pytest.mark.parametrize("cause", [StorageError("no space"), OSError("AWS Error NETWORK_CONNECTION during PutObject")])
+def test_a_trial_without_its_storage_ends_the_search_and_is_not_a_row_of_it(cause: Exception, tmp_path: Path) -> None:
+    """Catches an answer for good without the trials that a hiccup of the storage ended: a finished study is not redone."""
+    point, error = {"train.lr": 1e-3}, RayTaskError("f", "...", cause)
+    (tmp_path / "error.pkl").write_bytes(cloudpickle.dumps(error))
+    failed: Any = SimpleNamespace(
+        pickled_error_file=str(tmp_path / "error.pkl"), error_file=None, config={"point": point}
+    )
+    config = config_with(storage=str(tmp_path), name="search", tune__space={"train.lr": {"grid": [1e-3]}})
+    Ends(config).on_trial_error(0, [], failed)
+    assert Folder.read_json(trial_folder(config, point), "trial.json")["status"] == "running"
+    with pytest.raises(StorageError, match=r"no space|NETWORK_CONNECTION"):
+        Search(config, lambda trials: None)._end([point])

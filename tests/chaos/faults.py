@@ -1,0 +1,148 @@
+"""One fault, drawn from a seed: which process of a command, what happens to it, and at which moment."""
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import psutil
+from storage_server import BUCKET_FAULTS, StorageServer
+
+MARK = "ARC_RAY_CHAOS"
+"""A variable that a command and all that it starts have: nobody else's process is ever touched."""
+
+TITLES = {
+    "driver": r"-m arc_ray ",
+    "trial": r"ray::ImplicitFu",
+    "worker": r"ray::(TrainWorker|RayTrainWorker)",
+    "controller": r"ray::TrainController",
+    "data task": r"ray::(MapBatches|Map\(|MapWorker|ReadRange|FromItems)",
+    "host": r"ray::Host",
+    "preparer": r"ray::Preparer",
+    "idle": r"ray::IDLE",
+    "raylet": r"/raylet/raylet ",
+    "head": r"/gcs/gcs_server ",
+    "dashboard": r"dashboard/dashboard\.py",
+}
+"""How the command line of a kind of process looks."""
+
+WORKLOADS = {
+    "generate": ["driver", "data task", "idle", "raylet", "head"],
+    "prepare": ["driver", "data task", "worker", "host", "head"],
+    "train": ["driver", "worker", "raylet"],
+    "group": ["driver", "worker", "controller", "raylet", "head"],
+    "tune": ["driver", "trial", "preparer", "raylet", "head", "dashboard"],
+    "evaluate": ["driver", "host", "raylet", "head"],
+    "study": ["driver", "trial", "preparer", "host", "head"],
+}
+"""Commands, and the kinds of processes that each has."""
+
+STOP_SECONDS = (2.0, 40.0)
+LONG_FAULT = 200
+"""Requests: the client's own attempts are over, and the command ends."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is to happen."""
+
+    workload: str
+    who: str
+    """A kind of process; group: all of them; disk; bucket."""
+    what: str
+    moment: float
+    """Share of the files that an undisturbed command writes, or of the requests it makes, which are there by then."""
+    delay: float
+    """Seconds after that."""
+    amount: float
+    """0 to 1: how long a stop is, how much of a disk is left, how many requests fail."""
+
+    def __str__(self) -> str:
+        return f"{self.workload}: {self.who} {self.what} ({self.amount:.2f}) at {self.moment:.0%} + {self.delay:.1f} s"
+
+
+def all_kinds() -> list[tuple[str, str, str]]:
+    """List (workload, who, what), in an order that is mixed but always the same."""
+    kinds = [(load, who, what) for load, whos in WORKLOADS.items() for who in whos for what in ("killed", "stopped")]
+    kinds += [(load, "group", what) for load in WORKLOADS for what in ("interrupted", "terminated", "killed")]
+    kinds += [(load, "disk", "full") for load in WORKLOADS for _ in range(2)]
+    kinds += [(load, "bucket", fault) for load in WORKLOADS for fault in BUCKET_FAULTS]
+    Random(0).shuffle(kinds)
+    return kinds
+
+
+def draw(seed: int) -> Fault:
+    """Draw the fault of a seed: kinds come in turns, so that many seeds cover all; the moment is chance."""
+    rng, kinds = Random(seed), all_kinds()
+    return Fault(
+        *kinds[seed % len(kinds)],
+        moment=rng.random(),
+        delay=rng.choice([0, rng.random(), 5 * rng.random()]),
+        amount=rng.random(),
+    )
+
+
+def processes(mark: str) -> list[psutil.Process]:
+    """Find all living processes of one campaign's call, whoever is their parent by now."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def find(who: str, mark: str) -> list[psutil.Process]:
+    """Find the living processes of a kind."""
+    found = []
+    for process in processes(mark):
+        with suppress(psutil.Error):
+            if re.search(TITLES[who], " ".join([*process.cmdline(), ""])):
+                found.append(process)
+    return found
+
+
+def deal(fault: Fault, mark: str, pid: int, disk: Path, server: StorageServer, is_over: Callable[[], bool]) -> str:
+    """Let it happen, as soon as there is such a process; say what happened, or nothing where the command was over first.
+
+    A stopped process goes on before this returns.
+    """
+    if fault.who == "disk":
+        return fill(disk, int(100_000 * fault.amount**3))
+    if fault.who == "bucket":
+        times = LONG_FAULT if fault.amount > 0.5 else 1 + int(12 * fault.amount)
+        server.fail(fault.what, times)  # pyright: ignore[reportArgumentType]
+        return f"{times} requests"
+    if fault.who == "group":
+        signals = {"interrupted": signal.SIGINT, "terminated": signal.SIGTERM, "killed": signal.SIGKILL}
+        os.killpg(pid, signals[fault.what])
+        return f"process group {pid}"
+    while not (found := find(fault.who, mark)):
+        if is_over():
+            return ""
+        time.sleep(0.02)
+    victim = found[int(fault.amount * len(found))]
+    with suppress(psutil.NoSuchProcess):
+        if fault.what == "killed":
+            victim.kill()
+            return f"process {victim.pid}"
+        victim.suspend()
+        low, high = STOP_SECONDS
+        time.sleep(low + (high - low) * fault.amount)
+        victim.resume()
+        return f"process {victim.pid}"
+    return ""
+
+
+def fill(disk: Path, left: int) -> str:
+    """Fill a disk of ours but for some bytes."""
+    stat = os.statvfs(disk)
+    size = max(0, stat.f_bavail * stat.f_frsize - left)
+    with (disk / "filler").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(1, size))
+    return f"{left} bytes left"
