@@ -1,6 +1,6 @@
 """What the page begins with: how far it is, the answer in sentences, the arms, and what to know before believing it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -147,6 +147,19 @@ def answer_view(report: Report) -> dict[str, Any]:
     effects = sorted(analysis.get("effects", ()), key=lambda effect: effect["metric"] != metric)
     axis = tables.effect_axis(effects)
     return {"effects": effects, "axis": axis, "findings": list(titles.values()), "arm_rows": rows}
+
+
+def side_by_side(views: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Lay out what was asked about in several studies on one axis: `rows` of study and effect; None for less than two."""
+    rows = [
+        {"number": number, "view": view, "effect": effect}
+        for number, view in enumerate(views, 1)
+        for effect in view["effects"]
+        if effect["metric"] == view["report"].metric
+    ]
+    if len({row["number"] for row in rows}) < 2:
+        return None
+    return {"rows": rows, "axis": tables.effect_axis([row["effect"] for row in rows])}
 
 
 def pairing(report: Report, chosen: Mapping[str, DataFrame]) -> str | None:

@@ -39,7 +39,8 @@ def write_report(
     place = reports[0].folder
     about = {
         "title": ", ".join(report.name for report in reports),
-        "views": [view_of(report) for report in reports],
+        "views": (views := [view_of(report) for report in reports]),
+        "side_by_side": answer.side_by_side(views),
         "refresh_seconds": refresh_seconds,
         "written": (now or datetime.now(UTC)).strftime("%Y-%m-%d %H:%M UTC"),
     }

@@ -382,6 +382,24 @@ def test_runs_and_searches_are_reports_too(tmp_path: Path) -> None:
     assert sentences(load(str(tmp_path / "tiny")))[0].endswith("on the validation outputs after 60 steps.")
 
 
+def test_studies_stand_side_by_side(study: Path, tmp_path: Path) -> None:
+    """Would catch studies that one can only compare by scrolling, or on an axis that is drawn for one of them."""
+    other = shutil.copytree(study, tmp_path / "other")
+    effects = json.loads((other / "analysis.json").read_text())["effects"]
+    effects[0] |= {"value": -0.3, "low": -0.4, "high": -0.2, "shown": True}
+    rewrite(other / "analysis.json", effects=effects, question="Does it help to forget?")
+    paths = write_report([str(study), str(other)])
+    text, markdown = Path(paths["report.html"]).read_text(), Path(paths["report.md"]).read_text()
+    head = text[text.index('id="studies"') : text.index('id="answer-1"')]
+    assert [head.count(row) for row in (QUESTION, "Does it help to forget?", "−40.0 to −20.0")] == [1, 1, 1]
+    places = [float(place) for place in re.findall(r'class="dot" style="left:([\d.]+)%', head)]
+    assert len(places) == 2
+    assert 0 < places[1] < places[0] < 100
+    assert markdown.index("| Does it help to forget? | count − base |") < markdown.index(f"# {QUESTION}")
+    alone = write_report([str(study), str(study.parent / "tiny")])
+    assert 'id="studies"' not in Path(alone["report.html"]).read_text()
+
+
 def test_runs_that_are_reported_together_tell_their_leaks(study: Path, tmp_path: Path) -> None:
     """Would catch several runs on one page that keep silent about what each says by itself."""
     names = [str(shutil.copytree(study.parent / name, tmp_path / name)) for name in ("tiny", "count")]
