@@ -56,15 +56,19 @@ def _make_room(cache: Path, num_bytes: int) -> None:
 
 
 def _last_use(folder: Path) -> float:
-    used = Path(f"{folder}.used")
-    return (used if used.exists() else folder).stat().st_mtime
+    """Return when a folder was asked for; now, where another process has just deleted it."""
+    for path in (Path(f"{folder}.used"), folder):
+        with suppress(FileNotFoundError):
+            return path.stat().st_mtime
+    return time.time()
 
 
 def _delete(folder: Path) -> None:
     """Delete a folder. Raises Timeout or BlockingIOError where it is needed."""
     with FileLock(f"{folder}.lock", timeout=0), Path(f"{folder}.used").open("a") as used:
         fcntl.flock(used, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder)
+        if folder.exists():  # another process that makes room may have been here first
+            shutil.rmtree(folder)
         Path(used.name).unlink()
 
 

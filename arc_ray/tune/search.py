@@ -5,6 +5,7 @@ within a second, a trial that was cut off reports its own and then trains on. So
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -23,6 +24,7 @@ from arc_ray.progress import watched
 from arc_ray.rows.plan import Plan
 from arc_ray.rows.stream import Preparer, settle_data_scheduling
 from arc_ray.runs.folder import is_finished, run_folder
+from arc_ray.seeding import digest64
 from arc_ray.train.run import worker_environment
 from arc_ray.tune.space import Point, fixed_parts, points, trial_folder
 from arc_ray.tune.stopping import SCORE, Ends, final_errors, make_scheduler
@@ -47,9 +49,10 @@ class Search:
 
     @cached_property
     def _preparer(self) -> Any:
-        """A `Preparer` on this node, which stays as long as the search."""
+        """A `Preparer` on this node, which stays as long as the search; killed, it comes back: every trial asks it."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        return ray.remote(Preparer).options(num_cpus=0, scheduling_strategy=here).remote()
+        again = {"max_restarts": -1, "max_task_retries": -1}
+        return ray.remote(Preparer).options(num_cpus=0, scheduling_strategy=here, **again).remote()
 
     def plan(self, config: Config) -> Plan:
         """Make the plan that a trial of this config would have; the trials that have it make it no more. Raises UserError."""
@@ -159,6 +162,11 @@ def max_concurrent(config: Config) -> int:
 
 
 def _scratch(config: Config) -> Path:
-    """Tune's own files: of no use after the search, and on the driver's disk because Tune only reads them there."""
+    """Tune's own files: of no use after the search, and on the driver's disk because Tune only reads them there.
+
+    Two users, and two studies of one name in different buckets, do not meet there.
+    """
     folder = run_folder(config)
-    return folder.local_path() / "tune" if folder.is_local else Path("/tmp/arc_ray_tune") / config.name
+    if folder.is_local:
+        return folder.local_path() / "tune"
+    return Path(f"/tmp/arc_ray-{os.getuid()}") / f"tune-{digest64(folder.uri):016x}"

@@ -50,3 +50,9 @@ def test_a_bucket_that_is_gone_is_named_in_one_line(server: StorageServer, monke
     for read in (folder.names, folder.files, folder.exists, lambda: folder.read_bytes("file"), folder.delete):
         with pytest.raises(StorageError, match=r"the storage does not answer as it should: .*goes on"), unwrapped():
             read()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [])
+def test_a_command_that_was_hurt_goes_on_to_the_same_bytes(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Catches what a fault loses, a call that hangs, and one that ends without saying why."""

