@@ -1,7 +1,8 @@
-"""A tenth of the campaign, and what it found, one fault at a time."""
+"""A bucket that fails, and a few faults of the campaign."""
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,8 @@ from arc_ray.storage import Folder
 
 pytest.importorskip("moto", reason="moto is not installed: pip install '.[dev]'")
 
+from chaos import Alone, hurt
+from faults import Fault
 from storage_server import StorageServer
 
 
@@ -52,7 +55,24 @@ def test_a_bucket_that_is_gone_is_named_in_one_line(server: StorageServer, monke
             read()
 
 
+FAULTS = [
+    Fault("generate", "data task", "killed", moment=0.3, delay=0.0, amount=0.0),
+    Fault("generate", "driver", "killed", moment=0.6, delay=0.0, amount=0.0),
+    Fault("generate", "bucket", "503", moment=0.5, delay=0.0, amount=0.9),
+]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    return Alone(tmp_path_factory.mktemp("alone"))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [])
-def test_a_command_that_was_hurt_goes_on_to_the_same_bytes(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Catches what a fault loses, a call that hangs, and one that ends without saying why."""
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_a_command_that_is_hurt_goes_on_to_the_same_bytes(
+    fault: Fault, alone: Alone, server: StorageServer, tmp_path: Path
+) -> None:
+    """Catches what a fault loses or doubles, a call that hangs, and one that ends without saying why."""
+    found = hurt(fault, tmp_path / "hurt", alone, server)
+    assert found["happened"], "it was over before, so nothing was tested"
+    assert found["wrong"] == []

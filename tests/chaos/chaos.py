@@ -1,10 +1,10 @@
 """Chance tries it: a small command is hurt at a random moment, called again until it is done, and must lose nothing.
 
-    python tests/chaos/campaign.py --out /tmp/chaos --seeds 0:40
+    python tests/chaos/chaos.py --out /tmp/chaos --seeds 0:40
 
 Each seed draws a fault (faults.py), deals it to a real command, and calls the same command again until it ends with 0. Each
 call must end in time, and one that fails with exit code 1, 2, 130 or 143 and a last line that says why. Then the storage is
-compared, byte by byte, with that of the command left alone. One JSON line a seed goes to `campaign.jsonl`.
+compared, byte by byte, with that of the command left alone. One JSON line a seed goes to `chaos.jsonl`.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 import pyarrow.fs as pafs
 import yaml
-from faults import MARK, deal, draw, processes
+from faults import MARK, Fault, deal, draw, processes
 from small_study import small_study
 from storage_server import StorageServer
 from training import is_agent
@@ -51,14 +51,16 @@ PREPARED = ("train", "group", "tune", "evaluate", "study")
 FIRST = ("data", "tiny", "count")
 
 TIMES = re.compile(
-    r"seconds|started|ended|per_second|memory|stall|mfu|process|created|begun|hours|minutes|^tune/", re.IGNORECASE
+    r"seconds|started|ended|per_second|memory|stall|mfu|process|created|begun|hours|minutes|base_model_name",
+    re.IGNORECASE,
 )
-"""Keys of JSON records that tell of time or of the machine."""
+"""Keys of JSON records that tell of time or of the machine; of a bucket's model, an adapter names this node's copy."""
 UNEQUAL = {
     r"\.tfevents\.": "TensorBoard's records hold the time of each",
     r"(^|/)timings/": "seconds that examples took",
     r"(^|/)tune/": "Tune's own scratch",
     r"(^|/)report\.(html|md)$": "the cost of each trial in seconds and tokens a second",
+    r"checkpoint-\d+/README\.md$": "peft's card names the path of the base, for a bucket that of this node's copy",
     r"^filler$": "what filled the disk",
     r"(^|/)run\.json$": "when and where a run began; compared but for that",
 }
@@ -77,11 +79,9 @@ class Place:
         """Read all that is there, without what tells the places apart."""
         folder = Folder.at(self.uri)
         found = {name: folder.read_bytes(name) for name in folder.files()}
-        path, _, query = self.uri.partition("?")
-        return {
-            name: content.replace(path.encode(), b"STORAGE").replace(f"?{query}".encode(), b"")
-            for name, content in found.items()
-        }
+        for place in (word.encode() for word in self.uri.partition("?") if len(word) > 1):
+            found = {name: content.replace(place, b"") for name, content in found.items()}
+        return found
 
     def clock(self) -> int:
         """Count the files that are there."""
@@ -174,11 +174,11 @@ def differences(expected: dict[str, bytes], found: dict[str, bytes]) -> list[str
     return sorted(wrong) + sorted(n for n in both if timeless(n, expected[n]) != timeless(n, found[n]))
 
 
-def hurt(seed: int, out: Path, alone: "Alone", server: StorageServer) -> dict[str, Any]:
-    """Deal one seed's fault, call again until all is done, and compare."""
-    fault, begun = draw(seed), time.time()
+def hurt(fault: Fault, folder: Path, alone: "Alone", server: StorageServer) -> dict[str, Any]:
+    """Deal a fault, call again until all is done, and compare; `wrong` of what is returned is empty if all is well."""
+    begun = time.time()
     expected, first, last = alone.files(fault.workload)
-    place = Place(out / f"seed-{seed}", server if fault.who == "bucket" else None)
+    place = Place(folder, server if fault.who == "bucket" else None)
     with contextlib.ExitStack() as stack:
         if fault.who == "disk":
             subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(place.disk)], check=True)
@@ -205,7 +205,7 @@ def hurt(seed: int, out: Path, alone: "Alone", server: StorageServer) -> dict[st
         wrong += differences(expected, place.files()) if calls[-1] == 0 else ["it never ends with 0"]
     if not wrong:
         shutil.rmtree(place.folder, ignore_errors=True)
-    about = {"seed": seed, "fault": str(fault), "who": fault.who, "what": fault.what, "happened": happened}
+    about = {"fault": str(fault), "who": fault.who, "what": fault.what, "happened": happened}
     return about | {"calls": calls, "seconds": round(time.time() - begun), "wrong": wrong}
 
 
@@ -247,9 +247,9 @@ def main() -> None:
     server = StorageServer()
     alone = Alone(arguments.out)
     for seed in seeds:
-        found = hurt(seed, arguments.out, alone, server)
+        found = {"seed": seed} | hurt(draw(seed), arguments.out / f"seed-{seed}", alone, server)
         print(json.dumps(found), flush=True)
-        with (arguments.out / "campaign.jsonl").open("a") as file:
+        with (arguments.out / "chaos.jsonl").open("a") as file:
             file.write(json.dumps(found) + "\n")
 
 
