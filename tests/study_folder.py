@@ -204,6 +204,9 @@ def make_answer(name: str, number: int, arm: str, skill: float) -> Record:
     first = truth if luck < skill - 0.05 else wrong if luck < 0.92 else wrong[:-1]
     attempts = [] if luck > 0.97 else [first, truth if luck < skill else wrong.T]
     is_right = any(np.array_equal(attempt, truth) for attempt in attempts)
+    ending = ending_of(truth, attempts, [*attempts, truth] if luck > 0.9 else attempts, asked, luck < 0.99)
+    rules = {"majority": is_right, "vote_with_log_probability": is_right and luck > 0.1}
+    rules |= {"product_of_experts": ending in ("right", "not_chosen"), "votes_and_mean_log_probability": is_right}
     return {
         "set": name,
         "task": f"{TASKS[number % len(TASKS)]}#{number}",
@@ -215,7 +218,8 @@ def make_answer(name: str, number: int, arm: str, skill: float) -> Record:
         "greedy": first.tolist(),
         "is_right": is_right,
         "cell_accuracy": 1.0 if is_right else float((wrong == truth).mean()) if luck < 0.92 else 0.0,
-        "ending": ending_of(truth, attempts, [*attempts, truth] if luck > 0.9 else attempts, asked, luck < 0.99),
+        "ending": ending,
+        "right_by": rules,
     }
 
 

@@ -33,6 +33,7 @@ from arc_ray.runs.machine import PACKAGES, version_of
 from arc_ray.runs.obtain import obtaining
 from arc_ray.runs.starts import lineage
 from arc_ray.storage import Folder
+from arc_ray.study.answers import shared_lines
 from arc_ray.study.needs import Command, Needs
 from arc_ray.tasks.task import TaskTable
 from arc_ray.train.run import check_training
@@ -128,6 +129,8 @@ def describe_command(command: Command, asked: Config, address: str | None, termi
                 terminal.note(asked.question or "(no question)")
                 _describe_trials(needs, terminal)
                 terminal.note(f"then, with seeds {asked.study.seeds}: each arm at the setting chosen for it")
+                for line in shared_lines(needs.config):
+                    terminal.note(line)
 
 
 def describe_generation(config: Config, terminal: Terminal) -> None:

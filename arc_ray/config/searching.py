@@ -1,5 +1,6 @@
 """Evaluation, test-time training, search and study: how a model is judged, what is varied, what is asked."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -68,9 +69,11 @@ class EvaluateConfig(Section):
     """Tokens guessed at most before each forward pass by copying what followed a similar place, then verified: same
     answers, fewer passes; twice as many as were right last time are tried. 0 turns it off;
     search, and models with windowed attention, do without."""
-    selection: Literal["majority", "vote_with_log_probability", "product_of_experts"] = "majority"
-    """How two attempts are chosen from the answers of all views; product_of_experts first has every distinct answer
-    scored under every view. Changed later, only what is missing is done."""
+    selection: Literal[
+        "majority", "vote_with_log_probability", "product_of_experts", "votes_and_mean_log_probability"
+    ] = "majority"
+    """How two attempts are chosen from the answers of all views; the last two first have every distinct answer scored under
+    every view. Changed later, only what is missing is done."""
     fill_submission: bool = False
     """Give tasks of a Kaggle file that its source leaves out (tasks, exclude, limit, max_side) a place in submission.json,
     each output answered by [[0]]: the competition takes whole files only. Changed later, the submission is written again."""
@@ -175,7 +178,8 @@ class StudyConfig(Section):
     """A question asked of trials: what differs between the arms, and over which seeds."""
 
     compare: str = "start"
-    """Config key whose values are the arms."""
+    """Config key whose values are the arms. Arms that differ in keys of `evaluate` alone share their trainings, and arms
+    that differ in such keys at all are compared by what they answer to `evaluate.sets`."""
     arms: list[Any] = Field(default=["base", "count"])
     """Values of `compare`; the first is the baseline."""
     seeds: list[int] = Field(default=[1, 2, 3], min_length=1)
@@ -189,6 +193,36 @@ class StudyConfig(Section):
     def _arms_differ(self) -> "StudyConfig":
         if len(self.arms) < 2 or len({value_name(arm) for arm in self.arms}) < len(self.arms):
             raise ValueError("arms: give at least two different values of the key that `compare` names")
+        if self.compare in ("evaluate.checkpoint", "evaluate.sets"):
+            raise ValueError(
+                f"compare: {self.compare}: all arms answer the same sets, with checkpoints that the study trains"
+            )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds repeat; each seed counts once")
         return self
+
+
+def arm_parts(
+    compare: str, arms: Sequence[Any], starts: Mapping[str, Mapping[str, Any]]
+) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Return, by an arm's name, the keys that make it an arm: those of training, and those of `evaluate`."""
+    keys = {value_name(arm): starts.get(arm, {compare: arm}) if compare == "start" else {compare: arm} for arm in arms}
+    return {name: (_part(own, of_answers=False), _part(own, of_answers=True)) for name, own in keys.items()}
+
+
+def differ_in_answering(compare: str, arms: Sequence[Any], starts: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Tell whether a study is about how its arms answer, perhaps besides what they were trained on."""
+    parts = [answering for _, answering in arm_parts(compare, arms, starts).values()]
+    return any(part != parts[0] for part in parts)
+
+
+def trained_as(compare: str, arms: Sequence[Any], starts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Name for each arm the one whose trainings it answers with: the first that differs in how it answers alone."""
+    if not differ_in_answering(compare, arms, starts):
+        return {value_name(arm): value_name(arm) for arm in arms}
+    parts = {name: training for name, (training, _) in arm_parts(compare, arms, starts).items()}
+    return {name: next(other for other in parts if parts[other] == part) for name, part in parts.items()}
+
+
+def _part(keys: Mapping[str, Any], of_answers: bool) -> dict[str, Any]:
+    return {key: value for key, value in keys.items() if (key.partition(".")[0] == "evaluate") == of_answers}

@@ -19,8 +19,16 @@ from arc_ray.datasets.reading import load_source
 from arc_ray.decode.vllm import refuse_without_vllm
 from arc_ray.errors import UserError
 from arc_ray.evaluate.pool import Hosts, answer_all
-from arc_ray.evaluate.questions import Work, answering_works, make_prompts, read_predictions, scoring_works
+from arc_ray.evaluate.questions import (
+    Work,
+    answering_works,
+    distinct_answers,
+    make_prompts,
+    read_predictions,
+    scoring_works,
+)
 from arc_ray.evaluate.results import REDONE, redone, select_answers
+from arc_ray.evaluate.shared import take_over, take_over_whole
 from arc_ray.evaluate.two_players import describe_sets, first_player
 from arc_ray.models.weights import most_tokens
 from arc_ray.prompts.codec import Codec
@@ -34,6 +42,7 @@ from arc_ray.rows.prepare import codec_of
 from arc_ray.runs.base import refuse_other_base
 from arc_ray.runs.folder import claim, is_finished, note_sets, resolve_reference, run_folder
 from arc_ray.runs.starts import lineage
+from arc_ray.scores.attempts import BY_SCORES
 from arc_ray.storage import Folder
 from arc_ray.tasks.fingerprints import digest_tasks, refuse_changes
 from arc_ray.tasks.selection import name_set
@@ -44,11 +53,16 @@ Advance = Callable[[str, int, int], None]
 
 
 def run_evaluation(
-    config: Config, progress: Advance, command: str = "evaluate", hosts: Hosts | None = None
+    config: Config,
+    progress: Advance,
+    command: str = "evaluate",
+    hosts: Hosts | None = None,
+    others: Sequence[Config] = (),
 ) -> dict[str, Any]:
     """Answer the tasks of `evaluate.sets` and score them; goes on where it was cut off. Raises UserError.
 
-    `hosts` are processes that other evaluations use as well.
+    `hosts` are processes that other evaluations use as well; `others` are finished evaluations of the same checkpoint, from
+    which answers are taken over.
     A finished folder is only selected from again, if one of `REDONE` is another one. The run folder then holds
     answers.json, submission.json (one for each set if there are several) and result.json with "<set>/<rule>" scores.
     """
@@ -73,7 +87,7 @@ def run_evaluation(
         if learned:
             folder.write_json("overlap.json", learned)
         with nullcontext(hosts) if hosts else Hosts() as those:
-            _answer(those, config, folder, sets, progress)
+            _answer(those, config, folder, sets, progress, others)
     return select_answers(config, folder, sets)
 
 
@@ -94,8 +108,8 @@ def check_evaluation(config: Config) -> None:
 
 
 def needs_model(evaluate: EvaluateConfig, folder: Folder) -> bool:
-    """Tell whether predictions, or the scores that a product of experts adds up, are still to be made in a run folder."""
-    is_scored = evaluate.selection != "product_of_experts" or folder.exists("scores/files.json")
+    """Tell whether predictions, or the scores that the selection asks for, are still to be made in a run folder."""
+    is_scored = evaluate.selection not in BY_SCORES or folder.exists("scores/files.json")
     is_tuned = not evaluate.ttt or folder.exists("tuning.json")
     return not (folder.exists("predictions/files.json") and is_scored and is_tuned)
 
@@ -153,7 +167,12 @@ def check_checkpoint(config: Config, key: str, frame: Frame | None = None) -> No
 
 
 def _answer(
-    hosts: Hosts, config: Config, folder: Folder, sets: Mapping[str, Sequence[Task]], progress: Advance
+    hosts: Hosts,
+    config: Config,
+    folder: Folder,
+    sets: Mapping[str, Sequence[Task]],
+    progress: Advance,
+    others: Sequence[Config],
 ) -> None:
     """Make the files of predictions, and of scores if the selection asks for them, that are not there yet."""
     evaluate = config.evaluate
@@ -167,7 +186,10 @@ def _answer(
         described = describe_sets(hosts, first, folder, puzzles, codec, most, partial(progress, "batches described"))
         puzzles |= {f"{name}{GENERATED}": tasks for name, tasks in described.items()}
     prompts = {name: make_prompts(codec, TaskTable.of(tasks), config, most) for name, tasks in puzzles.items()}
-    works = {name: answering_works(name, own, evaluate) for name, own in prompts.items()}
+    predictions, works = folder / "predictions", dict[str, list[Work]]()
+    for name, own in prompts.items():
+        left, taken = take_over(config, others, predictions, name, own)
+        works[name] = answering_works(name, left, evaluate) + taken
     counting = {n: [_counting_work(config, codec, n, tasks)] for n, tasks in sets.items() if n not in puzzles}
 
     def make_files(folder: Folder, works: Mapping[str, Sequence[Work]], what: str) -> None:
@@ -175,11 +197,14 @@ def _answer(
         answer_all(hosts, config, folder, codec, every, partial(progress, what))
         folder.write_json("files.json", {name: [work.name for work in own] for name, own in works.items()})
 
-    predictions = folder / "predictions"
+    take_over_whole(config, others, folder, [*counting])
     make_files(predictions, works | counting, "batches answered")
-    if evaluate.selection == "product_of_experts":
-        made = {name: read_predictions(predictions, [work.name for work in own]) for name, own in works.items()}
-        scoring = {name: scoring_works(name, own, made[name], evaluate) for name, own in prompts.items()}
+    if evaluate.selection in BY_SCORES:
+        scoring = dict[str, list[Work]]()
+        for name, own in prompts.items():
+            grids = distinct_answers(read_predictions(predictions, [work.name for work in works[name]]))
+            left, taken = take_over(config, others, folder / "scores", name, own, grids)
+            scoring[name] = scoring_works(name, left, grids, evaluate) + taken
         make_files(folder / "scores", scoring, "batches of candidates scored")
     if evaluate.ttt and not folder.exists("tuning.json"):
         from arc_ray.evaluate.ttt import tune_all, tuning_works  # with torch and transformers, seconds

@@ -51,6 +51,10 @@ Predictions = Mapping[tuple[str, int], list[dict[str, Any]]]
 """(task id, number of the test pair) -> rows of SCHEMA, or of SCORES."""
 
 
+Candidates = Mapping[tuple[str, int], tuple[Grid, ...]]
+"""(task id, number of the test pair) -> the grids that are scored under its views."""
+
+
 @dataclass(frozen=True, eq=False)
 class Prompt:
     """One view to answer, as token ids."""
@@ -173,16 +177,18 @@ def answering_works(name: str, prompts: Sequence[Prompt], evaluate: EvaluateConf
     return [Work(f"{name}-{number:05d}.parquet", tuple(batch)) for number, batch in enumerate(batches)]
 
 
-def scoring_works(
-    name: str, prompts: Sequence[Prompt], predictions: Predictions, evaluate: EvaluateConfig
-) -> list[Work]:
+def scoring_works(name: str, prompts: Sequence[Prompt], grids: Candidates, evaluate: EvaluateConfig) -> list[Work]:
     """Lay out every candidate of an output under every view of it; outputs without a candidate have nothing to score."""
-    grids = {key: tuple(distinct_grids(candidates_of(rows))) for key, rows in predictions.items()}
     batches = make_batches([prompt for prompt in prompts if grids.get(prompt.key)], evaluate.batch_tokens)
     return [
         Work(f"{name}-{number:05d}.parquet", tuple(batch), tuple(grids[prompt.key] for prompt in batch))
         for number, batch in enumerate(batches)
     ]
+
+
+def distinct_answers(predictions: Predictions) -> dict[tuple[str, int], tuple[Grid, ...]]:
+    """List the different grids among the predictions of each output: what its views are to score."""
+    return {key: tuple(distinct_grids(candidates_of(rows))) for key, rows in predictions.items()}
 
 
 def by_output(rows: Iterable[dict[str, Any]]) -> Predictions:

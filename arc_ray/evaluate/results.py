@@ -16,7 +16,16 @@ from arc_ray.config.searching import EvaluateConfig
 from arc_ray.config.sources import GENERATED, CountingSource, KaggleSource
 from arc_ray.evaluate.questions import SCORES_SUFFIX, Predictions, candidates_of, grid_of, read_predictions
 from arc_ray.runs.folder import finish
-from arc_ray.scores.attempts import SELECTIONS, Attempts, Score, cell_accuracy, score_attempts, score_samples
+from arc_ray.scores.attempts import (
+    BY_SCORES,
+    SELECTIONS,
+    Attempts,
+    Score,
+    attempts_by,
+    cell_accuracy,
+    score_attempts,
+    score_samples,
+)
 from arc_ray.scores.intervals import Effect, paired_effect
 from arc_ray.scores.losses import ending_of
 from arc_ray.scores.records import FloatArray, Interval, ScorePath, flat_record
@@ -112,13 +121,15 @@ def puzzle_scores(
 ) -> tuple[dict[ScorePath, Score], list[dict[str, Any]], dict[str, list[Attempts]]]:
     """Choose attempts for a set: return its scores, an answer for the gallery a test output, and the attempts.
 
-    `scores` are needed for the product of experts only. Without the outputs of all tasks there are no scores.
+    `scores` are needed for the selections `BY_SCORES` only. Without the outputs of all tasks there are no scores.
     """
     evaluate, confidence = config.evaluate, config.study.confidence
     chosen: dict[str, list[Attempts]] = {task.id: [] for task in tasks}
     greedy: dict[str, list[Attempts]] = {task.id: [] for task in tasks}
     samples: dict[str, list[list[Grid | None]]] = {task.id: [] for task in tasks}
     answers = []
+    # Tasks that were not tuned have no scores, unless the selection asks for them.
+    is_scored = all(scores.get(key) for key, rows in predictions.items() if any(row["grid"] for row in rows))
     for task in tasks:
         for i in range(len(task.test)):
             rows, scored = (part.get((task.id, i), ()) for part in (predictions, scores))
@@ -132,6 +143,11 @@ def puzzle_scores(
             if (truth := task.test[i].output) is not None:
                 read = samples[task.id][-1]
                 answer["ending"] = ending_of(truth, attempts, read, task.test[i].input, was_asked=bool(rows))
+                answer["right_by"] = {
+                    rule: any(same_grid(truth, grid) for grid in _choose(rule, rows, scored))
+                    for rule in SELECTIONS
+                    if is_scored or rule not in BY_SCORES
+                }
             answers.append(answer)
     if any(pair.output is None for task in tasks for pair in task.test):
         return {}, answers, chosen
@@ -149,7 +165,7 @@ def _choose(rule: str, predicted: Answers, scored: Answers) -> Attempts:
     if rule == "vote_with_log_probability":
         # The same text drawn twice under one view is one summand of the mixture: its probability says how often it comes.
         predicted = list({(row["view"], row["text"]): row for row in predicted}.values())
-    return SELECTIONS[rule](candidates_of(scored if rule == "product_of_experts" else predicted))
+    return attempts_by(rule, candidates_of(predicted), candidates_of(scored))
 
 
 def _sample_sizes(evaluate: EvaluateConfig) -> list[int]:

@@ -28,7 +28,16 @@ from arc_ray.config.training import TrainConfig
 from arc_ray.errors import TooLargeError
 from arc_ray.evaluate.answering import Answerer
 from arc_ray.evaluate.pool import Hosts, outcomes
-from arc_ray.evaluate.questions import SCORES, SCORES_SUFFIX, Prompt, Work, answering_works, by_output, scoring_works
+from arc_ray.evaluate.questions import (
+    SCORES,
+    SCORES_SUFFIX,
+    Prompt,
+    Work,
+    answering_works,
+    by_output,
+    distinct_answers,
+    scoring_works,
+)
 from arc_ray.models.attention import place
 from arc_ray.models.build import load_for_tuning, trainable
 from arc_ray.models.loss import LearnedLoss, inputs_of
@@ -194,7 +203,7 @@ class Tuner:
         """Answer the prompts of a task and score all candidates under all of its views."""
         evaluate, name, prompts = self._config.evaluate, work.name, work.prompts
         answers = pa.concat_tables([self._answerer.predict(part) for part in answering_works(name, prompts, evaluate)])
-        scoring = scoring_works(name, prompts, by_output(answers.to_pylist()), evaluate)
+        scoring = scoring_works(name, prompts, distinct_answers(by_output(answers.to_pylist())), evaluate)
         return answers, pa.concat_tables([SCORES.empty_table(), *(self._answerer.score(part) for part in scoring)])
 
 

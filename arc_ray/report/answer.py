@@ -37,9 +37,9 @@ def sentences(report: Report) -> list[str]:
 
     The page tells the warnings of an effect below.
     """
-    effects = (report.analysis or {}).get("effects", [])
-    if found := [_short(effect) for effect in effects if effect["metric"] == report.metric]:
-        return found
+    analysis = report.analysis or {}
+    if found := [_short(e) for e in analysis.get("effects", ()) if e["metric"] == report.asked_metric]:
+        return found + [cost["sentence"] for cost in analysis.get("costs", ())]
     if report.is_evaluation:
         return list(_evaluated(report)) or [no_scores(report)]
     so_far = _best_so_far(report)
@@ -124,22 +124,26 @@ def _evaluated(report: Report) -> Iterable[str]:
 
 def answer_view(report: Report) -> dict[str, Any]:
     """Lay out the effects, those asked about first, and the arms with headings of further findings; all as written."""
-    analysis, metric = report.analysis or {}, report.metric
+    analysis, metric = report.analysis or {}, report.asked_metric
     arms = analysis.get("arms", [])
     loss, tokens = analysis.get("steps_to_loss_level"), analysis.get("equal_tokens_at")
     titles = {
         "loss_at_step_0": "validation loss before step 1",
         "steps_to_loss": f"steps to loss {number(loss)}" if is_number(loss) else "steps to the same loss",
-        "equal_tokens": f"{word(metric).label} at {number(tokens) if is_number(tokens) else 'equal'} learned tokens",
+        "equal_tokens": f"{word(report.metric).label} at {number(tokens) if is_number(tokens) else 'equal'} learned tokens",
     }
-    titles = {key: title for key, title in titles.items() if {a["arm"] for a in arms} & set(analysis.get(key) or {})}
+    titles = {
+        key: title for key, title in titles.items() if len({a["arm"] for a in arms} & {*(analysis.get(key) or {})}) > 1
+    }
     rows = [
         {
             "name": arm["arm"],
             "setting": setting(arm.get("setting") or {}) or "the only one",
             "value": show(arm.get("value"), metric),
             "value_choosing": show(arm.get("value_choosing"), metric),
-            "findings": [show(analysis[k].get(arm["arm"]), metric if k == "equal_tokens" else "") for k in titles],
+            "findings": [
+                show(analysis[k].get(arm["arm"]), report.metric if k == "equal_tokens" else "") for k in titles
+            ],
             "num_seeds": len(arm.get("seeds") or ()),
         }
         for arm in arms
@@ -155,18 +159,31 @@ def side_by_side(views: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         {"number": number, "view": view, "effect": effect}
         for number, view in enumerate(views, 1)
         for effect in view["effects"]
-        if effect["metric"] == view["report"].metric
+        if effect["metric"] == view["report"].asked_metric
     ]
     if len({row["number"] for row in rows}) < 2:
         return None
     return {"rows": rows, "axis": tables.effect_axis([row["effect"] for row in rows])}
 
 
+def sharing(report: Report) -> str:
+    """Say which arms answer with the same trained models; empty where all have their own."""
+    trained = report.trained_as
+    groups = [
+        [arm for arm, own in trained.items() if own == arm_trained] for arm_trained in dict.fromkeys(trained.values())
+    ]
+    shared = [" and ".join(filter(None, (", ".join(arms[:-1]), arms[-1]))) for arms in groups if len(arms) > 1]
+    return " ".join(f"{arms} answer with the same trained models, seed by seed." for arms in shared)
+
+
 def pairing(report: Report, chosen: Mapping[str, DataFrame]) -> str | None:
     """Say which arms were trained on the same rows in the same order, seed by seed, as their plans show.
 
-    `chosen` has each arm's trials. None before the analysis, and where plans were not copied along.
+    `chosen` has each arm's trials. None before the analysis, where plans were not copied along, and of one training.
     """
+    chosen = {arm: trials for arm, trials in chosen.items() if report.trained_as.get(arm, arm) == arm}
+    if len(chosen) < 2:
+        return None
     seeds = sorted({seed for arm in (report.analysis or {}).get("arms", ()) for seed in arm.get("seeds") or ()})
     digests = {arm: trials.drop_duplicates("seed").set_index("seed")["plan_digest"] for arm, trials in chosen.items()}
     plans = pd.DataFrame(digests).reindex(seeds)

@@ -168,7 +168,7 @@ def parallel_chart(report: Report) -> Chart | None:
 
 def curve_charts(report: Report, chosen: Mapping[str, DataFrame]) -> list[Chart]:
     """Draw losses and accuracies over learned tokens: each arm's `chosen` trials thin, their mean thick."""
-    members = {arm: trials[trials["status"] != "failed"]["trial"] for arm, trials in chosen.items()}
+    members = {arm: trials[trials["status"] != "failed"]["trial"] for arm, trials in chosen.items() if len(trials)}
     charts = []
     for metric in CURVES:
         curves = curves_by_trial(report.metrics, metric)

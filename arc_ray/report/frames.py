@@ -27,7 +27,8 @@ scores      one row a score: study, arm, set, method ("greedy", "voting", "votin
             "1, 2, 3"; right and of are sums), version (the set's, such as "ARC-AGI-2 evaluation, 167 outputs")
 answers     one row an answered output: study, arm, seed (None outside studies), set, task, output, shown, input, truth,
             attempts, greedy (grids as lists of lists, None where unknown), is_right (by an attempt), greedy_right,
-            cell_accuracy, ending (one of `arc_ray.scores.losses.ENDINGS`; None where older results do not tell)
+            cell_accuracy, ending (one of `arc_ray.scores.losses.ENDINGS`), right_by (rule of selection -> whether its
+            attempts are right); None where older results do not tell
 data        one row a generated dataset: study, dataset, kind, tasks, examples, attempts, rejected, duplicates, gave_up,
             timed_out (counts of examples, but for tasks), reasons (why rejected -> count)
 """
@@ -55,7 +56,8 @@ MORE = {
     "metrics": "study trial arm seed step seconds train/learned_tokens",
     "validation": "study trial arm seed step source task output solved cell_accuracy loss",
     "scores": "study arm set method rule question value low high confidence right of seeds version",
-    "answers": "study arm seed set task output shown input truth attempts greedy is_right greedy_right cell_accuracy ending",
+    "answers": "study arm seed set task output shown input truth attempts greedy is_right greedy_right cell_accuracy"
+    " ending right_by",
     "data": "study dataset kind tasks examples attempts rejected duplicates gave_up timed_out reasons",
 }
 COLUMNS = {"trials": TRIALS, "runs": TRIALS} | {name: tuple(columns.split()) for name, columns in MORE.items()}

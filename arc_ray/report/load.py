@@ -15,6 +15,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from arc_ray.config import value_name
+from arc_ray.config.searching import trained_as
 from arc_ray.errors import UserError
 from arc_ray.report import folders
 from arc_ray.report.frames import COLUMNS, TRIALS, DataFrame, config_value, frame
@@ -81,8 +82,21 @@ class Report:
 
     @property
     def metric(self) -> str:
-        """Metric that the search maximises and the comparison measures."""
+        """Metric of validation that the search maximises."""
+        is_of_answers = self.asked_metric.startswith("answers/")
+        return str(config_value(self.config, "tune.metric", "eval/solved")) if is_of_answers else self.asked_metric
+
+    @property
+    def asked_metric(self) -> str:
+        """Metric that the comparison is about: the search's, or that of answers where the arms differ in how they answer."""
         return str((self.analysis or {}).get("metric") or config_value(self.config, "tune.metric", "eval/solved"))
+
+    @property
+    def trained_as(self) -> Mapping[str, str]:
+        """For each arm of a study the one whose trainings it answers with, itself unless they differ in `evaluate` alone."""
+        keys = ("study.compare", "study.arms", "starts")
+        compare, arms, starts = (config_value(self.config, key) for key in keys)
+        return trained_as(compare, arms, starts) if self.kind == "study" and compare and arms else {}
 
     @property
     def arms(self) -> list[str]:
@@ -120,8 +134,8 @@ class Report:
         points = math.prod(len(next(iter(spec.values()))) for spec in space.values()) if is_grid else drawn
         if self.kind == "tune":
             return max(len(self.trials), points)
-        arms, seeds = (len(config_value(self.config, f"study.{key}", [0])) for key in ("arms", "seeds"))
-        return max(len(self.trials), arms * (points + seeds))
+        num_seeds, num_trained = len(config_value(self.config, "study.seeds", [0])), len({*self.trained_as.values()})
+        return max(len(self.trials), max(num_trained, 1) * (points + num_seeds))
 
 
 def load(folder: str) -> Report:

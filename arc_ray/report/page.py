@@ -96,7 +96,7 @@ def view_of(report: Report) -> dict[str, Any]:
         "warnings": answer.warnings_of(report),
         "number_of": {arm: i for i, arm in enumerate(report.arms)},
         "chosen": settings,
-        "pairing": answer.pairing(report, chosen),
+        "pairing": " ".join(filter(None, (answer.sharing(report), answer.pairing(report, chosen)))),
         **answer.answer_view(report),
         "columns": tables.trial_columns(report),
         "rows": tables.ranked(report, report.trials).to_dict("records"),

@@ -124,6 +124,7 @@ def score_view(report: Report) -> dict[str, Any]:
         "confidence": " and ".join(level(share) for share in sorted(report.scores["confidence"].unique())),
         "counting": question_table(report),
         "losses": loss_table(report),
+        "selections": selection_table(report),
         "endings": ENDINGS,
     }
 
@@ -186,6 +187,19 @@ def loss_table(report: Report) -> dict[str, list[Row]]:
         for group, part in groups:
             shares = shares_of_endings(part["ending"].tolist(), part["task"].tolist(), confidence)
             table.setdefault(name, []).append({"arm": arm, "group": group, "of": len(part), "shares": shares})
+    return table
+
+
+def selection_table(report: Report) -> dict[str, list[Row]]:
+    """Return set -> each arm's share of outputs solved by each rule of selection, beside the best that any could reach."""
+    from arc_ray.scores.losses import shares_by_rule
+
+    confidence = config_value(report.config, "study.confidence", 0.95)
+    table: dict[str, list[Row]] = {}
+    for (name, arm), found in report.answers[report.answers["right_by"].notna()].groupby(["set", "arm"], sort=False):
+        right_by, endings, tasks = (found[column].tolist() for column in ("right_by", "ending", "task"))
+        shares = shares_by_rule(right_by, endings, tasks, confidence)
+        table.setdefault(name, []).append({"arm": arm, "shares": shares})
     return table
 
 

@@ -31,7 +31,7 @@ NO_NUMBER = "–"
 
 def word(metric: str) -> Word:
     """Return the words for a metric; one that is not listed speaks for itself."""
-    for name in ("eval/solved", "eval/cell_accuracy"):
+    for name in ("eval/solved", "eval/cell_accuracy", "answers/solved", "answers/cell_accuracy"):
         if metric.startswith(f"{name}/"):
             return WORDS[name]._replace(label=f"{WORDS[name].label}: {metric.removeprefix(f'{name}/')}")
     return WORDS.get(metric, Word(metric))

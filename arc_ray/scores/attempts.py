@@ -5,8 +5,9 @@ shape, then smaller colours first), so that the order in which workers deliver n
 truth, never through the predictions: a task, output or attempt that is missing is wrong.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import comb
 
 import numpy as np
@@ -63,10 +64,33 @@ def product_of_experts(candidates: Sequence[Candidate]) -> Attempts:
     return _best(candidates, lambda logs: (float(np.sum(logs)),))
 
 
-SELECTIONS: dict[str, Callable[[Sequence[Candidate]], Attempts]] = {
-    rule.__name__: rule for rule in (majority, vote_with_log_probability, product_of_experts)
-}
+def votes_and_mean_log_probability(written: Sequence[Candidate], scored: Sequence[Candidate]) -> Attempts:
+    """Add to the number of views that wrote a grid its mean log-probability under all of them.
+
+    A vote weighs as much as a factor of e in the mean probability. `scored` are as `product_of_experts` wants them. (NVARC,
+    first place of ARC Prize 2025.)
+    """
+    votes = Counter(_key(c.grid) for c in written)
+    raised = [replace(c, log_probability=c.log_probability + votes[_key(c.grid)]) for c in scored]
+    return _best(raised, lambda logs: (float(np.mean(logs)),))
+
+
+BY_SCORES = ("product_of_experts", "votes_and_mean_log_probability")
+"""Rules that want every distinct grid scored under every view."""
+SELECTIONS = ("majority", "vote_with_log_probability", *BY_SCORES)
 """Values of `evaluate.selection`."""
+
+
+def attempts_by(rule: str, written: Sequence[Candidate], scored: Sequence[Candidate]) -> Attempts:
+    """Choose the attempts at an output by one of `SELECTIONS`; `scored` are of use to those `BY_SCORES` only."""
+    match rule:
+        case "majority":
+            return majority(written)
+        case "vote_with_log_probability":
+            return vote_with_log_probability(written)
+        case "product_of_experts":
+            return product_of_experts(scored)
+    return votes_and_mean_log_probability(written, scored)
 
 
 def distinct_grids(candidates: Iterable[Candidate]) -> list[Grid]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from arc_ray.scores.attempts import cell_accuracy
 from arc_ray.scores.intervals import share_interval, units_of
@@ -23,6 +24,11 @@ ENDINGS: Mapping[str, str] = {
     "not_asked": "The prompt was too long, so nothing was written.",
 }
 """What becomes of an output, the better endings first -> what that means. The first that fits holds."""
+
+
+BEST = "best possible"
+"""The rule that always chooses the right grid where there is one."""
+BoolArray = npt.NDArray[np.bool_]
 
 
 def ending_of(
@@ -47,11 +53,26 @@ def ending_of(
 
 def shares_of_endings(endings: Sequence[str], task_ids: Sequence[str], confidence: float) -> dict[str, Interval]:
     """Return the share of each ending that occurs, with its interval over tasks; both sequences have an item an output."""
+    found = [ending for ending in ENDINGS if ending in set(endings)]
+    return shares_of({ending: np.array(endings) == ending for ending in found}, task_ids, confidence)
+
+
+def shares_by_rule(
+    right_by: Sequence[Mapping[str, bool]], endings: Sequence[str], task_ids: Sequence[str], confidence: float
+) -> dict[str, Interval]:
+    """Return the share of outputs that each rule of selection solves, and under `BEST` what no rule could exceed."""
+    rules = [rule for rule in right_by[0] if all(rule in rights for rights in right_by)]
+    is_right = {rule: np.array([rights[rule] for rights in right_by]) for rule in rules}
+    return shares_of({**is_right, BEST: np.isin(endings, ("right", "not_chosen"))}, task_ids, confidence)
+
+
+def shares_of(outcomes: Mapping[str, BoolArray], task_ids: Sequence[str], confidence: float) -> dict[str, Interval]:
+    """Return the shares of outputs of which something holds, (num_outputs,) each, with intervals over tasks."""
     tasks, number = np.unique(task_ids, return_inverse=True)
     of = np.bincount(number, minlength=len(tasks)).astype(np.float64)
     units, _ = units_of(tasks.tolist())
     found = {}
-    for ending in [ending for ending in ENDINGS if ending in set(endings)]:
-        ended = np.bincount(number, weights=np.array(endings) == ending, minlength=len(tasks)).astype(np.float64)
-        found[ending] = Interval(*map(float, share_interval(ended, of, units, confidence)))
+    for name, holds in outcomes.items():
+        held = np.bincount(number, weights=holds, minlength=len(tasks)).astype(np.float64)
+        found[name] = Interval(*map(float, share_interval(held, of, units, confidence)))
     return found

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from arc_ray.config import Config, value_name
+from arc_ray.config.searching import trained_as
 from arc_ray.errors import UserError
 from arc_ray.runs.folder import read_metrics
 from arc_ray.scores.analysis import Run, at_equal_tokens, choosing_half, compare, finding, gather, steps_to_loss
@@ -20,18 +21,33 @@ TIE = "eval/cell_accuracy"
 """Decides ties of the metric that the arms are compared by, and is compared itself."""
 
 
+ANSWERS = "answers"
+"""Begins the names of metrics that are measured by what arms answer, in two attempts, as eval/ does those of validation."""
+
 EFFECT_KEYS = ("value", "low", "high", "num_seeds", "num_tasks", "shown")
 """What a study's result.json says of each effect."""
 
 
 def search_points(config: Config, found: Sequence[Point]) -> list[Point]:
-    """Give every point of the search every arm, with the config's own seed; arms of a point stand together.
+    """Give every point of the search every arm that trains, with the config's own seed; arms of a point stand together.
 
     Raises UserError if the study would measure with that seed too: the chosen trial's luck would count.
     """
     if config.seed in config.study.seeds:
         raise UserError(f"study.seeds holds {config.seed}, the seed of the search; measuring needs fresh ones")
-    return [{**point, config.study.compare: arm, "seed": config.seed} for point in found for arm in config.study.arms]
+    return [
+        {**point, config.study.compare: arm, "seed": config.seed} for point in found for arm in trained_arms(config)
+    ]
+
+
+def trainings(config: Config) -> dict[str, str]:
+    """Name for each arm the one whose trainings it answers with; see `trained_as`."""
+    return trained_as(config.study.compare, config.study.arms, config.starts)
+
+
+def trained_arms(config: Config) -> list[Any]:
+    """List the arms that have trainings of their own; the others differ from one of them in keys of `evaluate` alone."""
+    return [arm for arm in config.study.arms if trainings(config)[value_name(arm)] == value_name(arm)]
 
 
 def split(config: Config, point: Point) -> tuple[str, str, int]:
@@ -46,7 +62,7 @@ def finalists(config: Config, trials: Sequence[Trial]) -> list[Point]:
     The seeds are fresh, so what is measured owes nothing to the luck of the trial that was chosen.
     """
     chosen = []
-    for arm in config.study.arms:
+    for arm in trained_arms(config):
         own = [trial for trial in trials if split(config, trial.point)[0] == value_name(arm)]
         if ranked := candidates(config, own, in_study=True):
             chosen += [{**ranked[0].point, "seed": seed} for seed in config.study.seeds]
@@ -89,7 +105,7 @@ def analyse(config: Config, trials: Sequence[Trial]) -> dict[str, Any]:
         "confidence": study.confidence,
         "arms": _arms(outcomes[metric], compared[metric][0], config),
         "effects": [
-            _effect(config, name, arm, effect, settings)
+            effect_record(config, name, arm, effect, {arm: json.loads(text) for arm, text in settings.items()})
             for name, (settings, effects) in compared.items()
             for arm, effect in effects.items()
         ],
@@ -141,15 +157,17 @@ def _means(arms: Sequence[str], values: Iterable[float | None]) -> dict[str, flo
 
 
 def answer(analysis: Mapping[str, Any]) -> str:
-    """Say in one sentence what was found: the sentence of the effect that the question is about."""
+    """Say what was found: the sentences of the effects that the question is about, and of what they cost."""
     main = [e for e in analysis["effects"] if e["metric"] == analysis["metric"]]
-    return " ".join(effect["sentence"] for effect in main)
+    return " ".join(found["sentence"] for found in [*main, *analysis.get("costs", ())])
 
 
-def _effect(config: Config, metric: str, arm: str, effect: Effect, settings: Mapping[str, str]) -> dict[str, Any]:
+def effect_record(config: Config, metric: str, arm: str, effect: Effect, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what analysis.json says of an arm's effect on a metric; `settings` has each arm's."""
     baseline = value_name(config.study.arms[0])
-    found = finding(effect, _spoken(arm, config), _spoken(baseline, config))
-    spoken = metric.removeprefix("eval/").replace("_", " ")
+    found = finding(effect, spoken_arm(arm, config), spoken_arm(baseline, config))
+    kind, _, name = metric.partition("/")
+    spoken = name.replace("_", " ") + (" in two attempts" if kind == ANSWERS else "")
     return {
         "arm": arm,
         "metric": metric,
@@ -158,8 +176,8 @@ def _effect(config: Config, metric: str, arm: str, effect: Effect, settings: Map
         "result": f"{spoken}, {found.result}",
         "needed": found.needed,
         "warnings": list(found.warnings),
-        "setting": json.loads(settings[arm]),
-        "baseline_setting": json.loads(settings[baseline]),
+        "setting": settings[arm],
+        "baseline_setting": settings[baseline],
     }
 
 
@@ -177,7 +195,7 @@ def _arms(outcomes: Any, settings: Mapping[str, str], config: Config) -> list[di
     ]
 
 
-def _spoken(arm: str, config: Config) -> str:
+def spoken_arm(arm: str, config: Config) -> str:
     """Name an arm in a sentence: a start by its name, a value of another key with that key, such as epochs 12."""
     key = config.study.compare.rsplit(".", 1)[-1]
     return arm if key == "start" else f"{key} {arm}"

@@ -9,16 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from arc_ray.config import Config
+from arc_ray.config import Config, value_name, with_overrides
+from arc_ray.config.searching import EvaluateConfig
 from arc_ray.evaluate.evaluation import run_evaluation
 from arc_ray.evaluate.pool import Hosts
+from arc_ray.evaluate.questions import rows_of
 from arc_ray.evaluate.results import Answers, Ways, compared, right_answers
 from arc_ray.progress import Progress
 from arc_ray.runs.folder import run_folder
+from arc_ray.runs.starts import with_start
 from arc_ray.scores.intervals import paired_effect, share_over_seeds, units_of
 from arc_ray.scores.records import FloatArray, ScorePath, flat_record, read_record
-from arc_ray.study.comparing import split
-from arc_ray.tune.space import as_word, trial_config
+from arc_ray.storage import Folder
+from arc_ray.study.comparing import split, trainings
+from arc_ray.tune.space import Point, as_word, trial_config
 from arc_ray.tune.trials import Trial
 
 Result = Mapping[str, Any]
@@ -29,47 +33,81 @@ Averaged = dict[ScorePath, tuple[FloatArray, list[str]]]
 
 def evaluate_arms(config: Config, trials: Sequence[Trial], progress: Progress) -> dict[str, float]:
     """Let each arm's measured trials answer the evaluation sets; return the arms' scores by "<arm>/<set>/<rule>"."""
-    measured: dict[str, dict[int, Trial]] = {}
-    for trial in trials if config.evaluate.sets else ():
-        arm, _, seed = split(config, trial.point)
-        is_asked = config.study.evaluate_seeds == "all" or arm not in measured
-        if is_asked and trial.status == "done" and seed in config.study.seeds:
-            measured.setdefault(arm, {})[seed] = trial
-    total = sum(map(len, measured.values()))
-    if total > len(measured):
+    asked = evaluations(config, trials) if config.evaluate.sets else {}
+    total = sum(map(len, asked.values()))
+    if total > len(asked):
         progress.note(
             f"{total} trained models answer, every seed of each arm; study.evaluate_seeds=one takes one an arm"
         )
-    numbers, scores = itertools.count(1), {}
+    numbers, scores, done = itertools.count(1), {}, list[Config]()
     with Hosts() as hosts:
-        for arm, by_seed in measured.items():
-            results = [
-                _evaluate(hosts, config, arm, trial, f"model {next(numbers)} of {total}: {arm}, seed {seed}", progress)
-                for seed, trial in by_seed.items()
-            ]
+        for arm, by_seed in asked.items():
+            results = []
+            for seed, evaluation in by_seed.items():
+                what = f"model {next(numbers)} of {total}: {arm}, seed {seed}"
+                results.append(_evaluate(hosts, evaluation, what, done, progress))
+                done.append(evaluation)
             answers = [read_answers(config, arm, seed) for seed in by_seed]
             found = arm_scores(results, answers, config.study.confidence)
             about = {"arm": arm, "seeds": list(by_seed), "confidence": config.study.confidence}
             about |= {key: value for key, value in results[0].items() if key.endswith("/version")}
-            (run_folder(config) / "evaluate" / as_word(arm)).write_json("result.json", about | found)
+            arm_folder(config, arm).write_json("result.json", about | found)
             progress.note(f"{arm}: " + shares(found))
             scores |= {f"{arm}/{key}": value for key, value in found.items()}
     return scores
 
 
-def _evaluate(hosts: Hosts, config: Config, arm: str, trial: Trial, what: str, progress: Progress) -> Result:
-    trained = trial_config(config, trial.point)
-    place = f"{config.name}/evaluate/{as_word(arm)}/seed-{trial.point['seed']}"
-    asked = config.evaluate.model_copy(update={"checkpoint": f"@{trained.name}"})
-    evaluation = trained.model_copy(update={"name": place, "evaluate": asked})
-    return run_evaluation(
-        evaluation, lambda part, done, total: progress.advance(f"{what}, {part}", done, total), hosts=hosts
+def evaluations(config: Config, trials: Sequence[Trial]) -> dict[str, dict[int, Config]]:
+    """Return arm -> seed -> the evaluation that is made of it; arms that others may take predictions over from come first."""
+    found: dict[str, dict[int, Config]] = {}
+    for arm in config.study.arms:
+        own = found.setdefault(value_name(arm), {})
+        for trial in trials:
+            trained, _, seed = split(config, trial.point)
+            is_asked = config.study.evaluate_seeds == "all" or not own
+            is_measured = trial.status == "done" and seed in config.study.seeds
+            if is_asked and is_measured and trained == trainings(config)[value_name(arm)]:
+                own[seed] = _evaluation(config, arm, trial.point)
+    largest = sorted(
+        filter(found.get, found), key=lambda arm: -max(num_answers(o.evaluate) for o in found[arm].values())
     )
+    return {arm: found[arm] for arm in largest}
+
+
+def arm_config(config: Config, arm: Any) -> Config:
+    """Return the config of an arm at no setting and seed of its own. Raises UserError."""
+    return with_start(with_overrides(config, {config.study.compare: arm}, f"study.arms {value_name(arm)}"))
+
+
+def arm_folder(config: Config, arm: str) -> Folder:
+    """Return the folder of what an arm answered, by its name."""
+    return run_folder(config) / "evaluate" / as_word(arm)
+
+
+def _evaluation(config: Config, arm: Any, point: Point) -> Config:
+    """Return the config by which an arm answers with the checkpoint of the trial at `point`."""
+    trained = trial_config(config, point)
+    evaluate = arm_config(config, arm).evaluate.model_copy(update={"checkpoint": f"@{trained.name}"})
+    place = f"{config.name}/evaluate/{as_word(value_name(arm))}/seed-{point['seed']}"
+    return trained.model_copy(update={"name": place, "evaluate": evaluate, "start": arm_config(config, arm).start})
+
+
+def num_answers(evaluate: EvaluateConfig) -> int:
+    """Count the most answers that are written to an output."""
+    return evaluate.symmetries * evaluate.copies * rows_of(evaluate)
+
+
+def _evaluate(hosts: Hosts, evaluation: Config, what: str, done: Sequence[Config], progress: Progress) -> Result:
+    def advance(part: str, number: int, total: int) -> None:
+        progress.advance(f"{what}, {part}", number, total)
+
+    same = [other for other in done if other.evaluate.checkpoint == evaluation.evaluate.checkpoint]
+    return run_evaluation(evaluation, advance, hosts=hosts, others=same)
 
 
 def read_answers(config: Config, arm: str, seed: int) -> Mapping[str, Ways]:
     """Read what a seed of an arm answered, by set; a set's outputs are in the same order for all seeds and ways."""
-    folder = run_folder(config) / "evaluate" / as_word(arm) / f"seed-{seed}"
+    folder = arm_folder(config, arm) / f"seed-{seed}"
     found: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for way, file in (("", "answers"), ("untuned", "answers-untuned"), ("generated", "answers-generated")):
         for answer in folder.read_json(f"{file}.json") or ():

@@ -22,6 +22,7 @@ from arc_ray.runs.folder import is_finished, refuse_other_config, run_folder
 from arc_ray.runs.starts import lineage, needed_runs, with_start
 from arc_ray.scores.analysis import choosing_half
 from arc_ray.storage import Folder
+from arc_ray.study.answers import check_answering
 from arc_ray.study.comparing import search_points
 from arc_ray.tasks.task import Task
 from arc_ray.train.run import check_training
@@ -113,6 +114,8 @@ class Needs:
         """Read the tasks that are given, and look at what is to be generated and evaluated. Raises UserError."""
         if not self.trains:
             check_evaluation(self.config)
+        if self.command == "study":
+            check_answering(self.config)
         checked_requests(self.sources, self.storage)
         _ = self.tasks
 

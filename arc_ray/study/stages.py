@@ -20,6 +20,7 @@ from arc_ray.runs.folder import MetricsTail, as_made, claim, finish, is_finished
 from arc_ray.runs.obtain import obtain, obtaining
 from arc_ray.runs.owner import owned
 from arc_ray.runs.starts import lineage
+from arc_ray.study.answers import by_answers, compares_answers
 from arc_ray.study.comparing import EFFECT_KEYS, analyse, answer, finalists, split
 from arc_ray.study.evaluating import evaluate_arms, shares
 from arc_ray.study.needs import Needs
@@ -63,13 +64,20 @@ def run_study(needs: Needs, progress: Progress) -> dict[str, Any]:
         f"search: {num_trials(config, needs.points)} trials, then {len(config.study.seeds)} fresh seeds of each arm's best"
     )
     found = search_and_measure(search, needs.points, progress)
-    analysis = analyse(config, found)
-    folder.write_json("analysis.json", analysis)
+    analysis, by_answer = analyse(config, found), compares_answers(config)
+    if not by_answer:
+        folder.write_json("analysis.json", analysis)
     stage("evaluation")
     scores = evaluate_arms(config, found, progress)
+    if by_answer:
+        analysis = by_answers(config, analysis, found)
+        folder.write_json("analysis.json", analysis)
     stage("report")
     result = {"answer": answer(analysis), "question": config.question, "confidence": config.study.confidence}
     result |= {f"effect/{e['arm']}/{e['metric']}/{key}": e[key] for e in analysis["effects"] for key in EFFECT_KEYS}
+    result |= {
+        f"cost/{c['arm']}/passes/{key}": c[key] for c in analysis.get("costs", ()) for key in ("value", "low", "high")
+    }
     result |= scores
     write_report([folder.uri])
     finish(folder, result)

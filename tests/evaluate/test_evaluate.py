@@ -328,6 +328,48 @@ def test_product_of_experts_scores_every_candidate_under_every_view(tmp_path: Pa
     assert result["mine/in_samples"] == voted["mine/in_samples"]
 
 
+def taken_from(first: Config, **changes: Any) -> Config:
+    """Evaluate with other keys of `evaluate` after `first`; and once more by itself, which must come to the same."""
+    keys = {f"evaluate.{key}": value for key, value in changes.items()}
+    beside, alone = (with_overrides(first, {**keys, "name": name}) for name in ("beside", "alone"))
+    results = [driver.run_evaluation(c, lambda *_: None, others=o) for c, o in ((beside, [first]), (alone, ()))]
+    for kind in ("predictions", "scores") if beside.evaluate.selection == "product_of_experts" else ("predictions",):
+        keys_of = lambda row: (row["task"], row["output"], row["view"], str(row["grid"]), row.get("text") or "")  # noqa: E731
+        assert sorted(map(keys_of, rows(beside, kind))) == sorted(map(keys_of, rows(alone, kind)))
+    for result in results:
+        result.pop("run")
+    assert results[0] == pytest.approx(results[1])
+    run_folder(alone).delete()
+    return beside
+
+
+@pytest.mark.parametrize(
+    ("first", "changes", "anew"),
+    [
+        ({"symmetries": 4}, {"symmetries": 2}, set()),
+        ({"symmetries": 2, "copies": 2}, {"copies": 1}, set()),
+        ({"symmetries": 2}, {"symmetries": 4}, {"predictions"}),
+        ({"symmetries": 2}, {"selection": "votes_and_mean_log_probability"}, {"scores"}),
+        ({"symmetries": 4, "selection": "product_of_experts"}, {"symmetries": 2}, set()),
+        ({"decode": "sample", "samples": 4}, {"samples": 2, "batch_tokens": 300}, set()),
+        ({"decode": "sample", "samples": 2}, {"samples": 4}, {"predictions"}),
+        ({"decode": "search", "min_probability": 0.1}, {"min_probability": 0.2}, {"predictions"}),
+        ({}, {"constrain": True}, {"predictions"}),
+    ],
+)
+def test_what_evaluations_of_one_checkpoint_have_in_common_is_made_once(
+    tmp_path: Path, here: list[str], first: dict[str, Any], changes: dict[str, Any], anew: set[str]
+):
+    """Would catch an arm that answers again what another has answered, and one that takes over answers of another kind."""
+    config = config_at(tmp_path, name="first", **{f"evaluate__{key}": value for key, value in first.items()})
+    evaluate(config)
+    beside = taken_from(config, **changes)
+    files = {kind: (run_folder(beside) / kind).names() for kind in ("predictions", "scores")}
+    assert {kind for kind, names in files.items() if {*names} - {"files.json", "mine-taken.parquet"}} == anew
+    alike = "min_probability" not in changes and "constrain" not in changes
+    assert ("mine-taken.parquet" in files["predictions"]) == (alike and changes.get("samples") != 4)
+
+
 def test_sampling_and_search_keep_all_they_find(tmp_path: Path, here: list[str]):
     """Search has every answer above the threshold, most probable first; sampling has so many rows a view."""
     sampled = config_at(tmp_path, name="s", evaluate__decode="sample", evaluate__samples=4, evaluate__temperature=0.7)

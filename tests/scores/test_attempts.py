@@ -18,6 +18,7 @@ from arc_ray.scores.attempts import (
     SELECTIONS,
     Candidate,
     Grids,
+    attempts_by,
     cell_accuracy,
     distinct_grids,
     majority,
@@ -26,6 +27,7 @@ from arc_ray.scores.attempts import (
     score_attempts,
     score_samples,
     vote_with_log_probability,
+    votes_and_mean_log_probability,
 )
 from arc_ray.scores.records import Interval, ScorePath, flat_record, read_record
 from arc_ray.seeding import rng_for
@@ -119,12 +121,23 @@ def test_product_of_experts_refuses_a_grid_that_was_not_scored_under_every_view(
         product_of_experts(scored[:-1])
 
 
-@pytest.mark.parametrize("rule", SELECTIONS.values(), ids=SELECTIONS.keys())
+def test_votes_and_mean_log_probability_weighs_a_vote_as_one_in_the_mean():
+    """Would catch a sum over views, by which a vote would weigh as much as a tenth of one in the mean of ten."""
+    written = candidates((A, -9.0), (A, -9.0), (B, -9.0))
+    for difference, first in ((0.9, A), (1.1, B)):
+        logs = np.array([[-5.0 - difference, -5.0 - difference], [-4.0, -6.0], [-20.0, -20.0]])
+        scored = scored_under_views([A, B, C], ["as is", "turned"], logs)
+        assert texts(votes_and_mean_log_probability(written, scored))[0] == first.tolist()
+        assert texts(product_of_experts(scored))[0] == B.tolist()
+        assert texts(attempts_by("votes_and_mean_log_probability", written, scored))[0] == first.tolist()
+
+
+@pytest.mark.parametrize("rule", SELECTIONS)
 def test_no_candidate_gives_no_attempt(rule):
-    assert rule([]) == ()
+    assert attempts_by(rule, [], []) == ()
 
 
-@pytest.mark.parametrize("rule", SELECTIONS.values(), ids=SELECTIONS.keys())
+@pytest.mark.parametrize("rule", SELECTIONS)
 @given(data=st.data())
 def test_attempts_do_not_depend_on_the_order_in_which_workers_deliver(rule, data):
     """Also when everything ties, and when sums of floats depend on the order of their terms."""
@@ -139,8 +152,8 @@ def test_attempts_do_not_depend_on_the_order_in_which_workers_deliver(rule, data
     )
     scored = scored_under_views(grids, list("abcde"), np.array(logs))
     shuffled = data.draw(st.permutations(scored))
-    chosen = rule(scored)
-    assert texts(rule(shuffled)) == texts(chosen)
+    chosen = attempts_by(rule, scored, scored)
+    assert texts(attempts_by(rule, shuffled, shuffled)) == texts(chosen)
     assert len(chosen) == min(2, len(grids))
     assert len({str(text) for text in texts(chosen)}) == len(chosen)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from arc_ray.scores.losses import ENDINGS, ending_of, shares_of_endings
+from arc_ray.scores.losses import BEST, ENDINGS, ending_of, shares_by_rule, shares_of_endings
 
 TRUTH = np.arange(20, dtype=np.uint8).reshape(4, 5) % 10
 INPUT = np.zeros((4, 5), np.uint8)
@@ -51,3 +51,17 @@ def test_shares_add_up_and_lie_within_their_intervals() -> None:
     assert all(0 <= share.low < share.value < share.high <= 1 for share in shares.values())
     alone = shares_of_endings(endings, [*"abcdefghij"], 0.95)
     assert shares["right"].high - shares["right"].low > alone["right"].high - alone["right"].low
+
+
+def test_no_rule_exceeds_the_best_possible_and_one_that_was_not_scored_everywhere_is_left_out() -> None:
+    """Catches a rule judged on some outputs only, and a bound that counts what no view wrote."""
+    endings = ["right", "not_chosen", "many_wrong", "right"]
+    right_by = [{"majority": r == 1, "product_of_experts": p == 1} for r, p in ((1, 1), (0, 1), (0, 0), (1, 0))]
+    shares = shares_by_rule(right_by, endings, [*"abcd"], 0.95)
+    assert {name: share.value for name, share in shares.items()} == {
+        "majority": 0.5,
+        "product_of_experts": 0.5,
+        BEST: 0.75,
+    }
+    del right_by[3]["product_of_experts"]
+    assert [*shares_by_rule(right_by, endings, [*"abcd"], 0.95)] == ["majority", BEST]

@@ -125,7 +125,8 @@ def test_every_measured_seed_of_every_arm_is_evaluated(
     """Would catch a seed that is left out or chosen for its score, and the search's own trial among those that measure."""
     asked = []
 
-    def run_evaluation(config: Config, progress: Any, hosts: Any) -> dict[str, Any]:
+    def run_evaluation(config: Config, progress: Any, hosts: Any, others: Sequence[Config]) -> dict[str, Any]:
+        assert not others, "other checkpoints"
         asked.append((config.name, config.evaluate.checkpoint, config.train.lr))
         progress("batches answered", 1, 1)
         result, answers = evaluation(

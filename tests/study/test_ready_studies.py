@@ -7,7 +7,9 @@ import yaml
 
 from arc_ray.cli.check import describe_command
 from arc_ray.cli.console import Terminal
-from arc_ray.config import Config, load_config, parse_assignments
+from arc_ray.config import Config, load_config, parse_assignments, value_name
+from arc_ray.study.comparing import trainings
+from arc_ray.study.evaluating import arm_config
 from arc_ray.study.needs import Needs
 
 FOLDER = Path(__file__).parents[2] / "configs" / "studies"
@@ -22,7 +24,19 @@ REAL = (
 
 def test_there_is_a_study_for_every_question() -> None:
     assert [path.stem for path in STUDIES] == [
-        *("colors", "count", "encoder", "n_minus_1", "overfit", "shape", "split", "tasks_or_examples", "traversal")
+        *(
+            "colors",
+            "constrain",
+            "count",
+            "encoder",
+            "lookahead",
+            "n_minus_1",
+            "overfit",
+            "samples",
+            "selection",
+            "shape",
+        ),
+        *("split", "tasks_or_examples", "threshold", "traversal", "ttt", "ttt_steps", "views"),
     ]
 
 
@@ -38,9 +52,13 @@ def test_a_ready_study_asks_in_its_first_line_and_can_be_planned(
     assert config.question.split()[0] in capsys.readouterr().out
     assert len(config.study.seeds) >= 3
     names = {"name", "start", "seed"}
+    assert len(Needs(config, "study").variants) % len({*trainings(config).values()}) == 0
     arms = {
-        arm: {k: v for k, v in yaml.safe_load(yaml.safe_dump(c.model_dump(mode="json"))).items() if k not in names}
-        for arm, c in zip(config.study.arms, Needs(config, "study").variants, strict=False)
+        value_name(arm): {
+            k: v for k, v in yaml.safe_load(yaml.safe_dump(c.model_dump(mode="json"))).items() if k not in names
+        }
+        for arm in config.study.arms
+        for c in [arm_config(config, arm)]
     }
     assert len({repr(tree) for tree in arms.values()}) == len(config.study.arms)
 
