@@ -14,6 +14,7 @@ import yaml
 from builders import codec_of, merging_tokenizer, overfit, puzzle, tiny_tokenizer
 from training import ends_well, kill_driver, running, wait_for
 
+from arc_ray.cli.console import Terminal
 from arc_ray.cluster.roles import NodeKind, Room
 from arc_ray.config import Config, config_from, to_yaml, with_overrides
 from arc_ray.config.training import ModelConfig, ScratchConfig
@@ -30,7 +31,11 @@ from arc_ray.report import write_report
 from arc_ray.rows.maker import write_rows
 from arc_ray.runs.folder import run_folder
 from arc_ray.storage import Folder
+from arc_ray.study.answers import by_answers
+from arc_ray.study.evaluating import evaluate_arms
 from arc_ray.tasks.task import Task, TaskTable, task_to_json
+from arc_ray.tune.space import trial_folder
+from arc_ray.tune.trials import Trial
 from arc_ray.views.view import plain_views
 
 
@@ -524,3 +529,31 @@ def test_replicas_take_their_share_of_a_gpu(tmp_path: Path, monkeypatch: pytest.
     works = [Work("a"), Work("b")]
     pool.answer_all(Hosts(), config, Folder.at(str(tmp_path)), None, works, lambda *_: None)  # pyright: ignore[reportArgumentType]
     assert asked == {"number": 8, "gpus": 0.25}
+
+
+def test_arms_of_a_study_answer_once_with_the_same_models(tmp_path: Path, here: list[str]):
+    """Would catch arms that answer again what another has answered, and answers that the comparison does not find."""
+    arms = {
+        "one": {"evaluate.symmetries": 1},
+        "four": {},
+        "product": {"evaluate.selection": "product_of_experts"},
+        "slow": {"evaluate.lookahead": 0},
+    }
+    keys = {"start": "four", "starts": arms, "study__arms": [*arms], "study__seeds": [1, 2], "evaluate__symmetries": 4}
+    config = config_at(tmp_path, **keys)
+    trials = []
+    for seed in config.study.seeds:
+        folder = trial_folder(config, {"start": "one", "seed": seed})
+        shutil.copytree(tmp_path / "base", (folder / "checkpoint-000001").local_path())
+        (folder / "checkpoint-000001").write_json("arc_ray.json", None)
+        trials.append(Trial(folder.name, {"start": "one", "seed": seed}, "done", None))
+    evaluate_arms(config, trials, Terminal())
+    made = [name.partition("/")[0] for name in here]
+    answers = {arm: (run_folder(config) / "evaluate" / arm / "seed-1" / "predictions").names() for arm in arms}
+    assert [arm for arm, names in answers.items() if "mine-taken.parquet" in names] == ["one", "product"]
+    assert made.count("predictions") == 2 * 2 * (len(answers["four"]) - 1), "two arms and two seeds"
+    analysis = by_answers(config, {"arms": [{"arm": "one", "setting": {}}], "effects": []}, trials)
+    effects = {e["arm"]: e for e in analysis["effects"] if e["metric"] == "answers/solved"}
+    assert effects["slow"]["value"] == effects["four"]["value"]
+    costs = {cost["arm"]: cost["value"] for cost in analysis["costs"]}
+    assert costs["slow"] > costs["four"] == costs["product"] > 2
