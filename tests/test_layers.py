@@ -70,7 +70,7 @@ HOMES = {
     ),
     "ray.data": ("cli/notebook", "datasets/generate", "rows/stream"),
     "ray.train": ("train/run", "tune/stopping"),
-    "ray.tune": ("tune/",),
+    "ray.tune": ("cli/notebook", "tune/"),
     "reasoning_gym": ("tasks/generators",),
     "rich": ("cli/console", "cli/peek", "cli/configs"),
     "safetensors": ("train/checkpoint",),

@@ -10,6 +10,7 @@
 A Ray that is running in the process is used; else one is joined or started, and ends with the call.
 """
 
+import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,11 +24,12 @@ from arc_ray.runs.folder import as_made, claim, is_finished, run_folder
 from arc_ray.runs.starts import with_start
 from arc_ray.storage import Folder
 
-__all__ = ["dataset", "evaluate", "frames", "generate", "load_config", "study", "tasks", "train", "tune"]
+__all__ = ["dataset", "evaluate", "frames", "generate", "load_config", "result_grid", "study", "tasks", "train", "tune"]
 
 if TYPE_CHECKING:
     import datasets
     from ray.data import Dataset
+    from ray.tune import ResultGrid
 
     from arc_ray.report import Report
     from arc_ray.study.needs import Command
@@ -54,6 +56,17 @@ def tune(config: Config, address: str | None = None, progress: Progress | None =
     """Search over `tune.space`; `trials` of what is returned has a row a trial. Raises UserError."""
     run("tune", config, address, progress or Terminal())
     return frames(run_folder(config).uri)
+
+
+def result_grid(config: Config) -> "ResultGrid":
+    """Open a search, or a study's last one, as Ray Tune's own `ResultGrid`. Raises UserError where it has not run.
+
+    It unpickles files: open only folders that you trust.
+    """
+    settle_environment()
+    from arc_ray.tune.search import open_results
+
+    return open_results(config)
 
 
 def evaluate(config: Config, address: str | None = None, progress: Progress | None = None) -> "Report":
@@ -86,6 +99,7 @@ def run(command: "Command", config: Config, address: str | None, progress: Progr
     from arc_ray.study import stages
 
     with placed(config, command, address, progress) as needs:
+        progress.note(f"`arc-ray report {shlex.quote(folder.uri)} --watch` shows it as a page while it goes on")
         if command == "study":
             return stages.run_study(needs, progress)
         if command == "tune":

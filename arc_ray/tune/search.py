@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs as pafs
 import ray
 import ray.tune
 from ray.tune.schedulers import FIFOScheduler
@@ -32,6 +33,8 @@ from arc_ray.tune.trainable import train_trial, trial_resources
 from arc_ray.tune.trials import Trial, TrialReader, known_points
 
 WATCH_SECONDS = 3.0
+TUNE, SEARCH = "tune", "search"
+"""Folder of Tune's own files within a run's, and the name of its experiment."""
 
 
 class Search:
@@ -120,7 +123,7 @@ class Search:
                 tune_config, metric=SCORE, mode="max", max_concurrent_trials=at_once, reuse_actors=True
             ),
             run_config=ray.tune.RunConfig(
-                name="search",
+                name=SEARCH,
                 storage_path=str(_scratch(config)),
                 callbacks=[Ends(config)],
                 failure_config=ray.tune.FailureConfig(max_failures=config.train.max_failures),
@@ -129,6 +132,9 @@ class Search:
         )
         with final_errors():
             tuner.fit()
+        if not (folder := run_folder(config)).is_local:
+            filesystem, path = (folder / TUNE).filesystem()
+            pafs.copy_files(str(_scratch(config)), path, destination_filesystem=filesystem)
 
     def _watched(self, begun: Callable[[], Sequence[Point]]) -> AbstractContextManager[None]:
         """Look at the trials' folders now and then while Tune runs: a callback of Tune's would have to be pickled."""
@@ -161,12 +167,23 @@ def max_concurrent(config: Config) -> int:
     return max(1, room.holds(scaling.cpus_per_worker + beside, float(scaling.on_gpu)) // scaling.workers[0])
 
 
+def open_results(config: Config) -> ray.tune.ResultGrid:
+    """Open what Ray Tune keeps of a search, or of a study's last one, for code that is written for Ray Tune.
+
+    It unpickles files: open only folders that you trust. Raises UserError where there are none.
+    """
+    folder = run_folder(config) / TUNE
+    if not folder.exists(SEARCH):
+        raise UserError(f"{folder.uri}: Ray Tune has written nothing there; run `arc-ray tune` or `study` first")
+    return ray.tune.Tuner.restore(str(folder.on_this_node() / SEARCH), train_trial).get_results()
+
+
 def _scratch(config: Config) -> Path:
-    """Tune's own files: of no use after the search, and on the driver's disk because Tune only reads them there.
+    """Tune's own files, on the driver's disk because Tune only reads them there; `open_results` opens them.
 
     Two users, and two studies of one name in different buckets, do not meet there.
     """
     folder = run_folder(config)
     if folder.is_local:
-        return folder.local_path() / "tune"
+        return folder.local_path() / TUNE
     return Path(f"/tmp/arc_ray-{os.getuid()}") / f"tune-{digest64(folder.uri):016x}"

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from builders import tiny_model, tiny_tokenizer
 from hub import Hub, revision_of, running_hub
-from test_storage_runs import bucket, gs, s3  # noqa: F401
 from typer.testing import CliRunner
 
 from arc_ray.cli.looking import app
@@ -164,7 +163,7 @@ def test_a_built_in_model_that_the_storage_holds_is_used(tmp_path: Path):
 
 
 def test_a_built_in_model_goes_into_a_bucket_whole_and_from_there_to_each_node_once(
-    bucket: str,  # noqa: F811
+    bucket: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
@@ -197,7 +196,7 @@ def test_a_built_in_model_goes_into_a_bucket_whole_and_from_there_to_each_node_o
 
 
 def test_arcagi2_is_obtained_once_for_a_storage_and_found_there_by_a_node_that_reaches_nothing(
-    s3: str,  # noqa: F811
+    s3: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):

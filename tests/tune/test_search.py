@@ -18,6 +18,7 @@ import yaml
 from builders import config_with
 from small_study import small_search
 
+from arc_ray.cli import notebook
 from arc_ray.config import config_from, with_overrides
 from arc_ray.report import load
 from arc_ray.rows.prepare import keep, prepare
@@ -92,13 +93,6 @@ def status(trial: Path) -> str | None:
     return json.loads(about.read_text())["status"] if about.exists() else None
 
 
-def processes(folder: Path) -> list[int]:
-    """The processes that trials reported from, by Tune's own files, in the order of the reports."""
-    lines = [line for path in folder.glob("tune/search/*/result.json") for line in path.read_text().splitlines()]
-    reports = sorted(map(json.loads, lines), key=lambda report: report["timestamp"])
-    return list(dict.fromkeys(report["pid"] for report in reports))
-
-
 def trial_process(search: subprocess.Popen[str]) -> psutil.Process:
     """The process that trains trials; Tune's own files would tell of it too, but late on a busy machine."""
     family = {process.pid for process in psutil.Process(search.pid).children(recursive=True)}
@@ -111,15 +105,21 @@ def is_saved(trial: Path) -> bool:
     return any(trial.glob("checkpoint-*/arc_ray.json"))
 
 
-def test_a_process_runs_one_trial_after_another_also_after_one_that_was_stopped(tmp_path: Path) -> None:
-    """Catches a trial that pays for a process of its own, and early stopping that takes the process along."""
+def test_a_process_runs_one_trial_after_another_also_after_one_that_was_stopped(s3: str, tmp_path: Path) -> None:
+    """Catches a trial that pays for a process of its own, and early stopping that takes the process along.
+
+    In a bucket, whose copy of Tune's files opens as Tune's results: catches one that stays on the driver's disk.
+    """
     asha = {"kind": "asha", "grace": 0.5, "reduction": 3}
     space = {"train.lr": {"grid": [1e-2, 1e-8, 2e-8, 3e-8]}}
-    finish(start(small_search(tmp_path, space, scheduler=asha), tmp_path / "search.yaml"))
-    found = {name: row["status"] for name, row in rows(tmp_path / "search").items()}
-    assert found["lr-0.01"] == "done"
-    assert "stopped" in found.values()
-    assert len(processes(tmp_path / "search")) == 1
+    config = {**small_search(tmp_path, space, scheduler=asha), "storage": s3}
+    finish(start(config, tmp_path / "search.yaml"))
+    trials = load((Folder.at(s3) / "search").uri).trials.set_index("train.lr")
+    assert trials["status"][1e-2] == "done"
+    assert "stopped" in set(trials["status"])
+    results = notebook.result_grid(config_from(config, {})).get_dataframe()
+    assert set(results["config/point/train.lr"]) == set(trials.index)
+    assert results["pid"].nunique() == 1
 
 
 def test_a_failing_trial_is_a_row_that_says_so_and_the_others_run(tmp_path: Path) -> None:
