@@ -25,6 +25,8 @@ LEFTOVER_SECONDS = 300.0
 
 S3_ATTEMPTS = 8
 """Of a request; the waits between them double, so the last one is half a minute after the first."""
+GOOGLE_SECONDS = 120
+"""How long a request to Google's storage is tried anew: its library's own quarter of an hour looks like a hung command."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,11 @@ class Folder:
         """Return pyarrow's file system and the path within it. Raises UserError for an unknown scheme."""
         if self.is_local:
             return pafs.LocalFileSystem(), self.uri
+        uri, limit = self.uri, f"retry_limit_seconds={GOOGLE_SECONDS}"
+        if uri.startswith(("gs://", "gcs://")) and "retry_limit_seconds=" not in uri:
+            uri += f"&{limit}" if "?" in uri else f"?{limit}"
         try:
-            filesystem, path = pafs.FileSystem.from_uri(self.uri)
+            filesystem, path = pafs.FileSystem.from_uri(uri)
         except (ValueError, OSError) as error:
             raise UserError(
                 f"storage {self.uri}: {error}; use a local path, s3://bucket/path or gs://bucket/path"

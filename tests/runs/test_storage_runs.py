@@ -19,6 +19,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from arc_ray import storage
 from arc_ray.config import Config, config_from, load_config, to_yaml, with_overrides
 from arc_ray.copies import IDLE_SECONDS, cached
 from arc_ray.errors import UserError
@@ -148,6 +149,13 @@ folder = Folder.at(sys.argv[1])
 folder.write_bytes("small", bytes(50_000))
 folder.write_bytes("large", bytes(500_000))
 """
+
+
+def test_googles_storage_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch):
+    """Would catch a command that says nothing for a quarter of an hour, where no credentials or no network are there."""
+    monkeypatch.setattr(storage, "GOOGLE_SECONDS", 1)
+    with pytest.raises(UserError, match="storage: cannot write gs://anonymous@bucket/runs/"):
+        Folder.at("gs://anonymous@bucket/runs?endpoint_override=127.0.0.1:9&scheme=http").try_writing()
 
 
 def test_a_full_disk_leaves_no_part_of_a_file_and_says_what_helps(tmp_path: Path):
