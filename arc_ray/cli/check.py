@@ -22,7 +22,8 @@ from arc_ray.datasets.reading import checked_requests
 from arc_ray.errors import NotMadeYetError, UserError
 from arc_ray.evaluate.evaluation import asking_codec, check_checkpoint, load_set, needs_model
 from arc_ray.evaluate.questions import make_prompts
-from arc_ray.models.build import build_model
+from arc_ray.evaluate.two_players import first_player
+from arc_ray.models.build import build_model, build_skeleton
 from arc_ray.models.estimate import demand, estimate_lines
 from arc_ray.models.weights import most_tokens
 from arc_ray.prompts.tokenizer import load_tokenizer
@@ -161,15 +162,18 @@ def _describe_evaluation(needs: Needs, terminal: Terminal) -> None:
         )
         return
     _describe_needs(needs, terminal)
-    checkpoint = run.evaluate.checkpoint
-    try:
-        place = (
-            resolve_reference(checkpoint, run.storage) if checkpoint else "none; answered by what training starts from"
-        )
-        check_checkpoint(run, "checkpoint")
-        terminal.note(f"checkpoint: {place}")
-    except NotMadeYetError as error:
-        terminal.note(f"checkpoint: not there yet ({error})")
+    for key, player in {"checkpoint": run, "describer": first_player(run) if run.evaluate.describer else None}.items():
+        if not player:
+            continue
+        checkpoint, place = player.evaluate.checkpoint, "none; answered by what training starts from"
+        try:
+            if checkpoint:
+                place = resolve_reference(checkpoint, run.storage)
+                check_checkpoint(player, key)
+                build_skeleton(run.model, run.storage, full=True, checkpoint=checkpoint)
+            terminal.note(f"{key}: {place}")
+        except NotMadeYetError as error:
+            terminal.note(f"{key}: not there yet ({error})")
     for line in _questions(run):
         terminal.note(line)
 

@@ -47,9 +47,13 @@ def build_model(
         return adapted(model, config, adapters, full)
 
 
-def build_skeleton(config: ModelConfig, storage: str, full: bool) -> nn.Module:
-    """Build the model of `build_model` on torch's meta device, reading names and shapes at most. Raises UserError."""
-    adapters = _adapters(config, storage)
+def build_skeleton(config: ModelConfig, storage: str, full: bool, checkpoint: str | None = None) -> nn.Module:
+    """Build the model of `build_model`, or of a checkpoint, on torch's meta device, reading names and shapes at most.
+
+    Raises UserError.
+    """
+    config, folder = _opened(config, storage, checkpoint)
+    adapters = _adapters(config, storage, folder)
     model: Any = None if config.scratch else load_base(config, storage, "meta")
     with torch.device("meta"), warnings.catch_warnings():
         # peft and we call transformers by names that it is about to change, which is no concern of the reader's.

@@ -116,6 +116,9 @@ class Needs:
             check_evaluation(self.config)
         if self.command == "study":
             check_answering(self.config)
+        for run in self.runs:
+            if run.evaluate.sets:
+                check_evaluation(run)
         checked_requests(self.sources, self.storage)
         _ = self.tasks
 

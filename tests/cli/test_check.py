@@ -1,6 +1,7 @@
 """`--dry-run` and `check` end with exit code 2 and one message where the command would, and print the rest before."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,12 +38,18 @@ MAKING_DATA = (*TRAINING, "generate --dry-run")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a config, its tasks and its base, and what is wrong about each."""
     folder = tmp_path_factory.mktemp("here")
-    for name in ("base", "no-tokenizer", "no-weights"):
+    for name in ("base", "no-tokenizer", "no-weights", "quantized", "of-tomorrow"):
         tiny_model(seed=3).save_pretrained(folder / name)
         tiny_tokenizer().save_pretrained(folder / name)
     for path in (folder / "no-tokenizer").glob("token*"):
         path.unlink()
     (folder / "no-weights" / "model.safetensors").unlink()
+    changes = {"quantized": {"quantization_config": {"quant_method": "gptq", "bits": 4}}}
+    for name, change in (
+        changes | {"of-tomorrow": {"model_type": "qwen9", "architectures": ["Qwen9ForCausalLM"]}}
+    ).items():
+        about = folder / name / "config.json"
+        about.write_text(json.dumps(json.loads(about.read_text()) | change))
     (folder / "file").touch()
     (folder / "tasks").mkdir()
     pairs = [{"input": [[i]], "output": [[i]]} for i in range(4)]
@@ -72,6 +79,9 @@ def said(made: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str
         (WITH_A_MODEL, "model.base=./nothere", "nothere: there is no such folder"),
         (WITH_A_MODEL, "model.base=no-tokenizer", "no-tokenizer: there is no tokenizer in this folder"),
         (WITH_A_MODEL, "model.base=no-weights", "no-weights: cannot be loaded as a model"),
+        (WITH_A_MODEL, "model.base=quantized train.zero_stage=3", "quantized: its weights are quantized (gptq)"),
+        (WITH_A_MODEL, "model.base=of-tomorrow", "its architecture is qwen9 (Qwen9ForCausalLM), which transformers"),
+        (WITH_A_MODEL, "model.base=acme/tiny", "must not be asked (HF_HUB_OFFLINE is set)"),
         (WITH_A_MODEL, "model.adapter=base", "base holds no adapter_config.json"),
         (WITH_A_MODEL, "model.adapter=@nothere", "there is no run of this name"),
         (WITH_A_MODEL, "prompt.encoder=plian", "there is no 'plian'"),
@@ -82,14 +92,27 @@ def said(made: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str
         (TRAINING, "scaling.num_workers=[1, 2]", ""),
         (TRAINING[:3], "train.tracker=wandb", "the package wandb is not installed"),
         (("evaluate --dry-run",), "evaluate.checkpoint=./nothere", "nothere: there is no such folder"),
+        (("evaluate --dry-run",), "evaluate.checkpoint=no-weights", "no-weights: cannot be loaded as a model"),
+        (
+            ("evaluate --dry-run",),
+            "prompt.format=implement view={symmetries: false, colors: keep, one_sided: 0} evaluate.describer=./no",
+            "/no: there is no such folder",
+        ),
+        (("evaluate --dry-run", "study --dry-run"), "evaluate.backend=vllm", "the package vllm is not installed"),
+        (("train --dry-run", "tune --dry-run"), "evaluate.backend=vllm", ""),
     ],
 )
 def test_looking_fails_where_the_command_would(
-    said: Callable[..., tuple[str, str]], commands: tuple[str, ...], change: str, message: str
+    said: Callable[..., tuple[str, str]],
+    commands: tuple[str, ...],
+    change: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Catches exit code 0 for a command that would end with 2 once it is called, and a message about something else."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for words in commands:
-        mistake, _ = said(words, change)
+        mistake, _ = said(words, *re.split(r" (?=[a-z_.]+=)", change))
         assert message in mistake if message else mistake == "", words
 
 
