@@ -60,9 +60,9 @@ def run_study(needs: Needs, progress: Progress) -> dict[str, Any]:
         quality = describe_data(data, ancestors, plan=search.plan(data))
         note_sets(folder, {name: counts["set"] for name, counts in quality["sources"].items()})
         folder.write_json("quality.json", quality)
-    stage(
-        f"search: {num_trials(config, needs.points)} trials, then {len(config.study.seeds)} fresh seeds of each arm's best"
-    )
+    trials, seeds = num_trials(config, needs.points), len(config.study.seeds)
+    told = f"{trials} trial{'' if trials == 1 else 's'}, then {seeds} fresh seed{'' if seeds == 1 else 's'}"
+    stage(f"search: {told} of each arm's best")
     found = search_and_measure(search, needs.points, progress)
     analysis, by_answer = analyse(config, found), compares_answers(config)
     if not by_answer:

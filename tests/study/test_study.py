@@ -66,6 +66,15 @@ def test_study_answers_and_reports(unbroken: tuple[Path, str]) -> None:
     assert 0 <= counted["counting_held_out/accuracy/objects"] <= 1
 
 
+def test_the_readme_shows_the_stages_that_are_printed(unbroken: tuple[Path, str]) -> None:
+    """Catches a stage that is named otherwise where a newcomer reads what to expect; numbers are the quickstart's there."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    titles = re.findall(r"^    (\[\d/5\] .+?)  ", readme, re.MULTILINE)
+    assert len(titles) == 5
+    for title in titles:
+        assert re.search("^" + re.sub(r"\b\d+\b(?!/|\\])", r"\\d+", re.escape(title)), unbroken[1], re.MULTILINE), title
+
+
 def test_a_second_call_does_nothing_but_say_where_the_report_is(unbroken: tuple[Path, str]) -> None:
     """Catches a stage that is done again."""
     storage, _ = unbroken
