@@ -162,9 +162,11 @@ def codec_of(
     format: str = "compact",
     learn: Learn = "asked",
     quiet: bool | None = False,
+    positions: Literal["sequence", "grid"] = "sequence",
 ) -> Codec:
     """The codec of these names. A warning about the slow path fails the test; is ignored if `quiet`; or, if None, heard."""
-    make = partial(make_codec, tokenizer, PromptConfig(format=format, encoder=encoder, learn=learn))
+    prompt = PromptConfig(format=format, encoder=encoder, learn=learn, positions=positions)
+    make = partial(make_codec, tokenizer, prompt)
     if quiet is None:
         return make()
     with warnings.catch_warnings():

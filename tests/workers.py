@@ -204,8 +204,11 @@ def train_in_plain_pytorch(tree: Mapping[str, Any], overrides: Mapping[str, Any]
         num_learned, total = sum(int(learned.sum()) for _, learned in views), 0.0
         for numbers, learned in views:
             ids = torch.from_numpy(numbers).long()
-            at = torch.from_numpy(learned)[1:]
-            loss = cross_entropy(model(input_ids=ids[None]).logits[0, :-1][at], ids[1:][at], reduction="sum")
+            at, where = torch.from_numpy(learned)[1:], torch.from_numpy(maker.codec.positions.of(numbers)).long()
+            # With a mask, or transformers would take each jump of positions for the beginning of another view.
+            seen = {"position_ids": where[None], "attention_mask": torch.ones_like(ids)[None]}
+            logits = model(input_ids=ids[None], **seen).logits[0, :-1]
+            loss = cross_entropy(logits[at], ids[1:][at], reduction="sum")
             (loss / num_learned).backward()
             total += float(loss.detach())
         losses.append(total / num_learned)

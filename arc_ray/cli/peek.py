@@ -116,9 +116,10 @@ def _prompt(codec: Codec, table: TaskTable, views: Views, i: int) -> RenderableT
 def _tokens(codec: Codec, table: TaskTable, views: Views, i: int) -> RenderableType:
     ((ids, learned),) = codec.encode(table, views.take(np.array([i])))
     text = Text()
-    for word, is_learned in _words(codec, ids.tolist(), learned.tolist()):
+    positions = codec.positions.of(ids) if codec.positions.kinds else [""] * len(ids)
+    for position, (word, is_learned) in zip(positions, _words(codec, ids.tolist(), learned.tolist()), strict=True):
         text.append(word.replace("\n", "\\n"), style="black on green" if is_learned else "reverse")
-        text.append(" ")
+        text.append(f"{position} ", style="dim")
     title = f"{table.ids[views.task[i]]}  {len(ids)} tokens, {int(learned.sum())} learned"
     return Panel(text, title=title, title_align="left")
 

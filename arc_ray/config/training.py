@@ -72,6 +72,10 @@ class PromptConfig(Section):
     """How a grid is written: plain, separated (1|2), fenced, shape (height x width first), rows (row numbers), shape_rows
     (both), repeated (111), symbols (rare letters), or compact (for the tiny model). With -columns, -snake or -spiral behind
     it, as in compact-snake, cells are written in that order."""
+    positions: Literal["sequence", "grid"] = "sequence"
+    """What a model's rotary positions count: tokens; or pair, row and column, so that a cell is as far from the one above it,
+    and from the same cell of the input, in every grid. For models from scratch: others, of full attention only, would have
+    to learn it. Folders of whole models do not say it: set it beside a `model.base` that learned `grid`."""
     learn: Literal["asked", "all"] = "asked"
     """Learn the asked answer only, or every output after the first shown pair as well (n-1 more targets from one prompt)."""
 

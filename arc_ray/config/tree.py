@@ -79,6 +79,16 @@ class Config(Section):
             )
         if self.train.engine == "trl" and "16" in self.model.dtype and self.scaling.use_gpu is False:
             raise ValueError("train.engine trl computes in float32 without a GPU: set model.dtype to float32")
+        for key, value, counting, other in (
+            ("train.engine", self.train.engine, ("trl",), "deepspeed"),
+            ("evaluate.backend", self.evaluate.backend, ("vllm",), "transformers"),
+            ("model.attention", self.model.attention, ("flex_attention", "eager"), "auto"),
+        ):
+            if self.prompt.positions == "grid" and value in counting:
+                raise ValueError(
+                    f"prompt.positions grid: {key} {value} takes positions for a sequence; set {key} to {other},"
+                    " or prompt.positions to sequence"
+                )
         if self.train.full and self.model.adapter and self.model.adapter_use == "continue":
             raise ValueError("train.full trains no adapter: set model.adapter_use to merge, or train.full to false")
         return self

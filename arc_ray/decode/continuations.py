@@ -25,6 +25,9 @@ from arc_ray.models.attention import (
     use_by_view,
 )
 from arc_ray.prompts.encoders import Ids
+from arc_ray.prompts.positions import SEQUENCE, Positions
+
+Numbers = npt.NDArray[np.int64]
 
 BLOCK = 128
 """Columns are attended to and taken from memory in multiples of this, so that kernels and allocator meet few sizes."""
@@ -43,7 +46,7 @@ class CachedRows:
     takes longer than they do.
     """
 
-    def __init__(self, model: Any, prompts: Sequence[Ids], room: int) -> None:
+    def __init__(self, model: Any, prompts: Sequence[Ids], room: int, positions: Positions = SEQUENCE) -> None:
         self._model = model
         self.device = next(model.parameters()).device
         self._length = np.array([len(prompt) for prompt in prompts])
@@ -52,20 +55,24 @@ class CachedRows:
         self._steps: dict[tuple[int, int], Forward | None] = {}
         self._is_replayed = can_replay(model)
         most = MOST_AT_ONCE.get(self.device.type, MOST_AT_ONCE["cpu"])
-        self.logits = torch.cat([self._read(prompts, part) for part in _parts(self._length, most)])
+        parts = _parts(self._length, most)
+        self.logits = torch.cat([self._read(prompts[part], part, positions) for part in parts])
 
-    def step(self, tokens: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Read n more tokens a row, (rows, n); return the logits after each, (rows, n, vocabulary).
+    def step(self, tokens: Numbers, positions: Numbers | None = None) -> torch.Tensor:
+        """Read n more tokens a row, (rows, n), at these positions, or counting on; return the logits after each,
+        (rows, n, vocabulary).
 
         They count from then on, until `keep` says how many of them do.
         """
         self._read_last = tokens.shape[1]
         if self._is_replayed:
-            tokens = np.pad(tokens, ((0, 0), (0, -(self._read_last - 1) % GUESSES)))
-        positions = self._length[:, None] + np.arange(tokens.shape[1])
+            padding = (0, 0), (0, -(self._read_last - 1) % GUESSES)
+            tokens, positions = np.pad(tokens, padding), None if positions is None else np.pad(positions, padding)
+        columns = self._length[:, None] + np.arange(tokens.shape[1])
         self._length = self._length + self._read_last
-        width = _whole_blocks(int(positions.max()) + 1)
-        inputs = torch.from_numpy(np.stack([tokens, positions])).to(self.device)
+        width = _whole_blocks(int(columns.max()) + 1)
+        inputs = np.stack([tokens, columns, columns if positions is None else positions])
+        inputs = torch.from_numpy(inputs).to(self.device)
         shape, run = (tokens.shape[1], width), partial(self._step, width=width)
         if self._is_replayed:
             # Recorded when a shape comes for the second time: a search changes its rows in most steps.
@@ -86,22 +93,23 @@ class CachedRows:
             self._length = self._length[rows]
 
     def _step(self, inputs: torch.Tensor, width: int) -> torch.Tensor:
-        """Read tokens at their positions, int64 (2, rows, n), without waiting for the device."""
-        ids, at = inputs
+        """Read tokens into columns and at positions, int64 (3, rows, n), without waiting for the device."""
+        ids, columns, at = inputs
         rows = torch.arange(len(ids), device=self.device)[:, None]
-        self._cache.write_to((rows * self._cache.num_columns + at).flatten(), width)
-        is_hidden = torch.arange(width, device=self.device) > at[..., None]
+        self._cache.write_to((rows * self._cache.num_columns + columns).flatten(), width)
+        is_hidden = torch.arange(width, device=self.device) > columns[..., None]
         mask = torch.zeros(is_hidden.shape, dtype=self.logits.dtype, device=self.device)
         with attending_to_cache(self._model):
             seen = mask.masked_fill_(is_hidden, -torch.inf)[:, None]
             return _read_on(self._model, self._cache, ids, at, 0, attention_mask=seen).logits
 
-    def _read(self, prompts: Sequence[Ids], part: slice) -> torch.Tensor:
-        """Read some of the prompts, packed into one row; return the logits after each: (prompts, vocabulary)."""
-        lengths = self._length[part]
-        positions = np.concatenate([np.arange(length) for length in lengths])
-        places = np.repeat(np.arange(len(prompts))[part], lengths) * self._cache.num_columns + positions
-        packed = torch.from_numpy(np.stack([np.concatenate(prompts[part]), positions, places]))
+    def _read(self, prompts: Sequence[Ids], rows: slice, positions: Positions) -> torch.Tensor:
+        """Read prompts into these rows, packed into one; return the logits after each: (prompts, vocabulary)."""
+        lengths = self._length[rows]
+        columns = np.concatenate([np.arange(length) for length in lengths])
+        places = np.repeat(np.arange(len(self._length))[rows], lengths) * self._cache.num_columns + columns
+        at = np.concatenate([positions.of(prompt) for prompt in prompts])
+        packed = torch.from_numpy(np.stack([np.concatenate(prompts), at, places]))
         ids, at, written_to = packed.to(self.device)
         ends = torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)).to(self.device)
         self._cache.write_to(written_to, None)
@@ -115,26 +123,26 @@ class PaddedRows:
     Each column counts for some rows only: attention is masked where it does not, and positions count a row's own tokens.
     """
 
-    def __init__(self, model: Any, prompts: Sequence[Ids], pad_id: int) -> None:
+    def __init__(self, model: Any, prompts: Sequence[Ids], pad_id: int, positions: Positions) -> None:
         self._model, self._cache = model, None
         self.device = next(model.parameters()).device
         width = max(map(len, prompts))
         ids = np.full((len(prompts), width), pad_id, np.int64)
-        is_used = np.zeros(ids.shape, bool)
+        at, is_used = np.zeros(ids.shape, np.int64), np.zeros(ids.shape, bool)
         for i, prompt in enumerate(prompts):
-            ids[i, width - len(prompt) :] = prompt
-            is_used[i, width - len(prompt) :] = True
+            here = slice(width - len(prompt), None)
+            ids[i, here], at[i, here], is_used[i, here] = prompt, positions.of(prompt), True
         self._is_used = torch.from_numpy(is_used).to(self.device)
         self._length = self._is_used.sum(1)
-        positions = (self._is_used.long().cumsum(1) - 1).clamp(min=0)
-        self.logits = self._forward(torch.from_numpy(ids), positions, 1)[:, -1]
+        self.logits = self._forward(torch.from_numpy(ids), torch.from_numpy(at), 1)[:, -1]
 
-    def step(self, tokens: npt.NDArray[np.int64]) -> torch.Tensor:
+    def step(self, tokens: Numbers, positions: Numbers | None = None) -> torch.Tensor:
         self._read_last = tokens.shape[1]
-        positions = self._length[:, None] + torch.arange(self._read_last, device=self.device)
+        counted = self._length[:, None] + torch.arange(self._read_last, device=self.device)
+        at = counted if positions is None else torch.from_numpy(positions)
         self._is_used = torch.cat([self._is_used, self._is_used.new_ones(tokens.shape)], 1)
         self._length = self._length + self._read_last
-        return self._forward(torch.from_numpy(tokens), positions, self._read_last)
+        return self._forward(torch.from_numpy(tokens), at, self._read_last)
 
     def keep(self, counts: Sequence[int]) -> None:
         kept = torch.tensor(counts, device=self.device)
@@ -148,15 +156,41 @@ class PaddedRows:
 
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor, keep: int) -> torch.Tensor:
         mask = self._is_used.long()
-        out = _read_on(self._model, self._cache, ids.to(self.device), positions, keep, attention_mask=mask)
+        ids, positions = ids.to(self.device), positions.to(self.device)
+        out = _read_on(self._model, self._cache, ids, positions, keep, attention_mask=mask)
         self._cache: Any = out.past_key_values
         return out.logits
 
 
-Continuations = CachedRows | PaddedRows
+class PlacedRows:
+    """Rows of tokens whose positions follow from their places in grids."""
+
+    def __init__(self, rows: CachedRows | PaddedRows, positions: Positions, prompts: Sequence[Ids]) -> None:
+        self._rows, self._positions = rows, positions
+        self._places = [positions.after(prompt.tolist())[1] for prompt in prompts]
+        self.device, self.logits = rows.device, rows.logits
+
+    def step(self, tokens: Numbers) -> torch.Tensor:
+        self._before, self._last = self._places, tokens.tolist()
+        at, self._places = zip(*map(self._positions.after, self._last, self._places), strict=True)
+        return self._rows.step(tokens, np.array(at))
+
+    def keep(self, counts: Sequence[int]) -> None:
+        self._rows.keep(counts)
+        kept = zip(self._last, self._before, counts, strict=True)
+        self._places = [self._positions.after(tokens[:count], place)[1] for tokens, place, count in kept]
+
+    def select(self, rows: Sequence[int]) -> None:
+        self._rows.select(rows)
+        self._places = [self._places[row] for row in rows]
 
 
-def read_prompts(model: Any, prompts: Sequence[Ids], pad_id: int, room: int) -> Continuations:
+Continuations = CachedRows | PaddedRows | PlacedRows
+
+
+def read_prompts(
+    model: Any, prompts: Sequence[Ids], pad_id: int, room: int, positions: Positions = SEQUENCE
+) -> Continuations:
     """Read prompts, each of which may grow by `room` tokens; a model that attends otherwise has transformers' own cache.
 
     Raises UserError for a model that cannot have it.
@@ -168,8 +202,10 @@ def read_prompts(model: Any, prompts: Sequence[Ids], pad_id: int, room: int) -> 
         )
     is_packed = use_by_view(model) or (takes_flash_lengths(model) and attends_to_all(model))
     if is_packed and not reads_one_by_one(model):
-        return CachedRows(model, prompts, room)
-    return PaddedRows(model, prompts, pad_id)
+        rows = CachedRows(model, prompts, room, positions)
+    else:
+        rows = PaddedRows(model, prompts, pad_id, positions)
+    return rows if positions == SEQUENCE else PlacedRows(rows, positions, prompts)
 
 
 def _read_on(model: Any, cache: Any, ids: torch.Tensor, positions: torch.Tensor, keep: Any, **attention: Any) -> Any:

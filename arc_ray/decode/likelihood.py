@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from arc_ray.decode.continuations import Continuations, read_prompts
+from arc_ray.decode.continuations import Continuations
 from arc_ray.decode.grammar import GrammarState
 from arc_ray.decode.writer import Answer, Writer
 from arc_ray.prompts.encoders import Ids
@@ -42,7 +42,7 @@ def find_answers(
     The probability is that of the unrestricted model, the end token included. The most probable answer is first.
     """
     found: list[list[Answer]] = [[] for _ in prompts]
-    rows = read_prompts(writer.model, prompts, writer.pad_id, max(limits))
+    rows = writer.read(prompts, max(limits))
     start = writer.grammar.start if writer.grammar else None
     alive = [_Prefix(i, (), 0.0, start) for i in range(len(prompts))]
     logits, passes = rows.logits, 1
@@ -92,7 +92,7 @@ def score_answers(writer: Writer, prompt: Ids, answers: Sequence[Ids]) -> npt.ND
     scores, done = np.zeros(len(answers)), 0
     order = sorted(range(len(answers)), key=lambda i: len(answers[i]))
     while done < len(order):
-        rows = read_prompts(writer.model, [prompt], writer.pad_id, max(map(len, answers)))
+        rows = writer.read([prompt], max(map(len, answers)))
         lengths, vocabulary = [len(answers[i]) for i in order[done:]], rows.logits.shape[-1]
         fitting = [n for n, longest in enumerate(lengths, 1) if n * longest * vocabulary <= MOST_LOGITS]
         chunk = order[done : done + max(fitting, default=1)]

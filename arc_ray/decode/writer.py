@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from arc_ray.decode.continuations import read_prompts
+from arc_ray.decode.continuations import Continuations, read_prompts
 from arc_ray.decode.grammar import GrammarState, GridGrammar
 from arc_ray.prompts.encoders import Ids
+from arc_ray.prompts.positions import SEQUENCE, Positions
 
 Choose = Callable[[torch.Tensor, npt.NDArray[np.float64]], torch.Tensor]
 """(logits (rows, n, choices), numbers in [0, 1) of (rows, n)) -> which of the choices, int64 (rows, n)."""
@@ -40,6 +41,12 @@ class Writer:
     pad_id: int
     grammar: GridGrammar | None = None
     """Restricts answers to grids; log-probabilities stay those of the unrestricted model."""
+    positions: Positions = SEQUENCE
+    """The positions at which the model learned its views."""
+
+    def read(self, prompts: Sequence[Ids], room: int) -> Continuations:
+        """Let the model read prompts, each of which may grow by `room` tokens."""
+        return read_prompts(self.model, prompts, self.pad_id, room, self.positions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +164,7 @@ class _Text:
 def _write(writer: Writer, texts: list[_Text], choose: Choose, lookahead: int, copies: int) -> list[Answer]:
     """Write all texts; each prompt stands `copies` times in a row and is read once."""
     prompts, room = [text.prompt for text in texts[::copies]], max(text.limit for text in texts) + lookahead
-    rows = read_prompts(writer.model, prompts, writer.pad_id, room)
+    rows = writer.read(prompts, room)
     logits, active = rows.logits.repeat_interleave(copies, 0)[:, None], texts
     if copies > 1:
         rows.select([i for i in range(len(prompts)) for _ in range(copies)])

@@ -99,7 +99,8 @@ class Answerer:
     @cached_property
     def _writer(self) -> Writer:
         grammar = GridGrammar(self._codec) if self._config.evaluate.constrain else None
-        return Writer(self._model, [self._codec.end_id], self._codec.tokenizer.pad_token_id or 0, grammar)
+        codec = self._codec
+        return Writer(self._model, [codec.end_id], codec.tokenizer.pad_token_id or 0, grammar, codec.positions)
 
     @cached_property
     def _vllm_writer(self) -> VllmWriter:

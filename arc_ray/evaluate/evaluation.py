@@ -156,11 +156,12 @@ def check_checkpoint(config: Config, key: str, frame: Frame | None = None) -> No
         raise UserError(f"{what}: there is no such folder")
     refuse_other_base(what, folder, config.model.base, config.storage, by_name=False)
     about = folder.read_json("arc_ray.json") or {}
-    asked = {"format": config.prompt.format, "encoder": config.prompt.encoder}
-    if about and about["prompt"] != asked:
+    asked = config.prompt.model_dump(include={"format", "encoder", "positions"})
+    learned = {"positions": "sequence"} | about.get("prompt", asked)  # older checkpoints know of no other
+    if learned != asked:
         raise UserError(
-            f"{what} learned the prompt {about['prompt']}, the config says {asked};"
-            f" set prompt.format and prompt.encoder to the checkpoint's"
+            f"{what} learned the prompt {learned}, the config says {asked};"
+            f" set prompt.format, prompt.encoder and prompt.positions to the checkpoint's"
         )
     if frame:
         refuse_other_frame(about.get("frame"), frame, what)

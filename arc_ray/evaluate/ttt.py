@@ -97,7 +97,8 @@ def leave_one_out_batches(config: Config, ttt: TttConfig, codec: Codec, set_name
             rows = pack(tokens[fits[here]], config.train.row_tokens)
             width = max(int(tokens[fits[here[row]]].sum()) for row in rows)
             # Padding is masked wherever it is, so its number is free to choose: any token that exists.
-            batches.append(write_rows([[encoded[here[i]] for i in row] for row in rows], width, pad_id=0))
+            in_rows = [[encoded[here[i]] for i in row] for row in rows]
+            batches.append(write_rows(in_rows, width, pad_id=0, positions=codec.positions))
     return batches
 
 

@@ -56,7 +56,7 @@ class Spans:
 
 
 def lengths_of_views(position_ids: npt.NDArray[np.integer]) -> list[list[int]]:
-    """Return how many tokens each view of each row has, from position ids that start again at 0: (rows, tokens)."""
+    """Return how many tokens each view of each row has, from position ids that are 0 at its first only: (rows, tokens)."""
     width = position_ids.shape[1]
     return [np.diff(np.flatnonzero(row == 0), append=width).tolist() for row in position_ids]
 
@@ -67,7 +67,7 @@ def view_ends(lengths: list[list[int]]) -> npt.NDArray[np.int32]:
 
 
 def spans_of(position_ids: torch.Tensor) -> Spans:
-    """Read where views lie from position ids that start again at 0, on any device: int64 (rows, tokens)."""
+    """Read where views lie from position ids that are 0 where a view begins, on any device: int64 (rows, tokens)."""
     lengths = lengths_of_views(position_ids.numpy(force=True))
     return Spans(lengths, torch.from_numpy(view_ends(lengths)).to(position_ids.device))
 
@@ -221,7 +221,7 @@ def hidden_states(
 ) -> torch.Tensor:
     """Return what the last layer of a causal language model makes of rows of packed views: (rows, tokens, hidden size).
 
-    Position ids start again at 0 with each view (int64, like the tokens); `spans` say where, or are read from the device.
+    Position ids are 0 where a view begins (int64, like the tokens); `spans` say where, or are read from the device.
     """
     apart = kept_apart(model, spans or spans_of(position_ids))
     decoder = model.get_decoder()

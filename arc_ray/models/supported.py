@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from arc_ray.errors import UserError
-from arc_ray.models.attention import attend_within_views, hidden_states, packs, read_one_by_one
+from arc_ray.models.attention import attend_within_views, attends_to_all, hidden_states, packs, read_one_by_one
 from arc_ray.prompts.tokenizer import frame_of, tiny_corpus
 
 VIEW_TOKENS = 8
@@ -17,6 +17,9 @@ LEAK = {torch.float32: 1e-4, torch.bfloat16: 0.01, torch.float16: 0.01}
 """Share of a view's own change from which a change of its neighbour is a leak; bfloat16 rounds to 0.004."""
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 """Keys of transformers' configs by which models change their logits after the output layer."""
+
+LENGTH_ROPES = ("longrope", "dynamic")
+"""Rotations of all tokens in a batch that follow its longest view."""
 
 SEES_MORE = (
     "a token sees others than those before it in its view, so it would learn from other tasks, or from the answer"
@@ -37,7 +40,7 @@ def longest_view(about: Any) -> int | None:
     switches = []
     for rope in found.values() if any(isinstance(value, dict) for value in found.values()) else [found]:
         kind, original = rope.get("rope_type"), rope.get("original_max_position_embeddings") or most
-        if kind in ("longrope", "dynamic") and original:
+        if kind in LENGTH_ROPES and original:
             switches.append(int(original))
         elif kind in ("linear", "yarn") and most:
             most = max(most, int(original * rope.get("factor", 1)))
@@ -76,6 +79,16 @@ def check_logits(about: Any) -> None:
         raise UserError(
             f"a model of kind {about.model_type} changes its logits after the output layer ({changed[0]}), which the loss"
             f" leaves out: {TAKE_ANOTHER}"
+        )
+
+
+def check_positions(model: Any) -> None:
+    """Refuse a model that cannot be told positions other than those of a sequence. Raises UserError."""
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    if not attends_to_all(model) or rope.get("rope_type") in (None, *LENGTH_ROPES):
+        raise UserError(
+            f"prompt.positions grid: {type(model).__name__} has other layers than full attention, or positions that are not"
+            f" rotary or follow the longest view; set prompt.positions=sequence, or take a model from scratch"
         )
 
 

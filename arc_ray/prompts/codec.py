@@ -25,6 +25,7 @@ from arc_ray.prompts.formats import (
     joined,
     needs_description,
 )
+from arc_ray.prompts.positions import SEQUENCE, Positions
 from arc_ray.tasks.task import NUM_COLORS, Grid, TaskTable
 from arc_ray.views.augmentation import OneSided, swaps_sides
 from arc_ray.views.view import Views, question_order
@@ -48,6 +49,7 @@ class Codec:
     """Whether ids are looked up; false sends every view through the tokenizer."""
     cell_ids: Ids = field(default_factory=lambda: np.zeros((NUM_COLORS, 1), np.int32))
     """Tokens of each colour: (10, tokens per cell)."""
+    positions: Positions = SEQUENCE
     _templates: dict[tuple[int, int, int], Template] = field(default_factory=dict)
     _texts: dict[Text, Ids] = field(default_factory=dict)
     """Caches, which `dataclasses.replace` hands on to a codec that learns otherwise."""

@@ -16,7 +16,8 @@ from arc_ray.config.training import PromptConfig
 from arc_ray.errors import UserError
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.encoders import CellsMergeError, encoder_named, find_cell_ids
-from arc_ray.prompts.formats import FORMATS, Layout, Text, format_named
+from arc_ray.prompts.formats import FORMATS, GridSlot, Layout, Text, format_named, joined
+from arc_ray.prompts.positions import Kind, Positions, grid_positions, no_places
 from arc_ray.prompts.tokenizer import frame_of
 from arc_ray.tasks.task import MAX_SIDE, NUM_COLORS, NUM_SYMMETRIES, Grid, Pair, Question, Task, TaskTable, same_grid
 from arc_ray.views.view import Views, plain_views
@@ -53,7 +54,34 @@ def make_codec(tokenizer: Any, prompt: PromptConfig) -> Codec:
         codec.is_fast = False
     refuse_unreadable_texts(codec, [layouts[i] for i in np.flatnonzero(table.num_train)])
     _refuse_unreadable_grids(codec)
+    if prompt.positions == "grid":
+        codec.positions = _grid_positions(codec)
     return codec
+
+
+def _grid_positions(codec: Codec) -> Positions:
+    """Tell kinds of tokens apart, and the places of cells by them. Raises UserError."""
+    if not codec.is_fast:
+        raise no_places("this tokenizer gives cells no tokens of their own")
+    texts = codec.tokenizer.batch_decode([[token] for token in range(len(codec.tokenizer))])
+    kinds: dict[int, Kind] = {token: "line_end" for token, text in enumerate(texts) if text.endswith("\n")}
+    kinds |= {token: "blank" for token, text in enumerate(texts) if not text.strip(" ")}
+    kinds |= dict.fromkeys(codec.cell_ids[:, 0].tolist(), "cell")
+    last = 0
+    for segment in joined(codec.format(codec.frame, 2, codec.learn), ""):
+        if isinstance(segment, GridSlot) and not codec.encoder.fence:
+            kinds.setdefault(last, "mark")
+        elif isinstance(segment, Text):
+            last = next(
+                (token for token in codec.text_ids(segment)[::-1].tolist() if kinds.get(token) != "blank"), last
+            )
+    positions = grid_positions(codec.encoder, codec.whole_grid(MAX_SIDE, MAX_SIDE), kinds)
+    table, views = sample_views()
+    puzzles = views.take(slice(NUM_SYMMETRIES))
+    for (ids, _), layout in zip(codec.encode(table, puzzles), codec.layouts_of(table, puzzles), strict=True):
+        if positions.after(ids.tolist())[1].grid != sum(isinstance(segment, GridSlot) for segment in layout):
+            raise no_places(f"with encoder {codec.encoder.name} nothing tells where one grid ends and the next begins")
+    return positions
 
 
 def refuse_unreadable_texts(codec: Codec, layouts: Iterable[Layout]) -> None:

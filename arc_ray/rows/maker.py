@@ -17,6 +17,7 @@ from arc_ray.errors import UserError
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.formats import GridSlot
 from arc_ray.prompts.lengths import fit_views
+from arc_ray.prompts.positions import SEQUENCE, Positions
 from arc_ray.rows.plan import Plan, pack
 from arc_ray.tasks.task import Grid, TaskTable
 from arc_ray.views.view import Views, draw_views, plain_views
@@ -51,7 +52,7 @@ class RowMaker:
         with collector_paused():
             encoded = iter(self.encode(np.concatenate([np.zeros(0, np.int64), *(np.arange(*span) for span in spans)])))
             views = [list(islice(encoded, end - begin)) for begin, end in spans]
-            return write_rows(views, self.plan.row_tokens, self.pad_id)
+            return write_rows(views, self.plan.row_tokens, self.pad_id, self.codec.positions)
 
     def encode(self, places: npt.NDArray[np.int64]) -> list[Encoded]:
         """Draw and write the planned views at these places, source by source: numpy's calls cost more than their work."""
@@ -72,8 +73,10 @@ class RowMaker:
         return [f"{self.plan.sources[s]}/{self.tables[s].ids[t]}/{c}/{e}" for s, t, c, e in addresses]
 
 
-def write_rows(rows: Sequence[Sequence[Encoded]], width: int, pad_id: int) -> Batch:
+def write_rows(rows: Sequence[Sequence[Encoded]], width: int, pad_id: int, positions: Positions = SEQUENCE) -> Batch:
     """Write views one after another into rows of `width` tokens; a row without views is padding throughout.
+
+    The first token of a view is at position 0, and no other: that is how a batch says where views begin.
 
     The views [5, 6, 7], of which the last two are learned, and [8, 9], both learned, make in a row of 7 with padding 0:
 
@@ -86,20 +89,20 @@ def write_rows(rows: Sequence[Sequence[Encoded]], width: int, pad_id: int) -> Ba
         "position_ids": np.empty((len(rows), width), np.int32),
         "labels": np.full((len(rows), width), IGNORED, np.int32),
     }
-    positions = np.arange(width, dtype=np.int32)
+    counted = np.arange(width, dtype=np.int32)
     for i, views in enumerate(rows):
         at = 0
         for ids, learned in views:
             end = at + len(ids)
             batch["input_ids"][i, at:end] = ids
-            batch["position_ids"][i, at:end] = positions[: len(ids)]
+            batch["position_ids"][i, at:end] = positions.of(ids)
             np.copyto(batch["labels"][i, at:end], ids, where=learned)
             at = end
         batch["input_ids"][i, at:] = pad_id
         # Padding counts up from 0 like views of its own, so attention never crosses into it; none is longer than the
         # row's own views, because some models have no further positions, or read all of a batch otherwise.
         longest = max((len(ids) for ids, _ in views), default=EMPTY_ROW_VIEW)
-        batch["position_ids"][i, at:] = positions[: width - at] % longest
+        batch["position_ids"][i, at:] = counted[: width - at] % longest
     return batch
 
 
@@ -153,7 +156,7 @@ def make_validation(
     if not names and not too_long:
         raise UserError(f"nothing to answer: no task of {', '.join(tables)} has a test pair")
     rows = pack(np.array([len(ids) for ids, _ in encoded], np.int64), row_tokens)
-    batch = write_rows([[encoded[i] for i in row] for row in rows], row_tokens, pad_id)
+    batch = write_rows([[encoded[i] for i in row] for row in rows], row_tokens, pad_id, codec.positions)
     order = [i for row in rows for i in row]
     return ValidationSet(
         names=tuple(names),

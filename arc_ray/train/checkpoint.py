@@ -91,7 +91,7 @@ def describe_checkpoint(config: Config, step: int) -> dict[str, Any]:
         "base": base,
         "base_fingerprint": fingerprint(model_path(base, config.storage)) if base and not config.train.full else None,
         "is_adapter": not config.train.full,
-        "prompt": {"format": config.prompt.format, "encoder": config.prompt.encoder},
+        "prompt": config.prompt.model_dump(include={"format", "encoder", "positions"}),
         "run": config.name,
     }
 

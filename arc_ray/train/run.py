@@ -18,6 +18,7 @@ from arc_ray.config.training import ScalingConfig
 from arc_ray.errors import UserError, mistake_in, unwrapped
 from arc_ray.models.build import check_model
 from arc_ray.models.estimate import rows_for
+from arc_ray.models.supported import check_positions
 from arc_ray.rows.plan import Plan
 from arc_ray.rows.prepare import codec_of, keep, prepare
 from arc_ray.rows.stream import SharedRows, in_store, settle_data_scheduling
@@ -37,6 +38,8 @@ def check_training(config: Config, trains: bool = True) -> None:
     row_tokens = config.train.row_tokens if trains or config.evaluate.ttt else None
     model, tokenizer = check_model(config.model, config.storage, config.train.full, row_tokens)
     codec_of(config, tokenizer)
+    if config.prompt.positions == "grid":
+        check_positions(model)
     if trains:
         check_tracker(config)
         from arc_ray.models.lora import check_engine  # peft takes seconds to import, but only where it was imported

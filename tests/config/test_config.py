@@ -59,6 +59,9 @@ def test_every_start_run_and_point_of_a_shipped_config_is_possible(path: Path):
         check_points(with_overrides(config, {"start": name}), points(config))
 
 
+GRID = {"prompt": {"positions": "grid"}}
+
+
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
@@ -146,6 +149,9 @@ def test_a_wrong_value_is_refused_with_its_key_as_it_was_written(tree: dict[str,
         ({"scaling": {"num_workers": 3}}, "scaling.num_workers x train.micro_rows = 3 x 1"),
         ({"scaling": {"num_workers": [1, 32]}}, "= 32 x 1: some workers would have nothing to do"),
         ({"train": {"engine": "trl"}, "scaling": {"num_workers": [1, 2]}}, "is elastic, which train.engine trl is not"),
+        ({"train": {"engine": "trl"}, **GRID}, "positions grid: train.engine trl takes positions for a sequence"),
+        ({"evaluate": {"backend": "vllm"}, **GRID}, "set evaluate.backend to transformers, or prompt.positions to"),
+        ({"model": {"attention": "eager"}, **GRID}, "set model.attention to auto, or prompt.positions to sequence"),
         ({"scaling": {"num_workers": [3, 1]}}, "give a number of at least 1, or [min, max]"),
         ({"scaling": {"num_workers": 0}}, "give a number of at least 1, or [min, max]"),
         ({"data": {"sources": {"a": {"kind": "rearc", "difficulty": [0.5, 0.1]}}}}, "give the lower bound first"),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import codec_of, overfit, puzzles, tiny_model, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
@@ -23,13 +24,18 @@ from transformers.masking_utils import flash_attention_mask
 
 from arc_ray.decode import continuations
 from arc_ray.decode.cache import RowCache
-from arc_ray.decode.continuations import CachedRows, PaddedRows, read_prompts
+from arc_ray.decode.continuations import CachedRows, PaddedRows, PlacedRows, read_prompts
 from arc_ray.decode.likelihood import find_answers, score_answers
 from arc_ray.decode.writer import Writer, generate_greedily
 from arc_ray.errors import UserError
 from arc_ray.models.attention import attends_to_all
 from arc_ray.models.supported import attend_like_flash
+from arc_ray.prompts.positions import Positions
+from arc_ray.rows.maker import write_rows
 from arc_ray.seeding import rng_for
+from arc_ray.views.view import plain_views
+
+END = 2
 
 SHAPE = {
     "vocab_size": 40,
@@ -175,3 +181,76 @@ def test_the_picture_of_the_cache():
     for line in zip(*states, strict=True):
         told = " ".join(str(row).replace(",", "") for row in line)
         assert told in " ".join((RowCache.__doc__ or "").split())
+
+
+# Positions by pair, row and column
+
+
+@cache
+def learned_in_grids() -> tuple[Any, Positions, list[Any]]:
+    """A model that knows some answers and was trained at positions in grids, and prompts of several lengths."""
+    table, codec = puzzles(6, num_train=2, most=4), codec_of(tiny_tokenizer(), positions="grid")
+    views, model = plain_views(table, 2), tiny_model(hidden_size=48)
+    rows = write_rows([[view] for view in codec.encode(table, views)[:4]], 120, 0, codec.positions)
+    overfit(model, rows, steps=60)
+    return model.eval(), codec.positions, [codec.prompt_ids(table, views, i) for i in range(len(views))]
+
+
+def logits_of(model: Any, positions: Positions, ids: Any) -> torch.Tensor:
+    """The plain way: one forward pass over the whole, no cache, no batch."""
+    at = torch.from_numpy(positions.of(np.array(ids, np.int32)).astype(np.int64))[None]
+    with torch.no_grad():
+        whole = torch.tensor(np.array(ids)[None], dtype=torch.int64)
+        return model(input_ids=whole, position_ids=at, attention_mask=torch.ones_like(whole), use_cache=False).logits[0]
+
+
+def written(model: Any, positions: Positions, prompt: Any, limit: int) -> list[int]:
+    ids = prompt.tolist()
+    while len(ids) < len(prompt) + limit and ids[-1] != END:
+        ids.append(int(logits_of(model, positions, ids)[-1].argmax()))
+    return [token for token in ids[len(prompt) :] if token != END]
+
+
+def answers_above(
+    model: Any, positions: Positions, ids: list[int], log: float, least: float, room: int
+) -> dict[Any, float]:
+    """Every answer above a probability after `ids`, found depth first, with its log-probability."""
+    found = {}
+    logs = logits_of(model, positions, ids)[-1].double().log_softmax(-1) + log
+    for token in (logs > least).nonzero().flatten().tolist():
+        if token == END:
+            found[()] = float(logs[token])
+        elif room > 1:
+            after = answers_above(model, positions, [*ids, token], float(logs[token]), least, room - 1)
+            found |= {(token, *rest): total for rest, total in after.items()}
+    return found
+
+
+@pytest.mark.parametrize("cache_kind", [CachedRows, PaddedRows])
+def test_answers_at_positions_in_grids_are_those_of_full_passes(cache_kind: Any, monkeypatch: pytest.MonkeyPatch):
+    """Would catch a decoder that goes on counting where the model learned rows and columns: after a prompt, after guesses
+    that were wrong, in a row that was doubled or chosen, and after a candidate that is scored."""
+    model, positions, prompts = learned_in_grids()
+    if cache_kind is PaddedRows:
+        monkeypatch.setattr(continuations, "use_by_view", lambda model: False)
+    writer, limits = Writer(model, [END], 0, positions=positions), [24, 9, 24, 24, 17, 24]
+    expected = [written(model, positions, *both) for both in zip(prompts, limits, strict=True)]
+    rows = writer.read(prompts, 1)
+    assert isinstance(rows, PlacedRows)
+    assert isinstance(rows._rows, cache_kind)
+    for lookahead in (0, 6):
+        answers = generate_greedily(writer, prompts, limits, lookahead)
+        assert [answer.ids.tolist() for answer in answers] == expected
+        assert lookahead == 0 or sum(a.passes for a in answers) < sum(len(a.ids) + 1 for a in answers), (
+            "no guess was right"
+        )
+    least, found = 0.02, find_answers(writer, prompts, [20] * len(prompts), 0.02)
+    for prompt, own in zip(prompts, found, strict=True):
+        known = answers_above(model, positions, prompt.tolist(), 0.0, np.log(least), 20)
+        assert {tuple(a.ids.tolist()): a.log_probability for a in own} == pytest.approx(known, abs=1e-3)
+        candidates = [np.array([*ids, END], np.int32) for ids in known]
+        if candidates:
+            assert score_answers(writer, prompt, candidates) == pytest.approx(list(known.values()), abs=1e-3)
+    assert max(map(len, found)) > 1, "nothing was doubled"
+    counted = generate_greedily(Writer(model, [END], 0), prompts, limits)
+    assert [answer.ids.tolist() for answer in counted] != expected, "positions must matter"

@@ -6,7 +6,7 @@ import re
 import shutil
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -44,14 +44,14 @@ def tasks() -> list[Task]:
 
 
 @cache
-def trained() -> tuple[Any, Any]:
+def trained(positions: Literal["sequence", "grid"] = "sequence") -> tuple[Any, Any]:
     """A model that knows the answers of some of the tasks, upright."""
     table = TaskTable.of(tasks())
-    codec = codec_of(tiny_tokenizer())
+    codec = codec_of(tiny_tokenizer(), positions=positions)
     views = codec.encode(table, plain_views(table, 2))
     scratch = ScratchConfig(hidden_size=48, layers=2, heads=2, intermediate_size=96)
     model = build_model(ModelConfig(scratch=scratch), "", 0, full=True, tokenizer=tiny_tokenizer())
-    overfit(model, write_rows([[view] for view in views[:4]], 160, 0), steps=70)
+    overfit(model, write_rows([[view] for view in views[:4]], 160, 0, codec.positions), steps=70)
     return model.eval(), tiny_tokenizer()
 
 
@@ -235,6 +235,25 @@ def test_a_checkpoint_that_learned_other_text_around_its_prompts_is_refused(tmp_
                 evaluate(with_overrides(config, {"name": name}))
         else:
             evaluate(with_overrides(config, {"name": name}))
+
+
+def test_a_checkpoint_answers_at_the_positions_that_it_learned(tmp_path: Path, here: list[str]):
+    """Would catch answers written at other positions than those of training, which are wrong for no visible reason; a
+    checkpoint from before there was a choice learned the sequence."""
+    for part in trained("grid"):
+        part.save_pretrained(tmp_path / "base")
+    about = {"base": None, "prompt": {"format": "compact", "encoder": "compact"}}
+    grid, older = {**about, "prompt": {**about["prompt"], "positions": "grid"}}, about
+    config = config_at(tmp_path, evaluate__checkpoint=str(tmp_path / "base"), evaluate__lookahead=4)
+    in_grids = with_overrides(config, {"prompt.positions": "grid", "name": "grid"})
+    (tmp_path / "base" / "arc_ray.json").write_text(json.dumps(grid))
+    assert evaluate(in_grids)["mine/greedy/per_output/right"] == 4
+    with pytest.raises(UserError, match=r"learned the prompt .*'grid'.*prompt\.positions to the checkpoint's"):
+        evaluate(config)
+    (tmp_path / "base" / "arc_ray.json").write_text(json.dumps(older))
+    with pytest.raises(UserError, match=r"learned the prompt .*'sequence'.* the config says .*'grid'"):
+        evaluate(with_overrides(in_grids, {"name": "other"}))
+    assert evaluate(config)["mine/greedy/per_output/right"] < 4
 
 
 def test_tasks_that_changed_since_an_evaluation_began_are_refused_by_name(tmp_path: Path, here: list[str]):

@@ -58,6 +58,15 @@ def test_tuning_rows_are_the_same_whatever_the_test_pairs_are(
         assert {k: (v.shape, v.tobytes()) for k, v in a.items()} == {k: (v.shape, v.tobytes()) for k, v in b.items()}
 
 
+def test_tuning_rows_have_the_positions_that_answers_have() -> None:
+    """Catches a task that is tuned on as a sequence and then answered in rows and columns."""
+    ttt, positions = TttConfig(steps=2, views_per_step=1), codec_of(tiny_tokenizer(), positions="grid").positions
+    for batch in batches_of(puzzle("p"), ttt, positions="grid"):
+        ids, found = (batch[name][0] for name in ("input_ids", "position_ids"))
+        assert found.tolist() == positions.of(ids).tolist()
+        assert found.max() > positions.step
+
+
 @settings(max_examples=25)
 @given(seed=st.integers(0, 2**32), num_test=st.integers(1, 3))
 def test_a_work_holds_no_test_output(seed: int, num_test: int) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers.integrations.flex_attention
+from builders import codec_of, puzzles, tiny_model, tiny_tokenizer
 from torch.nn.attention.varlen import varlen_attn
 from transformers import (
     AttentionInterface,
@@ -22,6 +23,7 @@ from transformers import (
     FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    GPT2Config,
     GptOssConfig,
     GraniteConfig,
     Lfm2Config,
@@ -35,10 +37,12 @@ from transformers.masking_utils import flash_attention_mask
 
 from arc_ray.errors import UserError
 from arc_ray.models import attention
-from arc_ray.models.attention import place, reads_one_by_one, spans_of, use_by_view
+from arc_ray.models.attention import hidden_states, place, reads_one_by_one, spans_of, use_by_view
 from arc_ray.models.fused import compile_layers
 from arc_ray.models.loss import LearnedLoss, inputs_of
-from arc_ray.models.supported import check_supported
+from arc_ray.models.supported import check_positions, check_supported
+from arc_ray.rows.maker import write_rows
+from arc_ray.views.view import plain_views
 
 LENGTHS = [[9, 1, 14, 8], [32], [1, 31]]
 SHAPE: dict[str, Any] = {
@@ -294,6 +298,29 @@ def test_other_lengths_of_views_are_not_compiled_anew(monkeypatch: pytest.Monkey
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("implementation", ["sdpa", "flash_stand_in"])
+def test_views_at_positions_in_grids_are_read_in_rows_as_alone(implementation: str, flash: str):
+    """Would catch views cut where positions jump, at each line of cells, positions that count on from the view before, and
+    a kernel that is not told them."""
+    table, codec = puzzles(4, num_train=2, most=4), codec_of(tiny_tokenizer(), positions="grid")
+    encoded, model = codec.encode(table, plain_views(table, 2)), tiny_model().eval()
+    lengths = [[len(encoded[i][0]) for i in row] for row in ((0, 2), (1, 3))]
+    rows = write_rows([[encoded[0], encoded[2]], [encoded[1], encoded[3]]], 200, 0, codec.positions)
+    packed = inputs_of(rows, torch.device("cpu"))
+    assert [own[:2] for own in packed["spans"].lengths] == lengths
+    model.config._attn_implementation = implementation
+    with torch.no_grad():
+        hidden = hidden_states(model, packed["input_ids"], packed["position_ids"], packed["spans"])
+        model.config._attn_implementation = "eager"
+        for row, at, (ids, _) in ((0, 0, encoded[0]), (0, lengths[0][0], encoded[2]), (1, lengths[1][0], encoded[3])):
+            whole = torch.from_numpy(ids.astype(np.int64))[None]
+            where = torch.from_numpy(codec.positions.of(ids).astype(np.int64))[None]
+            alone = model.model(input_ids=whole, position_ids=where, attention_mask=torch.ones_like(whole))
+            assert torch.allclose(hidden[row, at : at + len(ids)], alone.last_hidden_state[0], atol=1e-4)
+            counted = model.model(input_ids=whole, attention_mask=torch.ones_like(whole)).last_hidden_state
+            assert not torch.allclose(counted, alone.last_hidden_state, atol=0.1), "positions must matter"
+
+
 def test_a_model_still_generates_as_before():
     """Would catch padding of a batch that is attended to once training's attention is in place."""
     plain, trained = toy().eval(), toy().eval()
@@ -412,6 +439,23 @@ def test_what_no_reading_mends_is_refused(config: Any, reason: str):
     """Would catch a model that learns an answer from the answer, or another function than it computes."""
     with pytest.raises(UserError, match=f"{reason}.*take a causal language model of another kind"):
         check_supported(model_of(config))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MistralConfig(**SHAPE, sliding_window=8),
+        HYBRID,
+        GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4),
+        LlamaConfig(**SHAPE, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_positions_in_grids_are_refused_where_a_model_does_not_take_them(config: Any):
+    """Would catch a window or a state that counts tokens while rotations count cells, and positions that are looked up."""
+    with pytest.raises(UserError, match=r"prompt\.positions grid: .*prompt\.positions=sequence"):
+        check_positions(model_of(config))
+    check_positions(toy())
 
 
 def test_logits_changed_by_no_known_key_are_found_by_trying():

@@ -11,7 +11,8 @@ from builders import codec_of, config_with, counting, merging_tokenizer, puzzle,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arc_ray.rows.maker import EMPTY_ROW_VIEW, IGNORED, Batch, Encoded, RowMaker, write_rows
+from arc_ray.models.attention import lengths_of_views
+from arc_ray.rows.maker import EMPTY_ROW_VIEW, IGNORED, Batch, Encoded, RowMaker, make_validation, write_rows
 from arc_ray.rows.plan import load_plan, save_plan
 from arc_ray.rows.prepare import plan_rows
 from arc_ray.tasks.task import TaskTable
@@ -165,3 +166,18 @@ def test_writing_rows_by_hand():
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 1, 1], [1] * 7]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1], [0, 1, 2, 3, 4, 5, 6]]
     assert batch["labels"].tolist() == [[-100, -100, 7, -100, 9, -100, -100], [-100] * 7]
+
+
+def test_all_that_is_trained_on_or_answered_has_the_codecs_positions():
+    """Would catch rows, or validation, that count tokens while answers are written at places of cells."""
+    codec = codec_of(tiny_tokenizer(), positions="grid")
+    whole = dataclasses.replace(maker(), codec=codec)
+    validation = make_validation(dataclasses.replace(codec, learn="asked"), TABLES, 3, 256, PAD)
+    for batch in (whole.make([0, 1]), validation.batch):
+        lengths = lengths_of_views(batch["position_ids"])
+        for ids, positions, own in zip(batch["input_ids"], batch["position_ids"], lengths, strict=True):
+            ends = np.cumsum(own)[:-1]
+            views = zip(np.split(ids, ends), np.split(positions, ends), strict=True)
+            found = [(part.tolist(), at.tolist()) for part, at in views if part.any()]  # padding is 0
+            assert found == [(part, codec.positions.of(np.array(part, np.int32)).tolist()) for part, _ in found]
+            assert max(max(at) for _, at in found) > 1024

@@ -32,6 +32,7 @@ def test_there_is_a_study_for_every_question() -> None:
             "lookahead",
             "n_minus_1",
             "overfit",
+            "positions",
             "samples",
             "selection",
             "shape",
@@ -67,7 +68,7 @@ def test_a_ready_study_asks_in_its_first_line_and_can_be_planned(
 def test_a_ready_study_takes_a_real_model_by_keys_alone(path: Path, tmp_path: Path) -> None:
     """Catches a start that ignores the model given on the command line."""
     words = [*REAL, f"storage={tmp_path}"]
-    if path.stem in ("shape", "encoder", "traversal"):
+    if path.stem in ("shape", "encoder", "traversal", "positions"):
         words.append("starts=" + next(w for w in path.read_text().splitlines() if "starts='" in w).split("'")[1])
     for variant in Needs(load_config(path, parse_assignments(words)), "study").variants:
         assert variant.model.base == "some/model"

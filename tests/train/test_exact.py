@@ -197,6 +197,20 @@ def test_full_training_is_plain_pytorchs(tree: Tree):
         assert_same(kind_of(states[max(states)], "weight"), weights, 1e-4)
 
 
+def test_positions_in_grids_are_plain_pytorchs_and_resume_with_the_same_bytes(tree: Tree, plain: Any):
+    """Would catch views of a row that are cut at each line of cells, and rows that count again after an interruption."""
+    keys = {"prompt.positions": "grid"}
+    losses, _, weights = train_in_plain_pytorch(tree, keys)
+    assert abs(losses - plain[0]).max() > 0.01, "positions must matter"
+    [(unbroken, states, _)] = on_workers(1, train_on, tree, keys)
+    np.testing.assert_allclose(unbroken, losses, rtol=1e-5)
+    assert_same(kind_of(states[max(states)], "weight"), weights, 1e-4)
+    [(found, resumed, _)] = on_workers(1, train_on, tree, keys, 1, states[1])
+    np.testing.assert_array_equal(found, unbroken[1:])
+    for name, array in states[max(states)].items():
+        assert array.tobytes() == resumed[max(states)][name].tobytes(), name
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_no_micro_batch_waits_for_the_device(tree: Tree, dtype: str):
     """Would catch a timer of DeepSpeed's, or a number read back, for which the host waits until the GPU has nothing to do.
