@@ -101,15 +101,11 @@ def peek(
     count: Annotated[int, typer.Option(min=1, help="Examples of each source")] = 2,
 ) -> None:
     """Show what the model really sees (tasks, views, prompts, tokens; what it learns is marked) or what it answered."""
-    from arc_ray.cli.peek import VIEW_STAGES, show_examples, show_predictions
+    from arc_ray.cli.peek import PEEK_STAGES, show_stage
 
-    if stage not in (*VIEW_STAGES, "predictions"):
-        raise UserError(f"--stage {stage}: choose one of {', '.join(VIEW_STAGES)}, predictions")
-    loaded, console = loaded_config(config, assignments, writes=False), Terminal().console
-    if stage == "predictions":
-        show_predictions(loaded, count, console)
-    else:
-        show_examples(loaded, stage, count, console)
+    if stage not in PEEK_STAGES:
+        raise UserError(f"--stage {stage}: choose one of {', '.join(PEEK_STAGES)}")
+    show_stage(loaded_config(config, assignments, writes=False), stage, count)
 
 
 @app.command()

@@ -20,7 +20,16 @@ from arc_ray.storage import Folder
 from arc_ray.tasks.task import PALETTE, Grid, Task, TaskTable, parse_grid, same_grid
 from arc_ray.views.view import Views
 
-VIEW_STAGES = ("task", "view", "prompt", "tokens")
+PEEK_STAGES = ("task", "view", "prompt", "tokens", "predictions")
+
+
+def show_stage(config: Config, stage: str, count: int) -> None:
+    """Print `count` examples of a stage, in lines as long as the terminal is wide. Raises UserError."""
+    console = Console(highlight=False)
+    if stage == "predictions":
+        show_predictions(config, count, console)
+    else:
+        show_examples(config, stage, count, console)
 
 
 def show_examples(config: Config, stage: str, count: int, console: Console) -> None:
@@ -116,7 +125,7 @@ def _prompt(codec: Codec, table: TaskTable, views: Views, i: int) -> RenderableT
 def _tokens(codec: Codec, table: TaskTable, views: Views, i: int) -> RenderableType:
     ((ids, learned),) = codec.encode(table, views.take(np.array([i])))
     text = Text()
-    positions = codec.positions.of(ids) if codec.positions.kinds else [""] * len(ids)
+    positions = [f"@{at}" for at in codec.positions.of(ids)] if codec.positions.kinds else [""] * len(ids)
     for position, (word, is_learned) in zip(positions, _words(codec, ids.tolist(), learned.tolist()), strict=True):
         text.append(word.replace("\n", "\\n"), style="black on green" if is_learned else "reverse")
         text.append(f"{position} ", style="dim")

@@ -18,7 +18,7 @@ STEP = 32
 """Distances from a line to the next are a multiple of this."""
 
 
-Kind = Literal["cell", "line_end", "mark", "blank"]
+TokenKind = Literal["cell", "line_end", "mark", "blank"]
 """Tokens that may begin a line of cells: its first cell, or its number; those after which a line begins; those after which
 a grid begins at once, such as the O before an output; and spaces, before which a line may begin as well."""
 
@@ -49,7 +49,7 @@ class Positions:
         0  1 1024 1025 1026 1056 1057 1058 1059 2048 2049  2050
     """
 
-    kinds: Mapping[int, Kind]
+    kinds: Mapping[int, TokenKind]
     """Of tokens; without any, positions count all tokens."""
     lines: tuple[int, ...] = ()
     """Where each line of a grid begins in it, so that cells of a column are as far apart in all grids."""
@@ -88,7 +88,7 @@ class Positions:
 SEQUENCE = Positions({})
 
 
-def grid_positions(encoder: Encoder, largest: Template, kinds: Mapping[int, Kind]) -> Positions:
+def grid_positions(encoder: Encoder, largest: Template, kinds: Mapping[int, TokenKind]) -> Positions:
     """Lay out the lines of an encoder's grids as they are in `largest`, a whole grid of 30 x 30.
 
     Raises UserError where lines of cells are no rows or columns, or begin with no token of their own.

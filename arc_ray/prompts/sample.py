@@ -17,7 +17,7 @@ from arc_ray.errors import UserError
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.encoders import CellsMergeError, encoder_named, find_cell_ids
 from arc_ray.prompts.formats import FORMATS, GridSlot, Layout, Text, format_named, joined
-from arc_ray.prompts.positions import Kind, Positions, grid_positions, no_places
+from arc_ray.prompts.positions import Positions, TokenKind, grid_positions, no_places
 from arc_ray.prompts.tokenizer import frame_of
 from arc_ray.tasks.task import MAX_SIDE, NUM_COLORS, NUM_SYMMETRIES, Grid, Pair, Question, Task, TaskTable, same_grid
 from arc_ray.views.view import Views, plain_views
@@ -64,7 +64,7 @@ def _grid_positions(codec: Codec) -> Positions:
     if not codec.is_fast:
         raise no_places("this tokenizer gives cells no tokens of their own")
     texts = codec.tokenizer.batch_decode([[token] for token in range(len(codec.tokenizer))])
-    kinds: dict[int, Kind] = {token: "line_end" for token, text in enumerate(texts) if text.endswith("\n")}
+    kinds: dict[int, TokenKind] = {token: "line_end" for token, text in enumerate(texts) if text.endswith("\n")}
     kinds |= {token: "blank" for token, text in enumerate(texts) if not text.strip(" ")}
     kinds |= dict.fromkeys(codec.cell_ids[:, 0].tolist(), "cell")
     last = 0

@@ -186,6 +186,19 @@ def test_looking_makes_no_storage(here: Here, words: str, tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == [config]
 
 
+@pytest.mark.parametrize("positions", ["sequence", "grid"])
+def test_peek_shows_every_token(here: Here, positions: str, tmp_path: Path) -> None:
+    """Catches a prompt that is cut at the width of the terminal, and positions that nobody can look at."""
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(tree(tmp_path / "runs") | {"prompt": {"format": "compact", "encoder": "compact"}}))
+    code, said, complaint = here("peek", str(config), "--stage", "tokens", f"prompt.positions={positions}")
+    assert code == 0, complaint
+    for panel in said.split("╭")[1:]:
+        shown = " ".join(line.strip("│ ") for line in panel.splitlines()[1:-1]).split()
+        assert len(shown) == int(re.search(r"(\d+) tokens", panel)[1]) > 60
+        assert positions == "sequence" or int(shown[-1].removeprefix("<eos>@")) > 4 * 1024
+
+
 def test_a_dry_evaluation_says_what_is_asked(here: Here, tmp_path: Path) -> None:
     """Catches counts that are not those of the evaluation: three tasks, two views an output."""
     config = tmp_path / "config.yaml"
