@@ -234,7 +234,7 @@ class Folder:
         Unless it `creates` the folder, a file without a name is written to the nearest local folder that exists.
         """
         if creates or not self.is_local:
-            self.write_bytes(".writable", b"")
+            self.write_bytes(".writable", b"written")  # an empty file has room on a full disk
             self.delete(".writable")
             return
         nearest = next(place for place in (self.local_path(), *self.local_path().parents) if place.exists())

@@ -92,13 +92,16 @@ def wait_for(there: Callable[[], Any], run: subprocess.Popen[str], seconds: floa
     return found
 
 
-def press_ctrl_c(run: subprocess.Popen[str]) -> None:
-    """Interrupt the process group, as a terminal does; it must end with 130 and one sentence, and take Ray along."""
-    family = family_of(run)
-    os.killpg(run.pid, signal.SIGINT)
+def press_ctrl_c(run: subprocess.Popen[str], number: signal.Signals = signal.SIGINT) -> None:
+    """Interrupt the process group, as a terminal does; it must end with 130 and one sentence, and take Ray along.
+
+    By SIGTERM, as a batch system does, with 143.
+    """
+    family, (code, word) = family_of(run), (130, "interrupted") if number == signal.SIGINT else (143, "stopped")
+    os.killpg(run.pid, number)
     printed, _ = run.communicate(timeout=PATIENCE)
-    assert run.returncode == 130, printed
-    assert printed.endswith("error: interrupted; the same command goes on from here\n"), printed
+    assert run.returncode == code, printed
+    assert printed.endswith(f"error: {word}; the same command goes on from here\n"), printed
     assert "Traceback" not in printed
     assert_gone(family)
 

@@ -6,13 +6,18 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-INTERRUPTED, TERMINATED = 130, 143
-"""The shell's exit codes for Ctrl-C and for SIGTERM, which `ray job stop` and batch systems send."""
+INTERRUPTED = 130
+SIGNAL_ENDINGS = {signal.SIGINT: (INTERRUPTED, "interrupted"), signal.SIGTERM: (143, "stopped")}
+"""The shell's exit codes for Ctrl-C and for SIGTERM, which `ray job stop` and batch systems send; and what is said."""
+
+received: list[int] = []
+"""The signals that this process was told to end by."""
 
 
 def main() -> None:
     """Run the command line; exit code 0 done, 2 the user's mistake, 1 ours or too little memory."""
-    signal.signal(signal.SIGINT, _interrupt)
+    for number in SIGNAL_ENDINGS:
+        signal.signal(number, _interrupt)
     from arc_ray.cli import configs, looking  # noqa: F401 - each adds its commands
     from arc_ray.cli.commands import app
     from arc_ray.errors import UserError, unwrapped
@@ -28,9 +33,9 @@ def main() -> None:
         sys.exit(error.exit_code)
     except SystemExit as end:
         if end.code == INTERRUPTED:  # what Typer makes of a KeyboardInterrupt
-            _leave(INTERRUPTED)
-        if end.code == signal.SIGTERM:  # what Ray's own handler makes of the signal
-            _leave(TERMINATED)
+            leave(*SIGNAL_ENDINGS[signal.SIGINT])
+        if end.code == signal.SIGTERM:
+            leave(*SIGNAL_ENDINGS[signal.SIGTERM])
         raise
 
 
@@ -45,18 +50,22 @@ def settle_environment() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt, but leave at once in the middle of an import, which may swallow it or fail otherwise."""
+    """Raise KeyboardInterrupt or, for SIGTERM, SystemExit, as Ray's own handler does.
+
+    In the middle of an import, which may swallow it or fail otherwise, leave at once.
+    """
+    received.append(number)
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
-            _leave(INTERRUPTED)
+            leave(*SIGNAL_ENDINGS[signal.Signals(number)])
         frame = frame.f_back
-    raise KeyboardInterrupt
+    raise SystemExit(number) if number == signal.SIGTERM else KeyboardInterrupt
 
 
-def _leave(code: int) -> NoReturn:
-    """Say why, and exit at once: Ray has been shut down, and threads of its that a signal left half-way may abort the
-    interpreter's own way out, with an exit code that says nothing."""
-    _say(f"{'interrupted' if code == INTERRUPTED else 'stopped'}; the same command goes on from here")
+def leave(code: int, reason: str) -> NoReturn:
+    """Say why, and exit at once: Ray has been shut down or is dead, and threads of its that a signal left half-way may
+    abort the interpreter's own way out, with an exit code that says nothing."""
+    _say(f"{reason}; the same command goes on from here")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

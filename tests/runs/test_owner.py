@@ -1,5 +1,6 @@
 """Two drivers and one run folder, on a disk and in a bucket: the second is told and ends; one that died locks nothing."""
 
+import errno
 import json
 import os
 import signal
@@ -108,6 +109,20 @@ def test_a_driver_elsewhere_is_judged_by_its_signs(folder: Folder, monkeypatch: 
     threading.Timer(0.5, folder.write_json, [OWNER_FILE, STRANGER | {"beat": 1}]).start()
     with pytest.raises(UserError, match=r"`arc-ray study` \(job raysubmit_1, .* on gpu7\).*`ray job stop raysubmit_1`"):
         drive(folder)
+
+
+def test_a_full_disk_leaves_no_owner_that_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Catches an empty file, for which a full disk has room, and a minute and a half of waiting for its writer."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(owner.json, "dump", fail)
+        with pytest.raises(OSError, match="No space left"):
+            drive(Folder.at(str(tmp_path)))
+    assert list(tmp_path.iterdir()) == []
+    drive(Folder.at(str(tmp_path)))
 
 
 def test_one_that_slept_and_was_replaced_ends(folder: Folder):
