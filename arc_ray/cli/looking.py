@@ -2,6 +2,8 @@
 
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +14,7 @@ from arc_ray.cli.console import Terminal
 from arc_ray.config import parse_assignments, to_yaml
 from arc_ray.errors import UserError
 from arc_ray.runs.folder import as_made, is_finished, run_folder
-from arc_ray.runs.starts import with_start
+from arc_ray.runs.starts import lineage, with_start
 from arc_ray.scores.submission import MISTAKES
 from arc_ray.storage import Folder
 
@@ -59,18 +61,44 @@ def merge(
     A run folder's own config.yaml will do: arc-ray merge runs/count/config.yaml --to models/count
     """
     loaded = loaded_config(config, assignments, writes=False)
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise UserError(f"--to {to}: already there; name a new folder")
     from arc_ray.models.build import merge_checkpoint
 
     run = with_start(loaded)
     run = as_made(run_folder(run), run)
+    with _new_folder(to) as unfinished:
+        merge_checkpoint(run.model, run.storage, f"@{run.name}", unfinished)
+        (unfinished / "config.yaml").write_text(to_yaml(run))  # what it was trained on, for the guard
+
+
+@contextmanager
+def _new_folder(to: Path) -> Iterator[Path]:
+    """Yield a folder that becomes `to` once it is filled, and say where it is. Raises UserError for one that is there."""
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UserError(f"--to {to}: already there; name a new folder")
     unfinished = to.with_name(f"{to.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    merge_checkpoint(run.model, run.storage, f"@{run.name}", unfinished)
-    (unfinished / "config.yaml").write_text(to_yaml(run))  # what it was trained on, for the guard
+    yield unfinished
     unfinished.rename(to)
     typer.echo(str(to))
+
+
+@app.command()
+def shrink(
+    config: ConfigPath,
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="New folder for the model")],
+    assignments: Assignments = None,
+) -> None:
+    """Write a config's base without the tokens that model.vocabulary (else: cells) leaves out: a plain transformers folder."""
+    loaded = with_start(loaded_config(config, assignments, writes=False))
+    if loaded.model.scratch:
+        raise UserError("model.scratch makes a small vocabulary of its own: there is nothing to leave out")
+    from arc_ray.prompts.vocabulary import cut_base
+
+    with _new_folder(to) as unfinished:
+        model = loaded.model.model_copy(update={"vocabulary": loaded.model.vocabulary or "cells"})
+        cut_base(model, loaded.storage, True, unfinished)
+        if made_by := lineage(loaded).get(loaded.model.base or ""):
+            (unfinished / "config.yaml").write_text(to_yaml(made_by))  # what it was trained on, for the guard
 
 
 @app.command()

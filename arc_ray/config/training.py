@@ -128,6 +128,12 @@ class ModelConfig(Section):
     folder; or "@run": the final checkpoint of a run named under `runs` or in the storage folder."""
     scratch: ScratchConfig | None = None
     """Instead of a base: a small model from random weights (use with train.full)."""
+    vocabulary: Literal["cells"] | Annotated[list[str], Field(min_length=1)] | None = None
+    """cells: leave out of the base every token that no prompt format, grid encoder or counting question can produce, or give
+    texts whose tokens stay as well; null keeps the whole vocabulary. The base, cut, is made once, in <storage>/models."""
+    quantize: Literal["nf4"] | None = None
+    """nf4: hold the weights of the base's linear layers, but for the output layer, in 4 bits, and let an adapter learn upon
+    them; needs `pip install 'arc_ray[quantize]'`. null takes the base as it is, also one that was quantized so before."""
     adapter: ModelName | None = None
     """An adapter to start from: folder or "@run"; null starts a new one."""
     adapter_use: Literal["continue", "merge"] = "continue"
@@ -147,6 +153,8 @@ class ModelConfig(Section):
     def _one_origin(self) -> "ModelConfig":
         if self.base and self.scratch:
             raise ValueError("base and scratch exclude each other: set one of them to null")
+        if self.scratch and self.vocabulary:
+            raise ValueError("a model from scratch has a small vocabulary already: set vocabulary to null")
         if self.scratch and self.adapter:
             raise ValueError("an adapter belongs to a base; a model from scratch has none: set adapter to null")
         return self

@@ -30,7 +30,7 @@ from arc_ray.evaluate.questions import (
 from arc_ray.evaluate.results import REDONE, redone, select_answers
 from arc_ray.evaluate.shared import take_over, take_over_whole
 from arc_ray.evaluate.two_players import describe_sets, first_player
-from arc_ray.models.weights import most_tokens
+from arc_ray.models.weights import most_tokens, refuse_other_base
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.encoders import ENCODERS
 from arc_ray.prompts.formats import Frame, format_named, needs_description
@@ -39,7 +39,6 @@ from arc_ray.prompts.tokenizer import load_tokenizer, refuse_other_frame
 from arc_ray.rows.guard import refuse_overlap
 from arc_ray.rows.maker import make_validation
 from arc_ray.rows.prepare import codec_of
-from arc_ray.runs.base import refuse_other_base
 from arc_ray.runs.folder import claim, is_finished, note_sets, resolve_reference, run_folder
 from arc_ray.runs.starts import lineage
 from arc_ray.scores.attempts import BY_SCORES
@@ -154,7 +153,7 @@ def check_checkpoint(config: Config, key: str, frame: Frame | None = None) -> No
     folder, what = Folder.at(resolve_reference(checkpoint, config.storage)), f"evaluate.{key} {checkpoint}"
     if not folder.exists():
         raise UserError(f"{what}: there is no such folder")
-    refuse_other_base(what, folder, config.model.base, config.storage, by_name=False)
+    refuse_other_base(what, folder, config.model, config.storage, by_name=False)
     about = folder.read_json("arc_ray.json") or {}
     asked = config.prompt.model_dump(include={"format", "encoder", "positions"})
     learned = {"positions": "sequence"} | about.get("prompt", asked)  # older checkpoints know of no other

@@ -41,6 +41,7 @@ from arc_ray.evaluate.questions import (
 from arc_ray.models.attention import place
 from arc_ray.models.build import load_for_tuning, trainable
 from arc_ray.models.loss import LearnedLoss, inputs_of
+from arc_ray.models.weights import is_quantized
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.lengths import fit_views
 from arc_ray.rows.maker import IGNORED, Batch, write_rows
@@ -193,7 +194,7 @@ class Tuner:
         seed = digest64(self._config.seed, "ttt", work.set_name, work.task.id) % 2**63
         first, last = self._adapter.tune(batches, self._train, seed)
         # On the CPU products take the time, not kernels, and unmerged answers are what old evaluations go on with.
-        with merged(self._model) if self._config.scaling.on_gpu else nullcontext():
+        with merged(self._model) if self._config.scaling.on_gpu and not is_quantized(self._model) else nullcontext():
             answers, scores = self._answer(work)
         self._folder.write_parquet(f"{work.name}.parquet", answers)
         self._folder.write_parquet(f"{work.name}{SCORES_SUFFIX}.parquet", scores)

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import json
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,14 +19,19 @@ from arc_ray.models.supported import check_logits, check_row_tokens, check_suppo
 from arc_ray.models.weights import (
     DTYPES,
     SCRATCH_POSITIONS,
+    is_quantized,
     load_base,
     read_config,
+    refuse_other_base,
     with_saved_adapter,
 )
 from arc_ray.prompts.tokenizer import load_tokenizer, make_tiny_tokenizer, tiny_corpus
-from arc_ray.runs.base import local_folder, model_path, refuse_other_base
+from arc_ray.prompts.vocabulary import base_folder
+from arc_ray.runs.base import explained, local_folder, model_path
 from arc_ray.seeding import digest64
 from arc_ray.storage import Folder
+
+logger = logging.getLogger(__name__)
 
 NOT_SERVED = ("use_dora", "modules_to_save", "target_parameters", "rank_pattern", "ensure_weight_tying")
 """Keys of an adapter's config that make it more than one plain LoRA: only merged can others' engines use it."""
@@ -112,7 +118,7 @@ def _adapters(config: ModelConfig, storage: str, checkpoint: str | None = None) 
     what, path = f"model.adapter {config.adapter}", local_folder(config.adapter, storage)
     if not (Path(path) / "adapter_config.json").exists():
         raise UserError(f"{what}: {path} holds no adapter_config.json")
-    refuse_other_base(what, Folder(path), config.base, storage)
+    refuse_other_base(what, Folder(path), config, storage)
     return [path, *last]
 
 
@@ -120,6 +126,11 @@ def _with_adapters(model: Any, folders: Sequence[str], keeps_last: bool) -> Any:
     """Put adapters around a base; all, or all but the last where `keeps_last`, are merged in float32 and rounded once."""
     for number, folder in enumerate(folders, 1):
         is_kept = keeps_last and number == len(folders)
+        if not is_kept and is_quantized(model):
+            raise UserError(
+                f"adapter {folder}: it cannot be merged into weights of 4 bits to train upon (model.quantize): continue it"
+                f" (model.adapter_use=continue, evaluate.ttt.adapter=continue), or give model.base what `arc-ray merge` writes"
+            )
         model = with_saved_adapter(model, folder, trainable=is_kept)
         if not is_kept:
             model = model.merge_and_unload()
@@ -134,13 +145,21 @@ def _saving_memory(model: Any, config: ModelConfig) -> nn.Module:
     return model
 
 
-def load_for_inference(config: ModelConfig, storage: str, checkpoint: str | None) -> Any:
-    """Load a checkpoint (without one, what training would start from) merged to a plain model. Raises UserError."""
+def load_for_inference(config: ModelConfig, storage: str, checkpoint: str | None, is_whole: bool = False) -> Any:
+    """Load a checkpoint (without one, what training would start from) merged to a plain model. Raises UserError.
+
+    A base of 4 bits keeps the adapter beside it or, where the model must be `is_whole`, is dequantized first.
+    """
     config, folder = _opened(config, storage, checkpoint)
     adapters = _adapters(config, storage, folder)
     model = load_base(config, storage)
+    if is_whole and is_quantized(model):
+        logger.warning("merged into the base as 4 bits hold it, which the adapter learned upon, not into the whole one")
+        with explained(config.base or ""):
+            model = model.dequantize(DTYPES[config.dtype])
     keep_views_apart(model)
-    return _with_adapters(model, adapters, keeps_last=False).eval()
+    model = _with_adapters(model, adapters, keeps_last=is_quantized(model)).eval()
+    return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 def load_for_tuning(
@@ -168,15 +187,19 @@ def _opened(config: ModelConfig, storage: str, checkpoint: str | None) -> tuple[
     if not checkpoint:
         return config, None
     folder = local_folder(checkpoint, storage)
-    refuse_other_base(f"checkpoint {checkpoint}", Folder(folder), config.base, storage, by_name=False)
-    if not (Path(folder) / "adapter_config.json").exists():
-        return config.model_copy(update={"base": folder, "adapter": None}), None
-    return config, folder
+    refuse_other_base(f"checkpoint {checkpoint}", Folder(folder), config, storage, by_name=False)
+    if (Path(folder) / "adapter_config.json").exists():
+        return config, folder
+    if config.vocabulary:
+        has, asked = (read_config(path).get_text_config().vocab_size for path in (folder, base_folder(config, storage)))
+        if has != asked:
+            raise UserError(f"checkpoint {checkpoint}: it has {has} tokens, the base cut by model.vocabulary {asked}")
+    return config.model_copy(update={"base": folder, "adapter": None, "vocabulary": None}), None
 
 
 def merge_checkpoint(config: ModelConfig, storage: str, checkpoint: str | None, target: Path) -> None:
     """Write a checkpoint merged into its base as a plain transformers folder."""
-    load_for_inference(config, storage, checkpoint).save_pretrained(target)
+    load_for_inference(config, storage, checkpoint, is_whole=True).save_pretrained(target)
     load_tokenizer(config, storage).save_pretrained(target)
 
 
@@ -187,13 +210,14 @@ def served(
     the LoRA beside them, if any. What is no plain LoRA upon a base is merged into `target`. Raises UserError."""
     opened, folder = _opened(config, storage, checkpoint)
     adapters = _adapters(opened, storage, folder)
-    if not adapters:
-        return model_path(opened.base, storage), None
-    about = json.loads((Path(adapters[-1]) / "adapter_config.json").read_text())
-    if len(adapters) > 1 or any(about.get(key) for key in NOT_SERVED):
+    is_packed = opened.quantize or getattr(read_config(base_folder(opened, storage)), "quantization_config", None)
+    if not (adapters or is_packed):
+        return base_folder(opened, storage), None
+    about = json.loads((Path(adapters[-1]) / "adapter_config.json").read_text()) if adapters else {}
+    if is_packed or len(adapters) > 1 or any(about.get(key) for key in NOT_SERVED):
         merge_checkpoint(config, storage, checkpoint, target)
         return str(target), None
-    return model_path(opened.base, storage), (adapters[0], about["r"])
+    return base_folder(opened, storage), (adapters[0], about["r"])
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

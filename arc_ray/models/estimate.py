@@ -107,7 +107,7 @@ def flops_per(model: Any) -> npt.NDArray[np.float64]:
     weights = [w for m in model.modules() if m not in apart for w in m.parameters(recurse=False)]
     visited = getattr(about, "num_experts_per_tok", 0)
     per_token = sum(
-        (6 if w.requires_grad else 4) * w.numel() * (visited / len(w) if w.ndim == 3 else 1.0)
+        (6 if w.requires_grad else 4) * num_weights(w) * (visited / len(w) if w.ndim == 3 else 1.0)
         for w in weights
         if w.ndim in (2, 3)
     )
@@ -119,6 +119,11 @@ def flops_per(model: Any) -> npt.NDArray[np.float64]:
         [per_token, (6 if head.weight.requires_grad else 4) * head.weight.numel(), 12 * attending * heads * head_size],
         np.float64,
     )
+
+
+def num_weights(tensor: Any) -> int:
+    """Count the weights in a tensor, where they are packed too."""
+    return tensor.quant_state.shape.numel() if hasattr(tensor, "quant_state") else tensor.numel()
 
 
 def flops_of_steps(model: nn.Module, plan: Plan) -> npt.NDArray[np.float64]:
@@ -192,6 +197,7 @@ def estimate_lines(config: Config, plan: Plan) -> Iterator[str]:
             "views: its layers know no mask between two views, so each view of a row is read by itself: nothing is padded,"
             " but a pass reads views of one length only"
         )
+    yield from _saved_by_cut(config, plan, skeleton)
     yield from _memory(config, plan, skeleton)
     flops, workers, times = flops_of_steps(skeleton, plan).sum(), config.scaling.workers[0], []
     for gpu in sorted((gpu for gpu in GPUS if gpu.name in SHOWN_GPUS), key=lambda gpu: gpu.tflops):
@@ -202,10 +208,7 @@ def estimate_lines(config: Config, plan: Plan) -> Iterator[str]:
 
 def _memory(config: Config, plan: Plan, skeleton: nn.Module) -> Iterator[str]:
     """Say what one GPU holds at each ZeRO stage, and how many rows at once would fit."""
-    rows, workers = config.train.rows_at_once, config.scaling.workers[0]
-    per_row = plan.learned_per_row()
-    # What one forward pass may meet: the most that rows which stand together have.
-    learned = int(max((per_row[i : i + rows].sum() for i in range(0, len(per_row), rows)), default=0))
+    rows, workers, learned = config.train.rows_at_once, config.scaling.workers[0], _most_learned(config, plan)
     found = simulate_pass(skeleton, rows, plan.row_tokens, learned)
     yield (
         f"memory of a GPU, one of {workers}, in GB; {_rows(rows)} of {plan.row_tokens} tokens at once, up to {learned} of"
@@ -223,6 +226,30 @@ def _memory(config: Config, plan: Plan, skeleton: nn.Module) -> Iterator[str]:
     said = ", ".join(f"{size} GB {_rows(number) if number else 'none'}" for size, number in most.items())
     hint = "" if config.model.gradient_checkpointing else " (more with model.gradient_checkpointing=true)"
     yield f"  rows at once (train.micro_rows) that fit: {said}{hint}"
+
+
+def _saved_by_cut(config: Config, plan: Plan, skeleton: nn.Module) -> Iterator[str]:
+    """Say what a GPU holds less for `model.vocabulary`."""
+    if not config.model.vocabulary:
+        return
+    model = config.model.model_copy(update={"vocabulary": None})
+    whole = build_skeleton(model, config.storage, config.train.full)
+    held = []
+    for each in (whole, skeleton):
+        found = simulate_pass(each, config.train.rows_at_once, plan.row_tokens, _most_learned(config, plan))
+        held.append(_held(config, each, found, config.train.zero).total + RUNTIME_BYTES)
+    rows, kept = (each.get_input_embeddings().weight.shape[0] for each in (whole, skeleton))
+    parameters, left = (sum(p.numel() for p in each.parameters()) for each in (whole, skeleton))
+    yield (
+        f"model.vocabulary: {kept} of {rows} tokens stay: {(parameters - left) / 1e6:,.2f} M of {parameters / 1e6:,.2f} M"
+        f" parameters and {(held[0] - held[1]) / 1e9:.2f} of {held[0] / 1e9:.2f} GB of a GPU's memory less"
+    )
+
+
+def _most_learned(config: Config, plan: Plan) -> int:
+    """Return how many learned tokens one forward pass may meet: the most that rows which stand together have."""
+    rows, per_row = config.train.rows_at_once, plan.learned_per_row()
+    return int(max((per_row[i : i + rows].sum() for i in range(0, len(per_row), rows)), default=0))
 
 
 def rows_for(config: Config, capacity: int) -> int:

@@ -16,6 +16,7 @@ from torch import nn
 from arc_ray.config.training import LoraConfig, TrainConfig
 from arc_ray.errors import UserError
 from arc_ray.models.fused import FusedLinear
+from arc_ray.models.weights import is_quantized
 
 
 def _targets(model: nn.Module, config: LoraConfig) -> tuple[str | list[str], list[str]]:
@@ -82,6 +83,17 @@ def with_lora(model: Any, config: LoraConfig) -> nn.Module:
 def check_engine(model: Any, train: TrainConfig) -> None:
     """Refuse ways of training that would not reach a part of what is trained. Raises UserError."""
     layers = [type(layer).__name__ for layer in model.modules()]
+    for key, is_so, reason in (
+        ("train.full", train.full, "a step of training is smaller than what 4 bits tell apart: train an adapter"),
+        ("train.zero_stage 3", train.zero == 3, "it shards weights of one dtype, not packed ones: set it to 0, 1 or 2"),
+        (
+            "train.engine trl",
+            train.engine == "trl",
+            "its Trainer refuses such a base without a GPU: set it to deepspeed",
+        ),
+    ):
+        if is_so and is_quantized(model):
+            raise UserError(f"{key} does not go with a base of 4 bits (model.quantize): {reason}")
     if train.engine == "trl" and "lora_A" in dict(model.get_output_embeddings().named_children()):
         raise UserError(
             "train.engine=trl reads the output layer's weight without its adapter: leave the output layer (and embeddings"

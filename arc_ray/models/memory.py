@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from arc_ray.config.training import GRADIENT_BUCKET
 from arc_ray.models.attention import Spans, hidden_states, packs
 from arc_ray.models.build import trainable
+from arc_ray.models.weights import is_in_4_bits
 
 RUNTIME_BYTES = int(1.2e9)
 """What a GPU worker needs besides: CUDA's context and libraries (0.5 GB), NCCL's buffers, and memory that the allocator
@@ -26,6 +27,8 @@ MOMENTS_BYTES = 8
 """Adam's two moments of a trained weight, float32."""
 MASTER_BYTES = 4
 """ZeRO's own copy of a trained weight, or of its gradient while the optimizer steps, float32."""
+PACKED_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""A weight of 4 bits, with the scales of 64 weights in 8 bits and of 256 scales in float32."""
 LIVE_WEIGHTS = 10**9
 """DeepSpeed's stage3_max_live_parameters."""
 RECURRENT_TOKENS = 256
@@ -74,8 +77,9 @@ def footprint(
     """
     tensors = list(skeleton.parameters())
     trained = list(trainable(skeleton).values())
-    size = tensors[0].element_size()
+    size, packed = tensors[0].element_size(), [p.numel() for p in tensors if is_in_4_bits(p)]
     weights, gradients = sum(p.nbytes for p in tensors), sum(p.nbytes for p in trained)
+    weights -= int(sum(packed) * (size - PACKED_BYTES))
     own = sum(p.numel() for p in trained) // (workers if stage > 0 else 1)
     is_elsewhere = offload and stage > 0
     # ZeRO's step flattens the gradients, makes them float32 and hands them to Adam, which makes one tensor more.
@@ -88,7 +92,8 @@ def footprint(
         weights=weights,
         gradients=gradients,
         optimizer=0 if is_elsewhere else own * (MOMENTS_BYTES + (MASTER_BYTES if stage > 0 else 0)),
-        activations=int(found.activations * (COMPILED_SHARE if is_compiled else 1)),
+        # A weight of 4 bits is unpacked whenever it is multiplied by.
+        activations=int(found.activations * (COMPILED_SHARE if is_compiled else 1)) + max(packed, default=0) * size,
         logits=found.logits,
         step=0 if is_elsewhere else own * passing,
     )

@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -10,11 +11,16 @@ from arc_ray.config.section import BUILT_IN
 from arc_ray.config.training import ModelConfig
 from arc_ray.errors import UserError
 from arc_ray.models.supported import TAKE_ANOTHER, longest_view
-from arc_ray.runs.base import explained, model_path
+from arc_ray.prompts.vocabulary import base_folder
+from arc_ray.runs.base import explained, fingerprint
+from arc_ray.runs.folder import is_place_of
 from arc_ray.runs.obtain import obtaining
+from arc_ray.storage import Folder
 
 DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SCRATCH_POSITIONS = 32768
+IN_4_BITS = "arc_ray_in_4_bits"
+"""Attribute of a weight on the meta device, which has its whole shape there."""
 
 
 def load_base(config: ModelConfig, storage: str, device: Literal["cpu", "meta"] = "cpu") -> Any:
@@ -24,28 +30,29 @@ def load_base(config: ModelConfig, storage: str, device: Literal["cpu", "meta"] 
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
-    path = model_path(config.base, storage, weights=device == "cpu")
+    path = base_folder(config, storage, weights=device == "cpu")
     about = read_config(path)
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(about)]
+    is_packed = _is_quantized_base(about, path)
+    in_4_bits = is_packed or config.quantize is not None
+    if in_4_bits and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("weights of 4 bits need the package bitsandbytes: pip install 'arc_ray[quantize]'")
     with explained(path):
-        if quantized := getattr(about, "quantization_config", None):
-            method = dict(quantized if isinstance(quantized, dict) else vars(quantized)).get("quant_method")
-            raise UserError(
-                f"model.base {path}: its weights are quantized ({method}), which cannot be trained here;"
-                f" take the model that it was made from"
-            )
-        if (
-            device == "meta" and config.base not in BUILT_IN and any(obtaining([config.base], storage))
-        ):  # weights come later
+        comes_later = config.base not in BUILT_IN and any(obtaining([config.base], storage))
+        is_description = config.vocabulary and not any(Path(path).glob("*.safetensors"))
+        if device == "meta" and (is_packed or comes_later or is_description):
+            about.__dict__.pop("quantization_config", None)
             with torch.device("meta"):
-                return AutoModelForCausalLM.from_config(about, dtype=DTYPES[config.dtype])
+                model = AutoModelForCausalLM.from_config(about, dtype=DTYPES[config.dtype])
+                return mark_4_bits(model) if in_4_bits else model
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=DTYPES[config.dtype],
             attn_implementation=attention_implementation(config, kind) if device == "cpu" else None,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
-            device_map=None if device == "cpu" else device,
+            device_map=device if in_4_bits or device == "meta" else None,
+            **({"quantization_config": _nf4(config)} if config.quantize and device == "cpu" and not is_packed else {}),
         )
     model, found = loaded
     refuse_misfits(
@@ -54,7 +61,62 @@ def load_base(config: ModelConfig, storage: str, device: Literal["cpu", "meta"] 
         unexpected=found["unexpected_keys"],
         mismatched=[f"{name} is {tuple(there)}, not {tuple(asked)}" for name, there, asked in found["mismatched_keys"]],
     )
+    if in_4_bits:
+        _settle_4_bits(model, DTYPES[config.dtype])
+        return mark_4_bits(model) if device == "meta" else model
     return model
+
+
+def _is_quantized_base(about: Any, path: str) -> bool:
+    """Tell whether a base's weights are 4-bit ones of bitsandbytes already. Raises UserError for those of other kinds."""
+    found = getattr(about, "quantization_config", None)
+    found = dict(found if isinstance(found, dict) else vars(found)) if found else {}
+    method = str(getattr(found.get("quant_method"), "value", found.get("quant_method")))
+    if found and not (method == "bitsandbytes" and (found.get("load_in_4bit") or found.get("_load_in_4bit"))):
+        raise UserError(
+            f"model.base {path}: its weights are quantized ({method}), which cannot be trained here; take the model that it"
+            f" was made from, perhaps with model.quantize=nf4"
+        )
+    return bool(found)
+
+
+def _nf4(config: ModelConfig) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=DTYPES[config.dtype],
+    )
+
+
+def _settle_4_bits(model: Any, dtype: torch.dtype) -> None:
+    """Let 4-bit layers compute in the model's arithmetic, and keep their packing: a pass that tries a model on the CPU would
+    pack it for CPUs that know bfloat16, and a GPU reads that as other weights."""
+    from bitsandbytes.nn import Linear4bit
+
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit):
+            layer.compute_dtype, layer.compute_type_is_set, layer.support_avx512bf16_for_cpu = dtype, True, False
+
+
+def mark_4_bits(model: Any) -> Any:
+    """Mark the weights of a model without memory that have 4 bits when it is loaded."""
+    for layer in model.modules():
+        if type(layer) is torch.nn.Linear and layer is not model.get_output_embeddings():
+            setattr(layer.weight, IN_4_BITS, True)
+    return model
+
+
+def is_in_4_bits(weight: torch.Tensor) -> bool:
+    """Tell whether a weight is packed into 4 bits, or marked as one that will be."""
+    return getattr(weight, IN_4_BITS, False) or hasattr(weight, "quant_state")
+
+
+def is_quantized(model: Any) -> bool:
+    """Tell whether weights of a model have 4 bits: they cannot be trained, nor can an adapter be merged into them."""
+    return any(map(is_in_4_bits, model.parameters()))
 
 
 def read_config(path: str) -> Any:
@@ -76,6 +138,25 @@ def read_config(path: str) -> Any:
         if type(about) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise UserError(f"{named} which is no causal language model, one that continues a text: {TAKE_ANOTHER}")
     return about
+
+
+def refuse_other_base(what: str, folder: Folder, config: ModelConfig, storage: str, by_name: bool = True) -> None:
+    """Refuse an adapter that was trained on other weights than those of a config's base, whatever both are called, and
+    a checkpoint with another vocabulary.
+
+    Adapters from before weights had fingerprints are refused `by_name`. Raises UserError.
+    """
+    made_on = folder.read_json("arc_ray.json") or {}
+    base, name, known = config.base, made_on.get("base"), made_on.get("base_fingerprint")
+    if not base or not name:
+        return
+    is_same_cut = made_on.get("vocabulary") == config.vocabulary
+    if is_same_cut and (base == name or is_place_of(base, name) or not (known or by_name)):
+        return
+    if known is None or known != fingerprint(base_folder(config, storage)):
+        learned, asked = made_on.get("vocabulary"), config.vocabulary
+        cuts = "" if is_same_cut else f": model.vocabulary was {learned or 'null'} there and is {asked or 'null'} here"
+        raise UserError(f"{what} was trained on the base {name}, not on {base}{cuts}")
 
 
 def refuse_misfits(
@@ -102,7 +183,7 @@ def most_tokens(config: ModelConfig, storage: str) -> int | None:
     """Return the most tokens that the model of a config reads alike, whatever is beside them; None if any number."""
     if config.scratch:
         return SCRATCH_POSITIONS
-    return longest_view(read_config(model_path(config.base, storage, weights=False)))
+    return longest_view(read_config(base_folder(config, storage, weights=False)))
 
 
 def attention_implementation(config: ModelConfig, kind: Any) -> str | None:

@@ -12,7 +12,7 @@ from arc_ray.config.sources import CountingSource
 from arc_ray.config.training import ModelConfig
 from arc_ray.errors import UserError
 from arc_ray.prompts.formats import FORMATS, Frame, Text, counting_layout, needs_description
-from arc_ray.runs.base import explained, model_path
+from arc_ray.runs.base import explained
 from arc_ray.tasks.counting import counting_task
 
 SPECIAL = ("<pad>", "<bos>", "<eos>")
@@ -29,9 +29,11 @@ def load_tokenizer(config: ModelConfig, storage: str) -> Any:
     """Load the tokenizer of the base, or make the tiny one for a model from scratch. Raises UserError."""
     from transformers import AutoTokenizer
 
+    from arc_ray.prompts.vocabulary import base_folder  # which loads the base's own to cut it
+
     if config.scratch:
         return make_tiny_tokenizer(tiny_corpus())
-    path = model_path(config.base, storage, weights=False)
+    path = base_folder(config, storage, weights=False)
     if not any(file for pattern in TOKENIZER_FILES for file in Path(path).glob(pattern)):
         raise UserError(
             f"model.base {path}: there is no tokenizer in this folder (tokenizer.json, ...); save the one that the model was"

@@ -97,7 +97,7 @@ def inputs_key(config: Config) -> str:
     data = config.data
     sources = {name: data.sources[name] for name in sorted({*mixed(config), *data.validation, *config.evaluate.sets})}
     held = (data.validation, config.evaluate.sets, data.allow_overlap)
-    tokenizer = (config.model.base, config.model.scratch is None)
+    tokenizer = (config.model.base, config.model.scratch is None, config.model.vocabulary)
     return repr(
         (config.storage, sources, mixed(config), held, tokenizer, config.prompt, config.view, config.train.row_tokens)
     )
@@ -138,6 +138,11 @@ def codec_of(config: Config, tokenizer: Any) -> Codec:
         raise UserError(
             f"prompt.format={config.prompt.format} uses descriptions, which name colours and directions:"
             f" set view.symmetries=false, view.colors=keep and view.one_sided=0, or they would be wrong"
+        )
+    if config.model.vocabulary == "cells" and needs_description(format_named(config.prompt.format)):
+        raise UserError(
+            f"prompt.format={config.prompt.format} uses descriptions, whose words model.vocabulary=cells leaves out: set it to"
+            f" null, or to a list of texts with these words"
         )
     return make_codec(tokenizer, config.prompt)
 

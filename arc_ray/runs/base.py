@@ -9,7 +9,7 @@ from typing import Literal
 
 from arc_ray.config.section import BUILT_IN, is_model_name
 from arc_ray.errors import UserError
-from arc_ray.runs.folder import is_place_of, resolve_reference
+from arc_ray.runs.folder import resolve_reference
 from arc_ray.runs.obtain import find
 from arc_ray.seeding import digest64
 from arc_ray.storage import Folder
@@ -84,19 +84,6 @@ def _is_pointer(file: Path) -> bool:
     if not file.is_file() or file.stat().st_size > 1024:
         return False
     return file.read_bytes().startswith(b"version https://git-lfs")
-
-
-def refuse_other_base(what: str, folder: Folder, base: str | None, storage: str, by_name: bool = True) -> None:
-    """Refuse an adapter that was trained on other weights than those of `base`, whatever both are called.
-
-    Adapters from before weights had fingerprints are refused `by_name`.
-    """
-    made_on = folder.read_json("arc_ray.json") or {}
-    name, known = made_on.get("base"), made_on.get("base_fingerprint")
-    if not base or not name or base == name or is_place_of(base, name) or not (known or by_name):
-        return
-    if known is None or known != fingerprint(model_path(base, storage)):
-        raise UserError(f"{what} was trained on the base {name}, not on {base}")
 
 
 def fingerprint(path: str) -> str | None:

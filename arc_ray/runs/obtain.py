@@ -28,10 +28,7 @@ MOST_LISTED = 500
 
 def obtain(name: str, storage: str) -> Folder:
     """Put what a name stands for into the storage unless it is there: a model as a plain transformers folder
-    models/<name>, tasks as a file of data/<package>.
-
-    Each file is written whole, and last the one that says that all are there, so that several processes may do it at
-    once. Raises UserError for an unknown name or no network.
+    models/<name>, tasks as a file of data/<package>. Raises UserError for an unknown name or no network.
     """
     if name not in SETS and not is_model_name(name):
         known = ", ".join(BUILT_IN | SETS)
@@ -42,10 +39,15 @@ def obtain(name: str, storage: str) -> Folder:
         if name not in SETS:
             revision = BUILT_IN[name].requirement if name in BUILT_IN else source.name
             target.write_json(ORIGIN, {"name": name, "revision": revision})
-        for file in sorted(source.rglob("*"), key=lambda file: file == source / last):
-            if file.is_file():
-                target.write_file(file.relative_to(source).as_posix(), file)
+        put(source, target, last)
     return target
+
+
+def put(source: Path, target: Folder, last: str) -> None:
+    """Copy a folder, each file whole, and `last` the one that says that all are there: several processes may do it at once."""
+    for file in sorted(source.rglob("*"), key=lambda file: file == source / last):
+        if file.is_file():
+            target.write_file(file.relative_to(source).as_posix(), file)
 
 
 def find(name: str, storage: str | None, weights: bool = True) -> Folder:

@@ -13,6 +13,7 @@ from arc_ray.datasets.makers import GeneratedSource
 from arc_ray.datasets.reading import is_generated
 from arc_ray.evaluate.evaluation import run_evaluation
 from arc_ray.progress import Progress, watched
+from arc_ray.prompts.vocabulary import keep_cut
 from arc_ray.report import write_report
 from arc_ray.rows.plan import Plan, load_plan
 from arc_ray.rows.quality import describe_data
@@ -111,6 +112,7 @@ def ensure(needs: Needs, progress: Progress, heading: Callable[[str], None] = la
     _make_data(needs, progress)
     heading("starting checkpoints")
     for run in needs.runs:
+        _keep_cut(run, progress)
         with owned(run_folder(run), needs.command, progress):
             if not is_finished(run_folder(run)):
                 kind = "a small model from random weights" if run.model.scratch else "LoRA training"
@@ -118,6 +120,14 @@ def ensure(needs: Needs, progress: Progress, heading: Callable[[str], None] = la
                 train_watched(run, progress)
             if run.evaluate.sets:
                 _evaluate(run, progress)
+    for variant in needs.variants:
+        _keep_cut(variant, progress)
+
+
+def _keep_cut(config: Config, progress: Progress) -> None:
+    """Put the base of a config, cut, into the storage, where all workers find it. Raises UserError."""
+    if place := keep_cut(config.model, config.storage):
+        progress.note(f"{config.model.base}, without the tokens that model.vocabulary leaves out: {place.uri}")
 
 
 def _make_data(needs: Needs, progress: Progress) -> None:

@@ -15,7 +15,8 @@ from arc_ray.config import Config
 from arc_ray.errors import UserError
 from arc_ray.models.build import save_weights, trainable
 from arc_ray.prompts.tokenizer import frame_of
-from arc_ray.runs.base import fingerprint, model_path
+from arc_ray.prompts.vocabulary import base_folder
+from arc_ray.runs.base import fingerprint
 from arc_ray.runs.folder import checkpoint_name, checkpoint_steps
 from arc_ray.storage import Folder
 from arc_ray.train.engine import MOMENTS, State, weights_in
@@ -89,7 +90,10 @@ def describe_checkpoint(config: Config, step: int) -> dict[str, Any]:
     return {
         "step": step,
         "base": base,
-        "base_fingerprint": fingerprint(model_path(base, config.storage)) if base and not config.train.full else None,
+        "base_fingerprint": fingerprint(base_folder(config.model, config.storage))
+        if base and not config.train.full
+        else None,
+        "vocabulary": config.model.vocabulary,
         "is_adapter": not config.train.full,
         "prompt": config.prompt.model_dump(include={"format", "encoder", "positions"}),
         "run": config.name,

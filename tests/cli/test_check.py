@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from builders import tiny_model, tiny_tokenizer
+from builders import smollm_like_tokenizer, tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM, LlamaConfig
 from typer.testing import CliRunner
 
 from arc_ray.cli.looking import app
@@ -14,6 +15,7 @@ from arc_ray.config import load_config
 from arc_ray.config.sources import CountingSource
 from arc_ray.datasets.makers import claim_dataset
 from arc_ray.errors import UserError
+from arc_ray.prompts.vocabulary import kept_tokens
 from arc_ray.runs.folder import claim, run_folder
 from arc_ray.storage import Folder
 
@@ -136,3 +138,28 @@ def test_looking_finds_folders_of_other_configs(said: Callable[..., tuple[str, s
     for words in (*TRAINING[:3], "evaluate --dry-run"):
         mistake, _ = said(words, "storage=other", "train.row_tokens=300")
         assert "other/run was made by another config (differs in: " in mistake, words
+
+
+def test_a_cut_is_told_and_written(said: Callable[..., tuple[str, str]], made: Path):
+    """Would catch a check that writes the cut into the storage or is silent of what it saves, a command that leaves the
+    vocabulary whole, and one that writes over a folder."""
+    tokenizer = smollm_like_tokenizer()
+    about = LlamaConfig(
+        vocab_size=4096, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
+    AutoModelForCausalLM.from_config(about).save_pretrained(made / "words")
+    tokenizer.save_pretrained(made / "words")
+    _, told = said("check", "model.base=words", "model.vocabulary=cells", "data.mix.count=0")
+    kept = len(kept_tokens(tokenizer, [], [], 4096))
+    assert f"model.vocabulary: {kept} of 4096 tokens stay: {2 * 32 * (4096 - kept) / 1e6:.2f} M of" in " ".join(
+        told.split()
+    )
+    assert not (made / "runs" / "models").exists()
+    mistake, told = said("shrink --to small", "model.base=words")
+    assert (mistake, told.strip()) == ("", "small")
+    model = AutoModelForCausalLM.from_pretrained(made / "small")
+    assert model.get_input_embeddings().weight.shape == (kept, 32)
+    assert "small: already there; name a new folder" in said("shrink --to small", "model.base=words")[0]
+    assert (
+        "nothing to leave out" in said("shrink --to other", "model.base=null", "model.scratch={}", "train.full=true")[0]
+    )

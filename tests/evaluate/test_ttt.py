@@ -21,10 +21,14 @@ from arc_ray.config.training import LoraConfig, ModelConfig, TrainConfig
 from arc_ray.evaluate.evaluation import run_evaluation
 from arc_ray.evaluate.pool import Hosts
 from arc_ray.evaluate.questions import Work, answering_works, make_prompts
-from arc_ray.evaluate.ttt import Adapter, leave_one_out_batches, tuning_works
+from arc_ray.evaluate.ttt import Adapter, Tuner, leave_one_out_batches, tuning_works
 from arc_ray.models.build import load_for_tuning, trainable
+from arc_ray.models.weights import is_in_4_bits
 from arc_ray.prompts.encoders import encoder_named
+from arc_ray.prompts.tokenizer import load_tokenizer
+from arc_ray.prompts.vocabulary import keep_cut
 from arc_ray.rows.maker import IGNORED, Batch
+from arc_ray.storage import Folder
 from arc_ray.tasks.task import Pair, Task, TaskTable, same_grid, task_to_json
 
 CONFIG = config_with(
@@ -221,6 +225,28 @@ def tuned(folder: Path, name: str) -> dict[str, bytes]:
 
 def statuses(folder: Path, name: str) -> dict[str, str]:
     return {r["task"]: r["status"] for r in json.loads((folder / "runs" / name / "tuning.json").read_text())}
+
+
+def test_a_cut_base_of_4_bits_is_tuned_and_answers(base: str, tmp_path: Path) -> None:
+    """Catches an adapter that is merged into packed weights, a base that moves, and ids of the whole vocabulary."""
+    (tmp_path / "base").symlink_to(base)
+    small = {"model.quantize": "nf4", "model.vocabulary": "cells", "model.dtype": "float32"}
+    config = with_overrides(config_for(tmp_path, "small", steps=3), small)
+    assert keep_cut(config.model, config.storage)
+    codec = codec_of(load_tokenizer(config.model, config.storage))
+    tasks = [puzzle("a", most=3), puzzle("b", most=3)]
+    works = answering_works("set", make_prompts(codec, TaskTable.of(tasks), config), config.evaluate)
+    tuner, records = Tuner(config, Folder.at(str(tmp_path / "tuned")), codec), []
+    tuner.load()
+    packed = {name: p.clone() for name, p in tuner._model.named_parameters() if is_in_4_bits(p)}
+    for work in tuning_works("set", tasks, works):
+        records.append(tuner.do(work))
+        assert len(tuner._folder.read_parquet(f"{work.name}.parquet")) == 2
+    assert [record["status"] for record in records] == ["tuned", "tuned"]
+    assert all(record["last_loss"] != record["first_loss"] for record in records)
+    assert len(packed) == 14
+    for name, value in packed.items():
+        assert torch.equal(value, dict(tuner._model.named_parameters())[name]), name
 
 
 TUNED = dict.fromkeys(["t0", "t1", "t2", "t3"], "tuned") | {"single": "no_views"}

@@ -137,9 +137,9 @@ BROKEN: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "a truncated file": (WEIGHTS, truncated, "cannot be loaded as a model: .*not fully covered"),
     "no weights": (WEIGHTS, Path.unlink, "cannot be loaded as a model: .*model.safetensors"),
     "a newer tokenizer": ("base/tokenizer.json", newer, "cannot be loaded as a model"),
-    "4 bits": (
+    "8 bits": (
         "base/config.json",
-        lambda f: edit(f, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        lambda f: edit(f, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}),
         r"quantized \(bitsandbytes\)",
     ),
     "GPTQ": (

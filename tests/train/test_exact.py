@@ -164,6 +164,21 @@ def test_bfloat16_differs_by_rounding_and_resumes_with_the_same_bytes(tree: Tree
         assert array.tobytes() == resumed[max(states)][name].tobytes(), name
 
 
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_a_base_of_4_bits_is_trained_upon_and_resumes_with_the_same_bytes(tree: Tree, plain: Any, zero_stage: int):
+    """Would catch packed weights that DeepSpeed casts, shards or steps, and a base that is quantized otherwise next time."""
+    keys = {"model.quantize": "nf4", "train.zero_stage": zero_stage, "model.gradient_checkpointing": zero_stage == 1}
+    [(losses, states, _)] = on_workers(1, train_on, tree, keys)
+    np.testing.assert_allclose(losses, plain[0], rtol=0.05)
+    assert abs(losses - plain[0]).max() > 1e-4, "nothing was quantized"
+    [(_, resumed, _)] = on_workers(1, train_on, tree, keys, 1, states[1])
+    for name, array in states[max(states)].items():
+        assert array.tobytes() == resumed[max(states)][name].tobytes(), name
+    shared, of_two, _ = on_workers(2, train_on, tree, keys)[0]
+    np.testing.assert_allclose(shared, losses, rtol=1e-5)
+    assert_same(kind_of(of_two[max(states)], "weight"), kind_of(states[max(states)], "weight"), 1e-4)
+
+
 @pytest.mark.parametrize("before", ["deepspeed", "trl"])
 @pytest.mark.parametrize("after", ["deepspeed", "trl"])
 def test_either_engine_goes_on_from_the_others_checkpoint(tree: Tree, plain: Any, before: str, after: str):
