@@ -18,7 +18,7 @@ from arc_ray.errors import UserError
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.lengths import fit_views
 from arc_ray.rows.maker import ValidationSet
-from arc_ray.scores.attempts import Candidate, distinct_grids
+from arc_ray.scores.attempts import Attempts, Candidate, attempts_by, distinct_grids
 from arc_ray.storage import Folder
 from arc_ray.tasks.task import MAX_SIDE, Grid, Task, TaskTable
 from arc_ray.views.augmentation import Augmentation
@@ -213,3 +213,11 @@ def candidates_of(rows: Iterable[Mapping[str, Any]]) -> list[Candidate]:
 def grid_of(row: Mapping[str, Any]) -> Grid | None:
     """Return the grid of a prediction, turned back from its view."""
     return np.array(json.loads(row["grid"]), np.uint8) if row["grid"] else None
+
+
+def choose(rule: str, predicted: Iterable[Mapping[str, Any]], scored: Iterable[Mapping[str, Any]]) -> Attempts:
+    """Choose the attempts at one output by `evaluate.selection`; `scored` are of use to the rules `BY_SCORES` only."""
+    if rule == "vote_with_log_probability":
+        # The same text drawn twice under one view is one summand of the mixture: its probability says how often it comes.
+        predicted = list({(row["view"], row["text"]): row for row in predicted}.values())
+    return attempts_by(rule, candidates_of(predicted), candidates_of(scored))

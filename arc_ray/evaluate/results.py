@@ -14,14 +14,14 @@ import numpy as np
 from arc_ray.config import Config
 from arc_ray.config.searching import EvaluateConfig
 from arc_ray.config.sources import GENERATED, CountingSource, KaggleSource
-from arc_ray.evaluate.questions import SCORES_SUFFIX, Predictions, candidates_of, grid_of, read_predictions
+from arc_ray.evaluate.curves import answer_curves
+from arc_ray.evaluate.questions import SCORES_SUFFIX, Predictions, candidates_of, choose, grid_of, read_predictions
 from arc_ray.runs.folder import finish
 from arc_ray.scores.attempts import (
     BY_SCORES,
     SELECTIONS,
     Attempts,
     Score,
-    attempts_by,
     cell_accuracy,
     score_attempts,
     score_samples,
@@ -54,19 +54,23 @@ def select_answers(config: Config, folder: Folder, sets: Mapping[str, Sequence[T
         result["overlap"] = learned
     answers: dict[str, list[Mapping[str, Any]]] = {"": []}
     submissions: dict[str, dict[str, Any]] = {}
+    curves: list[dict[str, Any]] = []
     for name, tasks in sets.items():
         source = config.data.sources[name]
         if isinstance(source, CountingSource):
             right = folder.read_json(f"predictions/{name}.json")
             result |= {f"{name}/{key}": value for key, value in _counting_scores(source, name, tasks, right).items()}
             continue
-        scores, ways, attempts = _scores_of_ways(config, folder, name, tasks)
+        predicted = _predicted(config, folder, name)
+        scores, ways, attempts = _scores_of_ways(config, name, tasks, predicted)
+        curves += answer_curves(config.evaluate, name, tasks, *predicted[""])
         result |= flat_record(scores)
         for way, rows in ways.items():
             answers.setdefault(way, []).extend(rows)
         submissions[name] = write_submission(tasks, attempts, _left_out(config, name, tasks))
     for way, rows in answers.items():
         folder.write_json(f"answers-{way}.json" if way else "answers.json", rows)
+    folder.write_json("curves.json", curves)
     for name, submission in submissions.items():
         folder.write_json("submission.json" if len(submissions) == 1 else f"submission-{name}.json", submission)
     finish(folder, result)
@@ -78,10 +82,8 @@ def redone(config: Config) -> dict[str, Any]:
     return {key.rsplit(".", 1)[-1]: attrgetter(key)(config) for key in REDONE}
 
 
-def _scores_of_ways(
-    config: Config, folder: Folder, name: str, tasks: Sequence[Task]
-) -> tuple[dict[ScorePath, Interval], Ways, dict[str, list[Attempts]]]:
-    """Score a set in every way in which it was answered: scores, answers, and the attempts that are submitted."""
+def _predicted(config: Config, folder: Folder, name: str) -> dict[str, tuple[Predictions, Predictions]]:
+    """Read the predictions of a set, and what scores there are of them, by the way in which it was answered."""
     files, score_files = (folder.read_json(f"{part}/files.json") or {} for part in ("predictions", "scores"))
 
     def read(key: str) -> tuple[Predictions, Predictions]:
@@ -92,6 +94,13 @@ def _scores_of_ways(
     predicted = {"": _with_tuned(folder, name, *plain), "untuned": plain} if config.evaluate.ttt else {"": plain}
     if f"{name}{GENERATED}" in files:
         predicted["generated"] = read(f"{name}{GENERATED}")
+    return predicted
+
+
+def _scores_of_ways(
+    config: Config, name: str, tasks: Sequence[Task], predicted: Mapping[str, tuple[Predictions, Predictions]]
+) -> tuple[dict[ScorePath, Interval], Ways, dict[str, list[Attempts]]]:
+    """Score a set in every way in which it was answered: scores, answers, and the attempts that are submitted."""
     scores: dict[ScorePath, Interval] = {}
     answers: dict[str, Answers] = {}
     submitted: dict[str, list[Attempts]] = {}
@@ -104,7 +113,9 @@ def _scores_of_ways(
     return scores, answers, submitted
 
 
-def _with_tuned(folder: Folder, name: str, predictions: Predictions, scores: Predictions) -> tuple[Predictions, ...]:
+def _with_tuned(
+    folder: Folder, name: str, predictions: Predictions, scores: Predictions
+) -> tuple[Predictions, Predictions]:
     """Put the predictions and scores of tuned models over a set's untuned ones, for every task that was tuned."""
     records = [r for r in folder.read_json("tuning.json") if r["set"] == name and r["status"] == "tuned"]
     tuned = {record["task"] for record in records}
@@ -133,7 +144,7 @@ def puzzle_scores(
     for task in tasks:
         for i in range(len(task.test)):
             rows, scored = (part.get((task.id, i), ()) for part in (predictions, scores))
-            attempts = _choose(evaluate.selection, rows, scored)
+            attempts = choose(evaluate.selection, rows, scored)
             # What the plain view gives by itself, where there is one answer to it.
             alone = tuple(c.grid for c in candidates_of(rows) if c.view == "same" and evaluate.decode == "greedy")
             chosen[task.id].append(attempts)
@@ -144,7 +155,7 @@ def puzzle_scores(
                 read = samples[task.id][-1]
                 answer["ending"] = ending_of(truth, attempts, read, task.test[i].input, was_asked=bool(rows))
                 answer["right_by"] = {
-                    rule: any(same_grid(truth, grid) for grid in _choose(rule, rows, scored))
+                    rule: any(same_grid(truth, grid) for grid in choose(rule, rows, scored))
                     for rule in SELECTIONS
                     if is_scored or rule not in BY_SCORES
                 }
@@ -158,14 +169,6 @@ def puzzle_scores(
     if evaluate.decode == "greedy":
         by_path |= {("greedy", rule): score for rule, score in score_attempts(tasks, greedy, confidence).items()}
     return by_path, answers, chosen
-
-
-def _choose(rule: str, predicted: Answers, scored: Answers) -> Attempts:
-    """Choose the attempts at one output by `evaluate.selection`."""
-    if rule == "vote_with_log_probability":
-        # The same text drawn twice under one view is one summand of the mixture: its probability says how often it comes.
-        predicted = list({(row["view"], row["text"]): row for row in predicted}.values())
-    return attempts_by(rule, candidates_of(predicted), candidates_of(scored))
 
 
 def _sample_sizes(evaluate: EvaluateConfig) -> list[int]:

@@ -116,8 +116,8 @@ def _varied(parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
             yield name.replace("/", "."), value
 
 
-def read_evaluations(place: Folder, runs: Iterable[Folder]) -> tuple[list[Row], list[Row]]:
-    """Read scores and answers, as rows, of a folder and of the runs made first. Raises UserError.
+def read_evaluations(place: Folder, runs: Iterable[Folder]) -> tuple[list[Row], list[Row], list[Row]]:
+    """Read scores, answers and budgets, as rows, of a folder and of the runs made first. Raises UserError.
 
     They are in an evaluation's own folder, evaluate/ (of a run), or evaluate/<arm>/ and its seed-<n>/ (of a study).
     """
@@ -127,6 +127,7 @@ def read_evaluations(place: Folder, runs: Iterable[Folder]) -> tuple[list[Row], 
     folders += [(run.name, run / "evaluate") for run in runs]
     scores: list[Row] = []
     answers: list[Row] = []
+    budgets: list[Row] = []
     for arm, folder in folders:
         result = read_json_file(folder, "result.json") or {}
         arm = result.get("arm", arm)
@@ -135,13 +136,14 @@ def read_evaluations(place: Folder, runs: Iterable[Folder]) -> tuple[list[Row], 
         for seed in seeds or [None]:
             answered = folder / seed if seed else folder
             who = {"study": place.name, "arm": arm, "seed": int(seed.removeprefix("seed-")) if seed else None}
+            budgets += [who | budget for budget in read_json_file(answered, "curves.json") or []]
             for answer in read_json_file(answered, "answers.json") or []:
                 check_keys(answer, ("set", "task", "attempts", "is_right"), f"{answered.uri}/answers.json")
                 greedy, truth = answer.get("greedy"), answer.get("truth")
                 right = None if greedy is None or truth is None else greedy == truth
                 known = {"truth": truth, "greedy": greedy, "greedy_right": right}
                 answers.append({**who, "output": 0, "shown": [], "cell_accuracy": None, **answer, **known})
-    return scores, answers
+    return scores, answers, budgets
 
 
 def score_rows(study: str, arm: str, result: Mapping[str, Any]) -> list[Row]:

@@ -52,6 +52,7 @@ class Report:
     validation: DataFrame
     scores: DataFrame
     answers: DataFrame
+    budgets: DataFrame
     data: DataFrame
     quality: Mapping[str, Any] | None = None
     """quality.json: duplicates, distinct views, lengths, padding, overlap; None where none was written."""
@@ -156,7 +157,7 @@ def load(folder: str) -> Report:
         kind, is_finished = "tune", all(trial.trial["status"] != "running" for trial in trials)
     made_first = [beside / name for name in config.get("runs") or {} if (beside / name).exists("config.yaml")]
     runs = [folders.read_trial_folder(folder, place.name, folder.name, None) for folder in made_first]
-    scores, answers = folders.read_evaluations(place, made_first)
+    scores, answers, budgets = folders.read_evaluations(place, made_first)
     return Report(
         folder=place,
         kind=kind,
@@ -172,6 +173,7 @@ def load(folder: str) -> Report:
         validation=frame("validation", [row for trial in trials for row in trial.validation]),
         scores=frame("scores", scores),
         answers=frame("answers", answers),
+        budgets=frame("budgets", budgets),
         data=frame("data", folders.read_data(beside / "data", place.name, config)),
         quality=folders.read_json_file(place, "quality.json"),
         overlap=folders.read_json_file(place, "overlap.json") or (),

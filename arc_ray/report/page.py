@@ -108,6 +108,10 @@ def view_of(report: Report) -> dict[str, Any]:
         "curves": charts.curve_charts(report, chosen),
         "puzzles": tables.puzzle_table(report, chosen),
         **tables.score_view(report),
+        "budgets": [
+            charts.budget_chart(*key, table, list(dict.fromkeys([*report.arms, *table["arm"]])))
+            for key, table in tables.budget_table(report).items()
+        ],
         "no_scores": answer.no_scores(report),
         "cards": gallery.make_cards(report.answers),
         "plans": tables.plan_table(report),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from arc_ray.report.charts import Scale
@@ -201,6 +202,25 @@ def selection_table(report: Report) -> dict[str, list[Row]]:
         shares = shares_by_rule(right_by, endings, tasks, confidence)
         table.setdefault(name, []).append({"arm": arm, "shares": shares})
     return table
+
+
+def budget_table(report: Report) -> dict[tuple[str, str], DataFrame]:
+    """Return (set, axis) -> a row of each arm and x: `solved` with `low` and `high`, over seeds and tasks, `best`, `passes`."""
+    from arc_ray.scores.intervals import share_over_seeds, units_of
+
+    confidence = config_value(report.config, "study.confidence", 0.95)
+    rows: dict[tuple[str, str], list[Row]] = {}
+    for (name, axis, arm, x), found in report.budgets.groupby(["set", "axis", "arm", "x"], sort=False):
+        solved = np.array(found["solved"].tolist(), float)
+        low, high = share_over_seeds(solved, units_of(found["tasks"].iloc[0])[0], confidence)
+        values = {
+            "solved": solved.mean(),
+            "low": float(low),
+            "high": float(high),
+            "best": np.mean(found["best"].tolist()),
+        }
+        rows.setdefault((name, axis), []).append({"arm": arm, "x": x, **values, "passes": found["passes"].mean()})
+    return {key: pd.DataFrame(found) for key, found in rows.items()}
 
 
 def puzzle_table(report: Report, chosen: Mapping[str, DataFrame]) -> list[Row]:

@@ -394,6 +394,33 @@ def test_what_evaluations_of_one_checkpoint_have_in_common_is_made_once(
     assert ("mine-taken.parquet" in files["predictions"]) == (alike and changes.get("samples") != 4)
 
 
+@pytest.mark.parametrize(
+    ("axis", "first", "smaller"),
+    [
+        ("views", {"symmetries": 4, "copies": 2}, {4: {"copies": 1}, 2: {"copies": 1, "symmetries": 2}}),
+        ("views", {"symmetries": 4, "selection": "votes_and_mean_log_probability"}, {2: {"symmetries": 2}}),
+        ("samples", {"decode": "sample", "samples": 4}, {2: {"samples": 2}, 1: {"samples": 1}}),
+        ("threshold", {"decode": "search", "min_probability": 0.02}, {0.3: {"min_probability": 0.3}}),
+    ],
+)
+def test_curves_tell_what_a_smaller_evaluation_comes_to(
+    tmp_path: Path, here: list[str], axis: str, first: dict[str, Any], smaller: dict[float, dict[str, Any]]
+):
+    """Would catch answers that a smaller evaluation would not have had, and attempts chosen by another rule than its own."""
+    config = config_at(tmp_path, name="first", **{f"evaluate__{key}": value for key, value in first.items()})
+    result = evaluate(config)
+    curves = {c["x"]: c for c in run_folder(config).read_json("curves.json") if c["axis"] == axis}
+    assert sum(curves[max(curves) if axis != "threshold" else 0.02]["solved"]) == result["mine/per_output/right"]
+    for x, changes in smaller.items():
+        fewer = with_overrides(config, {**{f"evaluate.{k}": v for k, v in changes.items()}, "name": f"fewer-{x}"})
+        result = evaluate(fewer)
+        assert sum(curves[x]["solved"]) == result["mine/per_output/right"]
+        assert sum(curves[x]["best"]) == result["mine/in_samples/right"]
+        assert len(curves[x]["tasks"]) == 6
+        if axis != "threshold":
+            assert curves[x]["passes"] == pytest.approx(sum(row["passes"] for row in rows(fewer)) / 6)
+
+
 def test_sampling_and_search_keep_all_they_find(tmp_path: Path, here: list[str]):
     """Search has every answer above the threshold, most probable first; sampling has so many rows a view."""
     sampled = config_at(tmp_path, name="s", evaluate__decode="sample", evaluate__samples=4, evaluate__temperature=0.7)

@@ -1,0 +1,97 @@
+"""What fewer answers would have come to: attempts are chosen again from those that a smaller evaluation would have had.
+
+    [{"set": "unseen", "axis": "views", "x": 4, "passes": 61.5, "tasks": [...], "solved": [0, 1, ...], "best": [0, 1, ...]}]
+
+is curves.json of an evaluation: of each set and axis a record a number (or probability), with an item an output.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from arc_ray.config.searching import EvaluateConfig
+from arc_ray.evaluate.questions import Predictions, choose, grid_of
+from arc_ray.scores.attempts import BY_SCORES
+from arc_ray.tasks.task import NUM_SYMMETRIES, Task, same_grid
+from arc_ray.views.augmentation import Augmentation
+
+THRESHOLDS = (0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01)
+Rows = Sequence[dict[str, Any]]
+
+
+def answer_curves(
+    evaluate: EvaluateConfig, name: str, tasks: Sequence[Task], predictions: Predictions, scores: Predictions
+) -> Iterator[dict[str, Any]]:
+    """Choose by `evaluate.selection` from the first views, the first samples of each, or the most probable answers of a set.
+
+    `solved` tells whether an attempt is right, `best` whether any answer is, `passes` are the forward passes that wrote the
+    answers to an output (a search shares them, so it has none). Nothing where outputs are hidden.
+    """
+    truths = [(task.id, i, pair.output) for task in tasks for i, pair in enumerate(task.test)]
+    if any(truth is None for *_, truth in truths):
+        return
+    by_scores = evaluate.selection in BY_SCORES
+    for axis, keeps in _axes(evaluate).items():
+        for x, keep in keeps.items():
+            solved, best, passes = [], [], 0
+            for task, output, truth in truths:
+                rows = keep(predictions.get((task, output), []))
+                scored: Rows = scores.get((task, output), []) if by_scores else []
+                views, grids = ({row[key] for row in rows} for key in ("view", "grid"))
+                scored = [row for row in scored if row["view"] in views and row["grid"] in grids]
+                attempts = choose(evaluate.selection, rows, scored)
+                solved.append(int(any(same_grid(truth, grid) for grid in attempts)))
+                best.append(int(any(same_grid(truth, grid_of(row)) for row in rows if row["grid"])))
+                passes += sum(row["passes"] or 0 for row in rows)
+            cost = None if evaluate.decode == "search" else passes / max(len(truths), 1)
+            about = {"set": name, "axis": axis, "x": x, "passes": cost, "tasks": [task for task, *_ in truths]}
+            yield {**about, "solved": solved, "best": best}
+
+
+def _axes(evaluate: EvaluateConfig) -> dict[str, dict[float, Callable[[Rows], Rows]]]:
+    """Return axis -> x -> which rows of an output a smaller evaluation would have; axes with one value are left out."""
+    axes: dict[str, dict[float, Callable[[Rows], Rows]]] = {
+        "views": {n: _first_views(n, evaluate.symmetries) for n in _sizes(evaluate.symmetries * evaluate.copies)}
+    }
+    if evaluate.decode == "sample":
+        axes["samples"] = {n: _first_samples(n) for n in _sizes(evaluate.samples)}
+    if evaluate.decode == "search":
+        thresholds = [p for p in THRESHOLDS if p > evaluate.min_probability] + [evaluate.min_probability]
+        axes["threshold"] = {p: _above(p) for p in thresholds}
+    return {axis: keeps for axis, keeps in axes.items() if len(keeps) > 1}
+
+
+def _sizes(most: int) -> list[int]:
+    """Return 1, 2, 4, ... and the last."""
+    return sorted({*(2**i for i in range(most.bit_length())), most})
+
+
+def _first_views(number: int, symmetries: int) -> Callable[[Rows], Rows]:
+    """Keep the plain copies of the first symmetries, then the second copies."""
+
+    def place(view: str) -> int:
+        name, _, copy = view.partition("#")
+        symmetry = ".".join(part for part in name.split(".") if not part.startswith("colors"))
+        return int(copy or 0) * symmetries + PLACES.get(symmetry, 0)
+
+    return lambda rows: [row for row in rows if place(row["view"]) < number]
+
+
+PLACES = {Augmentation(symmetry).name: symmetry for symmetry in range(NUM_SYMMETRIES)}
+
+
+def _first_samples(number: int) -> Callable[[Rows], Rows]:
+    def keep(rows: Rows) -> Rows:
+        seen: dict[str, int] = {}
+        kept = []
+        for row in rows:
+            seen[row["view"]] = seen.get(row["view"], 0) + 1
+            kept += [row] if seen[row["view"]] <= number else []
+        return kept
+
+    return keep
+
+
+def _above(probability: float) -> Callable[[Rows], Rows]:
+    least = math.log(probability)
+    return lambda rows: [row for row in rows if row["log_probability"] is not None and row["log_probability"] > least]
