@@ -4,9 +4,11 @@ import copy
 import importlib.metadata
 import re
 import shlex
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -122,6 +124,28 @@ def test_other_launchers_secure_their_ray_too() -> None:
     assert "RAY_AUTH_MODE=token" in sky["run"]
     assert sky["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     assert job["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+
+
+@pytest.mark.skipif(shutil.which("rsync") is None, reason="rsync is not installed")
+@pytest.mark.parametrize("name", RAY_FILES)
+def test_code_is_sent_and_runs_are_fetched(name: str, tmp_path: Path) -> None:
+    """Catches an exclusion of `runs`: it keeps the package's own folder of this name from nodes, and fetches nothing."""
+    from ray.autoscaler._private.command_runner import SSHCommandRunner
+
+    options = {key: launch(name)[key] for key in ("rsync_exclude", "rsync_filter")}
+    filters = SSHCommandRunner._create_rsync_filter_args(cast(Any, None), options)
+
+    for file in ("laptop/arc_ray/runs/code.py", "laptop/runs/old.html", "laptop/.venv/python", "node/runs/new.html"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    shutil.copy(ROOT / ".gitignore", tmp_path / "laptop")
+
+    def arrived(source: str, target: str) -> set[str]:
+        subprocess.run(["rsync", "-a", *filters, source, target], cwd=tmp_path, check=True)
+        return {path.relative_to(tmp_path / target).as_posix() for path in (tmp_path / target).rglob("*.*")}
+
+    assert arrived("laptop/", "sent") == {"arc_ray/runs/code.py", ".gitignore"}
+    assert arrived("node/runs", "fetched") == {"runs/new.html"}
 
 
 @pytest.mark.parametrize("name", RAY_FILES)
