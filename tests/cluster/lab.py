@@ -168,10 +168,10 @@ class Lab:
             new_net = 0x40000000  # CLONE_NEWNET, <linux/sched.h>
             assert ctypes.CDLL(None, use_errno=True).setns(file.fileno(), new_net) == 0, os.strerror(ctypes.get_errno())
 
-    def inside(self, number: int, script: str) -> subprocess.CompletedProcess[str]:
+    def inside(self, number: int, script: str, seconds: float = 120) -> subprocess.CompletedProcess[str]:
         """Run a shell script on a host, over ssh, as Ray does."""
         options = ["-i", str(self.key), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
-        return self.run("ssh", *options, f"root@{NET}.{number}", f"source ~/.bashrc; {script}")
+        return self.run("ssh", *options, f"root@{NET}.{number}", f"source ~/.bashrc; {script}", timeout=seconds)
 
     def close(self) -> None:
         """Switch everything off and take the namespaces away."""

