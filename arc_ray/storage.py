@@ -257,7 +257,10 @@ class Folder:
         """Delete what killed writers left below a local folder: unfinished files that nobody has written to for a while."""
         if not self.is_local:
             return
-        for path in self.local_path().rglob("*.tmp-*"):
+        # What a killed driver started may still delete a checkpoint here, which `Path.rglob` would trip over.
+        for path in (
+            Path(folder) / name for folder, _, names in os.walk(self.uri) for name in names if ".tmp-" in name
+        ):
             with contextlib.suppress(FileNotFoundError):  # its writer was alive and has finished it
                 if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
                     path.unlink()

@@ -79,7 +79,8 @@ class Place:
         """Read all that is there, without what tells the places apart."""
         folder = Folder.at(self.uri)
         found = {name: folder.read_bytes(name) for name in folder.files()}
-        for place in (word.encode() for word in self.uri.partition("?") if len(word) > 1):
+        path, mark, query = self.uri.partition("?")
+        for place in (path.encode(), *([(mark + query).encode()] if query else [])):
             found = {name: content.replace(place, b"") for name, content in found.items()}
         return found
 

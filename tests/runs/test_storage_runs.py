@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -179,6 +180,36 @@ def test_what_killed_writers_left_is_cleared_at_the_next_call(tmp_path: Path):
         os.utime(folder / name, (time.time() - 600, time.time() - 600))
     claim(run_folder(config), config, "train")
     assert [path.name for path in folder.rglob("*.tmp-*")] == ["new.tmp-89abcdef"]
+
+
+def test_a_checkpoint_that_goes_while_leftovers_are_looked_for_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Would catch a run that cannot go on because what an earlier call started still deletes an old checkpoint."""
+    run, scandir = tmp_path / "run", os.scandir
+    (run / "checkpoint-000002").mkdir(parents=True)
+
+    class Listing:
+        """A folder's entries, the last of which is gone by the time that they are looked at."""
+
+        def __init__(self, path: object) -> None:
+            with scandir(path) as entries:  # pyright: ignore[reportArgumentType, reportCallIssue]
+                self._entries = iter(list(entries))
+            if path in (run, str(run)):
+                shutil.rmtree(run / "checkpoint-000002")
+
+        def __enter__(self) -> Iterator[Any]:
+            return self._entries
+
+        def __exit__(self, *_: object) -> None: ...
+        def __iter__(self) -> Iterator[Any]:
+            return self._entries
+
+        def __next__(self) -> Any:
+            return next(self._entries)
+
+    monkeypatch.setattr(os, "scandir", Listing)
+    Folder.at(str(run)).clear_leftovers()
 
 
 def test_an_unknown_kind_of_storage_is_the_users_mistake():
