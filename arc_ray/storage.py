@@ -210,10 +210,12 @@ class Folder:
         A last line that is not whole, since its writer is at work or was killed, is left out. Raises ValueError for any
         other line that is no JSON.
         """
-        if not self.exists(name):
-            return [], 0
         filesystem, path = self.filesystem()
-        with filesystem.open_input_file(f"{path}/{name}") as file:
+        try:
+            opened = filesystem.open_input_file(f"{path}/{name}")
+        except FileNotFoundError:
+            return [], 0
+        with opened as file:
             size = file.size()
             file.seek(min(start, size))
             content = file.read()

