@@ -87,7 +87,8 @@ def run_trials(storage: Path, number: int, look: Look) -> None:
     config = search_config(storage, Namespace(trials=number, steps=8))
 
     def show(trials: list[Trial]) -> None:
-        look(sum(trial.status == "done" for trial in trials) / number)
+        if (done := sum(trial.status == "done" for trial in trials)) < number:  # after the last, their process is gone
+            look(done / number)
 
     Search(config, show).run_points(points(config), stop_early=False)
 

@@ -24,7 +24,7 @@ class StorageServer:
 
     def __init__(self) -> None:
         self.fault: BucketFault = "500"
-        self.faults = 0
+        self.faults = self._before = 0
         self._lock = threading.Lock()
         logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request
         self._s3 = DomainDispatcherApplication(create_backend_app)
@@ -42,10 +42,10 @@ class StorageServer:
         """Count the files in a bucket; pyarrow's empty ones that stand for folders are none."""
         return sum(not key.endswith("/") for key in list(s3_backends[DEFAULT_ACCOUNT_ID]["aws"].buckets[bucket].keys))
 
-    def fail(self, fault: BucketFault, times: int) -> None:
-        """Answer the next so many requests by a fault."""
+    def fail(self, fault: BucketFault, times: int, after: int = 0) -> None:
+        """Answer so many requests by a fault, after so many others."""
         with self._lock:
-            self.fault, self.faults = fault, times
+            self.fault, self.faults, self._before = fault, times, after
 
     def close(self) -> None:
         """Stop serving."""
@@ -53,8 +53,9 @@ class StorageServer:
 
     def _answer(self, request: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         with self._lock:
-            fault = self.fault if self.faults else None
-            self.faults = max(0, self.faults - 1)
+            fault = self.fault if self.faults and not self._before else None
+            self.faults -= fault is not None
+            self._before = max(0, self._before - 1)
         match fault:
             case None:
                 return self._s3(request, start)

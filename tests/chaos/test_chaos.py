@@ -1,19 +1,24 @@
 """A bucket that fails, and a few faults of the campaign."""
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from arc_ray.errors import StorageError, unwrapped
+from arc_ray.runs.folder import MetricsFile, read_metrics
 from arc_ray.storage import Folder
 
 pytest.importorskip("moto", reason="moto is not installed: pip install '.[dev]'")
 
 from chaos import Alone, hurt
 from faults import Fault
-from storage_server import StorageServer
+from storage_server import BUCKET_FAULTS, StorageServer
+
+SHORT_FAULTS = [fault for fault in BUCKET_FAULTS if fault != "hangs"]
 
 
 @pytest.fixture
@@ -53,6 +58,46 @@ def test_a_bucket_that_is_gone_is_named_in_one_line(server: StorageServer, monke
     for read in (folder.names, folder.files, folder.exists, lambda: folder.read_bytes("file"), folder.delete):
         with pytest.raises(StorageError, match=r"the storage does not answer as it should: .*goes on"), unwrapped():
             read()
+
+
+def train(folder: Folder, steps: int) -> None:
+    """Write the metrics of steps and a checkpoint every third, as a training does, from the newest checkpoint on."""
+    done = (folder.read_json("checkpoint.json") or {"step": 0})["step"]
+    metrics = MetricsFile(folder, done)
+    for step in range(done + 1, steps + 1):
+        metrics.append([{"step": step}])
+        if step % 3 == 0 or step == steps:
+            folder.write_json("checkpoint.json", {"step": step})
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("CHAOS_SEEDS", "8"))))
+def test_metrics_in_a_bucket_that_fails_lose_no_record(
+    server: StorageServer, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a record that is lost or written twice where the run is called again after any answer of the storage.
+
+    `CHAOS_SEEDS` asks for more of chance.
+    """
+    monkeypatch.setattr("arc_ray.storage.S3_ATTEMPTS", 1)
+    rng, folder, calls = Random(seed), Folder.at(server.bucket("bucket")) / f"seed-{seed}", 0
+
+    def fail_later() -> None:
+        """Have the server fail once it has answered some more requests; what hangs up at once is asked again by the client."""
+        server.fail(rng.choice(SHORT_FAULTS) if calls else "500", int(calls < 4), after=rng.randrange(30))
+
+    fail_later()
+    while True:
+        calls += 1
+        assert calls < 20, "it never ends"
+        try:
+            with unwrapped():
+                train(folder, steps=8)
+            break
+        except StorageError:
+            fail_later()
+    server.faults = 0
+    assert [record["step"] for record in read_metrics(folder)] == list(range(1, 9))
+    assert calls > 1, "no fault hit it, so nothing was tested"
 
 
 FAULTS = [
