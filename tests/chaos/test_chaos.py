@@ -1,15 +1,19 @@
 """A bucket that fails, and a few faults of the campaign."""
 
 import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import pytest
 
+from arc_ray.cli.console import Terminal
 from arc_ray.errors import StorageError, unwrapped
 from arc_ray.runs.folder import MetricsFile, read_metrics
+from arc_ray.runs.owner import owned
 from arc_ray.storage import Folder
 
 pytest.importorskip("moto", reason="moto is not installed: pip install '.[dev]'")
@@ -18,6 +22,7 @@ from chaos import Alone, hurt
 from faults import Fault
 from storage_server import BUCKET_FAULTS, StorageServer
 
+SEEDS = int(os.environ.get("CHAOS_SEEDS", "8"))
 SHORT_FAULTS = [fault for fault in BUCKET_FAULTS if fault != "hangs"]
 
 
@@ -70,7 +75,7 @@ def train(folder: Folder, steps: int) -> None:
             folder.write_json("checkpoint.json", {"step": step})
 
 
-@pytest.mark.parametrize("seed", range(int(os.environ.get("CHAOS_SEEDS", "8"))))
+@pytest.mark.parametrize("seed", range(SEEDS))
 def test_metrics_in_a_bucket_that_fails_lose_no_record(
     server: StorageServer, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +103,42 @@ def test_metrics_in_a_bucket_that_fails_lose_no_record(
     server.faults = 0
     assert [record["step"] for record in read_metrics(folder)] == list(range(1, 9))
     assert calls > 1, "no fault hit it, so nothing was tested"
+
+
+def work(folder: Folder) -> None:
+    """Be the driver of a run that writes twelve steps; end this process."""
+    try:
+        with owned(folder, "train", Terminal()):
+            folder.clear_leftovers()
+            train(folder, steps=12)
+            folder.write_json("result.json", {})
+        os._exit(0)
+    except BaseException as error:
+        print(repr(error), flush=True)
+        os._exit(1)
+
+
+def test_a_driver_killed_at_any_moment_loses_no_record(tmp_path: Path) -> None:
+    """Catches a file that a kill -9 leaves half, a record lost or doubled, and an owner that keeps the next one out.
+
+    Moments are shares of what the work takes on this machine; `CHAOS_SEEDS` asks for more of them.
+    """
+    rng, kills, seconds, folder = Random(0), 0, 0.0, Folder.at(str(tmp_path / "run-0"))
+    while kills < 3 * SEEDS:
+        begun, child = time.monotonic(), os.fork()
+        if child == 0:
+            work(folder)
+        if seconds:
+            time.sleep(rng.uniform(0, seconds))
+            os.kill(child, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code in (0, -signal.SIGKILL), code
+        kills += code != 0
+        if code == 0:
+            seconds = seconds or time.monotonic() - begun
+            assert [record["step"] for record in read_metrics(folder)] == list(range(1, 13))
+            assert set(folder.names()) == {"checkpoint.json", "metrics.jsonl", "result.json"}
+            folder = Folder.at(str(tmp_path / f"run-{kills}"))
 
 
 FAULTS = [
