@@ -205,7 +205,7 @@ def _watch_servers(over: threading.Event) -> None:
     Without the head's, Ray would go on for a minute and then end the process without a reason; without a raylet, nothing
     new would start. A signal may have been meant for all of them: then this process is about to end.
     """
-    servers = [process for process in psutil.Process().children(recursive=True) if process.name() in SERVERS]
+    servers = [p for p in psutil.Process().children(recursive=True) if _is_alive(p) and p.name() in SERVERS]
     while not over.wait(SERVER_SECONDS):
         if not all(map(_is_alive, servers)) and not over.wait(LEAVE_SECONDS):
             ours = 1, "a server process of Ray's has ended; was it killed, or did memory run out?"

@@ -1,5 +1,6 @@
 """Where a command's work runs: chosen once, kept by runs that were begun, refused where it could never start."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from training import counting_tree, environment
 
+from arc_ray.cli import session
 from arc_ray.cli.console import Terminal
 from arc_ray.cli.session import settled
 from arc_ray.cluster.roles import NodeKind, Room
@@ -144,6 +146,7 @@ def test_what_can_never_start_here_is_refused(tmp_path: Path, scaling: Any, trai
 
 LOGICAL = """
 import sys, ray
+from arc_ray.cli import session
 from arc_ray.cli.console import Terminal
 from arc_ray.cli.session import settled
 from arc_ray.cluster.roles import ALONE, reachable_room
@@ -191,3 +194,43 @@ def test_a_machine_with_gpus_is_used_and_left_alone_as_asked(tmp_path: Path) -> 
         "CUDA_VISIBLE_DEVICES": "",
         "DS_ACCELERATOR": "cpu",
     }, said
+
+
+class Work:
+    """A command's end, which comes only after its server's, or before it."""
+
+    def __init__(self, server: subprocess.Popen[bytes], ends_well: bool) -> None:
+        self._server, self._ends_well = server, ends_well
+
+    def wait(self, _: float) -> bool:
+        self._server.kill()
+        time.sleep(0.01)
+        return self._ends_well
+
+
+@pytest.mark.parametrize(
+    ("received", "ends_well", "said"),
+    [
+        ([], False, [(1, "a server process of Ray's has ended; was it killed, or did memory run out?")]),
+        ([signal.SIGTERM], False, [(143, "stopped")]),  # it was meant for all
+        ([], True, []),
+    ],
+)
+def test_a_command_ends_with_a_server_of_its_ray_and_says_why(
+    received: list[int], ends_well: bool, said: list[tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a command that goes on without Ray's head, for a minute, and then ends without a word, or with another code."""
+    program = tmp_path / "gcs_server"
+    program.write_text("#!/bin/sh\nread line\n")
+    program.chmod(0o755)
+    found: list[tuple[int, str]] = []
+
+    def leave(*ending: Any) -> None:
+        found.append(ending)
+        raise SystemExit
+
+    monkeypatch.setattr(session, "leave", leave)
+    monkeypatch.setattr(session, "received", received)
+    with subprocess.Popen([program], stdin=subprocess.PIPE) as server, suppress(SystemExit):
+        session._watch_servers(Work(server, ends_well))  # pyright: ignore[reportArgumentType]
+    assert found == said
