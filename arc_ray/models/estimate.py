@@ -76,7 +76,7 @@ modules, RTX PRO 6000 the 600 W workstation card."""
 SHOWN_GPUS = ("A10G", "RTX 4090", "A100", "H100")
 """The ones an estimate of hours names: a cloud's small one, a desk's, and two of a data centre."""
 
-MEMORY_SIZES = (24, 40, 80)
+MEMORY_SIZES = (16, 24, 40, 80)
 """GPU memories that an estimate is compared with, in GB."""
 
 

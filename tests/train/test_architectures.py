@@ -47,6 +47,7 @@ from arc_ray.models.estimate import MEMORY_SIZES
 from arc_ray.models.loss import LearnedLoss, inputs_of
 from arc_ray.models.memory import footprint, rows_that_fit, simulate_pass
 from arc_ray.models.supported import check_row_tokens
+from arc_ray.models.weights import mark_4_bits
 from arc_ray.runs.folder import read_metrics, run_folder
 from arc_ray.train.alone import train_alone
 from arc_ray.train.run import run_training
@@ -222,6 +223,7 @@ SIZES: dict[str, Any] = {
     "qwen3-0.6b": Qwen3Config(**sizes(1024, 3072, 28, 16, 8, 151936), head_dim=128),
     "qwen3-1.7b": Qwen3Config(**sizes(2048, 6144, 28, 16, 8, 151936), head_dim=128),
     "qwen3-4b": Qwen3Config(**sizes(2560, 9728, 36, 32, 8, 151936), head_dim=128),
+    "qwen3-4b-24gb": Qwen3Config(**sizes(2560, 9728, 36, 32, 8, 512), head_dim=128),  # its vocabulary is cut
     "smollm3-3b": SmolLM3Config(**sizes(2048, 11008, 36, 16, 4, 128256)),
     "llama3.2-1b": LlamaConfig(**sizes(2048, 8192, 16, 32, 8, 128256)),
     "gemma3-270m": Gemma3TextConfig(**sizes(640, 2048, 18, 4, 1, 262144), head_dim=256, sliding_window=512),
@@ -243,12 +245,13 @@ def fits(name: str) -> tuple[str, ...]:
     config = load_config(str(README.parent / f"{name}.yaml"), {"model.dtype": "bfloat16"})
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(deepcopy(SIZES[name]), dtype=torch.bfloat16, attn_implementation="sdpa")
+        base = mark_4_bits(base) if config.model.quantize else base
         model = adapted(base, config.model, [], config.train.full).to(torch.bfloat16).train()
     check_row_tokens(model.config, config.train.row_tokens)
     found = simulate_pass(model, 1, config.train.row_tokens, config.train.row_tokens // 4)
     held = footprint(model, found, config.train.zero, 1)
     numbers = [sum(p.numel() for p in weights) for weights in (model.parameters(), trainable(model).values())]
-    rows = [str(rows_that_fit(held, 1, size * 10**9) or "none") for size in MEMORY_SIZES]
+    rows = [str(rows_that_fit(held, 1, size * 10**9) or "none") for size in MEMORY_SIZES[1:]]
     return name, *(f"{number / 1e6:,.0f} M" for number in numbers), *rows
 
 
