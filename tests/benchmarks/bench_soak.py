@@ -4,9 +4,9 @@
 
 Three kinds of long work, each in one Ray and through the code of the commands: trials one after another in one process,
 a stream of short rows, tasks answered by one process. A look counts this process and all that it started, Ray's servers
-included: their proportional memory, open descriptors, threads, and what lies in the folder for temporary files (Ray's
-session is there). A table has the look after the first tenth of the work, which warms up, at half of it and at its end,
-and what it grew by from the middle on.
+included: the memory that each has for itself (shares of common pages grow when others end), open descriptors, threads,
+and what lies in the folder for temporary files (Ray's session is there). A table has the look after the first tenth of
+the work, which warms up, at half of it and at its end, and what it grew by from the middle on.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def figures(temporary: Path) -> list[float]:
     memory, descriptors, threads, number = 0, 0, 0, 0
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
         with contextlib.suppress(psutil.Error):
-            memory += process.memory_full_info().pss
+            memory += process.memory_full_info().uss
             descriptors += process.num_fds()
             threads += process.num_threads()
             number += 1

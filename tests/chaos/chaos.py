@@ -134,9 +134,11 @@ class Call:
         last = said.rstrip().rsplit("\n", 1)[-1]
         if code not in (0, 1, 2, 130, 143, -9):
             return code, f"exit code {code}: {last}"
+        if code in (0, -9):  # Tune shows the trace of a process that it replaces
+            return code, ""
         if "Traceback (most recent call last)" in said:
             return code, f"a traceback: {last}"
-        return code, "" if code in (0, -9) or last.startswith("error: ") else f"no reason: {last}"
+        return code, "" if last.startswith("error: ") else f"no reason: {last}"
 
     def left(self) -> list[str]:
         """Name the processes that outlive the command, but for two of Ray's that end a minute after their raylet."""

@@ -144,7 +144,6 @@ def test_a_driver_killed_at_any_moment_loses_no_record(tmp_path: Path) -> None:
 FAULTS = [
     Fault("generate", "data task", "killed", moment=0.2, delay=0.0, amount=0.0),
     Fault("generate", "head", "killed", moment=0.2, delay=0.0, amount=0.0),
-    Fault("generate", "bucket", "503", moment=0.2, delay=0.0, amount=0.9),
 ]
 
 
