@@ -22,6 +22,7 @@ from arc_ray.scores.analysis import choosing_half
 from arc_ray.scores.intervals import paired_effect
 from arc_ray.study.comparing import ANSWERS, effect_record, spoken_arm, trainings
 from arc_ray.study.evaluating import arm_config, arm_folder, num_answers, read_answers
+from arc_ray.tasks.task import Task
 from arc_ray.tune.space import trial_folder
 from arc_ray.tune.trials import Trial, read_outcomes
 
@@ -34,8 +35,11 @@ def compares_answers(config: Config) -> bool:
     return differ_in_answering(config.study.compare, config.study.arms, config.starts)
 
 
-def check_answering(config: Config) -> None:
-    """Refuse arms that cannot answer, and a study of answers that has none to compare. Raises UserError."""
+def check_answering(config: Config, given: Mapping[str, Sequence[Task]]) -> None:
+    """Refuse arms that cannot answer, and a study of answers that has none to compare; `given` are tasks that are there.
+
+    Raises UserError.
+    """
     for arm in config.study.arms if config.evaluate.sets else ():
         own = with_overrides(arm_config(config, arm), {"evaluate.checkpoint": None})
         check_evaluation(own)
@@ -44,9 +48,11 @@ def check_answering(config: Config) -> None:
                 asking_codec(own, load_tokenizer(own.model, own.storage))
     if not compares_answers(config):
         return
-    if all(isinstance(config.data.sources[name], CountingSource) for name in config.evaluate.sets):
+    asked = [name for name in config.evaluate.sets if not isinstance(config.data.sources[name], CountingSource)]
+    if not any(name not in given or any(p.output is not None for t in given[name] for p in t.test) for name in asked):
         raise UserError(
             f"study.compare {config.study.compare}: the arms differ in how they answer, and evaluate.sets names no tasks"
+            f" whose outputs are known"
         )
 
 

@@ -114,13 +114,13 @@ class Needs:
         """Read the tasks that are given, and look at what is to be generated and evaluated. Raises UserError."""
         if not self.trains:
             check_evaluation(self.config)
-        if self.command == "study":
-            check_answering(self.config)
         for run in self.runs:
             if run.evaluate.sets:
                 check_evaluation(run)
         checked_requests(self.sources, self.storage)
-        _ = self.tasks
+        tasks = self.tasks
+        if self.command == "study":
+            check_answering(self.config, tasks)
 
     def check_validation(self) -> None:
         """Check that a search has what it chooses settings by, and a study enough for its two halves. Raises UserError."""

@@ -221,6 +221,7 @@ def test_what_is_shared_is_said_before_anything_is_done(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("compare", "arms", "keys", "message"),
     [
+        ("evaluate.symmetries", [1, 4], {"evaluate__sets": ["hidden"]}, "no tasks whose outputs are known"),
         ("evaluate.symmetries", [1, 4], {"evaluate__sets": []}, "evaluate.sets names no tasks"),
         ("evaluate.checkpoint", ["@a", "@b"], {}, "checkpoints that the study trains"),
         ("evaluate.symmetries", [1, 9], {}, "evaluate.symmetries"),
@@ -231,6 +232,10 @@ def test_arms_that_cannot_be_compared_are_refused_before_work(
     tmp_path: Path, compare: str, arms: list[Any], keys: dict[str, Any], message: str
 ) -> None:
     """Would catch a mistake that is found when all models are trained."""
+    hidden = {"train": [{"input": [[1]], "output": [[1]]}] * 2, "test": [{"input": [[1]]}]}
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / "a.json").write_text(json.dumps(hidden))
+    keys["data__sources__hidden"] = {"kind": "folder", "path": str(tmp_path / "hidden")}
     with pytest.raises(UserError, match=message):
         Needs(study(tmp_path, compare, arms, **keys), "study").check()
     assert not (tmp_path / "study").exists()
