@@ -149,6 +149,10 @@ class TuneConfig(Section):
                 f"metric {self.metric!r}: a search maximises eval/solved or eval/cell_accuracy (or .../<source> of them)"
             )
         for key, spec in self.space.items():
+            if key.partition(".")[0] == "evaluate":
+                raise ValueError(
+                    f"space.{key}: trials are judged by validation, which it does not change; compare its values by study.compare"
+                )
             if not isinstance(spec, dict) or len(spec) != 1 or next(iter(spec)) not in DISTRIBUTIONS:
                 raise ValueError(
                     f"space.{key}: write {{grid: [...]}}, {{choice: [...]}}, {{uniform: [a, b]}} or {{loguniform: [a, b]}}"

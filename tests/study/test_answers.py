@@ -224,6 +224,7 @@ def test_what_is_shared_is_said_before_anything_is_done(tmp_path: Path) -> None:
         ("evaluate.symmetries", [1, 4], {"evaluate__sets": ["hidden"]}, "no tasks whose outputs are known"),
         ("evaluate.symmetries", [1, 4], {"evaluate__sets": []}, "evaluate.sets names no tasks"),
         ("evaluate.checkpoint", ["@a", "@b"], {}, "checkpoints that the study trains"),
+        ("evaluate.copies", [1, 4], {"tune__space": {"evaluate.symmetries": {"grid": [1, 8]}}}, "judged by validation"),
         ("evaluate.symmetries", [1, 9], {}, "evaluate.symmetries"),
         ("evaluate.backend", ["transformers", "vllm"], {"evaluate__decode": "search"}, "vllm neither searches"),
     ],
