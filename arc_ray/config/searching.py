@@ -151,7 +151,7 @@ class TuneConfig(Section):
         for key, spec in self.space.items():
             if key.partition(".")[0] == "evaluate":
                 raise ValueError(
-                    f"space.{key}: trials are judged by validation, which it does not change; compare its values by study.compare"
+                    f"space.{key}: trials are judged by validation, which it does not change; name it in study.compare"
                 )
             if not isinstance(spec, dict) or len(spec) != 1 or next(iter(spec)) not in DISTRIBUTIONS:
                 raise ValueError(
