@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from commands import commands_in, program_of
+from commands import Command, commands_in, program_of
 from fake_ec2 import fake_ec2
 from fake_lambda import fake_lambda
 from lab import ROOT, Lab, laboratory, missing, wait_until
@@ -71,10 +71,27 @@ def is_not_here(text: str) -> bool:
     return (program_of(text) or text.split()[0]) in NOT_HERE
 
 
+def all_commands() -> list[Command]:
+    documents = [GUIDE, *sorted((ROOT / "cluster").glob("*.yaml"))]
+    return [command for document in documents for command in commands_in(document)]
+
+
+def test_what_is_not_run_names_what_is_there() -> None:
+    """Catches a file, a job or a container that was renamed, in the commands that only a cloud or its programs could run."""
+    words = {word for command in all_commands() if is_not_here(command.text) for word in command.text.split()}
+    assert [word for word in words if word.startswith("cluster/") and not (ROOT / word).exists()] == []
+    job = of_kubernetes()
+    [head] = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    assert {job["metadata"]["name"], head["name"]} <= words
+    assert yaml.safe_load((ROOT / "cluster" / "sky.yaml").read_text())["name"] in words
+    assert head["image"] in words
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {c.text.split()[1] for c in all_commands() if c.text.startswith("make ")} <= set(targets)
+
+
 def test_every_command_is_run_or_said_why_not() -> None:
     """Catches a command that is documented and never run, and an excuse for a program that is no longer named."""
-    documents = [GUIDE, *sorted((ROOT / "cluster").glob("*.yaml"))]
-    written = [command for document in documents for command in commands_in(document)]
+    written = all_commands()
     run = (
         {text for name in PLACES for text in written_for(name)}
         | {text for text, _ in WHILE_IT_RUNS}
@@ -142,7 +159,9 @@ class TestInTheLab:
                 if "arc-ray study" in text:
                     assert "Report: " in told
                     while_it_runs(laptop, told)
-                    assert "Report: " in laptop.run(text.split(" -- ")[0] + f" -- {of_kubernetes()['entrypoint']}")
+                    assert "Report: " in laptop.run(
+                        text.split(" -- ")[0] + f" -- {of_kubernetes()['spec']['entrypoint']}"
+                    )
             assert (lab.checkout / "report.html").exists()
             assert f"`{LEFT}`" in GUIDE.read_text()
             for host in (11, 12, 13):
@@ -207,9 +226,9 @@ LEFT = "pgrep -a raylet"
 
 
 def of_kubernetes() -> dict[str, Any]:
-    """Read what kuberay.yaml says of its job."""
+    """Read the job of kuberay.yaml."""
     documents = yaml.safe_load_all((ROOT / "cluster" / "kuberay.yaml").read_text())
-    return next(document["spec"] for document in documents if document["kind"] == "RayJob")
+    return next(document for document in documents if document["kind"] == "RayJob")
 
 
 def while_it_runs(laptop: Laptop, told: str) -> None:
