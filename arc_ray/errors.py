@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -29,6 +30,12 @@ class TooLargeError(UserError):
 STORAGE_ERRORS = ("AWS Error", "google::cloud::Status")
 """How the texts of pyarrow's errors from a bucket begin, but for files that are not there."""
 
+IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
+"""Numbers of the system's errors for what is no readable file, and will be none when asked again."""
+
+SECRET = re.compile(r"api_?key|access_?key|secret|passw|credential|(^|[^a-z])token($|[^a-z])", re.IGNORECASE)
+"""What names of keys to buckets and of trackers hold."""
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Numbers of the system's errors for a disk, a quota or a file that is full."""
 
@@ -36,6 +43,24 @@ WHAT_HELPS = (
     "in training, lower train.micro_rows or train.row_tokens, or set model.gradient_checkpointing=true; in evaluation, lower"
     " evaluate.batch_tokens; `arc-ray check CONFIG` says what fits"
 )
+
+
+def plain(text: str, most: int = 3000) -> str:
+    """Write out what a terminal would obey, such as an escape in the name of a file, and cut what nobody would read."""
+    text = text if len(text) <= most else f"{text[: most // 2]} [...] {text[-most // 2 :]}"
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def refuse_key(uri: str) -> None:
+    """Raise UserError for a URI that holds a key, which would be written down with it."""
+    place, _, query = uri.partition("?")
+    scheme, _, rest = place.partition("://")
+    user, at, bucket = rest.rpartition("@")
+    if (at and ":" in user) or SECRET.search(query):
+        raise UserError(
+            f"{scheme}://...@{bucket}: a key in a path would be written down with it; leave it out, and set"
+            f" AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on every node, or give the nodes a role"
+        )
 
 
 def nearest(wrong: str, known: Iterable[str], cutoff: float = 0.6, before: str = "", most: int = 1) -> str:
@@ -62,6 +87,11 @@ def _limit(error: BaseException) -> UserError | None:
         )
     if (isinstance(error, OSError) and error.errno in FULL) or "No space left on device" in text:
         return StorageError(f"a disk is full: {text[-300:]}; free some space, or give a storage=... that has it")
+    if "loss scale already at minimum" in text:
+        return UserError(
+            "model.dtype float16: gradients overflow however far the loss is scaled down; take bfloat16 or float32, and a"
+            " lower train.lr; the newest checkpoint is from before that"
+        )
     names = {c.__name__ for c in type(error).__mro__}
     if names & {"MemoryError", "OutOfMemoryError"} or "DefaultCPUAllocator: can't allocate memory" in text:
         return TooLargeError(f"out of memory: {text[:300] or type(error).__name__}; {WHAT_HELPS}")

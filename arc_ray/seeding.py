@@ -29,7 +29,7 @@ def rng_for(*key: object) -> np.random.Generator:
 
 def python_random_for(*key: object) -> random.Random:
     """Make the `random.Random` that belongs to a key; RE-ARC's generators draw from this kind."""
-    return random.Random(int.from_bytes(_digest(key, 32), "little"))
+    return random.Random(int.from_bytes(_digest(key, 32), "little"))  # noqa: S311 - no secret is drawn
 
 
 def view_keys(seed: int, purpose: str, columns: Iterable[npt.NDArray[np.generic] | int]) -> npt.NDArray[np.uint64]:

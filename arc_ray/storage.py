@@ -7,8 +7,9 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from arc_ray.contents import damaged, parse_json, parse_lines, parse_parquet, parse_yaml
 from arc_ray.copies import cached
-from arc_ray.errors import FULL, StorageError, UserError
+from arc_ray.errors import FULL, IN_THE_WAY, StorageError, UserError, refuse_key
 from arc_ray.seeding import digest64
 
 LEFTOVER_SECONDS = 300.0
@@ -39,20 +41,12 @@ class Folder:
 
     @classmethod
     def at(cls, uri: str) -> "Folder":
-        """Make a folder from a path or URI; a relative path is taken from the current directory.
-
-        Raises UserError for a URI that holds a key, which would end up in config.yaml, run.json, logs and reports.
-        """
+        """Make a folder from a path, relative ones to the current directory, or a URI. Raises UserError for one that holds a
+        key, which would end up in config.yaml, run.json, logs and reports."""
         if "://" not in uri:
             return cls(str(Path(uri).expanduser().absolute()))
+        refuse_key(uri)
         path, query = _path_and_query(uri)
-        scheme, _, rest = path.partition("://")
-        user, at, bucket = rest.rpartition("@")
-        if at and ":" in user:
-            raise UserError(
-                f"{scheme}://...@{bucket}: a key in a path would be written down with it; leave it out, and set"
-                f" AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on every node, or give the nodes a role"
-            )
         return cls(path.rstrip("/") + query)
 
     @property
@@ -110,9 +104,7 @@ class Folder:
         try:
             filesystem, path = pafs.FileSystem.from_uri(uri)
         except (ValueError, OSError) as error:
-            raise UserError(
-                f"storage {self.uri}: {error}; use a local path, s3://bucket/path or gs://bucket/path"
-            ) from error
+            raise UserError(f"storage {self.uri}: {error}; use a local path, s3://bucket/path or gs://...") from error
         if isinstance(filesystem, pafs.S3FileSystem):
             # Made from a URI it would give up after 6 s: a run of days would end by a hiccup of the storage.
             make, (options,) = filesystem.__reduce__()
@@ -122,22 +114,21 @@ class Folder:
     def exists(self, name: str = "") -> bool:
         """Tell whether a file or folder of this name is there (the folder itself if no name is given)."""
         filesystem, path = self.filesystem()
-        return filesystem.get_file_info(f"{path}/{name}" if name else path).type != pafs.FileType.NotFound
+        with self._readable(name):
+            return filesystem.get_file_info(f"{path}/{name}" if name else path).type != pafs.FileType.NotFound
 
     def names(self) -> list[str]:
         """List the names in the folder, sorted, without unfinished files; empty if the folder does not exist."""
         if self.filesystem()[0].type_name == "gcs":  # where pyarrow lists no folder that has no object of its own
             return sorted({name.split("/")[0] for name in self.files()})
         filesystem, path = self.filesystem()
-        entries = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        with self._readable(""):
+            entries = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
         return sorted(entry.base_name for entry in entries if ".tmp-" not in entry.base_name)
 
     def files(self) -> list[str]:
         """List the files below the folder by their paths from it, sorted, without unfinished ones."""
-        filesystem, path = self.filesystem()
-        entries = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
-        names = (entry.path[len(path) :].lstrip("/") for entry in entries if entry.type != pafs.FileType.Directory)
-        return sorted(name for name in names if ".tmp-" not in name)
+        return [name.lstrip("/") for name, *_ in self.contents() if ".tmp-" not in name]
 
     def contents(self) -> list[tuple[str, int, int]]:
         """List the path, size in bytes and time (ns) of each file below the folder, sorted: other contents differ there."""
@@ -146,19 +137,40 @@ class Folder:
         return sorted((e.path[len(path) :], e.size, e.mtime_ns) for e in entries if e.type == pafs.FileType.File)
 
     def read_bytes(self, name: str) -> bytes:
-        """Read a whole file as one writer left it. Raises FileNotFoundError.
+        """Read a whole file as one writer left it. Raises FileNotFoundError, and UserError for what is no readable file.
 
         A bucket is asked for the file's size, then for so many bytes: what is written over in between would end too early.
         """
         filesystem, path = self.filesystem()
         while True:
-            with filesystem.open_input_stream(f"{path}/{name}") as stream:
+            with self._readable(name), filesystem.open_input_stream(f"{path}/{name}") as stream:
                 content, version = stream.read(), stream.metadata()
             if self.is_local:
                 return content
             with filesystem.open_input_stream(f"{path}/{name}") as stream:
                 if stream.metadata() == version:
                     return content
+
+    @contextlib.contextmanager
+    def _readable(self, name: str) -> Iterator[None]:
+        """Turn into a UserError what a local file system says of a place that cannot be read, now or later."""
+        try:
+            yield
+        except OSError as error:
+            if self.is_local and error.errno in (None, *IN_THE_WAY):  # pyarrow has no number for a folder
+                raise UserError(f"{(self / name).uri} cannot be read: {error}; put a file there") from error
+            raise
+
+    def read(self, name: str, parse: Callable[[bytes], Any], may_miss: bool = False) -> Any:
+        """Parse a file; one that `may_miss` is None then. Raises UserError for what is missing, unreadable or damaged."""
+        try:
+            content = self.read_bytes(name)
+        except FileNotFoundError as error:
+            if may_miss:
+                return None
+            raise UserError(f"{(self / name).uri} is missing; was its folder only partly copied?") from error
+        with damaged((self / name).uri):
+            return parse(content)
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file so that no reader and no crash ever sees a part of it. Raises UserError where that is impossible."""
@@ -193,38 +205,31 @@ class Folder:
         except OSError as error:
             raise self._refusal(name, error) from error
 
-    def read_json(self, name: str) -> Any:
-        """Read a JSON file; None if it does not exist."""
-        try:
-            return json.loads(self.read_bytes(name))
-        except FileNotFoundError:
-            return None
+    def read_json(self, name: str, shape: Any = Any) -> Any:
+        """Read a JSON file of a shape, a type that pydantic knows; None if it does not exist. Raises UserError."""
+        return self.read(name, partial(parse_json, shape=shape), may_miss=True)
+
+    def read_yaml(self, name: str, shape: Any = dict[str, Any]) -> Any:
+        """Do the same with a YAML file."""
+        return self.read(name, partial(parse_yaml, shape=shape), may_miss=True)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file whole; NaN is refused, because JSON has none."""
         self.write_bytes(name, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
-    def read_json_lines(self, name: str, start: int = 0) -> tuple[list[Any], int]:
-        """Read a file of one JSON value a line from a byte on; return the values, and the byte where the next will begin.
-
-        A last line that is not whole, since its writer is at work or was killed, is left out. Raises ValueError for any
-        other line that is no JSON.
-        """
+    def read_json_lines(self, name: str, start: int = 0, shape: Any = Any) -> tuple[list[Any], int]:
+        """Read a file of one JSON value a line from a byte on; return the values, and the byte where the next will begin,
+        which is that of a last line that is not whole. Raises UserError for other lines without the shape."""
         filesystem, path = self.filesystem()
         try:
-            opened = filesystem.open_input_file(f"{path}/{name}")
+            with self._readable(name), filesystem.open_input_file(f"{path}/{name}") as file:
+                size = file.size()
+                file.seek(min(start, size))
+                content = file.read()
         except FileNotFoundError:
             return [], 0
-        with opened as file:
-            size = file.size()
-            file.seek(min(start, size))
-            content = file.read()
-        lines, _, last = content.rpartition(b"\n")
-        values = [json.loads(line) for line in lines.splitlines() if line]
-        try:
-            return [*values, *([json.loads(last)] if last else [])], size
-        except ValueError:
-            return values, size - len(last)
+        values, left = parse_lines(content, shape, (self / name).uri + (f" from byte {start} on" if start else ""))
+        return values, size - left
 
     def append_bytes(self, name: str, content: bytes) -> None:
         """Append to a file of a local folder; a crash may leave a part of the content. Raises UserError."""
@@ -235,10 +240,8 @@ class Folder:
             raise self._refusal(name, error) from error
 
     def try_writing(self, creates: bool = True) -> None:
-        """Find out that nothing can be written, before there is anything to lose. Raises UserError.
-
-        Unless it `creates` the folder, a file without a name is written to the nearest local folder that exists.
-        """
+        """Find out that nothing can be written, before there is anything to lose; without `creates` by a file without a
+        name in the nearest local folder that exists. Raises UserError."""
         if creates or not self.is_local:
             self.write_bytes(".writable", b"written")  # an empty file has room on a full disk
             self.delete(".writable")
@@ -268,8 +271,8 @@ class Folder:
                     path.unlink()
 
     def read_parquet(self, name: str) -> pa.Table:
-        """Read a Parquet file. Raises FileNotFoundError."""
-        return pq.read_table(pa.BufferReader(self.read_bytes(name)))
+        """Read a Parquet file. Raises UserError."""
+        return self.read(name, parse_parquet)
 
     def write_parquet(self, name: str, table: pa.Table) -> None:
         """Write a Parquet file whole; equal tables give equal bytes."""

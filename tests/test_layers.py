@@ -21,6 +21,7 @@ ROOMS = (
     "seeding",
     "progress",
     "copies",
+    "contents",
     "storage",
     "config",
     "runs",

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from arc_ray.errors import plain
+
 PLAIN_EVERY_SECONDS = 15.0
 """Between two plain lines about one thing; its end is always told."""
 
@@ -18,7 +20,7 @@ class Terminal:
     """Shows progress as `arc_ray.progress.Progress` describes it."""
 
     def __init__(self) -> None:
-        self.console = Console(soft_wrap=True, highlight=False)
+        self.console = Console(soft_wrap=True, highlight=False, markup=False)
         self._is_live = self.console.is_terminal
         self._bar: Progress | None = None
         self._bar_of: str | None = None
@@ -37,7 +39,7 @@ class Terminal:
     def note(self, text: str) -> None:
         """Print a line."""
         self.close()
-        self.console.print(f"  {text}", markup=False)
+        self.console.print(f"  {plain(text)}")
 
     def advance(self, what: str, done: float, total: float, detail: str = "") -> None:
         """Move the bar of this work, or print a line if it is time for one."""
@@ -47,7 +49,7 @@ class Terminal:
         if self._bar is None or self._bar_of != what:
             self.close()
             self._bar = Progress(
-                TextColumn("  {task.description}"),
+                TextColumn("  {task.description}", markup=False),
                 BarColumn(bar_width=30),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(compact=True),
@@ -73,7 +75,7 @@ class Terminal:
         for column in columns:
             table.add_column(column)
         for row in rows[:MOST_ROWS]:
-            table.add_row(*map(str, row))
+            table.add_row(*(plain(str(cell)) for cell in row))
         self.console.print(table)
         if len(rows) > MOST_ROWS:
             self.console.print(f" ... and {len(rows) - MOST_ROWS} more")

@@ -21,6 +21,7 @@ from arc_ray.cli.console import Terminal
 from arc_ray.config import Config, load_config
 from arc_ray.progress import Progress
 from arc_ray.runs.folder import as_made, claim, is_finished, run_folder
+from arc_ray.runs.shapes import ResultShape
 from arc_ray.runs.starts import with_start
 from arc_ray.storage import Folder
 
@@ -94,7 +95,7 @@ def run(command: "Command", config: Config, address: str | None, progress: Progr
     elif is_finished(folder):
         claim(folder, own, command)
         progress.note("already done")
-        return folder.read_json("result.json") or {}
+        return folder.read_json("result.json", ResultShape) or {}
     from arc_ray.cli.session import placed
     from arc_ray.study import stages
 

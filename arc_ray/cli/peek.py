@@ -11,11 +11,12 @@ from rich.text import Text
 
 from arc_ray.config import Config
 from arc_ray.datasets.reading import load_source
-from arc_ray.errors import UserError
+from arc_ray.errors import UserError, plain
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.prepare import codec_of, first_views
 from arc_ray.runs.folder import run_folder
+from arc_ray.runs.shapes import AnswerShape
 from arc_ray.storage import Folder
 from arc_ray.tasks.task import PALETTE, Grid, Task, TaskTable, parse_grid, same_grid
 from arc_ray.views.view import Views
@@ -40,7 +41,7 @@ def show_examples(config: Config, stage: str, count: int, console: Console) -> N
     codec = codec_of(config, load_tokenizer(config.model, config.storage)) if stage in ("prompt", "tokens") else None
     for name in names:
         tasks = load_source(config.data.sources[name], Folder.at(config.storage))
-        console.rule(f"{name}: {len(tasks)} tasks", align="left")
+        console.rule(Text(plain(f"{name}: {len(tasks)} tasks")), align="left")
         if stage == "task":
             for task in tasks[:count]:
                 console.print(_task(task))
@@ -61,7 +62,11 @@ def show_predictions(config: Config, count: int, console: Console) -> None:
     for arm in (folder / "evaluate").names():
         place = folder / "evaluate" / arm
         places += [(arm, place), *((f"{arm}, {seed}", place / seed) for seed in place.names() if "seed-" in seed)]
-    found = [(arm, place.read_json("answers.json")) for arm, place in places if place.exists("answers.json")]
+    found = [
+        (arm, place.read_json("answers.json", list[AnswerShape]))
+        for arm, place in places
+        if place.exists("answers.json")
+    ]
     if not found:
         raise UserError(
             f"{folder.uri} holds no predictions yet; run arc-ray evaluate (or study) with this config first"
@@ -69,7 +74,7 @@ def show_predictions(config: Config, count: int, console: Console) -> None:
     for arm, answers in found:
         for name in dict.fromkeys(answer["set"] for answer in answers):
             answered = [answer for answer in answers if answer["set"] == name]
-            console.rule(f"{arm} {name}: {_summary(answered)}".strip(), align="left")
+            console.rule(Text(plain(f"{arm} {name}: {_summary(answered)}".strip())), align="left")
             for answer in answered[:count]:
                 console.print(_drawn(answer))
 
@@ -98,9 +103,9 @@ def _task(task: Task) -> RenderableType:
     titles = [f"train {i}" for i in range(len(task.train))] + [f"test {i}" for i in range(len(task.test))]
     pairs, titles = [(p.input, p.output) for p in task.pairs][:6], titles[:6]
     parts: list[RenderableType] = [_pairs(pairs, titles)]
-    parts += [Text(f"{q.kind}: {q.text} -> {q.answer}") for q in task.questions]
-    parts += [Text(task.description)] if task.description else []
-    return Panel(Group(*parts), title=repr(task), title_align="left")
+    parts += [Text(plain(f"{q.kind}: {q.text} -> {q.answer}")) for q in task.questions]
+    parts += [Text(plain(task.description))] if task.description else []
+    return Panel(Group(*parts), title=Text(plain(repr(task))), title_align="left")
 
 
 def _view(table: TaskTable, views: Views, i: int) -> RenderableType:
@@ -112,14 +117,14 @@ def _view(table: TaskTable, views: Views, i: int) -> RenderableType:
         pairs.append((augmentation.apply(table.grid(2 * pair), "input"), output))
     titles = [f"shown {k}" for k in range(len(shown))] + ["asked"]
     title = f"{table.ids[views.task[i]]}  {augmentation.name}"
-    return Panel(_pairs(pairs, titles), title=title, title_align="left")
+    return Panel(_pairs(pairs, titles), title=Text(plain(title)), title_align="left")
 
 
 def _prompt(codec: Codec, table: TaskTable, views: Views, i: int) -> RenderableType:
     text = Text()
     for piece, is_learned in codec.text(table, views, i):
-        text.append(piece, style="bold black on green" if is_learned else "")
-    return Panel(text, title=f"{table.ids[views.task[i]]}  (learned: green)", title_align="left")
+        text.append(plain(piece, len(piece)), style="bold black on green" if is_learned else "")
+    return Panel(text, title=Text(plain(f"{table.ids[views.task[i]]}  (learned: green)")), title_align="left")
 
 
 def _tokens(codec: Codec, table: TaskTable, views: Views, i: int) -> RenderableType:
@@ -127,10 +132,10 @@ def _tokens(codec: Codec, table: TaskTable, views: Views, i: int) -> RenderableT
     text = Text()
     positions = [f"@{at}" for at in codec.positions.of(ids)] if codec.positions.kinds else [""] * len(ids)
     for position, (word, is_learned) in zip(positions, _words(codec, ids.tolist(), learned.tolist()), strict=True):
-        text.append(word.replace("\n", "\\n"), style="black on green" if is_learned else "reverse")
+        text.append(plain(word).replace("\n", "\\n"), style="black on green" if is_learned else "reverse")
         text.append(f"{position} ", style="dim")
     title = f"{table.ids[views.task[i]]}  {len(ids)} tokens, {int(learned.sum())} learned"
-    return Panel(text, title=title, title_align="left")
+    return Panel(text, title=Text(plain(title)), title_align="left")
 
 
 def _words(codec: Codec, ids: list[int], learned: list[bool]) -> Iterator[tuple[str, bool]]:
@@ -159,7 +164,7 @@ def _drawn(answer: dict[str, Any]) -> RenderableType:
     table.add_row(*(drawn for _, drawn in columns))
     note = [] if attempts else [Text("unanswered: no view gave a grid", style="dim")]
     title = f"{answer['task']}, output {answer['output']}"
-    return Panel(Group(table, *note), title=title, title_align="left")
+    return Panel(Group(table, *note), title=Text(plain(title)), title_align="left")
 
 
 def _verdict(grid: Grid, truth: Grid | None) -> str:

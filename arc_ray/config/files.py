@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from arc_ray.contents import MOST_DEPTH
 from arc_ray.errors import UserError, nearest
 
 INCLUDE = "include"
@@ -16,9 +17,38 @@ BY_NAME = ("data.sources", "starts", "runs", "tune.space")
 """Sections of names that a user chose: what an including file says of a name replaces all that was said of it."""
 
 
+MOST_NODES = 1_000_000
+"""Keys and values of a config at most, far more than anybody writes."""
+
+
 class Loader(yaml.SafeLoader):
     """YAML 1.1 reads `2e-4` as text; this loader reads it as the number everybody means. It refuses a key that is there
-    twice, of which YAML's own would drop the first."""
+    twice, of which YAML's own would drop the first, and aliases by which a short file becomes endless."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._sizes: dict[int, int] = {}
+        self._depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
+        """Count the nodes that there are once every alias stands for what it names."""
+        is_alias = self.check_event(yaml.AliasEvent)
+        self._depth += 1
+        if self._depth > MOST_DEPTH:
+            raise RefusedError(f"it is nested more than {MOST_DEPTH} deep")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if is_alias and node.end_mark is None:
+            raise RefusedError("an alias stands within what it names")
+        children = (
+            [child for pair in node.value for child in pair] if isinstance(node, yaml.MappingNode) else node.value
+        )
+        if id(node) not in self._sizes:
+            nested = children if isinstance(node, yaml.CollectionNode) else ()
+            self._sizes[id(node)] = 1 + sum(self._sizes.get(id(child), 1) for child in nested)
+        if self._sizes[id(node)] > MOST_NODES:
+            raise RefusedError(f"aliases make more than {MOST_NODES} values of it")
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Look for keys that are written twice: here, because later `<<` puts merged ones among them."""
@@ -28,13 +58,13 @@ class Loader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 line = key.start_mark.line + 1
                 if key.value in lines:
-                    raise TwiceError(f"{key.value} is there twice, in lines {lines[key.value]} and {line}; keep one")
+                    raise RefusedError(f"{key.value} is there twice, in lines {lines[key.value]} and {line}; keep one")
                 lines[key.value] = line
         return node
 
 
-class TwiceError(yaml.YAMLError):
-    """A key is written twice in one section."""
+class RefusedError(yaml.YAMLError):
+    """YAML that this loader does not take: a key written twice in one section, or a tree grown from aliases."""
 
 
 class Dumper(yaml.SafeDumper):
@@ -63,22 +93,25 @@ def read_value(text: str) -> Any:
     node = yaml.compose(text, Loader=Loader)
     if rest := text[node.end_mark.index :].strip():
         raise yaml.YAMLError(f"{rest} follows its end; put the whole of a text in quotes")
-    return yaml.load(text, Loader=Loader)
+    return yaml.load(text, Loader=Loader)  # noqa: S506 - a safe one
 
 
 def read_tree(path: Path, included_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read a config file as a nested dict, over the file that it includes, if any. Raises UserError."""
     where = "".join(f", included by {file}" for file in reversed(included_by))
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
+        tree = yaml.load(text, Loader=Loader) or {}  # noqa: S506 - a safe one
     except OSError as error:
         hint = nearest(str(path), map(str, Path("configs").rglob("*.yaml")))
         raise UserError(f"config {path}{where}: {error.strerror or error}{hint}") from error
-    try:
-        tree = yaml.load(text, Loader=Loader) or {}
-    except TwiceError as error:
+    except RefusedError as error:
         raise UserError(f"config {path}{where}: {error}") from error
-    except yaml.YAMLError as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # what constructors raise for a date that is none, too
         raise UserError(f"config {path}{where} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"config {path}{where}: the top level must be keys and values, not {type(tree).__name__}")

@@ -88,7 +88,7 @@ class RearcSource(GradedSource):
     """RE-ARC: real generators of 400 ARC training tasks, each example checked by its verifier."""
 
     kind: Literal["rearc"]
-    dataset: str = "rearc"
+    dataset: Name = "rearc"
     """Folder below <storage>/data that holds the generated examples; sources that name the same one share it."""
     pso_quantiles: Bounds = (0.0, 1.0)
     """Of each task's examples keep those between these quantiles of PSO difficulty (pixels, colours, objects): [0.5, 1]
@@ -108,7 +108,7 @@ class ArcGenSource(GeneratorSource):
     path: PlacePath
     """Folder of the clone, with its `common.py` and `tasks/task_<id>.py`; it must be there on every node that generates
     (such as in the job's working directory)."""
-    dataset: str = "arcgen"
+    dataset: Name = "arcgen"
     """Folder below <storage>/data that holds the generated examples."""
     time_limit_seconds: float = Field(default=1.0, gt=0)
     """A draw that takes more seconds of CPU is given up and named in the manifest: 7 in 1,000 would never end."""
@@ -118,7 +118,7 @@ class CountingSource(Section):
     """Random grids of objects with questions about them: number, areas, colours, background, symmetry."""
 
     kind: Literal["counting"]
-    dataset: str = "counting"
+    dataset: Name = "counting"
     """Folder below <storage>/data that holds the generated grids."""
     examples: int = Field(default=1000, ge=1)
     """Number of grids (one task each)."""
@@ -247,7 +247,7 @@ class PluginSource(GradedSource):
     """Import path, "package.module:function"; called with numpy's Generator and a (low, high) difficulty."""
     verify: str | None = None
     """Import path of `verify(input) -> output`; examples on which it disagrees are rejected. null checks nothing."""
-    dataset: str
+    dataset: Name
     """Folder below <storage>/data that holds the generated examples."""
     task_id: Name
     """Name of the puzzle that this generator makes."""

@@ -18,6 +18,7 @@ from arc_ray.config.training import (
     TrainConfig,
     ViewConfig,
 )
+from arc_ray.errors import SECRET
 
 
 class Config(Section):
@@ -52,6 +53,11 @@ class Config(Section):
     def _fits_together(self) -> "Config":
         if self.start not in self.starts:
             raise ValueError(f"start {self.start!r} is not under starts, which has {sorted(self.starts)}")
+        if secret := SECRET.search(str(self.train.deepspeed)):
+            raise ValueError(
+                f"train.deepspeed holds a key ({secret[0]}), which would be written down with the config: leave it out, and"
+                f" set it in the environment of every node"
+            )
         for name in self.evaluate.sets:
             if name not in self.data.sources:
                 raise ValueError(

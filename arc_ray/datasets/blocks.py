@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import reduce
+from functools import partial, reduce
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
@@ -126,9 +126,16 @@ def read_examples(folder: Folder, blocks: Iterable[Block], rows: npt.NDArray[np.
 
 def _read(folder: Folder, block: Block, columns: Sequence[str] = ()) -> pa.Table:
     """Read these columns of a block, or, with none named, the examples themselves."""
-    file = pq.ParquetFile(pa.BufferReader(folder.read_bytes(block.name)))
+    return folder.read(block.name, partial(_rows_in, columns=columns, size=block.size))
+
+
+def _rows_in(content: bytes, columns: Sequence[str], size: int) -> pa.Table:
+    file = pq.ParquetFile(pa.BufferReader(content))
     named = columns or [name for name in file.schema_arrow.names if name not in STATS.names]
-    return file.read(list(named), use_threads=False)
+    table = file.read(list(named), use_threads=False)
+    if len(table) != size or (columns and table.schema != STATS):
+        raise ValueError(f"it must hold {size} examples in the columns of a dataset")
+    return table
 
 
 def usable_rows(stats: pa.Table) -> npt.NDArray[np.int64]:

@@ -30,6 +30,7 @@ from arc_ray.datasets.manifest import Tally, empty_tallies, make_manifest, open_
 from arc_ray.datasets.reading import READ_THREADS, check_supply
 from arc_ray.errors import UserError, unwrapped
 from arc_ray.progress import Progress
+from arc_ray.runs.shapes import DatasetShape, ManifestShape
 from arc_ray.storage import Folder
 
 MIN_BUNDLE_SECONDS, MAX_BUNDLE_SECONDS = 0.5, 12.0
@@ -76,7 +77,7 @@ def _ensure_dataset(
     request: Request, storage: Folder, progress: Progress | None, num_workers: int | None
 ) -> dict[str, Any]:
     source, folder = request.source, dataset_folder(storage, request.source.dataset)
-    manifest = folder.read_json("manifest.json")
+    manifest = folder.read_json("manifest.json", ManifestShape)
     wanted = open_wishes(manifest, request.wanted)
     if manifest and not wanted:
         check_identity(folder, source)
@@ -90,7 +91,7 @@ def _ensure_dataset(
             if progress:
                 progress.advance(f"{source.dataset}, examples", done, total)
     entries = {**(manifest["tasks"] if manifest else {}), **{tally.task_id: tally.entry() for tally in tallies}}
-    manifest = make_manifest(folder.read_json("dataset.json"), entries)
+    manifest = make_manifest(folder.read_json("dataset.json", DatasetShape), entries)
     folder.write_json("manifest.json", manifest)
     return manifest
 
@@ -98,7 +99,7 @@ def _ensure_dataset(
 def estimate(request: Request, storage: Folder) -> Missing:
     """Estimate the work for one dataset from the blocks that are not there; needs no Ray."""
     folder = dataset_folder(storage, request.source.dataset)
-    wanted, names = open_wishes(folder.read_json("manifest.json"), request.wanted), set(folder.names())
+    wanted, names = open_wishes(folder.read_json("manifest.json", ManifestShape), request.wanted), set(folder.names())
     tallies = empty_tallies(request.source, wanted)
     missing = [(t, b) for t in tallies for b in t.blocks_to(wanted[t.task_id]) if b.name not in names]
     return Missing(

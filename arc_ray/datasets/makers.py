@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from arc_ray.config import differing_keys
 from arc_ray.config.sources import AnySource, ArcGenSource, CountingSource, PluginSource, RearcSource
 from arc_ray.errors import NotMadeYetError, UserError
+from arc_ray.runs.shapes import DatasetShape
 from arc_ray.storage import Folder
 from arc_ray.tasks import arcgen, generators
 from arc_ray.tasks.counting import counting_task
@@ -131,7 +132,7 @@ def claim_dataset(folder: Folder, source: GeneratedSource) -> None:
     generators: examples of two makings are not mixed. Raises UserError naming the differing keys."""
     folder.clear_leftovers()
     record = identity_of(source) | {"made_with": {"layout": LAYOUT, **maker_of(source).made_with()}}
-    found = folder.read_json("dataset.json")
+    found = folder.read_json("dataset.json", DatasetShape)
     if found is None:
         folder.write_json("dataset.json", record)
     else:
@@ -140,11 +141,11 @@ def claim_dataset(folder: Folder, source: GeneratedSource) -> None:
 
 def check_identity(folder: Folder, source: GeneratedSource) -> None:
     """Check that a dataset holds what a source's config says, by whatever versions it was made. Raises UserError."""
-    found = folder.read_json("dataset.json")
+    found = folder.read_json("dataset.json", DatasetShape)
     if found is None:
         raise NotMadeYetError(f"dataset {folder.uri} is not there; run `arc-ray generate` with this config first")
     identity = identity_of(source) | {"layout": LAYOUT}
-    there = {key: found.get(key) for key in identity} | {"layout": found["made_with"]["layout"]}
+    there = {key: found.get(key) for key in identity} | {"layout": found["made_with"].get("layout")}
     _refuse_difference(there, identity, f"dataset {folder.uri} was made by another config")
 
 

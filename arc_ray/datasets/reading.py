@@ -31,6 +31,7 @@ from arc_ray.datasets.makers import (
 )
 from arc_ray.datasets.manifest import blocks_by_task, open_wishes
 from arc_ray.errors import NotMadeYetError, UserError
+from arc_ray.runs.shapes import ManifestShape
 from arc_ray.storage import Folder
 from arc_ray.tasks.generators import find_module
 from arc_ray.tasks.selection import cut_examples, given_tasks, select, with_descriptions
@@ -66,7 +67,7 @@ def _cut(task: Task, source: PoolSource) -> list[Task]:
 
 def is_generated(source: GeneratedSource, storage: Folder) -> bool:
     """Tell whether all that a source takes is in its dataset, so that it can be loaded. Raises UserError."""
-    manifest = dataset_folder(storage, source.dataset).read_json("manifest.json")
+    manifest = dataset_folder(storage, source.dataset).read_json("manifest.json", ManifestShape)
     return manifest is not None and not open_wishes(manifest, wanted_of(source))
 
 
@@ -92,7 +93,7 @@ def _generated_tasks(source: GeneratedSource, folder: Folder) -> list[Task]:
     do not overlap share no example. Raises UserError if the dataset is not there or smaller than asked.
     """
     check_identity(folder, source)
-    manifest = folder.read_json("manifest.json")
+    manifest = folder.read_json("manifest.json", ManifestShape)
     for task_id, want in open_wishes(manifest, wanted_of(source)).items():
         have = manifest["tasks"].get(task_id, {"examples": 0})["examples"] if manifest else 0
         raise NotMadeYetError(

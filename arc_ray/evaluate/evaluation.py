@@ -40,6 +40,7 @@ from arc_ray.rows.guard import refuse_overlap
 from arc_ray.rows.maker import make_validation
 from arc_ray.rows.prepare import codec_of
 from arc_ray.runs.folder import claim, is_finished, note_sets, resolve_reference, run_folder
+from arc_ray.runs.shapes import CheckpointShape, DigestsShape, ResultShape
 from arc_ray.runs.starts import lineage
 from arc_ray.scores.attempts import BY_SCORES
 from arc_ray.storage import Folder
@@ -71,7 +72,7 @@ def run_evaluation(
     learned = refuse_overlap(config, lineage(config, trains=False), trains=False) if is_open else []
     claim(folder, config, command, tuple(REDONE))
     if is_finished(folder):
-        result = folder.read_json("result.json")
+        result = folder.read_json("result.json", ResultShape)
         told = {key.rsplit(".", 1)[-1]: value for key, value in REDONE.items()} | result
         if told.items() >= redone(config).items():
             return result
@@ -79,7 +80,7 @@ def run_evaluation(
     tables = {name: TaskTable.of(tasks) for name, tasks in sets.items()}
     note_sets(folder, {name: name_set(config.data.sources[name], tables[name], config.storage) for name in sets})
     if folder.exists("tasks.json"):
-        refuse_changes(folder.read_json("tasks.json"), tables, folder.uri)
+        refuse_changes(folder.read_json("tasks.json", dict[str, DigestsShape]), tables, folder.uri)
     elif not folder.exists("predictions"):
         folder.write_json("tasks.json", {name: digest_tasks(table) for name, table in tables.items()})
     if is_open:
@@ -154,7 +155,7 @@ def check_checkpoint(config: Config, key: str, frame: Frame | None = None) -> No
     if not folder.exists():
         raise UserError(f"{what}: there is no such folder")
     refuse_other_base(what, folder, config.model, config.storage, by_name=False)
-    about = folder.read_json("arc_ray.json") or {}
+    about = folder.read_json("arc_ray.json", CheckpointShape | None) or {}
     asked = config.prompt.model_dump(include={"format", "encoder", "positions"})
     learned = {"positions": "sequence"} | about.get("prompt", asked)  # older checkpoints know of no other
     if learned != asked:

@@ -14,10 +14,12 @@ import pyarrow as pa
 
 from arc_ray.config import Config
 from arc_ray.config.searching import EvaluateConfig
+from arc_ray.contents import parse_json, parse_parquet
 from arc_ray.errors import UserError
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.lengths import fit_views
 from arc_ray.rows.maker import ValidationSet
+from arc_ray.runs.shapes import GridShape
 from arc_ray.scores.attempts import Attempts, Candidate, attempts_by, distinct_grids
 from arc_ray.storage import Folder
 from arc_ray.tasks.task import MAX_SIDE, Grid, Task, TaskTable
@@ -200,8 +202,21 @@ def by_output(rows: Iterable[dict[str, Any]]) -> Predictions:
 
 
 def read_predictions(folder: Folder, names: Iterable[str]) -> Predictions:
-    """Read all predictions, or scores, of these files."""
-    return by_output(row for name in names for row in folder.read_parquet(name).to_pylist())
+    """Read all predictions, or scores, of these files. Raises UserError for one that is missing or damaged."""
+    return by_output(row for name in names for row in folder.read(name, _rows_in))
+
+
+def _rows_in(content: bytes) -> list[dict[str, Any]]:
+    table = parse_parquet(content)
+    schema = SCHEMA if "text" in table.column_names else SCORES
+    rows = table.select(schema.names).cast(schema).to_pylist()
+    for row in rows:
+        if row["grid"]:
+            parse_json(row["grid"].encode(), GridShape)
+        score = row["log_probability"]
+        if None in (row["task"], row["output"], row["view"]) or score != score:
+            raise ValueError("task, output and view must not be empty, and log_probability no NaN")
+    return rows
 
 
 def candidates_of(rows: Iterable[Mapping[str, Any]]) -> list[Candidate]:

@@ -6,6 +6,7 @@ Only files are read, so it can be redone at any time without a model. Scores are
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -14,9 +15,12 @@ import numpy as np
 from arc_ray.config import Config
 from arc_ray.config.searching import EvaluateConfig
 from arc_ray.config.sources import GENERATED, CountingSource, KaggleSource
+from arc_ray.contents import damaged, parse_json
+from arc_ray.errors import UserError
 from arc_ray.evaluate.curves import answer_curves
 from arc_ray.evaluate.questions import SCORES_SUFFIX, Predictions, candidates_of, choose, grid_of, read_predictions
 from arc_ray.runs.folder import finish
+from arc_ray.runs.shapes import FilesShape, RunShape, TunedShape
 from arc_ray.scores.attempts import (
     BY_SCORES,
     SELECTIONS,
@@ -48,9 +52,9 @@ the describer's words. Each way has a file, answers-<way>.json."""
 def select_answers(config: Config, folder: Folder, sets: Mapping[str, Sequence[Task]]) -> dict[str, Any]:
     """Choose, score and write everything that follows from the files; return the result."""
     result: dict[str, Any] = {"run": folder.name, "checkpoint": config.evaluate.checkpoint, **redone(config)}
-    about = folder.read_json("run.json") or {}
+    about = folder.read_json("run.json", RunShape) or {}
     result |= {f"{name}/version": version for name, version in about.get("sets", {}).items()}
-    if learned := folder.read_json("overlap.json"):
+    if learned := folder.read_json("overlap.json", list[str]):
         result["overlap"] = learned
     answers: dict[str, list[Mapping[str, Any]]] = {"": []}
     submissions: dict[str, dict[str, Any]] = {}
@@ -58,8 +62,10 @@ def select_answers(config: Config, folder: Folder, sets: Mapping[str, Sequence[T
     for name, tasks in sets.items():
         source = config.data.sources[name]
         if isinstance(source, CountingSource):
-            right = folder.read_json(f"predictions/{name}.json")
-            result |= {f"{name}/{key}": value for key, value in _counting_scores(source, name, tasks, right).items()}
+            right = folder.read(f"predictions/{name}.json", partial(parse_json, shape=dict[str, bool]))
+            with damaged(f"{folder.uri}/predictions/{name}.json"):
+                scores = _counting_scores(source, name, tasks, right)
+            result |= {f"{name}/{key}": value for key, value in scores.items()}
             continue
         predicted = _predicted(config, folder, name)
         scores, ways, attempts = _scores_of_ways(config, name, tasks, predicted)
@@ -84,9 +90,15 @@ def redone(config: Config) -> dict[str, Any]:
 
 def _predicted(config: Config, folder: Folder, name: str) -> dict[str, tuple[Predictions, Predictions]]:
     """Read the predictions of a set, and what scores there are of them, by the way in which it was answered."""
-    files, score_files = (folder.read_json(f"{part}/files.json") or {} for part in ("predictions", "scores"))
+    files, score_files = (
+        folder.read_json(f"{part}/files.json", FilesShape) or {} for part in ("predictions", "scores")
+    )
 
     def read(key: str) -> tuple[Predictions, Predictions]:
+        if key not in files:
+            raise UserError(
+                f"{folder.uri}/predictions/files.json names no predictions of {key}; put a whole copy there"
+            )
         predictions = read_predictions(folder / "predictions", files[key])
         return predictions, read_predictions(folder / "scores", score_files.get(key, ()))
 
@@ -117,7 +129,9 @@ def _with_tuned(
     folder: Folder, name: str, predictions: Predictions, scores: Predictions
 ) -> tuple[Predictions, Predictions]:
     """Put the predictions and scores of tuned models over a set's untuned ones, for every task that was tuned."""
-    records = [r for r in folder.read_json("tuning.json") if r["set"] == name and r["status"] == "tuned"]
+    records = [
+        r for r in folder.read_json("tuning.json", list[TunedShape]) if r["set"] == name and r["status"] == "tuned"
+    ]
     tuned = {record["task"] for record in records}
     kept = {key: rows for key, rows in scores.items() if key[0] not in tuned}
     answered, scored = (

@@ -14,6 +14,7 @@ from arc_ray.config import Config
 from arc_ray.config.searching import EvaluateConfig
 from arc_ray.evaluate.questions import SCHEMA, SCORES, Candidates, Prompt, Work, read_predictions
 from arc_ray.runs.folder import run_folder
+from arc_ray.runs.shapes import FilesShape
 from arc_ray.storage import Folder
 
 CHOICE_AND_SPEED = ("selection", "fill_submission", "num_actors", "gpus", "batch_tokens")
@@ -53,7 +54,7 @@ def take_over(
     known: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
     for other in others:
         folder = run_folder(other) / place.name
-        if answers_alike(config.evaluate, other.evaluate) and (files := folder.read_json("files.json")):
+        if answers_alike(config.evaluate, other.evaluate) and (files := folder.read_json("files.json", FilesShape)):
             by_view: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
             for key, rows in read_predictions(folder, files.get(name, ())).items():
                 for row in rows:

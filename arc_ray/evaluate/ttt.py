@@ -224,7 +224,7 @@ def tune_all(
     ttt = config.evaluate.ttt
     assert ttt
     records: dict[str, Record] = {
-        work.name: found for work in works if (found := folder.read_json(f"{work.name}.json"))
+        work.name: found for work in works if (found := folder.read_json(f"{work.name}.json", dict[str, Any]))
     }
     spent = max((record["at"] for record in records.values()), default=0.0)
     left = sorted((work for work in works if work.name not in records), key=lambda work: (-work.size, work.name))

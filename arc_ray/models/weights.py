@@ -15,6 +15,7 @@ from arc_ray.prompts.vocabulary import base_folder
 from arc_ray.runs.base import explained, fingerprint
 from arc_ray.runs.folder import is_place_of
 from arc_ray.runs.obtain import obtaining
+from arc_ray.runs.shapes import CheckpointShape
 from arc_ray.storage import Folder
 
 DTYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -146,7 +147,7 @@ def refuse_other_base(what: str, folder: Folder, config: ModelConfig, storage: s
 
     Adapters from before weights had fingerprints are refused `by_name`. Raises UserError.
     """
-    made_on = folder.read_json("arc_ray.json") or {}
+    made_on = folder.read_json("arc_ray.json", CheckpointShape | None) or {}
     base, name, known = config.base, made_on.get("base"), made_on.get("base_fingerprint")
     if not base or not name:
         return

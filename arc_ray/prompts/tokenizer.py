@@ -141,8 +141,8 @@ def frame_of(tokenizer: Any) -> Frame:
 def refuse_other_frame(kept: Mapping[str, str] | None, frame: Frame, what: str) -> None:
     """Raise UserError where `what` was made with another frame than the tokenizer's; None is that of older ones, unknown."""
     for part, text in asdict(frame).items():
-        if kept and kept[part] != text:
+        if kept and kept.get(part) != text:
             raise UserError(
-                f"{what} learned prompts with {kept[part]!r} where the tokenizer's chat template now writes {text!r};"
+                f"{what} learned prompts with {kept.get(part)!r} where the tokenizer's chat template now writes {text!r};"
                 f" set model.base to the model as it was then, or train again"
             )

@@ -9,14 +9,22 @@ wrote, the study's own or anybody's, nothing pickled is opened; it tells less th
 """
 
 import hashlib
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import yaml
-
-from arc_ray.errors import UserError
+from arc_ray.contents import checked, damaged, parse_json
 from arc_ray.report.frames import WHO, Row, config_value, trial_row
+from arc_ray.runs.shapes import (
+    AnswerShape,
+    ConfigShape,
+    ManifestShape,
+    MetricsShape,
+    OutcomeShape,
+    ResultShape,
+    TrialShape,
+    TuneStateShape,
+    TuneTrialShape,
+)
 from arc_ray.scores.records import read_record
 from arc_ray.storage import Folder
 
@@ -34,23 +42,27 @@ class TrialRows(NamedTuple):
 
 def read_trial_folder(folder: Folder, study: str, name: str, compare: str | None) -> TrialRows:
     """Read a run folder; `compare` is the config key that names its arm, None takes its own name. Raises UserError."""
-    config, about = read_yaml(folder, "config.yaml"), read_json_file(folder, "trial.json")
-    records, _ = _read(folder, "metrics.jsonl", "JSON", folder.read_json_lines)
-    result = read_json_file(folder, "result.json")
+    config, about = folder.read_yaml("config.yaml", ConfigShape) or {}, folder.read_json("trial.json", TrialShape)
+    records, _ = folder.read_json_lines("metrics.jsonl", shape=MetricsShape)
+    result = folder.read_json("result.json", ResultShape)
     plan = folder.read_bytes("plan.parquet") if folder.exists("plan.parquet") else b""
     digest = hashlib.blake2b(plan, digest_size=6).hexdigest() if plan else None
     trial = trial_row(study, name, about, config, records, result, compare) | {"plan_digest": digest}
     validation: list[Row] = []
     for file in (folder / "validation").names():
-        outcome = read_json_file(folder, f"validation/{file}")
-        check_keys(outcome, ("names", "solved", "cell_accuracy", "loss"), f"{folder.uri}/validation/{file}")
-        step = int(file.removeprefix("step-").removesuffix(".json"))
-        columns = (outcome[key] for key in ("names", "solved", "cell_accuracy", "loss"))
-        for view, solved, cell_accuracy, loss in zip(*columns, strict=True):
-            source, *task, output = view.split("/")
-            where = _who(trial) | {"step": step, "source": source, "task": "/".join(task), "output": int(output)}
-            validation.append({**where, "solved": bool(solved), "cell_accuracy": cell_accuracy, "loss": loss})
+        outcome = folder.read_json(f"validation/{file}", OutcomeShape)
+        with damaged(f"{folder.uri}/validation/{file}"):
+            validation += _validation_rows(_who(trial), file, outcome)
     return TrialRows(trial, _metric_rows(trial, records), validation)
+
+
+def _validation_rows(who: Row, file: str, outcome: Mapping[str, Any]) -> Iterator[Row]:
+    step = int(file.removeprefix("step-").removesuffix(".json"))
+    columns = (outcome[key] for key in ("names", "solved", "cell_accuracy", "loss"))
+    for view, solved, cell_accuracy, loss in zip(*columns, strict=True):
+        source, *task, output = view.split("/")
+        where = who | {"step": step, "source": source, "task": "/".join(task), "output": int(output)}
+        yield {**where, "solved": bool(solved), "cell_accuracy": cell_accuracy, "loss": loss}
 
 
 def _metric_rows(trial: Row, records: Iterable[Row]) -> list[Row]:
@@ -71,36 +83,33 @@ def read_experiment(place: Folder) -> list[TrialRows] | None:
     states = [name for name in place.names() if name.startswith("experiment_state-")]
     if not states:
         return None
-    return [_read_tune_trial(place, about) for name in states for about in _tune_trials(place, name)]
+    trials = {about["trial_id"]: about for name in states for about in _tune_trials(place, name)}
+    return [_read_tune_trial(place, about) for about in trials.values()]
 
 
-def _tune_trials(place: Folder, name: str) -> Iterator[dict[str, Any]]:
-    try:
-        for state, *_ in (place.read_json(name) or {})["trial_data"]:
-            yield json.loads(state)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{place.uri}/{name} is no state of a Tune experiment: {error}; copy the folder again"
-        ) from error
+def _tune_trials(place: Folder, name: str) -> Iterator[TuneTrialShape]:
+    for state, *_ in place.read_json(name, TuneStateShape)["trial_data"]:
+        with damaged(f"{place.uri}/{name}"):
+            yield parse_json(state.encode(), TuneTrialShape)
 
 
-def _read_tune_trial(place: Folder, about: Mapping[str, Any]) -> TrialRows:
+def _read_tune_trial(place: Folder, about: TuneTrialShape) -> TrialRows:
     folder = place / about["relative_logdir"]
-    lines, error = (
-        folder.read_bytes(name).decode().strip().splitlines() if folder.exists(name) else []
-        for name in ("result.json", "error.txt")
-    )
+    reports, _ = folder.read_json_lines("result.json", shape=dict[str, Any])
     records = []
-    for report in (json.loads(line) for line in lines if line):
+    for report in reports:
         record = {"step": report.get("training_iteration", 0), "seconds": report.get("time_total_s", 0.0)}
         # Tune adds times, places and the trial's whole config to what was measured.
-        records.append(record | {key: v for key, v in report.items() if "/" in key or key in ("step", "seconds")})
+        record |= {k: v for k, v in report.items() if k in record or ("/" in k and isinstance(v, int | float))}
+        with damaged((folder / "result.json").uri):
+            records.append(checked(record, MetricsShape))
     status = TUNE_ENDINGS.get(about["status"], "running")
+    error = folder.read("error.txt", bytes.decode) if folder.exists("error.txt") else ""
     trial = {
         "trial": about["trial_id"],
         "status": status,
         "overrides": dict(_varied(about.get("evaluated_params") or {})),
-        "error": (error or ["no reason given"])[-1] if status == "failed" else None,
+        "error": (error.strip().splitlines() or ["no reason given"])[-1] if status == "failed" else None,
     }
     row = trial_row(place.name, about["trial_id"], trial, {"start": place.name}, records, None, "start")
     return TrialRows(row | {"plan_digest": None}, _metric_rows(row, records))
@@ -129,16 +138,15 @@ def read_evaluations(place: Folder, runs: Iterable[Folder]) -> tuple[list[Row], 
     answers: list[Row] = []
     budgets: list[Row] = []
     for arm, folder in folders:
-        result = read_json_file(folder, "result.json") or {}
+        result = folder.read_json("result.json", ResultShape) or {}
         arm = result.get("arm", arm)
         scores += score_rows(place.name, arm, result)
         seeds = [name for name in folder.names() if name.startswith("seed-")]
         for seed in seeds or [None]:
             answered = folder / seed if seed else folder
             who = {"study": place.name, "arm": arm, "seed": int(seed.removeprefix("seed-")) if seed else None}
-            budgets += [who | budget for budget in read_json_file(answered, "curves.json") or []]
-            for answer in read_json_file(answered, "answers.json") or []:
-                check_keys(answer, ("set", "task", "attempts", "is_right"), f"{answered.uri}/answers.json")
+            budgets += [who | budget for budget in answered.read_json("curves.json", list[dict[str, Any]]) or []]
+            for answer in answered.read_json("answers.json", list[AnswerShape]) or []:
                 greedy, truth = answer.get("greedy"), answer.get("truth")
                 right = None if greedy is None or truth is None else greedy == truth
                 known = {"truth": truth, "greedy": greedy, "greedy_right": right}
@@ -176,7 +184,7 @@ def read_data(folder: Folder, study: str, config: Mapping[str, Any]) -> list[Row
     used = {source.get("dataset") for source in config_value(config, "data.sources", {}).values()}
     rows = []
     for name in folder.names():
-        manifest = read_json_file(folder, f"{name}/manifest.json") if name in used else None
+        manifest = folder.read_json(f"{name}/manifest.json", ManifestShape) if name in used else None
         if manifest:
             reasons = manifest.get("rejected") or {}
             row = {"study": study, "dataset": name, "kind": manifest.get("kind", ""), "reasons": dict(reasons)}
@@ -184,31 +192,3 @@ def read_data(folder: Folder, study: str, config: Mapping[str, Any]) -> list[Row
             row |= {key: manifest.get(key, 0) for key in ("examples", "attempts", "duplicates", "gave_up")}
             rows.append(row | {"rejected": sum(reasons.values()), "timed_out": len(manifest.get("timed_out") or ())})
     return rows
-
-
-def read_json_file(folder: Folder, name: str) -> Any:
-    """Read a JSON file; None if there is none. Raises UserError for a broken one."""
-    return _read(folder, name, "JSON", folder.read_json)
-
-
-def read_yaml(folder: Folder, name: str) -> dict[str, Any]:
-    """Read a YAML file of keys and values; empty if there is none. Raises UserError for a broken one."""
-    if not folder.exists(name):
-        return {}
-    value = _read(folder, name, "YAML", lambda name: yaml.load(folder.read_bytes(name), Loader=yaml.CSafeLoader))
-    return value if isinstance(value, dict) else {}
-
-
-def _read(folder: Folder, name: str, what: str, read: Callable[[str], Any]) -> Any:
-    try:
-        return read(name)
-    except (ValueError, yaml.YAMLError) as error:
-        said = " ".join(str(error).split())
-        raise UserError(f"{folder.uri}/{name} is no {what}: {said}; copy the folder again") from error
-
-
-def check_keys(value: object, keys: Iterable[str], where: str) -> None:
-    """Refuse a file that is not what a study writes. Raises UserError naming file and missing key."""
-    for key in keys:
-        if not isinstance(value, Mapping) or key not in value:
-            raise UserError(f'{where}: "{key}" is missing; was the file changed by hand, or only partly copied?')

@@ -118,7 +118,7 @@ def trial_row(
     measured = {key: value for key, value in last.items() if "/" in key and isinstance(value, int | float)}
     return {
         "study": study,
-        "trial": str(about.get("trial") or name),
+        "trial": name,
         "arm": name if compare is None else value_name(set_by_trial.get(compare, config_value(config, compare, name))),
         "seed": overrides.pop("seed", config_value(config, "seed", 0)),
         "status": about.get("status", "running"),

@@ -19,6 +19,7 @@ from arc_ray.config.searching import trained_as
 from arc_ray.errors import UserError
 from arc_ray.report import folders
 from arc_ray.report.frames import COLUMNS, TRIALS, DataFrame, config_value, frame
+from arc_ray.runs.shapes import AnalysisShape, ConfigShape, QualityShape, RunShape
 from arc_ray.storage import Folder
 
 ReportKind = Literal["study", "tune", "run", "runs"]
@@ -146,7 +147,7 @@ def load(folder: str) -> Report:
     made first, the generated data) is read where it was copied along. Raises UserError.
     """
     place = Folder.at(folder)
-    config, run = folders.read_yaml(place, "config.yaml"), folders.read_json_file(place, "run.json") or {}
+    config, run = place.read_yaml("config.yaml", ConfigShape) or {}, place.read_json("run.json", RunShape) or {}
     analysis, beside, trials = _read_analysis(place), place.parent, folders.read_experiment(place)
     compare = str((analysis or {}).get("compare") or config_value(config, "study.compare", "start"))
     if trials is None:
@@ -166,7 +167,7 @@ def load(folder: str) -> Report:
         run=run,
         analysis=analysis,
         compare=compare,
-        best=place.read_bytes("best.yaml").decode() if place.exists("best.yaml") else None,
+        best=place.read("best.yaml", bytes.decode) if place.exists("best.yaml") else None,
         trials=frame("trials", [trial.trial for trial in trials]),
         runs=frame("runs", [run.trial for run in runs]),
         metrics=frame("metrics", [row for trial in [*trials, *runs] for row in trial.metrics]),
@@ -175,8 +176,8 @@ def load(folder: str) -> Report:
         answers=frame("answers", answers),
         budgets=frame("budgets", budgets),
         data=frame("data", folders.read_data(beside / "data", place.name, config)),
-        quality=folders.read_json_file(place, "quality.json"),
-        overlap=folders.read_json_file(place, "overlap.json") or (),
+        quality=place.read_json("quality.json", QualityShape),
+        overlap=place.read_json("overlap.json", list[str]) or (),
     )
 
 
@@ -234,9 +235,8 @@ def _kind_of(place: Folder, run: Mapping[str, Any], analysis: object) -> ReportK
 
 def _read_analysis(place: Folder) -> dict[str, Any] | None:
     """Read analysis.json with the names of arms as text, which an older file may lack; None before it is made."""
-    analysis = folders.read_json_file(place, "analysis.json")
+    analysis = place.read_json("analysis.json", AnalysisShape)
     if analysis is None:
         return None
-    folders.check_keys(analysis, ("baseline", "metric", "arms", "effects"), f"{place.uri}/analysis.json")
     named = {key: [{**part, "arm": value_name(part["arm"])} for part in analysis[key]] for key in ("arms", "effects")}
     return {**analysis, "baseline": value_name(analysis["baseline"]), **named}

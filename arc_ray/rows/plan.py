@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from arc_ray.config import Config
+from arc_ray.contents import parse_json, parse_parquet
+from arc_ray.runs.shapes import PlanShape
 from arc_ray.seeding import counter_bits, rng_for
 
 SHUFFLE_WINDOW = 8192
@@ -215,10 +217,20 @@ def save_plan(plan: Plan) -> bytes:
 
 
 def load_plan(content: bytes) -> Plan:
-    """Read a plan back."""
-    table = pq.read_table(io.BytesIO(content))
-    about = json.loads(table.schema.metadata[b"arc_ray.plan"])
+    """Read a plan back. Raises ValueError, or what pyarrow raises, for what is no plan."""
+    written = pq.read_schema(io.BytesIO(content)).metadata or {}
+    about = parse_json(written[b"arc_ray.plan"], PlanShape)
     about["sources"] = tuple(about["sources"])
-    row = table["row"].to_numpy()
+    columns = {name: pa.from_numpy_dtype(kind) for name, kind in VIEW_COLUMNS.items()} | {"row": pa.int32()}
+    table = parse_parquet(content, pa.schema(columns))
+    if any(column.null_count for column in table.columns):
+        raise ValueError("views have no empty values")
+    row, views = table["row"].to_numpy(), planned_views(*(table[name].to_numpy() for name in VIEW_COLUMNS))
     first_view = np.searchsorted(row, np.arange(int(row.max(initial=-1)) + 2)).astype(np.int64)
-    return Plan(planned_views(*(table[name].to_numpy() for name in VIEW_COLUMNS)), first_view, **about)
+    plan = Plan(views, first_view, **about)
+    in_order = len(views) and (np.diff(row, prepend=0) >= 0).all() and (np.diff(first_view) > 0).all()
+    is_known = np.isin(views["source"], np.arange(len(plan.sources))).all() and (views["task"] >= 0).all()
+    fits = (views["tokens"] > 0).all() and (np.diff(_totals(views["tokens"])[first_view]) <= plan.row_tokens).all()
+    if not (in_order and is_known and fits):
+        raise ValueError("its views, rows and sources do not belong together")
+    return plan

@@ -81,14 +81,17 @@ def keep(prepared: Prepared, folder: Folder) -> Prepared:
     Raises UserError where that run began with other data or another chat template.
     """
     frame = prepared.maker.codec.frame
-    refuse_other_frame(folder.read_json("frame.json"), frame, folder.uri)
+    refuse_other_frame(folder.read_json("frame.json", dict[str, str]), frame, folder.uri)
     folder.write_json("frame.json", dataclasses.asdict(frame))
     if not folder.exists("plan.parquet"):
         note_sets(folder, prepared.sets)
         folder.write_bytes("plan.parquet", save_plan(prepared.plan))
         return prepared
-    begun = load_plan(folder.read_bytes("plan.parquet"))
+    begun = folder.read("plan.parquet", load_plan)
     refuse_changes(begun.data, prepared.tables, folder.uri)
+    most = [len(prepared.tables[name]) if name in prepared.tables else 0 for name in begun.sources]
+    if begun.sources != prepared.plan.sources or (begun.views["task"] >= np.array(most)[begun.views["source"]]).any():
+        raise UserError(f"{folder.uri}/plan.parquet is of other data than this config's; delete the folder")
     return dataclasses.replace(prepared, maker=dataclasses.replace(prepared.maker, plan=begun))
 
 

@@ -15,6 +15,7 @@ from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.guard import NAMED, find_overlaps, mixed
 from arc_ray.rows.plan import Plan
 from arc_ray.rows.prepare import codec_of, first_views, plan_rows
+from arc_ray.runs.shapes import ManifestShape
 from arc_ray.storage import Folder
 from arc_ray.tasks.fingerprints import count_duplicates, count_met, count_views
 from arc_ray.tasks.selection import name_set
@@ -85,7 +86,7 @@ def _source_counts(config: Config, name: str, tasks: Sequence[Task], table: Task
     pairs = [pair for task in puzzles for pair in task.pairs]
     source, generated = config.data.sources[name], {}
     if isinstance(source, GeneratedSource):
-        generated = dataset_folder(Folder.at(config.storage), source.dataset).read_json("manifest.json")
+        generated = dataset_folder(Folder.at(config.storage), source.dataset).read_json("manifest.json", ManifestShape)
     return {
         "set": name_set(source, table, config.storage),
         "tasks": len(tasks),

@@ -5,17 +5,21 @@ import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from arc_ray.config.section import BUILT_IN, is_model_name
+from arc_ray.contents import damaged, parse_json
 from arc_ray.errors import UserError
 from arc_ray.runs.folder import resolve_reference
 from arc_ray.runs.obtain import find
+from arc_ray.runs.shapes import IndexShape
 from arc_ray.seeding import digest64
 from arc_ray.storage import Folder
 
 NAMES_AND_VERSIONS = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
 """Keys of a model's config.json that say nothing of its weights."""
+MOST_HEADER = 100 * 2**20
+"""Bytes of the header of a safetensors file at most, by the format's own rule."""
 SAMPLED_BYTES = 256
 """Bytes of each tensor that a fingerprint looks at: a training changes some of them."""
 
@@ -93,19 +97,24 @@ def fingerprint(path: str) -> str | None:
     """
     folder = Path(path)
     index, about = folder / "model.safetensors.index.json", folder / "config.json"
-    names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    names = {"model.safetensors"}
+    if index.exists():
+        with damaged(str(index)):
+            names = set(parse_json(index.read_bytes(), IndexShape)["weight_map"].values())
     if not all(file.exists() for file in (about, *(folder / name for name in names))):
         return None
-    config = {k: v for k, v in json.loads(about.read_text()).items() if k not in NAMES_AND_VERSIONS}
+    with damaged(str(about)):
+        config = parse_json(about.read_bytes(), dict[str, Any])
+    config = {key: value for key, value in config.items() if key not in NAMES_AND_VERSIONS}
     tensors = sorted(tensor for name in names for tensor in _tensors(folder / name))
     return f"{digest64(json.dumps(config, sort_keys=True), tensors):016x}"
 
 
 def _tensors(file: Path) -> Iterator[tuple[str, str, list[int], bytes]]:
     """Yield name, dtype, shape and bytes of the middle of each tensor in a safetensors file."""
-    with file.open("rb") as stream:
+    with damaged(str(file)), file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(size))
+        header = json.loads(stream.read(min(size, MOST_HEADER)))
         for name, about in header.items():
             if name != "__metadata__":
                 begin, end = about["data_offsets"]

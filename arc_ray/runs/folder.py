@@ -9,12 +9,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from arc_ray.config import Config, config_from, differing_keys, to_yaml, types_of, with_overrides
 from arc_ray.config.section import BUILT_IN, absolute, absolute_model
 from arc_ray.errors import NotMadeYetError, UserError
 from arc_ray.runs.machine import describe_run
+from arc_ray.runs.shapes import ConfigShape, MetricsShape, RunShape
 from arc_ray.storage import Folder
 
 METRICS_FILE = "metrics.jsonl"
@@ -75,7 +74,7 @@ def claim(folder: Folder, config: Config, command: str, redone: Sequence[str] = 
 
 def note_sets(folder: Folder, names: Mapping[str, str]) -> None:
     """Write into run.json which version of a set each source of a run has, unless it says so already."""
-    about = folder.read_json("run.json") or {}
+    about = folder.read_json("run.json", RunShape) or {}
     if "sets" not in about:
         folder.write_json("run.json", about | {"sets": dict(names)})
 
@@ -87,7 +86,7 @@ def refuse_other_config(folder: Folder, config: Config, redone: Sequence[str] = 
     """
     if not folder.exists("config.yaml"):
         return []
-    made_by = _with_defaults(yaml.safe_load(folder.read_bytes("config.yaml")))
+    made_by = _with_defaults(folder.read_yaml("config.yaml", ConfigShape))
     asked = as_made(folder, config).model_dump(mode="json")
     differing = [k for k in differing_keys(_what(made_by), _what(asked), _is_same) if not _is_where(k)]
     if not set(differing) <= {*redone, *PERMISSIONS}:
@@ -101,14 +100,15 @@ def refuse_other_config(folder: Folder, config: Config, redone: Sequence[str] = 
 
 def as_made(folder: Folder, config: Config) -> Config:
     """Put for what is `auto` in a config what the run in the folder was made with; without a run, nothing changes."""
-    made_by = yaml.safe_load(folder.read_bytes("config.yaml")) if folder.exists("config.yaml") else {}
+    made_by = folder.read_yaml("config.yaml", ConfigShape) or {}
     asked = config.model_dump(mode="json")
     found = {
         f"{section}.{key}": made_by.get(section, {}).get(key, "auto")
         for section, key in AUTO
         if asked[section][key] == "auto"
     }
-    return with_overrides(config, {key: value for key, value in found.items() if value != "auto"})
+    known = {key: value for key, value in found.items() if value != "auto"}
+    return with_overrides(config, known, f"{folder.uri}/config.yaml")
 
 
 def is_finished(folder: Folder) -> bool:
@@ -123,7 +123,7 @@ def finish(folder: Folder, result: dict[str, Any]) -> None:
 
 def read_metrics(folder: Folder) -> list[dict[str, Any]]:
     """Read metrics.jsonl: one record a line, slashed names; empty if there is none yet."""
-    return folder.read_json_lines(METRICS_FILE)[0]
+    return folder.read_json_lines(METRICS_FILE, shape=MetricsShape)[0]
 
 
 class MetricsFile:
@@ -164,12 +164,12 @@ class MetricsTail:
     def look(self) -> None:
         """Read on; from the beginning where a run that was cut off has gone on, and its file has been cut."""
         try:
-            records, end = self._folder.read_json_lines(METRICS_FILE, self._end)
-        except ValueError:  # this is no longer the beginning of a line
+            records, end = self._folder.read_json_lines(METRICS_FILE, self._end, MetricsShape)
+        except UserError:  # this is no longer the beginning of a line
             records, end = [], -1
         if end < self._end:
             self._begin()
-            records, end = self._folder.read_json_lines(METRICS_FILE)
+            records, end = self._folder.read_json_lines(METRICS_FILE, shape=MetricsShape)
         self._end = end
         for record in records:
             self.newest |= record

@@ -12,6 +12,7 @@ from typing import Any
 from arc_ray.config.section import BUILT_IN, SETS, Package, is_model_name
 from arc_ray.copies import cached
 from arc_ray.errors import NotMadeYetError, UserError, nearest
+from arc_ray.runs.shapes import OriginShape
 from arc_ray.storage import Folder
 
 ORIGIN = "origin.json"
@@ -77,7 +78,7 @@ def obtaining(names: Iterable[str | None], storage: str) -> Iterator[str]:
 
 def revision_of(base: str | None, storage: str) -> str | None:
     """Return the revision, or the package, that a storage's model of a name is; None for other bases."""
-    about = _kept(base, storage)[0].read_json(ORIGIN) if base and is_model_name(base) else None
+    about = _kept(base, storage)[0].read_json(ORIGIN, OriginShape) if base and is_model_name(base) else None
     return about and about["revision"]
 
 

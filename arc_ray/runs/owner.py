@@ -19,8 +19,10 @@ from typing import Any
 
 import psutil
 
+from arc_ray.contents import parse_json
 from arc_ray.errors import UserError
 from arc_ray.progress import Progress
+from arc_ray.runs.shapes import OwnerShape
 from arc_ray.storage import Folder
 
 OWNER_FILE = "owner.json"
@@ -127,7 +129,7 @@ def _is_last(folder: Folder, mine: dict[str, Any]) -> bool:
 
 def _read(folder: Folder) -> dict[str, Any] | None:
     try:
-        return json.loads(folder.read_bytes(OWNER_FILE))
+        return parse_json(folder.read_bytes(OWNER_FILE), OwnerShape)
     except FileNotFoundError:
         return None
     except ValueError:

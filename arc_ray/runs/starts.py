@@ -3,11 +3,10 @@
 import logging
 from collections.abc import Iterable, Sequence
 
-import yaml
-
 from arc_ray.config import Config, config_from, with_overrides
 from arc_ray.errors import UserError
 from arc_ray.runs.folder import checkpoint_steps
+from arc_ray.runs.shapes import ConfigShape
 from arc_ray.storage import Folder
 
 logger = logging.getLogger(__name__)
@@ -99,7 +98,7 @@ def _made_by(reference: str, storage: str) -> Config | None:
     if not place.exists("config.yaml"):
         return None
     try:
-        return config_from(yaml.safe_load(place.read_bytes("config.yaml")), overrides, f"{place.uri}/config.yaml")
+        return config_from(place.read_yaml("config.yaml", ConfigShape), overrides, f"{place.uri}/config.yaml")
     except UserError as error:
         logger.warning("what %s was trained on is not known: %s", reference, error)
         return None

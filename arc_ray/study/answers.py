@@ -18,6 +18,7 @@ from arc_ray.evaluate.evaluation import asking_codec, check_evaluation
 from arc_ray.evaluate.questions import read_predictions
 from arc_ray.evaluate.shared import answers_alike, tunes_alike
 from arc_ray.prompts.tokenizer import load_tokenizer
+from arc_ray.runs.shapes import FilesShape, ResultShape
 from arc_ray.scores.analysis import choosing_half
 from arc_ray.scores.intervals import paired_effect
 from arc_ray.study.comparing import ANSWERS, effect_record, spoken_arm, trainings
@@ -95,7 +96,7 @@ def by_answers(config: Config, analysis: Mapping[str, Any], trials: Sequence[Tri
     baseline, *others = trained
     settings = {one["arm"]: one["setting"] for one in analysis["arms"]}
     settings = {arm: settings[own] for arm, own in trained.items()}
-    seeds = arm_folder(config, baseline).read_json("result.json")["seeds"]
+    seeds = arm_folder(config, baseline).read_json("result.json", ResultShape)["seeds"]
     answers = {arm: [_answers(config, arm, seed) for seed in seeds] for arm in trained}
     chose = _chose(config, trials) if len(set(trained.values())) > 1 else set()
     outputs = [
@@ -177,7 +178,7 @@ def _costs(config: Config, outputs: Sequence[Output], seeds: Sequence[int]) -> l
 
 def _log_passes(config: Config, arm: str, seed: int, outputs: Sequence[Output]) -> list[float]:
     folder = arm_folder(config, arm) / f"seed-{seed}" / "predictions"
-    files = folder.read_json("files.json")
+    files = folder.read_json("files.json", FilesShape)
     passes = {
         (name, *key): sum(row["passes"] or 0 for row in rows)
         for name in dict.fromkeys(name for name, *_ in outputs)

@@ -17,6 +17,7 @@ from arc_ray.evaluate.questions import rows_of
 from arc_ray.evaluate.results import Answers, Ways, compared, right_answers
 from arc_ray.progress import Progress
 from arc_ray.runs.folder import run_folder
+from arc_ray.runs.shapes import AnswerShape
 from arc_ray.runs.starts import with_start
 from arc_ray.scores.intervals import paired_effect, share_over_seeds, units_of
 from arc_ray.scores.records import FloatArray, ScorePath, flat_record, read_record
@@ -110,7 +111,7 @@ def read_answers(config: Config, arm: str, seed: int) -> Mapping[str, Ways]:
     folder = arm_folder(config, arm) / f"seed-{seed}"
     found: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for way, file in (("", "answers"), ("untuned", "answers-untuned"), ("generated", "answers-generated")):
-        for answer in folder.read_json(f"{file}.json") or ():
+        for answer in folder.read_json(f"{file}.json", list[AnswerShape]) or ():
             ways = found.setdefault(answer["set"].removesuffix(f"/{way}"), {})
             ways.setdefault(way, []).append(answer)
     return found

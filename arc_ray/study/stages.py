@@ -161,7 +161,7 @@ def steps_shown(config: Config, progress: Progress) -> Callable[[], None]:
     def look() -> None:
         nonlocal shown
         if not plans and folder.exists("plan.parquet"):
-            plans.append(load_plan(folder.read_bytes("plan.parquet")))
+            plans.append(folder.read("plan.parquet", load_plan))
             if config.train.micro_rows == "auto" and config.scaling.on_gpu:
                 rows = as_made(folder, config).train.rows_at_once
                 progress.note(f"{config.name}: rows at once (train.micro_rows) {rows}")

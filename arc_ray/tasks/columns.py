@@ -6,8 +6,6 @@ from fnmatch import fnmatch
 from functools import partial
 from typing import Any
 
-import pyarrow as pa
-
 from arc_ray.config.sources import Columns, RecordsSource
 from arc_ray.errors import UserError
 from arc_ray.storage import Folder
@@ -75,10 +73,8 @@ def _lines(file: str) -> Iterator[tuple[int, str, Read]]:
 
 def _rows(file: str) -> Iterator[tuple[int, str, Read]]:
     """Yield number, place and reader of each row."""
-    try:
-        table = Folder.at(file).parent.read_parquet(Folder.at(file).name)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{file} cannot be read as Parquet: {error}") from error
+    place = Folder.at(file)
+    table = place.parent.read_parquet(place.name)
     for row in range(len(table)):
         yield row + 1, f"{file}, row {row + 1}", lambda row=row: table.slice(row, 1).to_pylist()[0]
 

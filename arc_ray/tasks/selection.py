@@ -69,8 +69,10 @@ def select(tasks: Unparsed, source: Selection) -> list[Task]:
     if skipped:
         logger.warning("skip_invalid: %d of %d skipped, the first: %s", len(skipped), len(chosen), skipped[0])
     if not fitting:
+        place = getattr(source, "path", None) or getattr(source, "challenges", None)
         raise UserError(
-            f"no task is left: {len(chosen)} asked for (tasks), none with sides up to max_side = {source.max_side}"
+            f"{f'{place}: ' if place else ''}no task is left: {len(chosen)} asked for (tasks), none with sides up to"
+            f" max_side = {source.max_side}"
         )
     return fitting
 

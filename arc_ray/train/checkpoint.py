@@ -1,23 +1,28 @@
 """Checkpoints: written whole by rank 0 on a thread beside the training, `arc_ray.json` last; found again, and pruned."""
 
+import hashlib
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
 from arc_ray.config import Config
+from arc_ray.contents import damaged, parse_json
 from arc_ray.errors import UserError
 from arc_ray.models.build import save_weights, trainable
 from arc_ray.prompts.tokenizer import frame_of
 from arc_ray.prompts.vocabulary import base_folder
 from arc_ray.runs.base import fingerprint
 from arc_ray.runs.folder import checkpoint_name, checkpoint_steps
+from arc_ray.runs.shapes import CheckpointShape
 from arc_ray.storage import Folder
 from arc_ray.train.engine import MOMENTS, State, weights_in
 
@@ -72,12 +77,15 @@ class CheckpointWriter:
         weights, moments = weights_in(state), {name: t for name, t in state.items() if name.startswith(MOMENTS)}
         for name, content in self._files(weights):
             target.write_bytes(name, content)
-        target.write_bytes(WEIGHTS_FILE, save_tensors(weights))
-        target.write_bytes(OPTIMIZER_FILE, save_tensors(moments))
+        digests = {}
+        for name, tensors in ((WEIGHTS_FILE, weights), (OPTIMIZER_FILE, moments)):
+            content = save_tensors(tensors)
+            digests[name] = _digest(content)
+            target.write_bytes(name, content)
         if after:
             after.result()
-        frame = asdict(frame_of(self._tokenizer))
-        target.write_json("arc_ray.json", describe_checkpoint(self._config, step) | {"frame": frame})
+        about = {"frame": asdict(frame_of(self._tokenizer)), "digests": digests}
+        target.write_json("arc_ray.json", describe_checkpoint(self._config, step) | about)
         for old in checkpoint_steps(self._folder)[: -self._config.train.keep_checkpoints]:
             # The marker goes first, so that a checkpoint half deleted is one that is not there.
             (self._folder / checkpoint_name(old)).delete("arc_ray.json")
@@ -101,7 +109,45 @@ def describe_checkpoint(config: Config, step: int) -> dict[str, Any]:
 
 
 def read_state(folder: Folder, step: int) -> State:
-    """Read the whole training state of a checkpoint."""
+    """Read the whole training state of a checkpoint. Raises UserError where a part of it is damaged."""
     source = folder / checkpoint_name(step)
-    weights, moments = (load_tensors(source.read_bytes(file)) for file in (WEIGHTS_FILE, OPTIMIZER_FILE))
+    about = source.read("arc_ray.json", partial(parse_json, shape=CheckpointShape))
+    digests = about.get("digests", {})  # older checkpoints have none
+    try:
+        weights, moments = (
+            source.read(file, partial(_tensors_in, digest=digests.get(file))) for file in (WEIGHTS_FILE, OPTIMIZER_FILE)
+        )
+        with damaged(f"{source.uri}/{OPTIMIZER_FILE}"):
+            _check_moments(weights, moments)
+    except UserError as error:
+        raise UserError(
+            f"{error}; or delete the folder {source.uri}, and the run goes on from the checkpoint before it"
+        ) from error
     return {f"weight.{name}": tensor for name, tensor in weights.items()} | moments
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _tensors_in(content: bytes, digest: str | None) -> State:
+    if digest not in (None, _digest(content)):
+        raise ValueError("it is not what was written")
+    tensors = load_tensors(content)
+    if lost := not_finite(tensors):
+        raise ValueError(f"{lost[0]} holds numbers that are not finite")
+    return tensors
+
+
+def _check_moments(weights: State, moments: State) -> None:
+    """Raise ValueError where an optimizer's state is not that of these weights."""
+    shapes = {f"{kind}.{name}": tensor.shape for name, tensor in weights.items() for kind in MOMENTS}
+    found = {name: tensor.shape for name, tensor in moments.items()}
+    for name in sorted(shapes.keys() | found.keys()):
+        if shapes.get(name) != found.get(name):
+            raise ValueError(f"{name} is missing, of another shape, or of no weight")
+
+
+def not_finite(state: State) -> list[str]:
+    """Name the tensors of a state that hold NaN or infinite numbers."""
+    return sorted(name for name, tensor in state.items() if not torch.isfinite(tensor).all())

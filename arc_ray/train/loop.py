@@ -31,12 +31,20 @@ class Hooks:
     save: Callable[[int], None]
     name_views: Callable[[int], list[str]]
     """Names of the views of a step, for the error about a loss that is not finite."""
+    scales_loss: bool = False
+    """Whether DeepSpeed leaves out a step whose gradient overflows, as in float16, and scales the loss down."""
     is_ending: Callable[[], bool] = lambda: False
     """Whether a worker's machine was just announced to end; true once, at the same step on every worker."""
 
 
 class NonFiniteLossError(UserError):
-    """The loss is NaN or infinite; the message names step and views. Trying again would only find it again."""
+    """A loss, a gradient, a weight or a moment is NaN or infinite. Trying again would only find it again.
+
+    The state is not saved: checkpoints hold what was before.
+    """
+
+
+WHAT_MENDS = "no checkpoint holds this state; try a lower train.lr or train.clip, or bfloat16 instead of float16"
 
 
 def fit(
@@ -123,14 +131,13 @@ class Steps:
     def end(self, loss: float, lr: float, stalled: float) -> None:
         """End a step; raises NonFiniteLossError."""
         norm = self._engine.get_global_grad_norm()  # None at ZeRO 0 without clipping
-        norm = math.nan if norm is None else float(norm)
+        is_lost = norm is not None and not 0 <= float(norm) < math.inf  # DeepSpeed's -1 stands for NaN and infinity
+        norm = math.nan if norm is None or is_lost else float(norm)
         step, hooks = Step(self._number, loss, lr, norm, time.perf_counter() - self._begun, stalled), self._hooks
         if not math.isfinite(loss):
-            names = ", ".join(hooks.name_views(step.number)[:20])
-            raise NonFiniteLossError(
-                f"step {step.number}: the loss is {loss}; views: {names};"
-                f" try a lower train.lr, or bfloat16 instead of float16"
-            )
+            self._refuse(f"the loss is {loss}")
+        if is_lost and not hooks.scales_loss:
+            self._refuse("the gradient is not finite")
         done = self._number = step.number + 1
         is_last = done == self._plan.num_steps
         metrics = hooks.measure(step) if done % self._config.log_every == 0 or is_last else {}
@@ -141,3 +148,7 @@ class Steps:
         if done % self._save_every == 0 or is_last or hooks.is_ending():
             hooks.save(done)
         self._begun = time.perf_counter()
+
+    def _refuse(self, what: str) -> None:
+        names = ", ".join(self._hooks.name_views(self._number)[:20])
+        raise NonFiniteLossError(f"step {self._number}: {what}; views: {names}; {WHAT_MENDS}")

@@ -23,6 +23,7 @@ from arc_ray.rows.plan import Plan
 from arc_ray.rows.prepare import codec_of, keep, prepare
 from arc_ray.rows.stream import SharedRows, in_store, settle_data_scheduling
 from arc_ray.runs.folder import as_made, checkpoint_steps, claim, finish, is_finished, read_metrics, run_folder
+from arc_ray.runs.shapes import ResultShape
 from arc_ray.storage import Folder
 from arc_ray.train.alone import OneWorker
 from arc_ray.train.engine import check_deepspeed
@@ -94,7 +95,7 @@ def run_training(
     folder, config = run_folder(config), with_rows(config)
     claim(folder, config, command)
     if is_finished(folder):
-        return folder.read_json("result.json")
+        return folder.read_json("result.json", ResultShape)
     train = train or start_worker(config)
     # What was spent before an interruption counts, also what was lost after the last checkpoint.
     begun = time.time() - max((record.get("seconds", 0.0) for record in read_metrics(folder)), default=0.0)

@@ -26,9 +26,9 @@ from arc_ray.rows.stream import ahead, stream_rows
 from arc_ray.runs.folder import checkpoint_steps, run_folder
 from arc_ray.runs.machine import usable_cores
 from arc_ray.train.accuracy import validate
-from arc_ray.train.checkpoint import CheckpointWriter, read_state
+from arc_ray.train.checkpoint import CheckpointWriter, not_finite, read_state
 from arc_ray.train.engine import Start, accumulation_steps, begin, gather_state, load_weights, make_engine
-from arc_ray.train.loop import Hooks, Metrics, fit
+from arc_ray.train.loop import WHAT_MENDS, Hooks, Metrics, NonFiniteLossError, fit
 from arc_ray.train.record import Measures, MetricsLog, device_peak
 
 ASK_SECONDS = 5.0
@@ -159,12 +159,22 @@ def _hooks(
         if worker.validation is None:
             return {}
         outcome = validate(scoring, worker.validation, config.train.rows_at_once, seat.rank, seat.num_workers)
+        if not np.isfinite(outcome.mean_loss):
+            read = zip(worker.validation.names, outcome.loss, strict=False)  # those that are too long follow
+            lost = [name for name, loss in read if not np.isfinite(loss)]
+            frozen = not_finite({n: p.data for n, p in worker.model.named_parameters() if not p.requires_grad})
+            cure = f"model.base itself holds such numbers, in {frozen[0]}: give another" if frozen else WHAT_MENDS
+            raise NonFiniteLossError(
+                f"validation after step {step}: the loss of {', '.join(lost[:20])} is not finite; {cure}"
+            )
         if seat.rank == 0:
             (folder / "validation").write_json(f"step-{step:06d}.json", outcome.to_json())
         return outcome.metrics()
 
     def save(step: int) -> None:
         state = gather_state(engine, worker.model)
+        if lost := not_finite(state):
+            raise NonFiniteLossError(f"step {step}: {lost[0]} holds numbers that are not finite; {WHAT_MENDS}")
         if seat.rank == 0:
             writer.write(step, state, after=log.flush())
 
@@ -172,7 +182,8 @@ def _hooks(
         return [name for row in plan.rows_of_step(step) if row < plan.num_rows for name in worker.maker.names_of(row)]
 
     notice = EndNotice(seat.ask_end, seat.num_workers, engine.device)
-    return Hooks(measures, log, run_validation, save, name_views, notice.is_new)
+    scales_loss = config.model.dtype == "float16"
+    return Hooks(measures, log, run_validation, save, name_views, scales_loss, notice.is_new)
 
 
 def rows_of_rank(plan: Plan, config: Config, rank: int, num_workers: int, first_step: int) -> npt.NDArray[np.int64]:

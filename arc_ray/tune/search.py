@@ -6,6 +6,7 @@ within a second, a trial that was cut off reports its own and then trains on. So
 
 import dataclasses
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -186,4 +187,4 @@ def _scratch(config: Config) -> Path:
     folder = run_folder(config)
     if folder.is_local:
         return folder.local_path() / TUNE
-    return Path(f"/tmp/arc_ray-{os.getuid()}") / f"tune-{digest64(folder.uri):016x}"
+    return Path(tempfile.gettempdir(), f"arc_ray-{os.getuid()}") / f"tune-{digest64(folder.uri):016x}"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import ray.tune
-from ray import cloudpickle
 from ray.train import TrainingFailedError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
@@ -28,6 +27,9 @@ ERROR_LINE = re.compile(r"[\w.]*(Error|Exception)\b")
 """How the line begins that names an error, such as `torch.OutOfMemoryError: ...`."""
 MOST_OF_REASON = 500
 """Characters of an error that the table shows."""
+
+_errors: dict[str, BaseException] = {}
+"""What trials have failed by, by their ids, in a search that runs: from Tune's file it would have to be unpickled."""
 
 
 def make_scheduler(
@@ -111,7 +113,8 @@ class Ends(ray.tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It failed, and the search goes on; or the storage did, and the search ends without it (see `Search.run_points`)."""
-        point, mistake = trial.config["point"], mistake_in(_error_of(trial))
+        point, error = trial.config["point"], _errors.get(trial.trial_id)
+        mistake = mistake_in(error) if error else None
         reason = " ".join(str(mistake).split()) if mistake else reason_of(trial.error_file)
         status = "running" if isinstance(mistake, StorageError) else "failed"
         write_status(trial_folder(self._config, point), point, status, reason, is_mistake=mistake is not None)
@@ -123,24 +126,23 @@ def final_errors() -> Iterator[None]:
 
     Tune has no public place for that.
     """
-    recovers = TuneTrial.should_recover
+    recovers, handle = TuneTrial.should_recover, TuneTrial.handle_error
+
+    def handle_error(self: TuneTrial, exc: Any = None) -> None:
+        _errors[self.trial_id] = exc
+        handle(self, exc)
 
     def should_recover(self: TuneTrial) -> bool:
-        error = _error_of(self)
+        error = _errors.get(self.trial_id) or RuntimeError("unknown")
         gave_up = isinstance(getattr(error, "cause", error), TrainingFailedError)
         return not (gave_up or mistake_in(error)) and recovers(self)
 
-    TuneTrial.should_recover = should_recover
+    TuneTrial.should_recover, TuneTrial.handle_error = should_recover, handle_error
     try:
         yield
     finally:
-        TuneTrial.should_recover = recovers
-
-
-def _error_of(trial: TuneTrial) -> BaseException:
-    """Return what a trial has failed by. Tune's `get_error` looks where files are copied to later."""
-    file = trial.pickled_error_file
-    return cloudpickle.loads(Path(file).read_bytes()) if file and Path(file).exists() else RuntimeError("unknown")
+        TuneTrial.should_recover, TuneTrial.handle_error = recovers, handle
+        _errors.clear()
 
 
 def reason_of(error_file: str | None) -> str:

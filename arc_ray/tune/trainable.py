@@ -14,6 +14,7 @@ from arc_ray.cluster.roles import TRIAL_CPUS
 from arc_ray.config import Config
 from arc_ray.runs.folder import checkpoint_steps, is_finished, read_metrics, run_folder
 from arc_ray.runs.machine import usable_cores
+from arc_ray.runs.shapes import TrialShape
 from arc_ray.storage import Folder
 from arc_ray.train.alone import train_alone
 from arc_ray.train.run import (
@@ -42,7 +43,7 @@ def train_trial(parameters: dict[str, Any], preparer: Any, environment: Mapping[
     config = _sharing_cores(trial_config(searched, point), parameters["at_once"])
     folder = run_folder(config)
     report = partial(scored, searched, folder, in_study=parameters["in_study"])
-    about = folder.read_json("trial.json")
+    about = folder.read_json("trial.json", TrialShape)
     has_ended = is_finished(folder) or bool(about and about["status"] == "stopped" and not parameters["to_the_end"])
     last = max(checkpoint_steps(folder), default=-1)
     for record in read_metrics(folder):

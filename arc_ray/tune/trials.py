@@ -12,6 +12,7 @@ import numpy as np
 from arc_ray.config import Config, to_yaml
 from arc_ray.report.frames import frame, trial_row, trials_csv
 from arc_ray.runs.folder import MetricsTail, read_metrics, run_folder
+from arc_ray.runs.shapes import OutcomeShape, ResultShape, RunShape, TrialShape
 from arc_ray.scores.analysis import at_equal_tokens, choosing_half
 from arc_ray.storage import Folder
 from arc_ray.tune.space import Point, trial_config, trial_folder, trial_name
@@ -47,7 +48,7 @@ class TrialReader:
     def __call__(self, point: Point) -> Trial:
         """Read what a trial's folder says by now."""
         name, folder = trial_name(point), trial_folder(self._config, point)
-        about = folder.read_json("trial.json") or {"status": "waiting", "error": None}
+        about = folder.read_json("trial.json", TrialShape) or {"status": "waiting", "error": None}
         tail = self._tails.setdefault(name, MetricsTail(folder))
         tail.look()
         step, judged = self._judged.get(name, (None, None))
@@ -55,7 +56,7 @@ class TrialReader:
             judged = merit(self._config, folder, tail.validation, self._in_study)
             self._judged[name] = tail.validation["step"], judged
         if about["status"] == "done" and name not in self._results:
-            self._results[name] = folder.read_json("result.json") or {}
+            self._results[name] = folder.read_json("result.json", ResultShape) or {}
         newest = {**tail.newest, **self._results.get(name, {})}
         is_mistake = about.get("is_mistake", False)  # not there in folders of earlier versions
         return Trial(name, point, about["status"], about["error"], newest, judged, is_mistake)
@@ -69,7 +70,7 @@ def read_outcomes(folder: Folder, metric: str, step: int | None = None) -> dict[
     place = folder / "validation"
     names = place.names() if step is None else [f"step-{step:06d}.json"]
     # Steps have six digits or more.
-    found = place.read_json(max(names, key=lambda name: (len(name), name))) if names else None
+    found = place.read_json(max(names, key=lambda name: (len(name), name)), OutcomeShape) if names else None
     if found is None:
         return {}
     column, _, source = metric.removeprefix("eval/").partition("/")
@@ -95,7 +96,10 @@ def known_points(config: Config, fixed: Point) -> list[Point]:
     trials = run_folder(config) / "trials"
     found = []
     for name in trials.names():
-        about, run = (trials / name).read_json("trial.json"), (trials / name).read_json("run.json")
+        about, run = (
+            (trials / name).read_json("trial.json", TrialShape),
+            (trials / name).read_json("run.json", RunShape),
+        )
         if about and fixed.items() <= about["overrides"].items():
             found.append((about["status"] not in ("done", "stopped"), (run or {}).get("started", "~"), name, about))
     return [about["overrides"] for *_, about in sorted(found, key=lambda entry: entry[:3])]

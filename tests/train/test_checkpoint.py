@@ -139,3 +139,31 @@ def test_rehearsing_writes_and_changes_nothing(tmp_path: Path) -> None:
         CheckpointWriter(Folder.at(str(tmp_path / "run")), config, model, tiny_tokenizer()).rehearse()
         assert not (tmp_path / "run").exists()
         assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
+@pytest.mark.parametrize("has_digests", [True, False])
+@pytest.mark.parametrize("file", ["optimizer.safetensors", "weights.safetensors"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_whole(
+    tmp_path: Path, state: dict[str, torch.Tensor], file: str, has_digests: bool
+) -> None:
+    """Catches a moment of which a bit fell over, and NaN in a checkpoint of earlier versions, that training goes on from."""
+    folder, writer = Folder.at(str(tmp_path)), writer_of(tmp_path)
+    for step in (1, 2):
+        writer.write(step, state)
+        writer.wait()
+    content = bytearray((tmp_path / "checkpoint-000002" / file).read_bytes())
+    if has_digests:
+        content[-1] ^= 1
+    else:
+        content[-4:] = b"\xff" * 4
+        about = folder.read_json("checkpoint-000002/arc_ray.json")
+        del about["digests"]
+        folder.write_json("checkpoint-000002/arc_ray.json", about)
+    (tmp_path / "checkpoint-000002" / file).write_bytes(content)
+    said = "it is not what was written" if has_digests else "not finite"
+    with pytest.raises(UserError, match=rf"{file} is damaged.*{said}.*delete the folder .*checkpoint-000002"):
+        read_state(folder, 2)
+    folder.delete("checkpoint-000002")
+    assert all(
+        torch.equal(tensor, state[name]) for name, tensor in read_state(folder, checkpoint_steps(folder)[-1]).items()
+    )

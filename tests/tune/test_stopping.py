@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from builders import config_with
-from ray import cloudpickle
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.train import WorkerGroupError
 from ray.tune.experiment import Trial as TuneTrial
@@ -85,28 +84,30 @@ def test_the_reason_of_a_failure_is_its_last_error_whole(tmp_path: Path):
     ],
 )
 def test_a_trial_is_tried_again_unless_that_would_find_the_same(
-    error: Exception | None, is_tried_again: bool, tmp_path: Path
+    error: Exception | None, is_tried_again: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches a trial that is lost with its process, and a mistake that is found, or workers that are started, N times N."""
-    (tmp_path / "error.pkl").write_bytes(cloudpickle.dumps(error) if error else b"")
-    file = str(tmp_path / "error.pkl") if error else None
-    failed: Any = SimpleNamespace(pickled_error_file=file, max_failures=2, run_metadata=SimpleNamespace(num_failures=2))
+    monkeypatch.setattr(TuneTrial, "handle_error", lambda *_: None)  # it would write files
+    failed: Any = SimpleNamespace(trial_id="a", max_failures=2, run_metadata=SimpleNamespace(num_failures=2))
     with final_errors():
+        TuneTrial.handle_error(failed, error)
         assert TuneTrial.should_recover(failed) is is_tried_again
         failed.run_metadata.num_failures = 3
         assert not TuneTrial.should_recover(failed)
 
 
 @pytest.mark.parametrize("cause", [StorageError("no space"), OSError("AWS Error NETWORK_CONNECTION during PutObject")])
-def test_a_trial_without_its_storage_ends_the_search_and_is_not_a_row_of_it(cause: Exception, tmp_path: Path) -> None:
+def test_a_trial_without_its_storage_ends_the_search_and_is_not_a_row_of_it(
+    cause: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches an answer for good without the trials that a hiccup of the storage ended: a finished study is not redone."""
     point, error = {"train.lr": 1e-3}, RayTaskError("f", "...", cause)
-    (tmp_path / "error.pkl").write_bytes(cloudpickle.dumps(error))
-    failed: Any = SimpleNamespace(
-        pickled_error_file=str(tmp_path / "error.pkl"), error_file=None, config={"point": point}
-    )
+    monkeypatch.setattr(TuneTrial, "handle_error", lambda *_: None)  # it would write files
+    failed: Any = SimpleNamespace(trial_id="a", error_file=None, config={"point": point})
     config = config_with(storage=str(tmp_path), name="search", tune__space={"train.lr": {"grid": [1e-3]}})
-    Ends(config).on_trial_error(0, [], failed)
+    with final_errors():
+        TuneTrial.handle_error(failed, error)
+        Ends(config).on_trial_error(0, [], failed)
     assert Folder.read_json(trial_folder(config, point), "trial.json")["status"] == "running"
     with pytest.raises(StorageError, match=r"no space|NETWORK_CONNECTION"):
         Search(config, lambda trials: None)._end([point])

@@ -1,0 +1,112 @@
+"""Calls `arc-ray` in this process, so that thousands of calls are cheap, and judges what became of a hostile input."""
+
+import contextlib
+import hashlib
+import io
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from arc_ray.cli import main
+
+SECONDS, PATIENCE = 30, 600
+"""A call takes at most so much of a processor, and on a machine that is busy with other work at most so long."""
+MOST_SAID = 4000
+"""Characters of a message that a person still reads."""
+
+
+class HangError(BaseException):
+    """A call took longer than `SECONDS`; nothing may swallow it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call ended; `fault` is what escaped, else None."""
+
+    code: object
+    out: str
+    err: str
+    fault: BaseException | None
+
+
+@contextlib.contextmanager
+def _limited() -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise HangError
+
+    limits = {signal.ITIMER_VIRTUAL: (signal.SIGVTALRM, SECONDS), signal.ITIMER_REAL: (signal.SIGALRM, PATIENCE)}
+    before = {number: signal.signal(number, stop) for number, _ in limits.values()}
+    for timer, (_, seconds) in limits.items():
+        signal.setitimer(timer, seconds)
+    try:
+        yield
+    finally:
+        for timer in limits:
+            signal.setitimer(timer, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def outcome_of(work: Callable[[], object]) -> Outcome:
+    """Do something as the command line would, and catch how it ends and what it says."""
+    out, err, code, fault = io.StringIO(), io.StringIO(), 0, None
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings(action="ignore"):
+        try:
+            with _limited():
+                work()
+        except SystemExit as end:
+            code = end.code or 0
+        except BaseException as error:
+            code, fault = 1, error
+    return Outcome(code, out.getvalue(), err.getvalue(), fault)
+
+
+def call(*words: str) -> Outcome:
+    """Call `arc-ray` with these words."""
+    arguments, path, interrupt, here = sys.argv, list(sys.path), signal.getsignal(signal.SIGINT), os.getcwd()
+    sys.argv = ["arc-ray", *words]
+    try:
+        return outcome_of(main)
+    finally:
+        sys.argv, sys.path[:] = arguments, path
+        signal.signal(signal.SIGINT, interrupt)
+        os.chdir(here)
+
+
+def complaint(outcome: Outcome, *names: str) -> str | None:
+    """Say what is wrong with how a call ended: 0 or 2, one message that names one of `names`, no trace; None if nothing."""
+    said = outcome.err
+    if outcome.fault is not None:
+        return f"{type(outcome.fault).__name__} escaped"
+    if outcome.code not in (0, 2):
+        return f"exit code {outcome.code}"
+    if "Traceback (most recent call last)" in said + outcome.out:
+        return "a traceback"
+    if any(not (c.isprintable() or c in "\n\t\r") for c in said + outcome.out):
+        return "control characters on the terminal"
+    if outcome.code == 0:
+        return None
+    if len(said) > MOST_SAID:
+        return f"a message of {len(said)} characters"
+    if said.count("error: ") != 1 and "Usage: " not in said:
+        return "not one message"
+    if names and not any(name in said for name in names):
+        return "the message does not name the place"
+    return None
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """Digest all that is below a folder, by path: contents, and where links lead."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            found[str(path)] = f"link to {os.readlink(path)}"
+        elif path.is_file():
+            found[str(path)] = hashlib.blake2b(path.read_bytes()).hexdigest()
+        else:
+            found[str(path)] = "folder"
+    return found

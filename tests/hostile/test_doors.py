@@ -1,0 +1,142 @@
+"""No door is left open: what data says is shown and never run, and nothing is written outside of the storage."""
+
+import ast
+import json
+import os
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from calls import call
+from study_folder import QUESTION, SETS, TASKS, make_study
+
+import arc_ray
+from arc_ray.cli import settle_environment
+from arc_ray.config import config_from, load_config
+from arc_ray.errors import UserError, plain
+from arc_ray.report import write_report
+
+PACKAGE = Path(arc_ray.__file__).parent
+SCRIPT, IMAGE = "<script>alert(1)</script>", "<img src=x onerror=alert(1)>"
+
+
+class Elements(HTMLParser):
+    """Counts the elements of a page, and the attributes that would run something."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: dict[str, int] = {}
+        self.running: list[tuple[str, str, str | None]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] = self.tags.get(tag, 0) + 1
+        self.running += [
+            (tag, name, value) for name, value in attrs if name.startswith("on") or "javascript:" in (value or "")
+        ]
+
+
+def with_hostile_names(folder: Path) -> None:
+    """Put markup in the place of every text that a study's files have from its data or its user."""
+    texts = {QUESTION: SCRIPT, SETS[0]: IMAGE, "eval/loss": f"eval/{IMAGE}", "a4551b4c0ffe": SCRIPT, "x86_64": SCRIPT}
+    texts |= {task: f"{IMAGE}{i}" for i, task in enumerate(TASKS)}
+    texts |= {"mixed": IMAGE, "the loss is nan": SCRIPT, "no effect shown at this size": SCRIPT, "leak": SCRIPT}
+    texts |= {"rearc and arc_evaluation": SCRIPT, "too_large": IMAGE, "2.60.0": SCRIPT}
+    for file in folder.rglob("*"):
+        if file.suffix in (".json", ".jsonl", ".yaml"):
+            content = file.read_text()
+            for text, hostile in texts.items():
+                # In validation/ a name is source/task/output.
+                content = content.replace(text, hostile.replace("/", "\\u002f") if file.suffix != ".yaml" else hostile)
+            file.write_text(content)
+
+
+def test_nothing_that_data_says_becomes_an_element_or_runs(tmp_path: Path) -> None:
+    """Catches a task called <script>, and a question, an arm, a set, an error or a commit that the page would run."""
+    plain_page = write_report([str(make_study(tmp_path / "plain", arms=("base", "mixed")))])["report.html"]
+    folder = make_study(tmp_path / "hostile", arms=("base", "mixed"))
+    with_hostile_names(folder)
+    folder = folder.rename(folder.with_name(IMAGE))
+    places = write_report([str(folder)])
+    page = Path(places["report.html"]).read_text()
+    expected, found = Elements(Path(plain_page).read_text()), Elements(page)
+    assert page.count("&lt;img src=x onerror=alert(1)&gt;") > 50
+    assert page.count("&lt;script&gt;") > 5
+    assert found.running == []
+    assert found.tags["script"] == expected.tags["script"] == 1
+    assert "img" not in found.tags
+    assert found.tags.keys() <= expected.tags.keys()
+    said = Path(places["report.md"]).read_text()
+    assert "&lt;img" in said
+    assert "<script" not in said
+    assert "<img" not in said
+
+
+def test_an_escape_in_a_name_is_written_out(tmp_path: Path) -> None:
+    """Catches a file or a task whose name would move the cursor, set the title or clear the terminal of who reads it."""
+    assert plain("a\x1b[2J\x07\u202eb\n") == "a\\x1b[2J\\x07\\u202eb\n"
+    assert len(plain("x" * 10**6)) < 10_000
+    name = "[/red]\x1b]0;x\x07"
+    record = {"train": [{"input": [[1]], "output": [[2]]}] * 2, "test": [{"input": [[1]], "output": [[2]]}]}
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / f"{name.replace('/', '')}.json").write_text(json.dumps(record | {"description": name}))
+    source = f"data.sources={{mine: {{kind: folder, path: {tmp_path / 'tasks'}}}}}"
+    (tmp_path / "c.yaml").write_text("name: a\n")
+    outcome = call("peek", str(tmp_path / "c.yaml"), source, "--stage", "task")
+    assert (outcome.code, outcome.fault) == (0, None)
+    assert "\x1b" not in outcome.out
+    assert "\\x1b" in outcome.out
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"storage": "s3://key:SESAME@bucket/runs"},
+        {"storage": "s3://bucket/runs?secret_key=SESAME"},
+        {"storage": "gs://bucket/runs?credential_token=SESAME"},
+        {"data.sources": {"a": {"kind": "folder", "path": "s3://key:SESAME@bucket/tasks"}}},
+        {"train.deepspeed": {"comet": {"enabled": True, "api_key": "SESAME"}}},
+    ],
+)
+def test_a_secret_is_refused_before_it_is_written_down_and_not_repeated(
+    tmp_path: Path, keys: dict[str, object]
+) -> None:
+    """Catches a key to a bucket, or of a tracker, in config.yaml, run.json, a log or a report."""
+    (tmp_path / "c.yaml").write_text("{}")
+    with pytest.raises(UserError, match="a key") as raised:
+        load_config(tmp_path / "c.yaml", keys)
+    assert "SESAME" not in str(raised.value)
+
+
+def test_nobody_is_told_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a library that reports to its maker by default, and a choice of the user's that is overruled."""
+    monkeypatch.setattr(os, "environ", {"DO_NOT_TRACK": "0"})
+    settle_environment()
+    off = {"RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
+    assert off.items() <= os.environ.items()
+    assert os.environ["DO_NOT_TRACK"] == "0"
+
+
+@pytest.mark.parametrize("name", ["../../outside", "/etc/x", "..", "a/b", ""])
+def test_a_dataset_stays_within_the_storage(name: str) -> None:
+    """Catches a config from elsewhere whose generated examples are written over files of its reader."""
+    with pytest.raises(UserError, match="dataset"):
+        config_from({"data": {"sources": {"a": {"kind": "counting", "dataset": name}}}}, {})
+
+
+def test_nothing_is_unpickled_and_no_archive_unpacks_itself() -> None:
+    """Catches a file of a storage, or of a hub, that runs code when it is read."""
+    forbidden = {"pickle", "cloudpickle", "dill", "shelve", "joblib", "extractall", "trust_remote_code"}
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            names += [node.attr] if isinstance(node, ast.Attribute) else []
+            assert not forbidden & {part for name in names for part in name.split(".")}, f"{file}: {names}"
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in ("torch.load", "np.load", "numpy.load", "eval", "exec", "os.system"), (
+                    f"{file}: {called}"
+                )
+                trusts = [k.value for k in node.keywords if k.arg == "trust_remote_code"]
+                assert all(ast.unparse(value) == "False" for value in trusts), file
+                assert not any(k.arg in ("shell", "allow_pickle") for k in node.keywords), file
