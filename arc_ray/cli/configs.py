@@ -74,14 +74,20 @@ def init(
 ) -> None:
     """Write a commented config to begin with, NAME.yaml; on a terminal it asks for what is not given."""
     path = Path(f"{name}.yaml")
-    if path.exists():
+    config_from({"name": path.stem}, {}, origin="init")
+    if path in path.parent.glob("*.yaml"):
         raise UserError(f"{path} is there already; choose another name")
     model = model or _ask("Which model? A built-in name, a hub's name, or a folder", "smollm2")
     data = data or _ask(f"Which tasks shall it learn? {', '.join(DATA)}, or a folder of ARC JSON files", "arcagi1")
     question = question or _ask(f"Which question? {', '.join(QUESTIONS)}, or key=[arm, arm]", "count")
     text = beginning(path.stem, model, data, question)
-    config_from(yaml.safe_load(text), {}, origin=str(path))
-    path.write_text(text)
+    try:
+        config_from(yaml.safe_load(text), {}, origin=str(path))
+        path.write_text(text)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}; choose another name or folder") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"init: --model or --data is no text of YAML: {' '.join(str(error).split())}") from error
     typer.echo(f"{path} is written; next: arc-ray check {path}")
 
 

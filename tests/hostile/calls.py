@@ -92,7 +92,7 @@ def complaint(outcome: Outcome, *names: str) -> str | None:
         return None
     if len(said) > MOST_SAID:
         return f"a message of {len(said)} characters"
-    if said.count("error: ") != 1 and "Usage: " not in said:
+    if sum(line.startswith("error: ") for line in said.splitlines()) != 1 and "Usage: " not in said:
         return "not one message"
     if names and not any(name in said for name in names):
         return "the message does not name the place"
