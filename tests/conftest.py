@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import gc
 import json
 import os
 import tempfile
@@ -17,7 +18,11 @@ settings.load_profile("arc_ray")
 TESTS = Path(__file__).parent
 ROOMS = sorted(str(path) for path in TESTS.iterdir() if path.is_dir())
 
-# Before anything imports Ray, which reads them once. Processes of tests find this checkout and the tests by PYTHONPATH.
+LONGEST = ("test_study", "test_search", "test_rehearsal", "test_faults", "test_train", "test_documents", "test_ttt")
+"""Files that take minutes: the lanes begin with them, so that none is left with one while the others have ended."""
+
+# Before anything imports Ray, which reads them once. Processes of tests find this checkout and the tests by PYTHONPATH,
+# and there `sitecustomize.py`.
 os.environ.update(
     RAY_AUTH_MODE="disabled",
     RAY_USAGE_STATS_ENABLED="0",
@@ -25,6 +30,17 @@ os.environ.update(
     OMP_NUM_THREADS="1",
     RAY_worker_niceness="0",  # Ray's default of 15 lets its workers starve on a busy machine, and tests time out
 )
+
+usual = gc.get_threshold()
+gc.set_threshold(100_000, 50, 50)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, and let the collector pass over what was imported for all tests."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+    gc.set_threshold(*usual)
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -111,6 +111,7 @@ HOMES = {
         "models/supported",
         "prompts/tokenizer",
         "prompts/vocabulary",
+        "train/alone",
         "train/sft",
     ),
     "trl": ("train/sft",),

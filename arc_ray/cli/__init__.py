@@ -1,5 +1,6 @@
 """`arc-ray COMMAND`: the only place with `ray.init`, logging set-up and printing. Heavy imports wait for their command."""
 
+import gc
 import os
 import signal
 import sys
@@ -18,6 +19,8 @@ def main() -> None:
     """Run the command line; exit code 0 done, 2 the user's mistake, 1 ours or too little memory."""
     for number in SIGNAL_ENDINGS:
         signal.signal(number, _interrupt)
+    # Libraries make a million objects, all of which stay: to look through them as often as usual is a fourth of an import.
+    gc.set_threshold(100_000, 50, 50)
     from arc_ray.cli import configs, looking  # noqa: F401 - each adds its commands
     from arc_ray.cli.commands import app
     from arc_ray.errors import UserError, unwrapped

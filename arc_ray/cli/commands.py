@@ -39,7 +39,7 @@ Assignments = Annotated[
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve, plan and estimate; then stop")]
-Address = Annotated[str | None, typer.Option(help="Ray cluster to join; without one, Ray starts on this machine")]
+Address = Annotated[str | None, typer.Option(help="Ray cluster to join; without one, Ray starts here if it is needed")]
 
 
 @app.command()

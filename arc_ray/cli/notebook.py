@@ -10,8 +10,12 @@
 A Ray that is running in the process is used; else one is joined or started, and ends with the call.
 """
 
+import os
 import shlex
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
     from arc_ray.report import Report
     from arc_ray.study.needs import Command
     from arc_ray.tasks.task import Task
+    from arc_ray.train.alone import OneWorker
 
 
 def generate(config: Config, address: str | None = None, progress: Progress | None = None) -> dict[str, Any]:
@@ -96,19 +101,43 @@ def run(command: "Command", config: Config, address: str | None, progress: Progr
         claim(folder, own, command)
         progress.note("already done")
         return folder.read_json("result.json", ResultShape) or {}
-    from arc_ray.cli.session import placed
-    from arc_ray.study import stages
+    with worker_ahead(command, own, address) as worker:
+        from arc_ray.cli.session import placed
+        from arc_ray.study import stages
+        from arc_ray.train.run import own_rows, run_training
 
-    with placed(config, command, address, progress) as needs:
-        progress.note(f"`arc-ray report {shlex.quote(folder.uri)} --watch` shows it as a page while it goes on")
-        if command == "study":
-            return stages.run_study(needs, progress)
-        if command == "tune":
-            return stages.run_tune(needs, progress)
-        stages.ensure(needs, progress)
-        if command == "train":
-            return stages.train_watched(needs.variants[0], progress)
-        return run_evaluation(needs.variants[0], progress.advance)
+        with placed(config, command, address, progress) as needs:
+            progress.note(f"`arc-ray report {shlex.quote(folder.uri)} --watch` shows it as a page while it goes on")
+            if command == "study":
+                return stages.run_study(needs, progress)
+            if command == "tune":
+                return stages.run_tune(needs, progress)
+            trains = run_training
+            if worker and needs.trains_alone:
+                trains = partial(run_training, share=own_rows, train=worker.train)
+            elif worker:
+                worker.end()
+            stages.ensure(needs, progress, train=trains)
+            if command == "train":
+                return stages.train_watched(needs.variants[0], progress, trains)
+            return run_evaluation(needs.variants[0], progress.advance)
+
+
+@contextmanager
+def worker_ahead(command: "Command", config: Config, address: str | None) -> "Iterator[OneWorker | None]":
+    """Start the process of a training that most likely needs no Ray; it imports while this one imports and checks."""
+    has_ray = address or os.environ.get("RAY_ADDRESS") or ("ray" in sys.modules and sys.modules["ray"].is_initialized())
+    scaling = config.scaling
+    if command != "train" or has_ray or scaling.use_gpu is True or scaling.num_workers not in (1, "auto"):
+        yield None
+        return
+    from arc_ray.train.alone import OneWorker, OwnProcess
+
+    worker = OneWorker(OwnProcess)
+    try:
+        yield worker
+    finally:
+        worker.end()
 
 
 def tasks(config: Config, source: str) -> "list[Task]":

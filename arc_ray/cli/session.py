@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache, partial
 from typing import Any
 
@@ -46,13 +46,15 @@ MOST_TEMPORARY = 32
 
 @contextmanager
 def placed(config: Config, command: Command, address: str | None, progress: Progress) -> Iterator[Needs]:
-    """Check what a command is given, own its run folder, join or start Ray, and yield its needs with places to run.
-
-    Raises UserError.
-    """
+    """Check a command, own its run folder, have Ray if that is needed, and yield needs with places. Raises UserError."""
     needs = Needs(config, command)
     needs.check()
-    with owned(run_folder(config), command, progress), connected(config, address) as room:
+    room = machine_room(config.ray.num_cpus)
+    has_ray = is_cluster(address) or ray.is_initialized() or needs.placed(_chosen(needs, room)).uses_ray
+    with (
+        owned(run_folder(config), command, progress),
+        connected(config, address) if has_ray else nullcontext(room) as room,
+    ):
         yield settled(needs, room, progress)
 
 
@@ -64,7 +66,7 @@ def settled(needs: Needs, room: Room, progress: Progress) -> Needs:
     if needs.config.scaling.use_gpu == "auto" and room.num_hosts and not room.gpu_kinds():
         room = _with_hosts(room.num_hosts, progress)
     needs = needs.placed(_chosen(needs, room))
-    progress.note(_described(needs, room))
+    progress.note(describe_placement(needs.config, room, needs.is_search, needs.trains))
     faults = _faults(needs, room)
     if faults and room.is_one_machine:
         raise UserError(faults[0])
@@ -99,7 +101,8 @@ def foreseen(config: Config, command: Command, address: str | None, progress: Pr
         return
     room = machine_room(config.ray.num_cpus)
     needs = needs.placed(_chosen(needs, room))
-    progress.note(f"on this machine {_described(needs, room)}; a cluster chooses for itself")
+    described = describe_placement(needs.config, room, needs.is_search, needs.trains)
+    progress.note(f"on this machine {described}; a cluster chooses for itself")
     yield needs
     for fault in _faults(needs, room):
         raise UserError(f"on this machine it would be refused: {fault}; `--address` asks a cluster")
@@ -133,10 +136,6 @@ def _chosen(needs: Needs, room: Room) -> Config:
     if not needs.is_search:
         starts[config.start] = {**starts[config.start], **own(needs.variants[0])}
     return with_overrides(chosen, {"starts": starts, "runs": runs})
-
-
-def _described(needs: Needs, room: Room) -> str:
-    return describe_placement(needs.config, room, needs.is_search, needs.trains)
 
 
 def _faults(needs: Needs, room: Room, is_now: bool = False) -> list[str]:

@@ -27,16 +27,21 @@ further one is a process that has to start, with 250 MB, before the first step."
 
 
 class SharedRows(NamedTuple):
-    """What workers make rows and validate with, in Ray's object store."""
+    """What workers make rows and validate with, in Ray's object store or as it is."""
 
     plan: Plan
-    maker: "ray.ObjectRef[RowMaker]"
-    validation: "ray.ObjectRef[ValidationSet | None]"
+    maker: "ray.ObjectRef[RowMaker] | RowMaker"
+    validation: "ray.ObjectRef[ValidationSet | None] | ValidationSet | None"
 
 
 def in_store(prepared: Prepared) -> SharedRows:
     """Put what workers need into the store; it stays there as long as this process has a reference."""
     return SharedRows(prepared.plan, ray.put(prepared.maker), ray.put(prepared.validation))
+
+
+def held(shared: Any) -> Any:
+    """Return what is in the store, or was given as it is."""
+    return ray.get(shared) if isinstance(shared, ray.ObjectRef) else shared
 
 
 class Preparer:
@@ -62,7 +67,7 @@ class Preparer:
 
 
 def stream_rows(
-    maker: "ray.ObjectRef[RowMaker]",
+    maker: "ray.ObjectRef[RowMaker] | RowMaker",
     rows: npt.NDArray[np.int64],
     rows_per_batch: int,
     row_tokens: int,
@@ -71,11 +76,12 @@ def stream_rows(
     """Return batches of these rows, in this order; each data task makes a block of rows, a few blocks ahead.
 
     Nothing depends on how Ray cuts blocks: a row is a pure function of (plan, number), and order is preserved. Rows that
-    are less than a block are made here: the processes that Ray Data starts would take seconds.
+    are less than a block are made here: the processes that Ray Data starts would take seconds. So are all rows where there
+    is no store: on a CPU a model takes a hundred times as long to learn from a row.
     """
     num_blocks = min(-(-len(rows) * row_tokens // BLOCK_TOKENS), len(rows))
-    if num_blocks <= 1:
-        here = ray.get(maker)
+    if num_blocks <= 1 or not isinstance(maker, ray.ObjectRef):
+        here = held(maker)
         return (here.make(rows[i : i + rows_per_batch]) for i in range(0, len(rows), rows_per_batch))
     # 0.4 s, and not needed otherwise; by the caller's thread, for two threads that import at once can wait for ever.
     from ray.data import TaskPoolStrategy, from_items

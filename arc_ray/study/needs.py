@@ -14,7 +14,7 @@ from arc_ray.config.searching import ACCURACIES
 from arc_ray.config.section import SETS, is_model_name
 from arc_ray.config.sources import AnySource, CountingSource, GeneratorSource
 from arc_ray.datasets.makers import GeneratedSource, task_ids_of
-from arc_ray.datasets.reading import checked_requests, load_source
+from arc_ray.datasets.reading import checked_requests, is_generated, load_source
 from arc_ray.errors import NotMadeYetError, UserError, nearest
 from arc_ray.evaluate.evaluation import REDONE, check_evaluation
 from arc_ray.rows.guard import refuse_overlap
@@ -25,7 +25,7 @@ from arc_ray.storage import Folder
 from arc_ray.study.answers import check_answering
 from arc_ray.study.comparing import search_points
 from arc_ray.tasks.task import Task
-from arc_ray.train.run import check_training
+from arc_ray.train.run import check_training, is_alone
 from arc_ray.tune.space import Point, check_points, points
 
 Command = Literal["train", "evaluate", "tune", "study"]
@@ -61,6 +61,20 @@ class Needs:
     def trains(self) -> bool:
         """Whether the variants are trained: what those were trained on that only answer need not be there."""
         return self.command != "evaluate"
+
+    @property
+    def trains_alone(self) -> bool:
+        """Whether training is all that is done, by one worker on the CPU: that needs no Ray. Of settled configs."""
+        trained = [*self.variants, *self.runs]
+        return self.command == "train" and all(is_alone(c) and not c.scaling.on_gpu for c in trained)
+
+    @property
+    def uses_ray(self) -> bool:
+        """Whether Ray is needed: for data that are still to be made, answers to evaluations, workers. Of settled configs."""
+        generated = [source for source in self.sources.values() if isinstance(source, GeneratedSource)]
+        asked = [run_folder(run) / "evaluate" for run in self.runs if run.evaluate.sets]
+        is_made = all(is_generated(s, self.storage) for s in generated) and all(map(is_finished, asked))
+        return not (self.trains_alone and is_made)
 
     @property
     def names(self) -> list[str]:

@@ -96,7 +96,12 @@ def run_tune(needs: Needs, progress: Progress) -> dict[str, Any]:
     return result
 
 
-def ensure(needs: Needs, progress: Progress, heading: Callable[[str], None] = lambda title: None) -> None:
+def ensure(
+    needs: Needs,
+    progress: Progress,
+    heading: Callable[[str], None] = lambda title: None,
+    train: Callable[[Config], dict[str, Any]] = run_training,
+) -> None:
     """Make what is not there yet of a command's needs: models, data, runs and their evaluations.
 
     A search's folder is claimed before data. `heading` is told which of the two parts begins. Raises UserError where
@@ -117,7 +122,7 @@ def ensure(needs: Needs, progress: Progress, heading: Callable[[str], None] = la
             if not is_finished(run_folder(run)):
                 kind = "a small model from random weights" if run.model.scratch else "LoRA training"
                 progress.note(f"{run.name}: {kind}")
-                train_watched(run, progress)
+                train_watched(run, progress, train)
             if run.evaluate.sets:
                 _evaluate(run, progress)
     for variant in needs.variants:
@@ -147,10 +152,12 @@ def _evaluate(run: Config, progress: Progress) -> None:
     progress.note(f"{run.name}: " + shares(result))
 
 
-def train_watched(config: Config, progress: Progress) -> dict[str, Any]:
+def train_watched(
+    config: Config, progress: Progress, train: Callable[[Config], dict[str, Any]] = run_training
+) -> dict[str, Any]:
     """Train a run and show its metrics as they appear in its folder."""
     with watched(steps_shown(config, progress), LOOK_SECONDS):
-        return run_training(config)
+        return train(config)
 
 
 def steps_shown(config: Config, progress: Progress) -> Callable[[], None]:

@@ -1,26 +1,32 @@
 """A run's only worker without a worker group: in a process that may train one run after another.
 
-What torch.distributed and DeepSpeed keep for a whole process is made and taken away here, in one place.
+The process is Ray's, or where nothing needs Ray one that this process starts. What torch.distributed and DeepSpeed keep for
+a whole process is made and taken away here, in one place. Heavy libraries wait for the function that needs them: who starts
+such a process need not have them, and it imports them in its own way.
 """
 
 import itertools
 import logging
 import os
+import pickle
+import signal
+import subprocess
 import sys
+import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
-
-import ray
-import torch
-import torch.distributed
-from ray.exceptions import RayError
+from contextlib import contextmanager, suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
 
 from arc_ray.errors import mistake_in
-from arc_ray.train.engine import import_deepspeed
-from arc_ray.train.record import forget_peak_memory, free_memory
-from arc_ray.train.worker import Job, Seat, is_node_ending, train_on_worker
+from arc_ray.runs.machine import importing
+
+if TYPE_CHECKING:
+    from arc_ray.train.worker import Job
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +36,17 @@ ENVIRONMENT = {
 }
 """Where DeepSpeed and accelerate look for a process group."""
 
+WITHOUT_RAY = {
+    **{"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"},  # what is on GPUs trains in Ray's processes
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+"""Set for a process that is not Ray's."""
 
-def train_alone(job: Job, report: Callable[[dict[str, Any]], None] = lambda record: None) -> None:
+
+def train_alone(job: "Job", report: Callable[[dict[str, Any]], None] = lambda record: None) -> None:
     """Run the only worker of a training in this process; raises what goes wrong, and leaves nothing of the run behind."""
+    from arc_ray.train.worker import Seat, is_node_ending, train_on_worker
+
     with process_group_of_one(job.config.scaling.on_gpu):
         train_on_worker(job, Seat(0, 1, 1, report, is_node_ending))
 
@@ -40,6 +54,12 @@ def train_alone(job: Job, report: Callable[[dict[str, Any]], None] = lambda reco
 @contextmanager
 def process_group_of_one(on_gpu: bool) -> Iterator[None]:
     """Make a process group of this process alone; at the end the process is as it was, its memory free."""
+    import torch
+    import torch.distributed
+
+    from arc_ray.train.engine import import_deepspeed
+    from arc_ray.train.record import forget_peak_memory, free_memory
+
     deepspeed, environment = import_deepspeed(), dict(os.environ)
     forget_peak_memory()
     os.environ.update(ENVIRONMENT)
@@ -62,45 +82,167 @@ def process_group_of_one(on_gpu: bool) -> Iterator[None]:
         free_memory()
 
 
+def import_libraries() -> None:
+    """Import what a training needs: seconds, in which the caller prepares it."""
+    with importing():
+        import transformers.modeling_utils  # noqa: F401 - else where a model is built
+
+        import arc_ray.train.worker  # noqa: F401
+        from arc_ray.train.engine import import_deepspeed
+
+        import_deepspeed()
+
+
 class TrainWorker:
-    """A process of Ray's that trains alone."""
+    """What an actor of Ray's is that trains alone."""
 
     def __init__(self) -> None:
-        import_deepspeed()  # seconds, in which the caller prepares
+        import_libraries()
 
-    def train(self, job: Job) -> None:
+    def train(self, job: "Job") -> None:
         """Do a job from its newest checkpoint to its end."""
         train_alone(job)
 
 
+class RayProcess:
+    """A process of Ray's that trains alone."""
+
+    def __init__(self, resources: Mapping[str, float], environment: Mapping[str, str]) -> None:
+        import ray
+
+        self._actor: Any = (
+            ray.remote(TrainWorker)
+            .options(
+                num_cpus=resources["CPU"],
+                num_gpus=resources.get("GPU", 0),
+                runtime_env={"env_vars": dict(environment)} if environment else None,
+            )
+            .remote()
+        )
+
+    def train(self, job: "Job") -> None:
+        """Do a job from its newest checkpoint to its end. Raises RayError."""
+        import ray
+
+        ray.get(self._actor.train.remote(job))
+
+    def end(self) -> None:
+        """End the process, whatever it does."""
+        import ray
+
+        ray.kill(self._actor)
+
+
+class WorkerError(RuntimeError):
+    """A process that was not Ray's ended, or a job in it failed; the message has what it said."""
+
+
+class OwnProcess:
+    """A process of this machine that trains alone on the CPU, without Ray; it ends with the process that started it."""
+
+    def __init__(self) -> None:
+        theirs, self._jobs = Pipe(duplex=False)
+        self._answers, answers = Pipe(duplex=False)
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
+        # Threads that wait by spinning make two busy processes on a few cores ten times slower than one.
+        waits = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+        path = os.pathsep.join(place or os.getcwd() for place in sys.path)
+        # In a session of its own it hears no Ctrl-C: this process ends it.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "arc_ray.train.alone", str(theirs.fileno()), str(answers.fileno())],
+            env={**waits, **os.environ, **WITHOUT_RAY, "PYTHONPATH": path},
+            pass_fds=(theirs.fileno(), answers.fileno()),
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,
+        )
+        theirs.close()
+        answers.close()
+
+    def train(self, job: "Job") -> None:
+        """Do a job from its newest checkpoint to its end. Raises UserError and WorkerError."""
+        try:
+            self._jobs.send_bytes(pickle.dumps(job))
+            failure = self._answers.recv()
+        except (EOFError, OSError):
+            raise WorkerError(self._last_words()) from None
+        if failure:
+            raise failure
+
+    def _last_words(self) -> str:
+        code = self._process.wait()
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        if code == -signal.SIGKILL:
+            how += ", as the system ends what takes too much memory"
+        self._log.seek(0)
+        return f"the training's process ended by {how}: {self._log.read()[-2000:].decode(errors='replace')}"
+
+    def end(self) -> None:
+        """End the process, whatever it does."""
+        self._process.kill()
+        self._process.wait()
+        for closable in (self._jobs, self._answers, self._log):
+            closable.close()
+
+
 class OneWorker:
-    """The only worker of a run on one machine: its process starts, and imports, while the run's rows are prepared.
+    """The only worker of a run: its process starts, and imports, while the run's rows are prepared.
 
     Ray Train would start three processes one after another, and the first when the rows are there.
     """
 
-    def __init__(self, resources: Mapping[str, float], environment: Mapping[str, str]) -> None:
-        self._start = ray.remote(TrainWorker).options(
-            num_cpus=resources["CPU"],
-            num_gpus=resources.get("GPU", 0),
-            runtime_env={"env_vars": dict(environment)} if environment else None,
-        )
-        self._worker: Any = self._start.remote()
+    def __init__(self, start: Callable[[], RayProcess | OwnProcess]) -> None:
+        self._start = start
+        self._process = start()
 
-    def __call__(self, job: Job) -> None:
-        """Do a job; a worker that dies, or fails by no mistake of the user's, is replaced `train.max_failures` times.
+    def train(self, job: "Job") -> None:
+        """Do a job; a process that dies, or fails by no mistake of the user's, is replaced `train.max_failures` times.
 
-        Raises RayError where that was not enough.
+        Raises what it raised where that was not enough.
         """
+        for failures in itertools.count():
+            try:
+                return self._process.train(job)
+            except Exception as error:
+                if mistake_in(error) or failures == job.config.train.max_failures:
+                    raise
+                logger.warning("the worker failed and is replaced: %s", " ".join(str(error).split())[:300])
+                self.end()
+                self._process = self._start()
+
+    def train_last(self, job: "Job") -> None:
+        """Do a job and end."""
         try:
-            for failures in itertools.count():
-                try:
-                    return ray.get(self._worker.train.remote(job))
-                except RayError as error:
-                    if mistake_in(error) or failures == job.config.train.max_failures:
-                        raise
-                    logger.warning("the worker failed and is replaced: %s", " ".join(str(error).split())[:300])
-                    ray.kill(self._worker)
-                    self._worker = self._start.remote()
+            self.train(job)
         finally:
-            ray.kill(self._worker)
+            self.end()
+
+    def end(self) -> None:
+        """End the process, whatever it does."""
+        self._process.end()
+
+
+def _serve(jobs: Connection, answers: Connection) -> None:
+    """Do one job after another until the other end of `jobs` is closed, which a process that dies does as well."""
+    waiting = SimpleQueue[bytes]()
+
+    def listen() -> None:
+        with suppress(EOFError, OSError):
+            while True:
+                waiting.put(jobs.recv_bytes())
+        os._exit(1)  # also in the middle of a job: another process may go on with the run
+
+    threading.Thread(target=listen, daemon=True).start()
+    import_libraries()
+    while True:
+        failure = None
+        try:
+            train_alone(pickle.loads(waiting.get()))  # noqa: S301 - from the process that started this one
+        except Exception as error:
+            failure = mistake_in(error) or WorkerError(traceback.format_exc())
+        answers.send(failure)
+
+
+if __name__ == "__main__":
+    _serve(Connection(int(sys.argv[1]), writable=False), Connection(int(sys.argv[2]), readable=False))

@@ -5,6 +5,7 @@ import uuid
 import warnings
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import ray
@@ -25,7 +26,7 @@ from arc_ray.rows.stream import SharedRows, in_store, settle_data_scheduling
 from arc_ray.runs.folder import as_made, checkpoint_steps, claim, finish, is_finished, read_metrics, run_folder
 from arc_ray.runs.shapes import ResultShape
 from arc_ray.storage import Folder
-from arc_ray.train.alone import OneWorker
+from arc_ray.train.alone import OneWorker, RayProcess
 from arc_ray.train.engine import check_deepspeed
 from arc_ray.train.trackers import check_tracker, tracker_environment
 from arc_ray.train.worker import Job, Seat, train_on_worker
@@ -43,9 +44,10 @@ def check_training(config: Config, trains: bool = True) -> None:
         check_positions(model)
     if trains:
         check_tracker(config)
-        from arc_ray.models.lora import check_engine  # peft takes seconds to import, but only where it was imported
+        if not config.train.full:
+            from arc_ray.models.lora import check_engine  # peft takes seconds to import
 
-        check_engine(model, config.train)
+            check_engine(model, config.train)
     check_deepspeed(config.train, config.model)
 
 
@@ -63,6 +65,12 @@ def share_rows(config: Config, folder: Folder) -> SharedRows:
     return in_store(keep(prepare(config, folder), folder))
 
 
+def own_rows(config: Config, folder: Folder) -> SharedRows:
+    """Prepare a run whose folder is claimed, for a worker that is not Ray's. Raises UserError."""
+    prepared = keep(prepare(config, folder), folder)
+    return SharedRows(prepared.plan, prepared.maker, prepared.validation)
+
+
 def train_in_group(job: Job, callbacks: Sequence[ray.train.UserCallback] = ()) -> None:
     """Have the workers of Ray Train do a job. Raises TrainingFailedError where they failed too often."""
     make_trainer(job, callbacks).fit()
@@ -76,7 +84,7 @@ def is_alone(config: Config) -> bool:
 def start_worker(config: Config) -> Callable[[Job], None]:
     """Start the only worker of a run on one machine, before its rows are there; return what has a run's job done."""
     if is_alone(config) and live_room().is_one_machine:
-        return OneWorker(worker_resources(config.scaling), worker_environment(config))
+        return OneWorker(partial(RayProcess, worker_resources(config.scaling), worker_environment(config))).train_last
     return train_in_group
 
 
@@ -88,7 +96,8 @@ def run_training(
 ) -> dict[str, Any]:
     """Train, or go on with a training that was cut off, or return the result of a finished one.
 
-    `share` may give rows that other runs have as well. `train` does the job from its newest checkpoint to its end.
+    `share` may give rows that other runs have as well, or that are in no store. `train` does the job from its newest
+    checkpoint to its end.
     Raises UserError for what only the user can mend, and what `train` raises.
     """
     warn_of_float16(config)
@@ -99,7 +108,8 @@ def run_training(
     train = train or start_worker(config)
     # What was spent before an interruption counts, also what was lost after the last checkpoint.
     begun = time.time() - max((record.get("seconds", 0.0) for record in read_metrics(folder)), default=0.0)
-    settle_data_scheduling()
+    if ray.is_initialized():
+        settle_data_scheduling()
     rows = share(config, folder)
     job = Job(config, begun, rows.maker, rows.validation)
     with unwrapped():

@@ -6,14 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import ray
 import torch
 import torch.distributed
-from ray._private.state import state as cluster_state
 from torch import nn
 
 from arc_ray.config import Config
@@ -22,7 +20,7 @@ from arc_ray.models.loss import LearnedLoss
 from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.maker import Batch, RowMaker, ValidationSet
 from arc_ray.rows.plan import Plan
-from arc_ray.rows.stream import ahead, stream_rows
+from arc_ray.rows.stream import ahead, held, stream_rows
 from arc_ray.runs.folder import checkpoint_steps, run_folder
 from arc_ray.runs.machine import usable_cores
 from arc_ray.train.accuracy import validate
@@ -31,19 +29,22 @@ from arc_ray.train.engine import Start, accumulation_steps, begin, gather_state,
 from arc_ray.train.loop import WHAT_MENDS, Hooks, Metrics, NonFiniteLossError, fit
 from arc_ray.train.record import Measures, MetricsLog, device_peak
 
+if TYPE_CHECKING:
+    import ray
+
 ASK_SECONDS = 5.0
 """Time between questions whether there is a notice: each is a barrier of all workers, and clouds give 30 seconds or more."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Everything the workers of a run are given; large parts by reference."""
+    """Everything the workers of a run are given; large parts by reference where they are in Ray's store."""
 
     config: Config
     begun: float
     """Seconds since the epoch: when the run would have begun if it had never been interrupted."""
-    maker: "ray.ObjectRef[RowMaker]"
-    validation: "ray.ObjectRef[ValidationSet | None]"
+    maker: "ray.ObjectRef[RowMaker] | RowMaker"
+    validation: "ray.ObjectRef[ValidationSet | None] | ValidationSet | None"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +100,7 @@ def make_worker(job: Job, seat: Seat) -> Worker:
     began = time.perf_counter()
     config, folder = job.config, run_folder(job.config)
     torch.set_num_threads(config.scaling.threads or max(1, usable_cores() // seat.num_on_node))
-    maker, validation = ray.get([job.maker, job.validation])
+    maker, validation = held(job.maker), held(job.validation)
     step = max(checkpoint_steps(folder), default=0)
     batches = iter(()) if config.train.engine == "trl" else ahead(stream_share(job, maker.plan, seat, step))
     loading = time.perf_counter()
@@ -229,4 +230,7 @@ class EndNotice:
 
 def is_node_ending() -> object | None:
     """Ask Ray, from a worker without a group, for the notice of its own machine; None as long as there is none."""
+    import ray
+    from ray._private.state import state as cluster_state
+
     return cluster_state.get_draining_nodes().get(ray.get_runtime_context().get_node_id())

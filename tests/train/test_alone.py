@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -15,10 +17,10 @@ from builders import tiny_model, tiny_tokenizer
 
 from arc_ray.config import Config, config_from
 from arc_ray.runs.folder import read_metrics, run_folder
-from arc_ray.train.alone import process_group_of_one, train_alone
+from arc_ray.train.alone import OneWorker, OwnProcess, WorkerError, process_group_of_one, train_alone
 from arc_ray.train.engine import import_deepspeed
 from arc_ray.train.loop import NonFiniteLossError
-from arc_ray.train.run import run_training, train_in_group
+from arc_ray.train.run import own_rows, run_training, train_in_group
 
 KINDS: dict[str, dict[str, Any]] = {
     "adapter": {"model.lora.dropout": 0.1},
@@ -109,7 +111,8 @@ def resident_mb() -> float:
 def test_what_ran_before_in_the_process_changes_no_bit(ray_session: None, storage: Path) -> None:
     """Catches process groups, accelerate's states, environment variables and random states that reach the next run.
 
-    Each kind runs after others in one process, after none or the others in another, and one in a worker of Ray Train.
+    Each kind runs after others in one process, after none or the others in another, and one in a worker of Ray Train,
+    and one in a process that is not Ray's, after a mistake there.
     """
     runs = {
         folder: [config_in(storage, folder, kind) for kind in kinds]
@@ -123,6 +126,33 @@ def test_what_ran_before_in_the_process_changes_no_bit(ray_session: None, storag
         if not first.name.endswith("wild"):
             assert outcome(first) == outcome(last), first.name
             assert outcome(first)[0]
-    in_group = config_in(storage, "group", "adapter")
+    in_group, without_ray = config_in(storage, "group", "adapter"), config_in(storage, "own", "adapter")
     run_training(in_group, train=train_in_group)
     assert outcome(in_group) == outcome(runs["last"][-1])
+    worker = OneWorker(OwnProcess)
+    with pytest.raises(NonFiniteLossError):
+        run_training(config_in(storage, "own", "wild"), share=own_rows, train=worker.train)
+    run_training(without_ray, share=own_rows, train=worker.train_last)
+    assert outcome(without_ray) == outcome(in_group)
+
+
+def test_a_process_of_ones_own_says_how_it_ended() -> None:
+    """Catches a command that waits for ever, or ends without a word, after the system took its worker for memory."""
+    process = OwnProcess()
+    [child] = psutil.Process().children()
+    child.kill()
+    with pytest.raises(WorkerError, match="ended by signal SIGKILL, as the system ends what takes too much memory"):
+        process.train("a job that nobody takes")  # pyright: ignore[reportArgumentType]
+    process.end()
+
+
+def test_a_process_of_ones_own_ends_with_the_driver() -> None:
+    """Catches a training that goes on without its driver, and writes beside the one that is called next."""
+    code = "from arc_ray.train.alone import OwnProcess; process = OwnProcess(); print('there', flush=True); input()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe) as driver:
+        assert driver.stdout
+        driver.stdout.readline()
+        [child] = psutil.Process(driver.pid).children()
+        driver.kill()
+    assert psutil.wait_procs([child], timeout=60)[1] == []

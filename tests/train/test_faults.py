@@ -65,6 +65,10 @@ def assert_bit_equal(folder: Path, name: str) -> None:
         assert tensor.tobytes() == adapters[1][key].tobytes(), key
 
 
+OWN = "arc_ray.train.alone"
+"""In the title of a worker's process that is not Ray's."""
+
+
 def workers_of(parent: int, title: str = "TrainWorker") -> list[psutil.Process]:
     """The training workers, or other processes of a title, among those that a driver, or a raylet, has started."""
     found = psutil.Process(parent).children(recursive=True)
@@ -92,16 +96,17 @@ def test_a_killed_worker_an_interrupted_run_and_a_torn_checkpoint_lose_nothing(f
 
     with training(folder, "name=hurt") as run:
         wait_for(lambda: steps_saved(folder, "hurt"), run)
-        (worker,) = workers_of(run.pid)
+        (worker,) = workers_of(run.pid, OWN)
+        assert not workers_of(run.pid, "raylet"), "a training of one worker on the CPU needs no Ray"
         worker.kill()
         saved = steps_saved(folder, "hurt")[-1]
         wait_for(lambda: steps_saved(folder, "hurt")[-1] > saved, run)
-        assert worker.pid not in [process.pid for process in workers_of(run.pid)]
+        assert worker.pid not in [process.pid for process in workers_of(run.pid, OWN)]
         press_ctrl_c(run)
     for _ in range(4):
         assert not (folder / "runs" / "hurt" / "result.json").exists(), "it had ended already, so nothing was tested"
         with training(folder, "name=hurt") as run:
-            (worker,) = wait_for(lambda run=run: workers_of(run.pid), run)
+            (worker,) = wait_for(lambda run=run: workers_of(run.pid, OWN), run)
             wait_for(torn, run)
             worker.kill()
             os.killpg(run.pid, signal.SIGKILL)
