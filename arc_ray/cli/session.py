@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 JOIN_SECONDS = 60.0
 SERVERS = ("gcs_server", "raylet")
-SERVER_SECONDS, LEAVE_SECONDS = 1.0, 5.0
+SERVER_SECONDS, LEAVE_SECONDS = 0.2, 5.0
 SHORT_TEMPORARY = "/tmp"  # noqa: S108 - Ray makes a folder of its own there
 MOST_TEMPORARY = 32
 """Characters: Ray adds up to 75 for its session and a socket's name, and a socket's path may have 107."""
@@ -199,16 +199,17 @@ def _start_ray(config: Config) -> None:
 
 
 def _watch_servers(over: threading.Event) -> None:
-    """Leave soon after a server of the Ray that this process started is gone, and say so.
-
-    Without the head's, Ray would go on for a minute and then end the process without a reason; without a raylet, nothing
-    new would start. A signal may have been meant for all of them: then this process is about to end.
-    """
+    """Leave soon after a server of the Ray that this process started is gone, and say so: Ray would go on for a while, and
+    end the process without a reason. SIGTERM may be meant for all of them: then Ray ends it at once, unless it is quick."""
     servers = [p for p in psutil.Process().children(recursive=True) if _is_alive(p) and p.name() in SERVERS]
+    ending, patience = (1, "a server process of Ray's has ended; was it killed, or did memory run out?"), LEAVE_SECONDS
     while not over.wait(SERVER_SECONDS):
-        if not all(map(_is_alive, servers)) and not over.wait(LEAVE_SECONDS):
-            ours = 1, "a server process of Ray's has ended; was it killed, or did memory run out?"
-            leave(*SIGNAL_ENDINGS[signal.Signals(received[0])] if received else ours)
+        if all(map(_is_alive, servers)):
+            continue
+        if signal.SIGTERM in received:
+            ending, patience = SIGNAL_ENDINGS[signal.SIGTERM], SERVER_SECONDS
+        if not over.wait(patience):
+            leave(*ending)
 
 
 def _is_alive(process: psutil.Process) -> bool:
@@ -254,9 +255,8 @@ def start_patiently(start: Callable[[], None]) -> None:
                     process.kill()
             psutil.wait_procs(left, timeout=10)
             if is_last:
-                load = os.getloadavg()[0]
                 raise UserError(
-                    f"Ray did not start within 30 s, twice: this machine is too busy (load {load:.0f});"
+                    f"Ray did not start within 30 s, twice: this machine is too busy (load {os.getloadavg()[0]:.0f});"
                     f" call the command again when less runs on it"
                 ) from error
             logger.warning("Ray did not start within 30 s, because this machine is busy; it is started once more")
