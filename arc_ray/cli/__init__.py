@@ -1,6 +1,7 @@
 """`arc-ray COMMAND`: the only place with `ray.init`, logging set-up and printing. Heavy imports wait for their command."""
 
 import gc
+import logging
 import os
 import signal
 import sys
@@ -43,7 +44,9 @@ def main() -> None:
 
 
 def settle_environment() -> None:
-    """Tell libraries, before they are imported, what they read from the environment; what the user set stays."""
+    """Tell libraries, before they are imported, how to behave; what the user set in the environment stays."""
+    # At its import it warns that a faster product of a hub is not there.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # Ray's usage report and transformers' hub look-ups would wait for a network that may not be there.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Nobody is told of runs: neither the hub of every request, nor the makers of trackers and of vLLM.
