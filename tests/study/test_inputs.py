@@ -65,7 +65,7 @@ def test_runs_are_made_once_and_in_order_but_not_for_a_folder_of_another_config(
     asked = with_overrides(config(tmp_path, runs=runs, model={"base": "@second"}), {"data.mix": {"mine": 1}})
     made: list[str] = []
 
-    def train(run: Config, progress: Progress) -> dict[str, Any]:
+    def train(run: Config, progress: Progress, *_: object) -> dict[str, Any]:
         made.append(run.name)
         assert run == config_of_run(asked, run.name)
         finish(run_folder(run), {})
