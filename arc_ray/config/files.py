@@ -38,6 +38,7 @@ class Loader(yaml.SafeLoader):
             raise RefusedError(f"it is nested more than {MOST_DEPTH} deep")
         node = super().compose_node(parent, index)
         self._depth -= 1
+        assert node
         if is_alias and node.end_mark is None:
             raise RefusedError("an alias stands within what it names")
         children = (
