@@ -15,6 +15,9 @@ LANES ?= -n 2 --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/installed
 VLLM := .venv-vllm
 
+# Where it is set, every process that a test starts compiles the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: quickstart install test test-slow test-cluster test-vllm gpu-kit gpu-run check clean
 
 quickstart: $(INSTALLED)

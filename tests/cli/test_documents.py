@@ -24,7 +24,8 @@ from arc_ray.config.section import is_model_name
 FOUND = [command for path in DOCUMENTS if path.parent.name != "cluster" for command in commands_in(path)]
 OF_CLUSTERS = r"(ray|export RAY_AUTH_MODE)\b"
 PLACEHOLDER = re.compile(r"\b[A-Z]{4,}\b|\[\.\.\.\]|=\.\.\.|\|")
-WITH_A_DRY_RUN = ("study", "train", "tune", "evaluate", "generate")
+WORKING = ("study", "train", "tune", "evaluate", "generate")
+"""Commands that have a dry run; the others start no Ray, and may run in the tests' own process."""
 BASES = {load_config(path).model.base for path in (ROOT / "configs").glob("*.yaml")}
 NAMES = {base: Phi3Config if "Phi-3" in base else LlamaConfig for base in BASES if base and is_model_name(base)}
 """Models that configs name, and an architecture whose layers have the names that these configs speak of."""
@@ -62,7 +63,7 @@ def test_a_documented_command_can_be_carried_out(text: str, storage: Path, monke
     _, command, *words = shlex.split(text)
     if command == "check":
         words = [*words, f"storage={storage}"]
-    if command in WITH_A_DRY_RUN:
+    if command in WORKING:
         words = [*words, f"storage={storage}", *(["train.epochs=1"] if command == "train" else []), "--dry-run"]
     result = CliRunner().invoke(app, [command, *words])
     is_to_come = "evaluate.checkpoint=@" in text and "none with a checkpoint" in str(result.exception)
@@ -124,6 +125,7 @@ FILLED = {
     "arc-ray train CONFIG": "arc-ray train count.yaml",
     "arc-ray merge runs/count/config.yaml --to FOLDER": "arc-ray merge runs/count/config.yaml --to merged",
     "arc-ray merge CONFIG --to FOLDER": "arc-ray merge count.yaml --to merged-too",
+    "arc-ray shrink CONFIG --to FOLDER": "arc-ray shrink mine.yaml --to small",
     "arc-ray evaluate CONFIG": "arc-ray evaluate answers.yaml",
     "arc-ray evaluate CONFIG evaluate.checkpoint=@RUN evaluate.sets='[...]'": (
         "arc-ray evaluate learned.yaml evaluate.checkpoint=@count evaluate.sets='[set]'"
@@ -153,7 +155,7 @@ def test_every_command_with_a_placeholder_is_filled() -> None:
 
 
 @pytest.mark.slow
-def test_commands_with_placeholders_run_as_they_are_written(tmp_path: Path) -> None:
+def test_commands_with_placeholders_run_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a document whose commands do not find what those before them have made."""
     tiny_model(seed=3).save_pretrained(tmp_path / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "base")
@@ -163,9 +165,14 @@ def test_commands_with_placeholders_run_as_they_are_written(tmp_path: Path) -> N
         (tmp_path / "tasks" / f"{number}.json").write_text(json.dumps({"train": pairs[:3], "test": pairs[3:]}))
     for name in ("mine", "count", "answers", "learned", "search", "asked"):
         (tmp_path / f"{name}.yaml").write_text(f"name: {name}\n{CONFIG}")
+    monkeypatch.chdir(tmp_path)
     for command in FILLED.values():
-        words = [sys.executable, "-m", "arc_ray", *shlex.split(command)[1:]]
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
+        _, *words = shlex.split(command)
+        if words[0] in WORKING:
+            done = subprocess.run([sys.executable, "-m", "arc_ray", *words], capture_output=True, text=True)
+            assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
+        else:
+            looked = CliRunner().invoke(app, words)
+            assert looked.exception is None, f"{command}: {looked.exception!r}"
     made = ("begun.yaml", "merged/config.json", "runs/answers/submission.json", "runs/asked/report.html")
     assert [name for name in made if not (tmp_path / name).exists()] == []
