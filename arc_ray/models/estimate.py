@@ -233,13 +233,13 @@ def _saved_by_cut(config: Config, plan: Plan, skeleton: nn.Module) -> Iterator[s
     if not config.model.vocabulary:
         return
     model = config.model.model_copy(update={"vocabulary": None})
-    whole = build_skeleton(model, config.storage, config.train.full)
+    models: list[Any] = [build_skeleton(model, config.storage, config.train.full), skeleton]
     held = []
-    for each in (whole, skeleton):
+    for each in models:
         found = simulate_pass(each, config.train.rows_at_once, plan.row_tokens, _most_learned(config, plan))
         held.append(_held(config, each, found, config.train.zero).total + RUNTIME_BYTES)
-    rows, kept = (each.get_input_embeddings().weight.shape[0] for each in (whole, skeleton))
-    parameters, left = (sum(p.numel() for p in each.parameters()) for each in (whole, skeleton))
+    rows, kept = (each.get_input_embeddings().weight.shape[0] for each in models)
+    parameters, left = (sum(p.numel() for p in each.parameters()) for each in models)
     yield (
         f"model.vocabulary: {kept} of {rows} tokens stay: {(parameters - left) / 1e6:,.2f} M of {parameters / 1e6:,.2f} M"
         f" parameters and {(held[0] - held[1]) / 1e9:.2f} of {held[0] / 1e9:.2f} GB of a GPU's memory less"

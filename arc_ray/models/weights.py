@@ -95,7 +95,7 @@ def _nf4(config: ModelConfig) -> Any:
 def _settle_4_bits(model: Any, dtype: torch.dtype) -> None:
     """Let 4-bit layers compute in the model's arithmetic, and keep their packing: a pass that tries a model on the CPU would
     pack it for CPUs that know bfloat16, and a GPU reads that as other weights."""
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     for layer in model.modules():
         if isinstance(layer, Linear4bit):

@@ -124,6 +124,7 @@ def test_data_that_changed_since_a_run_was_planned_is_refused_by_name(tmp_path: 
     (tmp_path / "mine" / "c.json").unlink()
     with pytest.raises(UserError, match=r"\(7 tasks then, 6 now; changed or new: none"):
         keep(prepare(config, run), run)
+    write("c", 3)
     run.write_bytes("plan.parquet", save_plan(dataclasses.replace(plan, data={})))
     keep(prepare(config, run), run)  # an older run's plan says nothing of its data
     frame = run.read_json("frame.json")
