@@ -124,6 +124,10 @@ def test_a_dataset_stays_within_the_storage(name: str) -> None:
         config_from({"data": {"sources": {"a": {"kind": "counting", "dataset": name}}}}, {})
 
 
+OVER_A_PIPE = {"alone.py": {"pickle"}}
+"""A training's process is handed its job by the process that has started it; no file is read so."""
+
+
 def test_nothing_is_unpickled_and_no_archive_unpacks_itself() -> None:
     """Catches a file of a storage, or of a hub, that runs code when it is read."""
     forbidden = {"pickle", "cloudpickle", "dill", "shelve", "joblib", "extractall", "trust_remote_code"}
@@ -131,7 +135,8 @@ def test_nothing_is_unpickled_and_no_archive_unpacks_itself() -> None:
         for node in ast.walk(ast.parse(file.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
             names += [node.attr] if isinstance(node, ast.Attribute) else []
-            assert not forbidden & {part for name in names for part in name.split(".")}, f"{file}: {names}"
+            found = forbidden & {part for name in names for part in name.split(".")}
+            assert not found - OVER_A_PIPE.get(file.name, set()), f"{file}: {names}"
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
                 assert called not in ("torch.load", "np.load", "numpy.load", "eval", "exec", "os.system"), (

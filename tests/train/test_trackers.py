@@ -68,7 +68,9 @@ def test_settings_reach_the_workers_but_secrets_do_not(tmp_path: Path, monkeypat
     """Catches runs that land in another project on a cluster, and a key that anybody reads in Ray's dashboard."""
     monkeypatch.setenv("WANDB_PROJECT", "arc")
     monkeypatch.setenv("WANDB_API_KEY", "secret")
-    assert tracker_environment(config_of(tmp_path, "wandb")) == {"WANDB_PROJECT": "arc"}
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")  # as the commands do
+    told = {"WANDB_PROJECT": "arc", "WANDB_ERROR_REPORTING": "false"}
+    assert tracker_environment(config_of(tmp_path, "wandb")) == told
     assert tracker_environment(config_of(tmp_path, "tensorboard")) == {}
 
 
