@@ -408,6 +408,14 @@ def test_runs_in_a_bucket_behind_a_query_have_folders_of_their_own(
     assert Folder.at(bucket).names() == ["other"]
 
 
+def test_nothing_is_read_from_the_end_of_a_file_in_a_bucket(bucket: str):
+    """Would catch a run on Google Cloud that ends with a traceback at the first look that finds no new metrics."""
+    folder = Folder.at(bucket)
+    folder.write_bytes("metrics.jsonl", b'{"step": 1}\n')
+    values, end = folder.read_json_lines("metrics.jsonl")
+    assert (values, folder.read_json_lines("metrics.jsonl", end)) == ([{"step": 1}], ([], end))
+
+
 def test_the_endpoint_of_the_environment_is_used(s3: str, monkeypatch: pytest.MonkeyPatch):
     """What the cluster guide says of AWS_ENDPOINT_URL."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{s3.split('=')[-1]}")
