@@ -4,11 +4,12 @@ A field that holds a path says so by its type, and `arc_ray.config.loading` make
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from arc_ray.storage import Folder
 
@@ -67,3 +68,12 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, coerce_numbers_to_str=False
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_no_endless_number(cls, tree: Any) -> Any:
+        for key, value in tree.items() if isinstance(tree, Mapping) else ():
+            values = value if isinstance(value, list) else [value]
+            if any(isinstance(number, int) and abs(number) >= 2**63 for number in values):
+                raise ValueError(f"{key}: no number may have more than 63 bits")
+        return tree

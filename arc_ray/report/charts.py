@@ -52,7 +52,8 @@ class Scale:
     def __call__(self, value: float) -> float:
         value = min(max(value, self.low), self.high)
         low, high, value = (math.log(v) if self.is_log else v for v in (self.low, self.high, value))
-        return round(self.start + (value - low) / (high - low) * (self.end - self.start), 1)
+        share = (value - low) / (high - low) if high > low else 0.0
+        return round(self.start + share * (self.end - self.start), 1)
 
     def ticks(self, about: int = 5) -> list[float]:
         """Choose round values in the range: 1, 2 or 5 times a power of ten; of a long logarithmic range powers alone."""

@@ -46,6 +46,13 @@ def test_there_are_configs_to_test():
     assert CONFIGS
 
 
+@pytest.mark.parametrize("key", ["ray.num_cpus", "train.max_steps", "study.seeds"])
+def test_a_number_that_no_computer_counts_to_is_refused(key: str):
+    """Catches a number that ends in a traceback wherever it becomes a float or an array's element."""
+    value = [10**400] if key == "study.seeds" else 10**400
+    assert f"{key.partition('.')[2]}: no number may have more than 63 bits" in mistake({}, {key: value})
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_start_run_and_point_of_a_shipped_config_is_possible(path: Path):
     """Would catch an example whose second arm or whose pre-training fails after an hour."""

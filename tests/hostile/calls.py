@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arc_ray.cli import main
+from arc_ray.errors import plain
 
 SECONDS, PATIENCE = 30, 600
 """A call takes at most so much of a processor, and on a machine that is busy with other work at most so long."""
@@ -94,7 +95,7 @@ def complaint(outcome: Outcome, *names: str) -> str | None:
         return f"a message of {len(said)} characters"
     if sum(line.startswith("error: ") for line in said.splitlines()) != 1 and "Usage: " not in said:
         return "not one message"
-    if names and not any(name in said for name in names):
+    if names and not any(plain(name) in said for name in names):
         return "the message does not name the place"
     return None
 

@@ -87,7 +87,7 @@ def tree(world: Path) -> dict[str, Any]:
         "train": {"row_tokens": 512, "batch_rows": 1, "max_steps": 3, "micro_rows": 1},
         "evaluate": {"sets": ["mine", "counting"], "symmetries": 2, "batch_tokens": 4000},
         "tune": {"space": {"train.lr": {"grid": [1e-3, 1e-2]}}, "scheduler": {"kind": "fifo"}},
-        "study": {"seeds": [0]},
+        "study": {"compare": "view.colors", "arms": ["keep", "permute"], "seeds": [1]},
         "scaling": {"use_gpu": False, "num_workers": 1, "threads": 1},
     }
 
