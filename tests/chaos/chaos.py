@@ -23,6 +23,9 @@ from typing import Any
 import psutil
 import pyarrow.fs as pafs
 import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from faults import MARK, Fault, deal, draw, processes
 from small_study import small_study
 from storage_server import StorageServer

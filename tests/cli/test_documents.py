@@ -4,6 +4,7 @@ Those of clusters are run by tests/cluster, and a study of `configs/studies` alo
 """
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -85,6 +86,15 @@ def test_other_documented_commands_name_what_is_there(text: str) -> None:
             assert all((ROOT / word).exists() for word in words if word.startswith("tests/"))
         case _:
             assert re.match(OF_CLUSTERS, text), f"{text}: no test looks at it"
+
+
+@pytest.mark.parametrize("script", ["chaos/chaos.py", "hostile/inputs.py", "benchmarks/bench_soak.py"])
+def test_a_campaign_starts_from_a_shell(script: str) -> None:
+    """Catches a script that imports what only pytest finds."""
+    bare = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    words = [sys.executable, str(ROOT / "tests" / script), "--help"]
+    done = subprocess.run(words, env=bare, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_commands_are_found() -> None:

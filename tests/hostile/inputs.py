@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from calls import Outcome, call, complaint, digest, outcome_of
 from kinds import KINDS, Read, make_world
 from mutations import mutated_word, replace_file
