@@ -4,9 +4,9 @@ A field that holds a path says so by its type, and `arc_ray.config.loading` make
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -41,7 +41,7 @@ def is_model_name(value: str) -> bool:
     """Tell whether a value names a model: built in, or a hub's as owner/name or owner/name@revision, if that is no folder."""
     if value.startswith(("@", ".", "~", "/")) or "://" in value or value.partition("@")[0].count("/") > 1:
         return False
-    return value in BUILT_IN or not Path(value).is_dir()
+    return value in BUILT_IN or not os.path.isdir(value)
 
 
 def absolute_model(name: str) -> str:

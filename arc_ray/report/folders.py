@@ -16,6 +16,7 @@ from arc_ray.contents import checked, damaged, parse_json
 from arc_ray.report.frames import WHO, Row, config_value, trial_row
 from arc_ray.runs.shapes import (
     AnswerShape,
+    BudgetShape,
     ConfigShape,
     ManifestShape,
     MetricsShape,
@@ -145,7 +146,7 @@ def read_evaluations(place: Folder, runs: Iterable[Folder]) -> tuple[list[Row], 
         for seed in seeds or [None]:
             answered = folder / seed if seed else folder
             who = {"study": place.name, "arm": arm, "seed": int(seed.removeprefix("seed-")) if seed else None}
-            budgets += [who | budget for budget in answered.read_json("curves.json", list[dict[str, Any]]) or []]
+            budgets += [who | budget for budget in answered.read_json("curves.json", list[BudgetShape]) or []]
             for answer in answered.read_json("answers.json", list[AnswerShape]) or []:
                 greedy, truth = answer.get("greedy"), answer.get("truth")
                 right = None if greedy is None or truth is None else greedy == truth

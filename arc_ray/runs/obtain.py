@@ -163,7 +163,7 @@ def _explained(name: str, storage: str | None) -> Iterator[None]:
 
 def _known_names(repository: str, storage: str | None) -> set[str]:
     """Collect names of models that may be meant: built in, in the storage, in this node's cache, of the hub."""
-    from huggingface_hub import HfApi, constants, errors
+    from huggingface_hub import HfApi, constants
 
     known, cache = set(BUILT_IN), Path(constants.HF_HUB_CACHE)
     if storage:
@@ -172,7 +172,7 @@ def _known_names(repository: str, storage: str | None) -> set[str]:
         known |= {f"{owner}/{name}" for owner in owners for name in (folder / owner).names()}
     known |= {path.name.removeprefix("models--").replace("--", "/") for path in cache.glob("models--*")}
     owner, _, name = repository.rpartition("/")
-    with contextlib.suppress(errors.HfHubHTTPError):  # a mirror need not have lists, and this is a hint only
+    with contextlib.suppress(Exception):  # a mirror need not have lists, or answer twice, and this is a hint only
         found = list(HfApi().list_models(author=owner, limit=MOST_LISTED)) if owner else []
         known |= {model.id for model in found or HfApi().list_models(search=name, limit=MOST_LISTED)}
     return known

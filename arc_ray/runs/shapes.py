@@ -81,8 +81,6 @@ class ConfigShape(TypedDict, total=False):
 
 
 class RunShape(TypedDict, total=False):
-    """run.json."""
-
     command: str
     arguments: list[str]
     started: str
@@ -203,6 +201,14 @@ class AnswerShape(TypedDict):
     ending: NotRequired[str | None]
 
 
+class BudgetShape(TypedDict):
+    """An entry of curves.json."""
+
+    set: str
+    axis: str
+    x: Number
+
+
 class TunedShape(TypedDict):
     """An entry of tuning.json."""
 
@@ -273,8 +279,6 @@ class DatasetShape(TypedDict):
 
 
 class EntryShape(TypedDict):
-    """A task of a dataset."""
-
     examples: Count
     indices: Count
     duplicates: Count
