@@ -119,9 +119,9 @@ class Folder:
 
     def names(self) -> list[str]:
         """List the names in the folder, sorted, without unfinished files; empty if the folder does not exist."""
-        if self.filesystem()[0].type_name == "gcs":  # where pyarrow lists no folder that has no object of its own
-            return sorted({name.split("/")[0] for name in self.files()})
         filesystem, path = self.filesystem()
+        if filesystem.type_name == "gcs":  # where pyarrow lists no folder that has no object of its own
+            return sorted({name.split("/")[0] for name in self.files()})
         with self._readable(""):
             entries = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
         return sorted(entry.base_name for entry in entries if ".tmp-" not in entry.base_name)
