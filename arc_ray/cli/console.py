@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from arc_ray.errors import plain
 
@@ -51,8 +51,8 @@ class Terminal:
             self._bar = Progress(
                 TextColumn("  {task.description}", markup=False),
                 BarColumn(bar_width=30),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(compact=True),
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),  # on a narrow terminal the bar shrinks
+                TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
                 TextColumn("{task.fields[detail]}"),
                 console=self.console,
             )

@@ -1,5 +1,6 @@
 """What is shown of work that goes on: looked at in its folder, and once more at its end."""
 
+import io
 import threading
 import time
 from collections.abc import Sequence
@@ -7,7 +8,9 @@ from typing import Any
 
 import pytest
 from plans import planned
+from rich.console import Console
 
+from arc_ray.cli.console import Terminal
 from arc_ray.config import config_from, to_yaml
 from arc_ray.errors import UserError
 from arc_ray.progress import watched
@@ -30,6 +33,17 @@ class Heard:
 
     def advance(self, what: str, done: float, total: float, detail: str = "") -> None:
         self.steps.append((what, done, total, detail))
+
+
+def test_a_narrow_terminal_shows_how_far_and_how_long() -> None:
+    """Catches numbers beside a bar that push the time left off the line, while the bar keeps its width."""
+    shown = io.StringIO()
+    terminal = Terminal()
+    terminal.console = Console(file=shown, force_terminal=True, width=80, color_system=None, _environ={})
+    terminal._is_live = True
+    terminal.advance("try1, steps", 3, 28, "loss 0.913 tokens/s 7824 solved 0.150 cells 0.489")
+    terminal.close()
+    assert " 3/28 --:-- loss 0.913 tokens/s 7824 solved 0.150 cells 0.489" in shown.getvalue()
 
 
 def test_a_training_is_shown_from_its_folder(tmp_path: Any) -> None:
