@@ -10,7 +10,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from arc_ray.config import Config, config_from
-from arc_ray.config.training import ModelConfig, PromptConfig, ScratchConfig
+from arc_ray.config.model import ModelConfig, ScratchConfig
+from arc_ray.config.training import PromptConfig
 from arc_ray.models.build import build_model
 from arc_ray.models.loss import LearnedLoss, inputs_of
 from arc_ray.prompts.codec import Codec

@@ -6,18 +6,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import Field, model_validator
 
+from arc_ray.config.model import ModelConfig
 from arc_ray.config.searching import EvaluateConfig, StudyConfig, TuneConfig
 from arc_ray.config.section import DottedKeys, PlacePath, Section
 from arc_ray.config.sources import AnySource
-from arc_ray.config.training import (
-    DataConfig,
-    ModelConfig,
-    PromptConfig,
-    RayConfig,
-    ScalingConfig,
-    TrainConfig,
-    ViewConfig,
-)
+from arc_ray.config.training import DataConfig, PromptConfig, RayConfig, ScalingConfig, TrainConfig, ViewConfig
 from arc_ray.errors import SECRET
 
 

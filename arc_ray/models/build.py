@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from arc_ray.config.training import ModelConfig, ScratchConfig
+from arc_ray.config.model import ModelConfig, ScratchConfig
 from arc_ray.errors import UserError
 from arc_ray.models.supported import check_logits, check_row_tokens, check_supported, check_tokens, keep_views_apart
 from arc_ray.models.weights import (

@@ -13,7 +13,8 @@ from peft import get_peft_model
 from peft.tuners.lora.layer import Embedding, Linear
 from torch import nn
 
-from arc_ray.config.training import LoraConfig, TrainConfig
+from arc_ray.config.model import LoraConfig
+from arc_ray.config.training import TrainConfig
 from arc_ray.errors import UserError
 from arc_ray.models.fused import FusedLinear
 from arc_ray.models.weights import is_quantized

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import torch
 
+from arc_ray.config.model import ModelConfig
 from arc_ray.config.section import BUILT_IN
-from arc_ray.config.training import ModelConfig
 from arc_ray.errors import UserError
 from arc_ray.models.supported import TAKE_ANOTHER, longest_view
 from arc_ray.prompts.vocabulary import base_folder

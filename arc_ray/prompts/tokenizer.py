@@ -8,8 +8,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from arc_ray.config.model import ModelConfig
 from arc_ray.config.sources import CountingSource
-from arc_ray.config.training import ModelConfig
 from arc_ray.errors import UserError
 from arc_ray.prompts.formats import FORMATS, Frame, Text, counting_layout, needs_description
 from arc_ray.runs.base import explained

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from arc_ray.config.model import ModelConfig
 from arc_ray.config.section import is_model_name
 from arc_ray.config.sources import CountingSource
-from arc_ray.config.training import ModelConfig
 from arc_ray.copies import cached
 from arc_ray.errors import UserError
 from arc_ray.prompts.codec import Codec

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from arc_ray.config.training import GRADIENT_BUCKET, ModelConfig, TrainConfig
+from arc_ray.config.model import ModelConfig
+from arc_ray.config.training import GRADIENT_BUCKET, TrainConfig
 from arc_ray.errors import UserError, nearest
 from arc_ray.models.attention import avoid_cudnn
 from arc_ray.models.build import trainable

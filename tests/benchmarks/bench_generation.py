@@ -31,7 +31,8 @@ import torch
 from bench_train import SMOLLM2, write_llama
 
 from arc_ray.config import Config, load_config
-from arc_ray.config.training import ModelConfig, PromptConfig
+from arc_ray.config.model import ModelConfig
+from arc_ray.config.training import PromptConfig
 from arc_ray.datasets.reading import load_source
 from arc_ray.decode import writer as drafting
 from arc_ray.decode.kernels import use_onednn

@@ -144,7 +144,8 @@ def estimate(case: Case) -> dict[str, int]:
 
 def configs(case: Case) -> tuple[Any, Any, Any]:
     """The model's and the training's config, and a tokenizer of the case's vocabulary size."""
-    from arc_ray.config.training import LoraConfig, ModelConfig, ScratchConfig, TrainConfig
+    from arc_ray.config.model import LoraConfig, ModelConfig, ScratchConfig
+    from arc_ray.config.training import TrainConfig
 
     heads = case.hidden // 64
     sizes = {"hidden_size": case.hidden, "layers": case.layers, "heads": heads, "intermediate_size": 3 * case.hidden}

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from arc_ray.config import Config, config_from
+from arc_ray.config.model import ModelConfig
 from arc_ray.config.sources import RearcSource
-from arc_ray.config.training import ModelConfig
 from arc_ray.prompts.sample import make_codec
 from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.plan import Plan

@@ -26,7 +26,7 @@ from bench_trial_overhead import search_config
 
 from arc_ray.cli.session import connected
 from arc_ray.config import with_overrides
-from arc_ray.config.training import ModelConfig
+from arc_ray.config.model import ModelConfig
 from arc_ray.evaluate.evaluation import run_evaluation
 from arc_ray.evaluate.pool import Hosts
 from arc_ray.prompts.tokenizer import load_tokenizer

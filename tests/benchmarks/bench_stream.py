@@ -24,7 +24,7 @@ import numpy as np
 import ray
 from bench_tokens import make_maker
 
-from arc_ray.config.training import ModelConfig
+from arc_ray.config.model import ModelConfig
 from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.maker import RowMaker
 from arc_ray.rows.stream import BLOCK_TOKENS, stream_rows

@@ -20,7 +20,7 @@ os.environ.update(TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1")  # befo
 import numpy as np
 
 from arc_ray.config import config_from
-from arc_ray.config.training import ModelConfig
+from arc_ray.config.model import ModelConfig
 from arc_ray.prompts.sample import make_codec
 from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.maker import RowMaker

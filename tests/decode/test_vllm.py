@@ -11,7 +11,7 @@ import yaml
 from training import ends_well, kill_driver, running, wait_for
 
 from arc_ray.config import Config, config_from
-from arc_ray.config.training import LoraConfig
+from arc_ray.config.model import LoraConfig
 from arc_ray.decode.likelihood import score_answers
 from arc_ray.decode.vllm import VllmWriter
 from arc_ray.decode.writer import Answer, Writer, generate_greedily

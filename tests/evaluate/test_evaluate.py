@@ -17,7 +17,7 @@ from training import ends_well, kill_driver, running, wait_for
 from arc_ray.cli.console import Terminal
 from arc_ray.cluster.roles import NodeKind, Room
 from arc_ray.config import Config, config_from, to_yaml, with_overrides
-from arc_ray.config.training import ModelConfig, ScratchConfig
+from arc_ray.config.model import ModelConfig, ScratchConfig
 from arc_ray.decode import vllm
 from arc_ray.errors import UserError
 from arc_ray.evaluate import evaluation as driver

@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from training import hosts_here
 
 from arc_ray.config import Config, config_from, with_overrides
+from arc_ray.config.model import LoraConfig, ModelConfig
 from arc_ray.config.searching import TttConfig
-from arc_ray.config.training import LoraConfig, ModelConfig, TrainConfig
+from arc_ray.config.training import TrainConfig
 from arc_ray.evaluate.evaluation import run_evaluation
 from arc_ray.evaluate.pool import Hosts
 from arc_ray.evaluate.questions import Work, answering_works, make_prompts

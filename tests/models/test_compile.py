@@ -8,7 +8,7 @@ import torch
 from builders import tiny_model
 from torch import nn
 
-from arc_ray.config.training import LoraConfig
+from arc_ray.config.model import LoraConfig
 from arc_ray.errors import UserError
 from arc_ray.models import fused
 from arc_ray.models.build import trainable

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from workers import State, on_workers, train_on
 
-from arc_ray.config.training import LoraConfig, ModelConfig
+from arc_ray.config.model import LoraConfig, ModelConfig
 from arc_ray.models import fused
 from arc_ray.models.build import build_model, save_weights, trainable
 from arc_ray.models.fused import FusedLinear, LoraProducts, merged

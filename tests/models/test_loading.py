@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from arc_ray.cli.looking import app
 from arc_ray.config import load_config
-from arc_ray.config.training import LoraConfig, ModelConfig
+from arc_ray.config.model import LoraConfig, ModelConfig
 from arc_ray.errors import UserError
 from arc_ray.models.attention import reads_one_by_one, takes_flash_lengths
 from arc_ray.models.build import (

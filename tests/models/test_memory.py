@@ -8,7 +8,7 @@ from builders import tiny_tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3_5TextConfig
 
-from arc_ray.config.training import LoraConfig, ModelConfig, ScratchConfig
+from arc_ray.config.model import LoraConfig, ModelConfig, ScratchConfig
 from arc_ray.models.build import build_model, build_skeleton
 from arc_ray.models.estimate import flops_per
 from arc_ray.models.lora import with_lora

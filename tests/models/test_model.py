@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 
 from arc_ray.cli.looking import app
 from arc_ray.config import Config, config_from
-from arc_ray.config.training import LoraConfig, ModelConfig, ScratchConfig
+from arc_ray.config.model import LoraConfig, ModelConfig, ScratchConfig
 from arc_ray.errors import UserError
 from arc_ray.models.build import (
     build_model,

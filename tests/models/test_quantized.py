@@ -12,7 +12,8 @@ from builders import tiny_model, tiny_tokenizer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from arc_ray.config.training import LoraConfig, ModelConfig, TrainConfig
+from arc_ray.config.model import LoraConfig, ModelConfig
+from arc_ray.config.training import TrainConfig
 from arc_ray.errors import UserError
 from arc_ray.models.build import (
     build_model,

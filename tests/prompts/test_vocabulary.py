@@ -20,7 +20,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from arc_ray.config.training import LoraConfig, ModelConfig
+from arc_ray.config.model import LoraConfig, ModelConfig
 from arc_ray.errors import UserError
 from arc_ray.models.build import build_model, load_for_inference, merge_checkpoint, save_weights, served, trainable
 from arc_ray.prompts.codec import Codec

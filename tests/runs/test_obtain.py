@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from arc_ray.cli.looking import app
 from arc_ray.config import config_from, load_config
+from arc_ray.config.model import ModelConfig
 from arc_ray.config.section import BUILT_IN, SETS, is_model_name
 from arc_ray.config.sources import ArckitSource
-from arc_ray.config.training import ModelConfig
 from arc_ray.datasets.reading import load_source
 from arc_ray.errors import UserError
 from arc_ray.models.weights import load_base

@@ -10,7 +10,7 @@ import torch
 from builders import CHAT_TEMPLATE, config_with, tiny_model, tiny_tokenizer
 from transformers import AutoTokenizer
 
-from arc_ray.config.training import ModelConfig
+from arc_ray.config.model import ModelConfig
 from arc_ray.errors import UserError
 from arc_ray.models.build import build_model, save_weights, trainable
 from arc_ray.runs.folder import checkpoint_steps

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from arc_ray.config.training import GRADIENT_BUCKET, ModelConfig, TrainConfig
+from arc_ray.config.model import ModelConfig
+from arc_ray.config.training import GRADIENT_BUCKET, TrainConfig
 from arc_ray.errors import UserError
 from arc_ray.train.engine import accumulation_steps, check_deepspeed, deepspeed_config
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from workers import State, kind_of, on_workers, train_in_plain_pytorch, train_on, waits_of_a_step
 
 from arc_ray.config import config_from
-from arc_ray.config.training import LoraConfig, ModelConfig
+from arc_ray.config.model import LoraConfig, ModelConfig
 from arc_ray.datasets.reading import load_source
 from arc_ray.models.build import build_model, save_weights, trainable
 from arc_ray.storage import Folder
