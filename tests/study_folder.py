@@ -196,6 +196,8 @@ def view_curves(name: str, arm: str, per_set: int = 25) -> list[Record]:
         | {
             "x": x,
             "passes": 20.0 * x,
+            "tokens": 31.0 * x,
+            "seconds": 0.4 + 0.1 * x,
             "solved": [int(p < share) for p in luck],
             "best": [int(p < share + 0.1) for p in luck],
         }

@@ -6,6 +6,7 @@ model.
 
 import json
 import tempfile
+import time
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from arc_ray.decode.kernels import use_onednn
 from arc_ray.decode.likelihood import find_answers, score_answers
 from arc_ray.decode.vllm import VllmWriter
 from arc_ray.decode.writer import Answer, Writer, generate_greedily, generate_samples
-from arc_ray.evaluate.questions import SCHEMA, SCORES, Prompt, Work
+from arc_ray.evaluate.questions import SCHEMA, SCORES, Prompt, Work, timing_of
 from arc_ray.models.attention import attends_to_all, place
 from arc_ray.models.build import load_for_inference, served
 from arc_ray.models.loss import LearnedLoss
@@ -59,7 +60,15 @@ class Answerer:
         if work.questions is not None:
             self._folder.write_json(work.name, self.count(work.questions))
         else:
-            self._folder.write_parquet(work.name, self.predict(work) if work.candidates is None else self.score(work))
+            self.write(work.name, [work])
+
+    def write(self, name: str, works: Sequence[Work]) -> pa.Table:
+        """Write a file of the predictions, or scores, of works, and beside it how long they took; return its table."""
+        begun = time.perf_counter()
+        tables = [self.predict(work) if work.candidates is None else self.score(work) for work in works]
+        self._folder.write_json(timing_of(name), {"seconds": round(time.perf_counter() - begun, 6)})
+        self._folder.write_parquet(name, table := pa.concat_tables(tables))
+        return table
 
     def predict(self, work: Work) -> pa.Table:
         """Answer the prompts of a work: a table of SCHEMA."""
@@ -124,7 +133,7 @@ class Answerer:
             return self._vllm_writer.write(ids, limits, seeds, temperature)
         lookahead = evaluate.lookahead if attends_to_all(self._model) else 0
         if evaluate.decode == "search":
-            return find_answers(self._writer, ids, limits, evaluate.min_probability)
+            return find_answers(self._writer, ids, limits, evaluate.min_probability, lookahead)
         if evaluate.decode == "sample":
             draws = [draws_for(evaluate.samples, seed, prompt) for prompt in prompts]
             return generate_samples(self._writer, ids, limits, draws, evaluate.temperature, lookahead)
@@ -142,6 +151,7 @@ class Answerer:
             "failure": None if is_grid else read,
             "log_probability": answer.log_probability,
             "passes": answer.passes,
+            "tokens": len(answer.ids) + answer.is_complete,
         }
 
 

@@ -1,12 +1,13 @@
 """What fewer answers would have come to: attempts are chosen again from those that a smaller evaluation would have had.
 
-    [{"set": "unseen", "axis": "views", "x": 4, "passes": 61.5, "tasks": [...], "solved": [0, 1, ...], "best": [0, 1, ...]}]
+    [{"set": "unseen", "axis": "views", "x": 4, "passes": 61.5, "tokens": 180.0, "seconds": 0.7,
+      "tasks": [...], "solved": [0, 1, ...], "best": [0, 1, ...]}]
 
 is curves.json of an evaluation: of each set and axis a record a number (or probability), with an item an output.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from arc_ray.config.searching import EvaluateConfig
@@ -20,20 +21,28 @@ Rows = Sequence[dict[str, Any]]
 
 
 def answer_curves(
-    evaluate: EvaluateConfig, name: str, tasks: Sequence[Task], predictions: Predictions, scores: Predictions
+    evaluate: EvaluateConfig,
+    name: str,
+    tasks: Sequence[Task],
+    predictions: Predictions,
+    scores: Predictions,
+    tuning: Mapping[str, float | None],
 ) -> Iterator[dict[str, Any]]:
     """Choose by `evaluate.selection` from the first views, the first samples of each, or the most probable answers of a set.
 
-    `solved` tells whether an attempt is right, `best` whether any answer is, `passes` are the forward passes that wrote the
-    answers to an output (a search shares them, so it has none). Nothing where outputs are hidden.
+    `solved` tells whether an attempt is right, `best` whether any answer is. What was spent is a mean over outputs: the
+    forward `passes` and `tokens` of the answers, and the `seconds` of answers, scores and test-time training (`tuning`: task
+    id -> seconds); None where it is not known. A search shares passes and tokens among its answers, and which of its
+    seconds a higher threshold would save is not known. Nothing where outputs are hidden.
     """
     truths = [(task.id, i, pair.output) for task in tasks for i, pair in enumerate(task.test)]
     if any(truth is None for *_, truth in truths):
         return
-    by_scores = evaluate.selection in BY_SCORES
+    by_scores, is_search = evaluate.selection in BY_SCORES, evaluate.decode == "search"
     for axis, keeps in _axes(evaluate).items():
         for x, keep in keeps.items():
-            solved, best, passes = [], [], 0
+            solved, best = [], []
+            spent: dict[str, list[float | None]] = {"passes": [], "tokens": [], "seconds": [*tuning.values()]}
             for task, output, truth in truths:
                 rows = keep(predictions.get((task, output), []))
                 scored: Rows = scores.get((task, output), []) if by_scores else []
@@ -42,10 +51,18 @@ def answer_curves(
                 attempts = choose(evaluate.selection, rows, scored)
                 solved.append(int(any(same_grid(truth, grid) for grid in attempts)))
                 best.append(int(any(same_grid(truth, grid_of(row)) for row in rows if row["grid"])))
-                passes += sum(row["passes"] or 0 for row in rows)
-            cost = None if evaluate.decode == "search" else passes / max(len(truths), 1)
-            about = {"set": name, "axis": axis, "x": x, "passes": cost, "tasks": [task for task, *_ in truths]}
+                for kind, values in spent.items():
+                    is_known = not is_search or (kind == "seconds" and axis != "threshold")
+                    values += [row[kind] if is_known else None for row in rows]
+                spent["seconds"] += [row["seconds"] for row in scored]
+            means = {kind: _mean(values, len(truths)) for kind, values in spent.items()}
+            about = {"set": name, "axis": axis, "x": x, **means, "tasks": [task for task, *_ in truths]}
             yield {**about, "solved": solved, "best": best}
+
+
+def _mean(values: Sequence[float | None], number: int) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / max(number, 1) if len(known) == len(values) else None
 
 
 def _axes(evaluate: EvaluateConfig) -> dict[str, dict[float, Callable[[Rows], Rows]]]:

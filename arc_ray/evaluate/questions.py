@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -19,7 +20,7 @@ from arc_ray.errors import UserError
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.lengths import fit_views
 from arc_ray.rows.maker import ValidationSet
-from arc_ray.runs.shapes import GridShape
+from arc_ray.runs.shapes import GridShape, TimingShape
 from arc_ray.scores.attempts import Attempts, Candidate, attempts_by, distinct_grids
 from arc_ray.storage import Folder
 from arc_ray.tasks.task import MAX_SIDE, Grid, Task, TaskTable
@@ -36,11 +37,13 @@ SCHEMA = pa.schema(
         "failure": pa.string(),
         "log_probability": pa.float64(),
         "passes": pa.int32(),
+        "tokens": pa.int32(),
     }
 )
 """One prediction a row: what was written, and the grid read from it (JSON, turned back from the view) or why none was.
 
-`passes` are the forward passes that it took part in. Where search found nothing, text and log_probability are null.
+`passes` are the forward passes that it took part in, `tokens` those that were written, the end included, null in older
+files. Where search found nothing, text and log_probability are null.
 """
 
 SCORES = pa.schema([SCHEMA.field(name) for name in ("task", "output", "view", "grid", "log_probability")])
@@ -202,13 +205,33 @@ def by_output(rows: Iterable[dict[str, Any]]) -> Predictions:
 
 
 def read_predictions(folder: Folder, names: Iterable[str]) -> Predictions:
-    """Read all predictions, or scores, of these files. Raises UserError for one that is missing or damaged."""
-    return by_output(row for name in names for row in folder.read(name, _rows_in))
+    """Read all predictions, or scores, of these files. Raises UserError for one that is missing or damaged.
+
+    The `seconds` of a row are its share of those that its file took, which the views in it share alike: they are of about
+    one length. None where older evaluations did not write them.
+    """
+    return by_output(row for name in names for row in _timed_rows(folder, name))
+
+
+def _timed_rows(folder: Folder, name: str) -> list[dict[str, Any]]:
+    rows, timing = folder.read(name, _rows_in), folder.read_json(timing_of(name), TimingShape)
+    sizes = Counter((row["task"], row["output"], row["view"]) for row in rows)
+    for row in rows:
+        size = len(sizes) * sizes[row["task"], row["output"], row["view"]]
+        row["seconds"] = timing["seconds"] / size if timing else None
+    return rows
+
+
+def timing_of(name: str) -> str:
+    """Name the file that tells how many seconds a file of predictions or scores took: the same answers take others."""
+    return f"{name}.json"
 
 
 def _rows_in(content: bytes) -> list[dict[str, Any]]:
     table = parse_parquet(content)
     schema = SCHEMA if "text" in table.column_names else SCORES
+    if "text" in table.column_names and "tokens" not in table.column_names:
+        table = table.append_column("tokens", pa.nulls(len(table), pa.int32()))
     rows = table.select(schema.names).cast(schema).to_pylist()
     for row in rows:
         if row["grid"]:

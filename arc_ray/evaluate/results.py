@@ -67,9 +67,11 @@ def select_answers(config: Config, folder: Folder, sets: Mapping[str, Sequence[T
                 scores = _counting_scores(source, name, tasks, right)
             result |= {f"{name}/{key}": value for key, value in scores.items()}
             continue
-        predicted = _predicted(config, folder, name)
+        tuned = _tuned(config, folder, name)
+        predicted = _predicted(config, folder, name, tuned)
         scores, ways, attempts = _scores_of_ways(config, name, tasks, predicted)
-        curves += answer_curves(config.evaluate, name, tasks, *predicted[""])
+        tuning = {record["task"]: record.get("tuning_seconds") for record in tuned}
+        curves += answer_curves(config.evaluate, name, tasks, *predicted[""], tuning)
         result |= flat_record(scores)
         for way, rows in ways.items():
             answers.setdefault(way, []).extend(rows)
@@ -88,7 +90,15 @@ def redone(config: Config) -> dict[str, Any]:
     return {key.rsplit(".", 1)[-1]: attrgetter(key)(config) for key in REDONE}
 
 
-def _predicted(config: Config, folder: Folder, name: str) -> dict[str, tuple[Predictions, Predictions]]:
+def _tuned(config: Config, folder: Folder, name: str) -> list[TunedShape]:
+    """Return the records of the tasks of a set for which the model was tuned."""
+    records = folder.read_json("tuning.json", list[TunedShape]) if config.evaluate.ttt else []
+    return [record for record in records if record["set"] == name and record["status"] == "tuned"]
+
+
+def _predicted(
+    config: Config, folder: Folder, name: str, tuned: Sequence[TunedShape]
+) -> dict[str, tuple[Predictions, Predictions]]:
     """Read the predictions of a set, and what scores there are of them, by the way in which it was answered."""
     files, score_files = (
         folder.read_json(f"{part}/files.json", FilesShape) or {} for part in ("predictions", "scores")
@@ -103,7 +113,7 @@ def _predicted(config: Config, folder: Folder, name: str) -> dict[str, tuple[Pre
         return predictions, read_predictions(folder / "scores", score_files.get(key, ()))
 
     plain = read(name)
-    predicted = {"": _with_tuned(folder, name, *plain), "untuned": plain} if config.evaluate.ttt else {"": plain}
+    predicted = {"": _with_tuned(folder, tuned, *plain), "untuned": plain} if config.evaluate.ttt else {"": plain}
     if f"{name}{GENERATED}" in files:
         predicted["generated"] = read(f"{name}{GENERATED}")
     return predicted
@@ -126,12 +136,9 @@ def _scores_of_ways(
 
 
 def _with_tuned(
-    folder: Folder, name: str, predictions: Predictions, scores: Predictions
+    folder: Folder, records: Sequence[TunedShape], predictions: Predictions, scores: Predictions
 ) -> tuple[Predictions, Predictions]:
     """Put the predictions and scores of tuned models over a set's untuned ones, for every task that was tuned."""
-    records = [
-        r for r in folder.read_json("tuning.json", list[TunedShape]) if r["set"] == name and r["status"] == "tuned"
-    ]
     tuned = {record["task"] for record in records}
     kept = {key: rows for key, rows in scores.items() if key[0] not in tuned}
     answered, scored = (

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from arc_ray.config import Config
 from arc_ray.config.searching import EvaluateConfig
-from arc_ray.evaluate.questions import SCHEMA, SCORES, Candidates, Prompt, Work, read_predictions
+from arc_ray.evaluate.questions import SCHEMA, SCORES, Candidates, Prompt, Work, read_predictions, timing_of
 from arc_ray.runs.folder import run_folder
 from arc_ray.runs.shapes import FilesShape
 from arc_ray.storage import Folder
@@ -75,6 +75,9 @@ def take_over(
         return left, []
     work = Work(f"{name}-taken.parquet", tuple(taken))
     if not place.exists(work.name):
+        seconds = [row["seconds"] for row in written]
+        if None not in seconds:
+            place.write_json(timing_of(work.name), {"seconds": sum(seconds)})
         place.write_parquet(work.name, pa.Table.from_pylist(written, SCORES if candidates is not None else SCHEMA))
     return left, [work]
 

@@ -17,7 +17,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import nn
 
@@ -29,7 +28,6 @@ from arc_ray.errors import TooLargeError
 from arc_ray.evaluate.answering import Answerer
 from arc_ray.evaluate.pool import Hosts, outcomes
 from arc_ray.evaluate.questions import (
-    SCORES,
     SCORES_SUFFIX,
     Prompt,
     Work,
@@ -193,20 +191,19 @@ class Tuner:
         # Dropout's seed follows from names, like the views.
         seed = digest64(self._config.seed, "ttt", work.set_name, work.task.id) % 2**63
         first, last = self._adapter.tune(batches, self._train, seed)
+        tuning_seconds = round(time.monotonic() - begun, 3)
         # On the CPU products take the time, not kernels, and unmerged answers are what old evaluations go on with.
         with merged(self._model) if self._config.scaling.on_gpu and not is_quantized(self._model) else nullcontext():
-            answers, scores = self._answer(work)
-        self._folder.write_parquet(f"{work.name}.parquet", answers)
-        self._folder.write_parquet(f"{work.name}{SCORES_SUFFIX}.parquet", scores)
-        seconds = round(time.monotonic() - begun, 3)
-        return {**record, "status": "tuned", "seconds": seconds, "first_loss": first, "last_loss": last}
+            self._answer(work)
+        seconds = {"seconds": round(time.monotonic() - begun, 3), "tuning_seconds": tuning_seconds}
+        return {**record, "status": "tuned", **seconds, "first_loss": first, "last_loss": last}
 
-    def _answer(self, work: Work) -> tuple[pa.Table, pa.Table]:
+    def _answer(self, work: Work) -> None:
         """Answer the prompts of a task and score all candidates under all of its views."""
         evaluate, name, prompts = self._config.evaluate, work.name, work.prompts
-        answers = pa.concat_tables([self._answerer.predict(part) for part in answering_works(name, prompts, evaluate)])
+        answers = self._answerer.write(f"{name}.parquet", answering_works(name, prompts, evaluate))
         scoring = scoring_works(name, prompts, distinct_answers(by_output(answers.to_pylist())), evaluate)
-        return answers, pa.concat_tables([SCORES.empty_table(), *(self._answerer.score(part) for part in scoring)])
+        self._answerer.write(f"{name}{SCORES_SUFFIX}.parquet", scoring or [Work("none", candidates=())])
 
 
 def tune_all(

@@ -222,18 +222,16 @@ def _curve_chart(by_arm: Mapping[str, Sequence[Curve]], metric: str, arms: Seque
 
 
 def budget_chart(name: str, axis: str, table: DataFrame, arms: Sequence[str]) -> Chart:
-    """Draw what fewer answers of a set come to: each arm's share solved with its interval, thin the best possible."""
+    """Draw what fewer answers of a set come to, over their number or what they cost: each arm's share solved with its
+    interval, thin the best possible."""
     x = Scale(table["x"].min(), table["x"].max(), LEFT + 10, WIDTH - RIGHT - 10, is_log=True)
     y, lines = _heights([0.0, *table["high"], *table["best"]]), []
     for arm, rows in table.groupby("arm", sort=False):
-        at = {
-            column: [(x(a), y(b)) for a, b in zip(rows["x"], rows[column], strict=True)] for column in ("low", "high")
-        }
-        lines.append(Line([*at["low"], *reversed(at["high"])], arms.index(arm), "band"))
-        for column, kind in (("best", "thin"), ("solved", "mean")):
-            points = [(x(a), y(b)) for a, b in zip(rows["x"], rows[column], strict=True)]
-            lines.append(Line(points, arms.index(arm), kind))
-    ticks = _apart({x(value): f"{value:g}" for value in sorted(table["x"].unique())}, is_vertical=False)
+        columns = ("low", "high", "best", "solved")
+        low, high, best, solved = ([(x(a), y(b)) for a, b in zip(rows["x"], rows[c], strict=True)] for c in columns)
+        drawn = (([*low, *reversed(high)], "band"), (best, "thin"), (solved, "mean"))
+        lines += [Line(points, arms.index(arm), kind) for points, kind in drawn]
+    ticks = _apart({x(value): number(value) for value in sorted(table["x"].unique())}, is_vertical=False)
     lines.sort(key=lambda line: line.kind != "band")  # no band hides another arm's line
     title, csv = f"{name} by {axis}", table.to_csv(index=False, float_format="%.6g")
     return Chart(title, f"solved over {axis}, {name}", lines, (), axis, ticks, _y_ticks(y, "per_output"), csv=csv)

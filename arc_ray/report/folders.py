@@ -10,16 +10,18 @@ wrote, the study's own or anybody's, nothing pickled is opened; it tells less th
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired
+
+from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
 from arc_ray.contents import checked, damaged, parse_json
 from arc_ray.report.frames import WHO, Row, config_value, trial_row
 from arc_ray.runs.shapes import (
     AnswerShape,
-    BudgetShape,
     ConfigShape,
     ManifestShape,
     MetricsShape,
+    Number,
     OutcomeShape,
     ResultShape,
     TrialShape,
@@ -31,6 +33,17 @@ from arc_ray.storage import Folder
 
 TUNE_ENDINGS = {"TERMINATED": "done", "ERROR": "failed"}
 """Tune's words for ended trials; one that the scheduler stopped has ended to Tune like any other."""
+
+
+class BudgetShape(TypedDict):
+    """An entry of curves.json."""
+
+    set: str
+    axis: str
+    x: Number
+    passes: NotRequired[Number | None]
+    tokens: NotRequired[Number | None]
+    seconds: NotRequired[Number | None]
 
 
 class TrialRows(NamedTuple):

@@ -30,8 +30,9 @@ answers     one row an answered output: study, arm, seed (None outside studies),
             cell_accuracy, ending (one of `arc_ray.scores.losses.ENDINGS`), right_by (rule of selection -> whether its
             attempts are right); None where older results do not tell
 budgets     one row a smaller evaluation that the answers of a set hold: study, arm, seed, set, axis ("views", "samples",
-            "threshold"), x (its value), passes (mean forward passes an output; None of a search), tasks (names), solved
-            (1 where an attempt is right), best (1 where any answer is): lists with an item an output
+            "threshold"), x (its value), passes, tokens, seconds (spent on an output in the mean, test-time training
+            in the seconds; None where not known: passes and tokens of a search, tokens and seconds of older results), tasks
+            (names), solved (1 where an attempt is right), best (1 where any answer is): lists with an item an output
 data        one row a generated dataset: study, dataset, kind, tasks, examples, attempts, rejected, duplicates, gave_up,
             timed_out (counts of examples, but for tasks), reasons (why rejected -> count)
 """
@@ -61,7 +62,7 @@ MORE = {
     "scores": "study arm set method rule question value low high confidence right of seeds version",
     "answers": "study arm seed set task output shown input truth attempts greedy is_right greedy_right cell_accuracy"
     " ending right_by",
-    "budgets": "study arm seed set axis x passes tasks solved best",
+    "budgets": "study arm seed set axis x passes tokens seconds tasks solved best",
     "data": "study dataset kind tasks examples attempts rejected duplicates gave_up timed_out reasons",
 }
 COLUMNS = {"trials": TRIALS, "runs": TRIALS} | {name: tuple(columns.split()) for name, columns in MORE.items()}

@@ -88,7 +88,7 @@ def _markdown(value: object) -> object:
 def view_of(report: Report) -> dict[str, Any]:
     """Compute everything that the templates write about one study, search or run."""
     settings = tables.chosen_settings(report)
-    chosen = tables.chosen_trials(report, settings)
+    chosen, budgets = tables.chosen_trials(report, settings), tables.budget_tables(report)
     return {
         "report": report,
         "progress": answer.progress(report),
@@ -108,10 +108,13 @@ def view_of(report: Report) -> dict[str, Any]:
         "curves": charts.curve_charts(report, chosen),
         "puzzles": tables.puzzle_table(report, chosen),
         **tables.score_view(report),
-        "budgets": [
-            charts.budget_chart(*key, table, list(dict.fromkeys([*report.arms, *table["arm"]])))
-            for key, table in tables.budget_table(report).items()
-        ],
+        **{
+            part: [
+                charts.budget_chart(*key, table, list(dict.fromkeys([*report.arms, *table["arm"]])))
+                for key, table in found.items()
+            ]
+            for part, found in (("budgets", budgets), ("spent", tables.spent_tables(budgets)))
+        },
         "no_scores": answer.no_scores(report),
         "cards": gallery.make_cards(report.answers),
         "plans": tables.plan_table(report),

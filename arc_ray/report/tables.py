@@ -9,7 +9,7 @@ import pandas as pd
 from arc_ray.report.charts import Scale
 from arc_ray.report.frames import DataFrame, Row, config_value, scalar
 from arc_ray.report.load import Report
-from arc_ray.report.words import RULES, is_number, level, setting_value, short_key, word
+from arc_ray.report.words import RULES, SPENT, is_number, level, setting_value, short_key, word
 from arc_ray.tasks.task import puzzle_of
 
 MOST_PUZZLES = 40
@@ -204,8 +204,9 @@ def selection_table(report: Report) -> dict[str, list[Row]]:
     return table
 
 
-def budget_table(report: Report) -> dict[tuple[str, str], DataFrame]:
-    """Return (set, axis) -> a row of each arm and x: `solved` with `low` and `high`, over seeds and tasks, `best`, `passes`."""
+def budget_tables(report: Report) -> dict[tuple[str, str], DataFrame]:
+    """Return (set, axis) -> a row of each arm and x: `solved` with `low` and `high`, over seeds and tasks, `best`, and what
+    was `SPENT`, NaN where that is not known of each seed."""
     from arc_ray.scores.intervals import share_over_seeds, units_of
 
     confidence = config_value(report.config, "study.confidence", 0.95)
@@ -219,8 +220,23 @@ def budget_table(report: Report) -> dict[tuple[str, str], DataFrame]:
             "high": float(high),
             "best": np.mean(found["best"].tolist()),
         }
-        rows.setdefault((name, axis), []).append({"arm": arm, "x": x, **values, "passes": found["passes"].mean()})
+        values |= {kind: found[kind].astype(float).mean(skipna=False) for kind in SPENT}
+        rows.setdefault((name, axis), []).append({"arm": arm, "x": x, **values})
     return {key: pd.DataFrame(found) for key, found in rows.items()}
+
+
+def spent_tables(budgets: Mapping[tuple[str, str], DataFrame]) -> dict[tuple[str, str], DataFrame]:
+    """Return (set, what is spent) -> a row of each arm and smaller evaluation, x being what it spends, where that is known.
+
+    These have fewer samples of each view where there are several, else fewer views.
+    """
+    found = {}
+    for name, axis in {name: axis for name, axis in budgets if axis != "threshold"}.items():  # samples come after views
+        for kind, label in SPENT.items():
+            known = budgets[name, axis].dropna(subset=[kind])
+            if known[kind].nunique() > 1 and (known[kind] > 0).all():
+                found[name, label] = known.assign(x=known[kind])
+    return found
 
 
 def puzzle_table(report: Report, chosen: Mapping[str, DataFrame]) -> list[Row]:

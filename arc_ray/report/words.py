@@ -64,6 +64,14 @@ def in_points(difference: Any) -> str:
     return f"{100 * difference:+.1f}".replace("-", "−") if is_number(difference) else NO_NUMBER
 
 
+SPENT = {
+    "tokens": "tokens an output",
+    "passes": "passes an output",
+    "seconds": "seconds an output",
+}
+"""What answers cost, as axes name it."""
+
+
 def number(value: Any) -> str:
     """Write a number with three digits that count: 0.00214, 1.43, 12,300, 4.52 M."""
     if not is_number(value):

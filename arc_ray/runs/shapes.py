@@ -201,21 +201,20 @@ class AnswerShape(TypedDict):
     ending: NotRequired[str | None]
 
 
-class BudgetShape(TypedDict):
-    """An entry of curves.json."""
+class TimingShape(TypedDict):
+    """<file>.json beside a file of predictions or scores."""
 
-    set: str
-    axis: str
-    x: Number
+    seconds: Number
 
 
 class TunedShape(TypedDict):
-    """An entry of tuning.json."""
+    """An entry of tuning.json; of its seconds, those that the steps took."""
 
     set: str
     task: str
     status: str
     file: str
+    tuning_seconds: NotRequired[Number]
 
 
 class ArmShape(TypedDict):

@@ -24,7 +24,7 @@ from arc_ray.evaluate import evaluation as driver
 from arc_ray.evaluate import pool
 from arc_ray.evaluate.answering import Answerer, draws_for
 from arc_ray.evaluate.pool import Hosts
-from arc_ray.evaluate.questions import Work, make_batches, make_prompts, rows_of
+from arc_ray.evaluate.questions import Predictions, Work, make_batches, make_prompts, read_predictions, rows_of
 from arc_ray.models.build import build_model
 from arc_ray.prompts.tokenizer import frame_of
 from arc_ray.report import write_report
@@ -102,6 +102,12 @@ def rows(config: Config, kind: str = "predictions") -> list[dict[str, Any]]:
     folder = run_folder(config) / kind
     names = folder.read_json("files.json")["mine"]
     return [row for name in names for row in folder.read_parquet(name).to_pylist()]
+
+
+def seconds(config: Config, kind: str) -> float:
+    """What all files took together."""
+    folder = run_folder(config) / kind
+    return sum(folder.read_json(f"{name}.json")["seconds"] for name in folder.read_json("files.json")["mine"])
 
 
 def test_a_filtered_kaggle_set_says_that_its_submission_has_gaps_and_fills_them_by_key(tmp_path: Path, here: list[str]):
@@ -352,6 +358,11 @@ def test_product_of_experts_scores_every_candidate_under_every_view(tmp_path: Pa
     assert result["mine/in_samples"] == voted["mine/in_samples"]
 
 
+def read(config: Config) -> Predictions:
+    folder = run_folder(config) / "predictions"
+    return read_predictions(folder, folder.read_json("files.json")["mine"])
+
+
 def taken_from(first: Config, **changes: Any) -> Config:
     """Evaluate with other keys of `evaluate` after `first`; and once more by itself, which must come to the same."""
     keys = {f"evaluate.{key}": value for key, value in changes.items()}
@@ -389,7 +400,12 @@ def test_what_evaluations_of_one_checkpoint_have_in_common_is_made_once(
     evaluate(config)
     beside = taken_from(config, **changes)
     files = {kind: (run_folder(beside) / kind).names() for kind in ("predictions", "scores")}
-    assert {kind for kind, names in files.items() if {*names} - {"files.json", "mine-taken.parquet"}} == anew
+    taken = {"files.json", "mine-taken.parquet", "mine-taken.parquet.json"}
+    assert {kind for kind, names in files.items() if {*names} - taken} == anew
+    if config.evaluate.selection == beside.evaluate.selection and not anew:
+        shares = [sum(row["seconds"] for rows in read(c).values() for row in rows) for c in (config, beside)]
+        assert seconds(beside, "predictions") == pytest.approx(shares[1])
+        assert 0 < shares[1] < shares[0], "what was taken over has cost its part"
     alike = "min_probability" not in changes and "constrain" not in changes
     assert ("mine-taken.parquet" in files["predictions"]) == (alike and changes.get("samples") != 4)
 
@@ -417,8 +433,33 @@ def test_curves_tell_what_a_smaller_evaluation_comes_to(
         assert sum(curves[x]["solved"]) == result["mine/per_output/right"]
         assert sum(curves[x]["best"]) == result["mine/in_samples/right"]
         assert len(curves[x]["tasks"]) == 6
-        if axis != "threshold":
-            assert curves[x]["passes"] == pytest.approx(sum(row["passes"] for row in rows(fewer)) / 6)
+        for kind in ("passes", "tokens"):
+            known = sum(row[kind] for row in rows(fewer)) / 6 if axis != "threshold" else None
+            assert curves[x][kind] == pytest.approx(known)
+    if axis == "threshold":
+        assert {curve["seconds"] for curve in curves.values()} == {None}
+    else:
+        spent = sum(seconds(config, kind) for kind in ("predictions", "scores")[: 1 + ("selection" in first)])
+        assert curves[max(curves)]["seconds"] == pytest.approx(spent / 6)
+        assert sorted(curve["seconds"] for curve in curves.values()) == [curves[x]["seconds"] for x in sorted(curves)]
+
+
+def test_what_older_evaluations_did_not_count_is_unknown(tmp_path: Path, here: list[str]):
+    """Would catch predictions of an earlier version that are refused, and a cost that is made up for them."""
+    config = config_at(tmp_path, evaluate__symmetries=2)
+    first, folder = evaluate(config), run_folder(config) / "predictions"
+    for name in folder.read_json("files.json")["mine"]:
+        folder.write_parquet(name, folder.read_parquet(name).drop_columns(["tokens"]))
+        folder.delete(f"{name}.json")
+    run_folder(config).delete("result.json")
+    assert evaluate(config) == first
+    for curve in run_folder(config).read_json("curves.json"):
+        assert (curve["tokens"], curve["seconds"]) == (None, None)
+        assert curve["passes"] > 0
+    beside = with_overrides(config, {"name": "beside", "evaluate.symmetries": 1})
+    driver.run_evaluation(beside, lambda *_: None, others=[config])
+    assert run_folder(beside).read_json("curves.json") == []
+    assert not (run_folder(beside) / "predictions").exists("mine-taken.parquet.json")
 
 
 def test_sampling_and_search_keep_all_they_find(tmp_path: Path, here: list[str]):

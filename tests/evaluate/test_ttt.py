@@ -259,6 +259,13 @@ def test_workers_order_and_interruption_change_no_byte(folder: Path) -> None:
     a resumed evaluation that tunes again or loses a task."""
     result = evaluate(folder, "one", num_workers=1)
     assert statuses(folder, "one") == TUNED
+    tuning, curves = (
+        json.loads((folder / "runs" / "one" / f"{name}.json").read_text()) for name in ("tuning", "curves")
+    )
+    steps = sum(record.get("tuning_seconds", 0.0) for record in tuning)
+    assert 0 < steps < sum(record["seconds"] for record in tuning)
+    one, both = (curve["seconds"] * len(curve["tasks"]) for curve in curves)
+    assert steps < one < both, "tuning costs all, however few views are asked"
     with Hosts() as hosts:
         other = {"seed": 9, "model.dtype": "bfloat16", "scaling.threads": 2, "evaluate.decode": "sample"}
         run_evaluation(with_overrides(config_for(folder, "other", num_workers=2), other), lambda *_: None, hosts=hosts)
