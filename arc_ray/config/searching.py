@@ -67,8 +67,8 @@ class EvaluateConfig(Section):
     """Write nothing but grids, as prompt.encoder gives them. Log-probabilities stay the model's own."""
     lookahead: int = Field(default=8, ge=0)
     """Tokens guessed at most before each forward pass by copying what followed a similar place, then verified: same
-    answers, fewer passes; twice as many as were right last time are tried. 0 turns it off;
-    search, and models with windowed attention, do without."""
+    answers, fewer passes. Writing one answer, twice as many as were right last time are tried; a search finds the branches at
+    each guess. 0 turns it off; models with windowed attention do without."""
     selection: Literal[
         "majority", "vote_with_log_probability", "product_of_experts", "votes_and_mean_log_probability"
     ] = "majority"

@@ -167,7 +167,8 @@ class PlacedRows:
 
     def __init__(self, rows: CachedRows | PaddedRows, positions: Positions, prompts: Sequence[Ids]) -> None:
         self._rows, self._positions = rows, positions
-        self._places = [positions.after(prompt.tolist())[1] for prompt in prompts]
+        self._places = self._before = [positions.after(prompt.tolist())[1] for prompt in prompts]
+        self._last: list[list[int]] = [[] for _ in prompts]
         self.device, self.logits = rows.device, rows.logits
 
     def step(self, tokens: Numbers) -> torch.Tensor:
@@ -182,7 +183,9 @@ class PlacedRows:
 
     def select(self, rows: Sequence[int]) -> None:
         self._rows.select(rows)
-        self._places = [self._places[row] for row in rows]
+        self._places, self._before, self._last = (
+            [kept[row] for row in rows] for kept in (self._places, self._before, self._last)
+        )
 
 
 Continuations = CachedRows | PaddedRows | PlacedRows

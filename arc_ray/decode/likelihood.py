@@ -1,9 +1,10 @@
 """Answers by their probability: every one that is more probable than a threshold, and how probable given ones are.
 
-Search walks the tree of completions level by level, all prompts of a batch at once. A prefix is never less probable than
-what follows from it, so a branch is dropped as soon as it falls below the threshold; and because the prefixes of one
-length exclude each other, at most 1 / threshold of them are alive for any prompt: that bounds the memory, where a
-depth-first walk (Franzen, Disselhoff and Hartmann, "The LLM ARChitect", 2024) would find the same set one by one.
+Search walks the tree of completions, all prompts of a batch and all their branches at once, a token a pass or several where
+they can be guessed. A prefix is never less probable than what follows from it, so a branch is dropped as soon as it falls
+below the threshold; and because the branches exclude each other, at most 1 / threshold of them are alive for any prompt:
+that bounds the memory, where a depth-first walk (Franzen, Disselhoff and Hartmann, "The LLM ARChitect", 2024) would find
+the same set one by one.
 """
 
 import math
@@ -16,7 +17,7 @@ import torch
 
 from arc_ray.decode.continuations import Continuations
 from arc_ray.decode.grammar import GrammarState
-from arc_ray.decode.writer import Answer, Writer
+from arc_ray.decode.writer import MOST_READ, Answer, Writer
 from arc_ray.prompts.encoders import Ids
 
 MOST_LOGITS = 2**27
@@ -29,55 +30,84 @@ class _Prefix(NamedTuple):
     prompt: int
     ids: tuple[int, ...]
     log_probability: float
-    state: GrammarState | None
-    """Of the grammar; None without one."""
+    states: tuple[GrammarState, ...]
+    """Of the grammar, now and after each guessed token; empty without one."""
+    draft: tuple[int, ...] = ()
+    """Tokens that are guessed to follow."""
 
 
 @torch.no_grad()
 def find_answers(
-    writer: Writer, prompts: Sequence[Ids], limits: Sequence[int], min_probability: float
+    writer: Writer, prompts: Sequence[Ids], limits: Sequence[int], min_probability: float, lookahead: int = 0
 ) -> list[list[Answer]]:
     """Find for each prompt all complete answers shorter than `limits[i]` tokens whose probability exceeds the threshold.
 
-    The probability is that of the unrestricted model, the end token included. The most probable answer is first.
+    The probability is that of the unrestricted model, the end token included. The most probable answer is first. With
+    `lookahead` up to so many tokens of each prefix are guessed before a pass, which then gives the branches at each of them;
+    the model must attend to all that it has read.
     """
     found: list[list[Answer]] = [[] for _ in prompts]
-    rows = writer.read(prompts, max(limits))
-    start = writer.grammar.start if writer.grammar else None
+    rows = writer.read(prompts, max(limits) + lookahead)
+    start = (writer.grammar.start,) if writer.grammar else ()
     alive = [_Prefix(i, (), 0.0, start) for i in range(len(prompts))]
-    logits, passes = rows.logits, 1
+    logits, passes = rows.logits[:, None], 1
     while True:
-        parents, grown = [], []
-        for row, child in _children(writer, alive, logits, math.log(min_probability)):
+        parents, counts, grown = [], [], []
+        for row, place, child in _children(writer, alive, logits, math.log(min_probability)):
             if child.ids[-1] in writer.end_ids:
                 answer = Answer(np.array(child.ids[:-1], np.int32), child.log_probability, True, passes)
                 found[child.prompt].append(answer)
             elif len(child.ids) < limits[child.prompt]:
                 parents.append(row)
+                counts.append(1 + place)
                 grown.append(child)
         if not grown:
             return [sorted(own, key=lambda answer: (-answer.log_probability, answer.ids.tolist())) for own in found]
-        alive = grown
         rows.select(parents)
-        logits, passes = rows.step(np.array([[prefix.ids[-1]] for prefix in alive]))[:, -1], passes + 1
+        if passes > 1:
+            rows.keep(counts)
+        size = min(lookahead, MOST_READ.get(rows.device.type, MOST_READ["cpu"]) // len(grown) - 1)
+        alive = [_guessing(writer, p, prompts[p.prompt], min(size, limits[p.prompt] - len(p.ids) - 1)) for p in grown]
+        ids = np.full((len(alive), 1 + max(len(prefix.draft) for prefix in alive)), writer.pad_id, np.int64)
+        for i, prefix in enumerate(alive):
+            ids[i, : 1 + len(prefix.draft)] = [prefix.ids[-1], *prefix.draft]
+        logits, passes = rows.step(ids), passes + 1
+
+
+def _guessing(writer: Writer, prefix: _Prefix, prompt: Ids, size: int) -> _Prefix:
+    draft, states = writer.draft(np.concatenate([prompt, np.array(prefix.ids, np.int32)]), size, prefix.states)
+    return prefix._replace(draft=tuple(draft), states=tuple(states))
 
 
 def _children(
     writer: Writer, alive: Sequence[_Prefix], logits: torch.Tensor, threshold: float
-) -> list[tuple[int, _Prefix]]:
-    """Return every child above the threshold, the natural logarithm of a probability, with the row of its parent."""
+) -> list[tuple[int, int, _Prefix]]:
+    """Return every child above the threshold, the natural logarithm of a probability, that leaves what was guessed: with the
+    row of its parent and the number of guessed tokens before it. `logits` are (rows, 1 + most guesses, vocabulary)."""
     logs = torch.log_softmax(logits.float(), -1).double()
-    totals = logs + torch.tensor([[p.log_probability] for p in alive], dtype=torch.float64, device=logs.device)
+    drafts = np.full(logits.shape[:2], -1, np.int64)
+    for i, prefix in enumerate(alive):
+        drafts[i, : len(prefix.draft)] = prefix.draft
+    guessed = torch.from_numpy(drafts).to(logs.device)
+    # Nothing is as probable as the threshold behind the last guess of a row.
+    steps = logs.gather(-1, guessed.clamp(min=0)[..., None])[..., 0].masked_fill(guessed < 0, -torch.inf)
+    before = torch.tensor([[p.log_probability] for p in alive], dtype=torch.float64, device=logs.device)
+    totals = logs + torch.cat([before, steps[:, :-1]], 1).cumsum(1)[..., None]
     hits = (totals > threshold).nonzero()
     children = []
-    for place, number, total in torch.cat([hits.double(), totals[hits[:, :1], hits[:, 1:]]], 1).tolist():
-        row, token = int(place), int(number)
-        parent, state = alive[row], None
-        if writer.grammar and parent.state:
-            state = writer.grammar.next(parent.state).get(token)
+    for *where, total in torch.cat([hits.double(), totals[tuple(hits.T)][:, None]], 1).tolist():
+        row, place, token = map(int, where)
+        parent = alive[row]
+        if place < len(parent.draft) and token == parent.draft[place]:
+            continue
+        states: tuple[GrammarState, ...] = ()
+        if writer.grammar:
+            state = writer.grammar.next(parent.states[place]).get(token)
             if state is None:
                 continue
-        children.append((row, _Prefix(parent.prompt, (*parent.ids, token), total, state)))
+            states = (state,)
+        ids = (*parent.ids, *parent.draft[:place], token)
+        children.append((row, place, _Prefix(parent.prompt, ids, total, states)))
     return children
 
 

@@ -48,6 +48,23 @@ class Writer:
         """Let the model read prompts, each of which may grow by `room` tokens."""
         return read_prompts(self.model, prompts, self.pad_id, room, self.positions)
 
+    def draft(
+        self, context: Ids, size: int, states: Sequence[GrammarState]
+    ) -> tuple[list[int], Sequence[GrammarState]]:
+        """Guess at most `size` tokens that follow, as far as they may; return them, and the states of the grammar, of which
+        the last is that now, with one for each."""
+        tokens = list[int]()
+        for token in copied_draft(context, size).tolist() if size > 0 else ():
+            if token in self.end_ids:
+                break
+            if self.grammar:
+                after = self.grammar.next(states[-1]).get(token)
+                if after is None:
+                    break
+                states = [*states, after]
+            tokens.append(token)
+        return tokens, states
+
 
 @dataclass(frozen=True, eq=False)
 class Answer:
@@ -116,20 +133,13 @@ class _Text:
         self.draft: list[int] = []
         self.most = limit
         """Guesses worth making: twice as many as were right last time, since wrong ones are read in vain."""
-        self.states: list[GrammarState] = [writer.grammar.start] if writer.grammar else []
+        self.states: Sequence[GrammarState] = [writer.grammar.start] if writer.grammar else []
         """States of the grammar now and after each guessed token."""
 
     def guess(self, size: int) -> None:
-        """Draft at most `size` next tokens, as far as they are allowed."""
-        size = min(size, self.limit - self.length - 1, self.most)
-        self.draft = copied_draft(self._ids[: len(self.prompt) + self.length], size).tolist() if size > 0 else []
-        if grammar := self.writer.grammar:
-            for i, token in enumerate(self.draft):
-                after = grammar.next(self.states[-1]).get(token)
-                if after is None:
-                    self.draft = self.draft[:i]
-                    break
-                self.states.append(after)
+        """Draft at most `size` next tokens."""
+        size, written = min(size, self.limit - self.length - 1, self.most), len(self.prompt) + self.length
+        self.draft, self.states = self.writer.draft(self._ids[:written], size, self.states)
 
     def take(self, tokens: Sequence[tuple[float, float]]) -> int:
         """Write tokens, each with its log-probability, up to the first that was not guessed right, the end or the limit;

@@ -244,8 +244,9 @@ def test_answers_at_positions_in_grids_are_those_of_full_passes(cache_kind: Any,
         assert lookahead == 0 or sum(a.passes for a in answers) < sum(len(a.ids) + 1 for a in answers), (
             "no guess was right"
         )
-    least, found = 0.02, find_answers(writer, prompts, [20] * len(prompts), 0.02)
-    for prompt, own in zip(prompts, found, strict=True):
+    least = 0.02
+    found, guessed = (find_answers(writer, prompts, [20] * len(prompts), least, lookahead) for lookahead in (0, 6))
+    for prompt, own in zip([*prompts, *prompts], [*found, *guessed], strict=True):
         known = answers_above(model, positions, prompt.tolist(), 0.0, np.log(least), 20)
         assert {tuple(a.ids.tolist()): a.log_probability for a in own} == pytest.approx(known, abs=1e-3)
         candidates = [np.array([*ids, END], np.int32) for ids in known]

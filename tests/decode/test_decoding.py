@@ -1,6 +1,8 @@
 """Guessing ahead, sampling, search, grammar and scoring: each against the plain way of doing the same."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise, product
 from typing import Any, ClassVar
@@ -24,9 +26,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from arc_ray.decode import likelihood
+from arc_ray.decode.continuations import CachedRows
 from arc_ray.decode.grammar import GridGrammar
 from arc_ray.decode.likelihood import find_answers, score_answers
-from arc_ray.decode.writer import Writer, copied_draft, generate_greedily, generate_samples
+from arc_ray.decode.writer import MOST_READ, Writer, copied_draft, generate_greedily, generate_samples
 from arc_ray.models.attention import attends_to_all
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.encoders import encoder_named
@@ -192,10 +195,10 @@ def test_a_pass_waits_for_the_device_once(constrain: bool):
         with Waits() as waits:
             answers = generate_greedily(writer, prompts, [30] * 8, lookahead)
         assert waits.number == max(answer.passes for answer in answers)
-    with Waits() as waits:
-        found = find_answers(writer, prompts, [30] * 8, 0.05)
-    assert any(found)
-    assert waits.number <= 2 * 30
+        with Waits() as waits:
+            found = find_answers(writer, prompts, [30] * 8, 0.05, lookahead)
+        assert any(found)
+        assert waits.number <= 2 * 30
 
 
 @pytest.mark.parametrize("is_right", [True, False])
@@ -290,12 +293,13 @@ def all_completions(prompt: tuple[int, ...], limit: int) -> dict[tuple[int, ...]
     return {answer: log_probability(toy(), np.array(prompt, np.int32), [*answer, 0]) for answer in answers}
 
 
+@pytest.mark.parametrize("lookahead", [0, 3])
 @pytest.mark.parametrize("threshold", [0.2, 0.03, 0.004])
-def test_search_finds_exactly_the_completions_above_the_threshold(threshold: float):
+def test_search_finds_exactly_the_completions_above_the_threshold(threshold: float, lookahead: int):
     """Against all 4^0 + ... + 4^4 completions of a toy model: none missing, none too many, none twice."""
     prompts = [np.array(p, np.int32) for p in ([3], [2, 4, 1], [4, 4, 2, 3])]
     limits = [5, 5, 3]
-    found = find_answers(Writer(toy(), [0], 1), prompts, limits, threshold)
+    found = find_answers(Writer(toy(), [0], 1), prompts, limits, threshold, lookahead)
     sizes = []
     for prompt, limit, of_prompt in zip(prompts, limits, found, strict=True):
         known = all_completions(tuple(prompt.tolist()), limit)
@@ -311,8 +315,61 @@ def test_search_finds_exactly_the_completions_above_the_threshold(threshold: flo
     assert threshold != 0.004 or max(sizes) > 10
 
 
-def test_search_finds_what_greedy_writes_and_keeps_its_frontier_small(monkeypatch: pytest.MonkeyPatch):
-    """At most 1 / threshold prefixes of one length can be that probable: the bound that memory is planned by."""
+@contextmanager
+def counted_passes() -> Iterator[list[int]]:
+    """The tokens of each pass after that over the prompts."""
+    sizes, inner = list[int](), CachedRows.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CachedRows, "step", lambda rows, ids, *at: sizes.append(ids.size) or inner(rows, ids, *at))
+        yield sizes
+
+
+@pytest.mark.parametrize("way", ["copied", "wrong", "partly right", "constrained", "padded", "replayed"])
+def test_a_search_that_guesses_finds_the_same_in_fewer_passes(monkeypatch: pytest.MonkeyPatch, way: str):
+    """Would catch a branch at a guess that is lost or found twice, one that goes on from another row or keeps a token of the
+    guess, and states of the grammar that count wrong guesses."""
+    _, grammar, _ = grammar_of("tiny", "compact")
+    model, prompts, _ = trained(25)
+    writer = Writer(model, [END], PAD, grammar if way == "constrained" else None)
+    limits, threshold = [40, 9, 40, 23, 40, 40, 1, 40], 0.01
+    if way == "padded":
+        monkeypatch.setattr("arc_ray.decode.continuations.use_by_view", lambda model: False)
+    if way == "replayed":
+        monkeypatch.setattr("arc_ray.decode.continuations.can_replay", lambda model: True)
+        monkeypatch.setattr("arc_ray.decode.kernels.Recording", StandIn)
+    with counted_passes() as passes:
+        plain = find_answers(writer, prompts, limits, threshold)
+    assert max(map(len, plain)) > 3
+    rng, known = rng_for("guesses of a search", way), [answers[0].ids if answers else prompts[0] for answers in plain]
+
+    def draft(context: Any, size: int) -> Any:
+        i = next(i for i, prompt in enumerate(prompts) if np.array_equal(context[: len(prompt)], prompt))
+        right = known[i][len(context) - len(prompts[i]) :][: rng.integers(0, size + 1)] if way == "partly right" else []
+        return np.concatenate([right, rng.integers(0, 40, size - len(right))]).astype(np.int32)
+
+    if way in ("wrong", "partly right"):
+        monkeypatch.setattr("arc_ray.decode.writer.copied_draft", draft)
+    for lookahead in (2, 5, 40):
+        with counted_passes() as fewer:
+            found = find_answers(writer, prompts, limits, threshold, lookahead)
+        assert [texts(own) for own in found] == [texts(own) for own in plain]
+        logs = [[answer.log_probability for own in answers for answer in own] for answers in (found, plain)]
+        assert logs[0] == pytest.approx(logs[1], abs=1e-3)
+        assert len(fewer) <= len(passes)
+        assert max(fewer, default=0) <= max(MOST_READ["cpu"], *passes, 0)
+    if way in ("copied", "constrained"):
+        alone = []
+        for lookahead in (0, 5):
+            with counted_passes() as passes:
+                for prompt in prompts:
+                    find_answers(writer, [prompt], limits[:1], threshold, lookahead)
+            alone.append(len(passes))
+        assert alone[1] < 0.9 * alone[0]
+
+
+@pytest.mark.parametrize("lookahead", [0, 8])
+def test_search_finds_what_greedy_writes_and_keeps_its_frontier_small(monkeypatch: pytest.MonkeyPatch, lookahead: int):
+    """At most 1 / threshold branches can be that probable: the bound that memory is planned by."""
     model, prompts, _ = trained()
     seen = []
     inner = likelihood._children
@@ -322,7 +379,7 @@ def test_search_finds_what_greedy_writes_and_keeps_its_frontier_small(monkeypatc
         lambda w, alive, *rest: seen.append(Counter(p.prompt for p in alive)) or inner(w, alive, *rest),
     )
     writer = Writer(model, [END], PAD)
-    found = find_answers(writer, prompts, [40] * 8, 0.05)
+    found = find_answers(writer, prompts, [40] * 8, 0.05, lookahead)
     assert max(max(counts.values()) for counts in seen) <= 20
     for greedy, of_prompt in zip(generate_greedily(writer, prompts, [40] * 8), found, strict=True):
         if greedy.is_complete and greedy.log_probability > np.log(0.05):
