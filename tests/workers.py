@@ -119,6 +119,14 @@ def train_on(
     return np.array(losses), states, np.array(scores)
 
 
+def train_and_resume(
+    rank: int, num_workers: int, tree: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> list[tuple[np.ndarray, dict[int, State], np.ndarray]]:
+    """Do what `train_on` does, then again from the state after the first step."""
+    unbroken = train_on(rank, num_workers, tree, overrides)
+    return [unbroken, train_on(rank, num_workers, tree, overrides, 1, unbroken[1][1])]
+
+
 def _fit(config: Any, model: Any, maker: Any, start: Any, rank: int, num_workers: int, make_hooks: Any) -> None:
     from arc_ray.models.loss import LearnedLoss
     from arc_ray.train.engine import begin, make_engine
@@ -196,7 +204,12 @@ def train_in_plain_pytorch(tree: Mapping[str, Any], overrides: Mapping[str, Any]
         config.model, config.storage, config.seed, train.full, load_tokenizer(config.model, config.storage)
     )
     weights = trainable(model)
-    optimizer = torch.optim.AdamW(weights.values(), betas=train.betas, weight_decay=train.weight_decay)
+    groups: list[list[Any]] = [[], []]
+    for name, weight in weights.items():
+        groups["embed" in name or "lm_head" in name].append(weight)
+    optimizer = torch.optim.AdamW(
+        [{"params": group} for group in groups], betas=train.betas, weight_decay=train.weight_decay
+    )
     losses, gradient = [], {}
     for step in range(maker.plan.num_steps):
         rows = [row for row in maker.plan.rows_of_step(step) if row < maker.plan.num_rows]
@@ -216,7 +229,9 @@ def train_in_plain_pytorch(tree: Mapping[str, Any], overrides: Mapping[str, Any]
             gradient = {name: p.grad.numpy().copy() for name, p in weights.items() if p.grad is not None}
         if train.clip:
             torch.nn.utils.clip_grad_norm_(weights.values(), train.clip)
-        optimizer.param_groups[0]["lr"] = learning_rate(train, step, maker.plan.num_steps)
+        rate = learning_rate(train, step, maker.plan.num_steps)
+        for group, times in zip(optimizer.param_groups, (1, (train.embedding_lr or train.lr) / train.lr), strict=True):
+            group["lr"] = rate * times
         optimizer.step()
         optimizer.zero_grad()
     return np.array(losses), gradient, {name: p.detach().numpy() for name, p in weights.items()}

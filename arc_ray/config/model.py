@@ -37,6 +37,9 @@ class LoraConfig(Section):
     """Share of the adapter's inputs that are zeroed in training."""
     targets: Literal["all-linear"] | list[str] = "all-linear"
     """Names of the linear layers that get an adapter."""
+    train_embeddings: Literal["none", "lora", "full"] = "none"
+    """Let input embeddings and output layer learn as well: by an adapter of their own, or their own weights, which are few
+    with `model.vocabulary`. Where one weight is both, it stays one. `train.embedding_lr` is their learning rate."""
     rslora: bool = False
     """Scale updates by alpha / sqrt(r), so that a larger rank needs no other learning rate."""
     dora: bool = False

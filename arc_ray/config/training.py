@@ -102,6 +102,9 @@ class TrainConfig(Section):
     """Train all parameters instead of an adapter."""
     lr: float = Field(default=2e-4, gt=0)
     """Peak learning rate."""
+    embedding_lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate of input embeddings and output layer where these are trained; null takes `lr`. In test-time training
+    it is as many times `evaluate.ttt.lr` as it is `lr` here."""
     epochs: int = Field(default=1, ge=1)
     """Times each task's views are drawn anew; every epoch has its own augmentations."""
     max_steps: int | None = Field(default=None, ge=1)

@@ -1,6 +1,6 @@
 """Test-time training: an adapter takes k steps on leave-one-out views of a task's shown pairs, then the task is answered.
 
-Plain torch AdamW: a task is tuned on one device, and a DeepSpeed engine for each would cost more to set up than the
+Without DeepSpeed: a task is tuned on one device, and a DeepSpeed engine for each would cost more to set up than the
 steps. Views, packing, the loss on learned tokens divided by their number, and the schedule are those of training.
 
 A pool of actors takes the tasks, the longest first. An actor keeps the model between tasks and starts each from the same
@@ -47,6 +47,7 @@ from arc_ray.rows.plan import pack
 from arc_ray.seeding import digest64
 from arc_ray.storage import Folder
 from arc_ray.tasks.task import Task, TaskTable, without_tests
+from arc_ray.train.engine import make_optimizer
 from arc_ray.train.loop import NonFiniteLossError, learning_rate
 from arc_ray.views.view import draw_views, keys_of
 
@@ -128,12 +129,16 @@ class Adapter:
 def _fit(model: nn.Module, batches: Sequence[Batch], config: TrainConfig) -> list[float]:
     """Take a step of AdamW on each batch; return the mean loss per learned token of each."""
     parameters = list(trainable(model).values())
-    optimizer = torch.optim.AdamW(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    optimizer = make_optimizer(model, config)
+    # Embeddings' own weights have the model's dtype; in bfloat16 they would lose steps that are small.
+    whole = {p: p.detach().float() for p in parameters if p.dtype != torch.float32}
+    for group in optimizer.param_groups:
+        group["params"] = [whole.get(p, p) for p in group["params"]]
     loss_of, device = LearnedLoss(model).train(), parameters[0].device
     means = []
     for step, batch in enumerate(batches):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step, len(batches))
+            group["lr"] = learning_rate(config, step, len(batches), group["peak_lr"])
         learned, total = int((batch["labels"] != IGNORED).sum()), torch.zeros((), dtype=torch.float64, device=device)
         for start in range(0, len(batch["labels"]), config.rows_at_once):
             rows = slice(start, start + config.rows_at_once)
@@ -147,8 +152,13 @@ def _fit(model: nn.Module, batches: Sequence[Batch], config: TrainConfig) -> lis
             )
         if config.clip is not None:
             nn.utils.clip_grad_norm_(parameters, config.clip)
+        for rounded, exact in whole.items():
+            exact.grad = rounded.grad.float() if rounded.grad is not None else None
         optimizer.step()
-        optimizer.zero_grad()
+        with torch.no_grad():
+            for rounded, exact in whole.items():
+                rounded.copy_(exact)
+        model.zero_grad()
         means.append(mean)
     model.eval()
     return means
@@ -176,7 +186,9 @@ class Tuner:
         self._model, self._adapter = model, Adapter(model)
         # Rows at once were chosen for a whole GPU.
         rows = int(config.train.rows_at_once * (ttt.gpus if config.scaling.on_gpu else 1))
-        self._train = config.train.model_copy(update={"micro_rows": max(1, rows), "lr": ttt.lr})
+        embedding_lr = ttt.lr * (config.train.embedding_lr or config.train.lr) / config.train.lr
+        rates = {"lr": ttt.lr, "embedding_lr": embedding_lr if config.train.embedding_lr else None}
+        self._train = config.train.model_copy(update={"micro_rows": max(1, rows), **rates})
         self._answerer = Answerer(config, self._folder, self._asking, model.get_base_model())
 
     def do(self, work: Work) -> Record:

@@ -21,6 +21,7 @@ from arc_ray.models.weights import (
     SCRATCH_POSITIONS,
     is_quantized,
     load_base,
+    reaches_embeddings,
     read_config,
     refuse_other_base,
     with_saved_adapter,
@@ -100,7 +101,7 @@ def check_model(config: ModelConfig, storage: str, full: bool, row_tokens: int |
 def adapted(model: Any, config: ModelConfig, adapters: Sequence[str], full: bool) -> nn.Module:
     """Put around a base what is trained: the starting adapter or a new LoRA, or if `full` nothing, and freeze the rest."""
     model = _with_adapters(model, adapters, keeps_last=config.adapter_use == "continue")
-    if not full and not hasattr(model, "peft_config"):
+    if not full:
         from arc_ray.models.lora import with_lora  # peft takes seconds to import
 
         model = with_lora(model, config.lora)
@@ -174,12 +175,10 @@ def load_for_tuning(
     model = load_base(config, storage)
     check_supported(model, row_tokens)
     model = _with_adapters(model, adapters, keeps_last=not fresh and (bool(folder) or config.adapter_use == "continue"))
-    if not hasattr(model, "peft_config"):
-        from arc_ray.models.lora import with_lora
+    from arc_ray.models.lora import with_lora
 
-        with _seeded(seed):
-            model = with_lora(model, config.lora)
-    return _saving_memory(model, config)
+    with _seeded(seed):
+        return _saving_memory(with_lora(model, config.lora), config)
 
 
 def _opened(config: ModelConfig, storage: str, checkpoint: str | None) -> tuple[ModelConfig, str | None]:
@@ -214,7 +213,7 @@ def served(
     if not (adapters or is_packed):
         return base_folder(opened, storage), None
     about = json.loads((Path(adapters[-1]) / "adapter_config.json").read_text()) if adapters else {}
-    if is_packed or len(adapters) > 1 or any(about.get(key) for key in NOT_SERVED):
+    if is_packed or len(adapters) > 1 or any(about.get(key) for key in NOT_SERVED) or reaches_embeddings(adapters[0]):
         merge_checkpoint(config, storage, checkpoint, target)
         return str(target), None
     return base_folder(opened, storage), (adapters[0], about["r"])
@@ -225,23 +224,36 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def ends_of(model: Any) -> list[Any]:
+    """Return a model's input embeddings and its output layer, which may have one weight together."""
+    return [model.get_input_embeddings(), model.get_output_embeddings()]
+
+
+def trainable_ends(model: Any) -> set[nn.Parameter]:
+    """Return what is trained of input embeddings and output layer: their weights, or an adapter's."""
+    return {p for end in ends_of(model) for p in end.parameters() if p.requires_grad}
+
+
 def save_weights(model: Any, weights: Mapping[str, torch.Tensor], tokenizer: Any, path: Path) -> None:
     """Write trained weights to a folder: an adapter as plain peft reads it, or a whole model as transformers reads it.
 
     `weights` are whole (gathered) tensors by the names of `trainable`.
     """
+    options = {}
     if hasattr(model, "peft_config"):
         from peft import get_peft_model_state_dict
 
         from arc_ray.models.lora import with_tied
 
         weights = with_tied(model, weights)
+        if any(".lora_" not in name for name in weights):  # embeddings' own, which peft's "auto" would leave out
+            options = {"save_embedding_layers": True}
         assert get_peft_model_state_dict(model, state_dict=dict(weights)), "the adapter is empty"
         for config in model.peft_config.values():  # peft would write a set in the order of this process's hashes
             vars(config).update({key: sorted(value) for key, value in vars(config).items() if isinstance(value, set)})
     else:
         tokenizer.save_pretrained(path)
-    model.save_pretrained(path, state_dict=dict(weights))
+    model.save_pretrained(path, state_dict=dict(weights), **options)
 
 
 def scratch_model(config: ScratchConfig, tokenizer: Any) -> nn.Module:

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
-from peft.tuners.lora.layer import Embedding, Linear
+from peft.tuners.lora.layer import Embedding, Linear, LoraLayer
 from torch import nn
 
 from arc_ray.config.model import LoraConfig
 from arc_ray.config.training import TrainConfig
 from arc_ray.errors import UserError
+from arc_ray.models.build import ends_of, trainable_ends
 from arc_ray.models.fused import FusedLinear
 from arc_ray.models.weights import is_quantized
 
@@ -33,7 +34,12 @@ def _targets(model: nn.Module, config: LoraConfig) -> tuple[str | list[str], lis
         if w is not None and w.ndim == 3
     ]
     endings = sorted({".".join(name.split(".")[-2:]) for name in stacks})
-    if config.targets == "all-linear":
+    if (
+        config.targets == "all-linear" and config.train_embeddings == "lora"
+    ):  # peft's "all-linear" spares the output layer
+        linear = [name for name, layer in holders if isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"]
+        layers, experts = linear, endings
+    elif config.targets == "all-linear":
         layers, experts = config.targets, endings
     else:
         experts = [ending for ending in endings if {ending, ending.split(".")[-1]} & {*config.targets}]
@@ -48,15 +54,40 @@ def _targets(model: nn.Module, config: LoraConfig) -> tuple[str | list[str], lis
 
 
 def with_lora(model: Any, config: LoraConfig) -> nn.Module:
-    """Put a new adapter around a model and freeze what is inside."""
+    """Put a new adapter around a model that has none, freeze what is inside, and let embeddings learn as the config says.
+
+    Raises UserError.
+    """
+    if not hasattr(model, "peft_config"):
+        model = _with_new_lora(model, config)
+    elif config.train_embeddings == "lora" and not trainable_ends(model):
+        raise UserError(
+            "model.lora.train_embeddings lora: the adapter that is continued has none of embeddings; merge it and start a new"
+            " one (model.adapter_use=merge, evaluate.ttt.adapter=new), or set train_embeddings to full"
+        )
+    if config.train_embeddings == "full":
+        for end in ends_of(model):
+            if isinstance(end, LoraLayer):
+                raise UserError(
+                    "model.lora.train_embeddings full: embeddings or output layer have an adapter already; set it to lora, or"
+                    " leave them out of model.lora.targets"
+                )
+            end.weight.requires_grad_(True)
+    return model
+
+
+def _with_new_lora(model: Any, config: LoraConfig) -> nn.Module:
     layers, experts = _targets(model, config)
-    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
-    names_of_ends = {name.rsplit(".", 1)[-1] for name, layer in model.named_modules() if layer in ends}
-    is_tied = ends[0].weight is ends[1].weight and not names_of_ends.isdisjoint(layers)
+    ends = ends_of(model)
+    names_of_ends = [name for name, layer in model.named_modules() if layer in ends]
+    if config.train_embeddings == "lora":
+        layers = sorted({*layers, *names_of_ends})
+    reached = [name for name in names_of_ends if {name, name.rsplit(".", 1)[-1]} & {*layers}]
+    is_tied = ends[0].weight is ends[1].weight and bool(reached)
     if is_tied and config.dora:
         raise UserError(
             "model.lora.dora: embeddings that are the output layer have one adapter, but would have two magnitudes; set it to"
-            " false, or leave embeddings and output layer out of model.lora.targets"
+            " false, or leave embeddings and output layer out of model.lora.targets and train_embeddings"
         )
     about = PeftLoraConfig(
         task_type="CAUSAL_LM",
@@ -98,13 +129,18 @@ def check_engine(model: Any, train: TrainConfig) -> None:
     if train.engine == "trl" and "lora_A" in dict(model.get_output_embeddings().named_children()):
         raise UserError(
             "train.engine=trl reads the output layer's weight without its adapter: leave the output layer (and embeddings"
-            " that are one with it) out of model.lora.targets, or set train.engine=deepspeed"
+            " that are one with it) out of model.lora.targets, set model.lora.train_embeddings to full or none, or set"
+            " train.engine=deepspeed"
+        )
+    if train.embedding_lr and not trainable_ends(model):
+        raise UserError(
+            "train.embedding_lr: no embeddings are trained; set model.lora.train_embeddings to lora or full"
         )
     for kind, what in (("TiedHead", "embeddings that are the output layer"), ("ParamWrapper", "experts")):
         if train.zero == 3 and kind in layers:
             raise UserError(
                 f"train.zero_stage 3 gathers a layer's weights when it is called, which an adapter of {what} does not wait"
-                f" for: set train.zero_stage to 0, 1 or 2, or leave them out of model.lora.targets"
+                f" for: set train.zero_stage to 0, 1 or 2, or leave them out of model.lora.targets and train_embeddings"
             )
 
 
@@ -155,4 +191,5 @@ def with_tied(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str
         for part in paths
         if isinstance(part, Transposed)
     }
-    return {**weights, **{name: weights[source].t().contiguous() for name, source in shared.items()}}
+    found = {name: weights[source].t().contiguous() for name, source in shared.items() if source in weights}
+    return {**weights, **found}

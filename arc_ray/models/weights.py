@@ -1,6 +1,7 @@
 """Weights read from folders and hubs: found by name, held against the model, or refused in one message."""
 
 import importlib.util
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
@@ -215,5 +216,20 @@ def with_saved_adapter(model: Any, path: str, trainable: bool) -> Any:
         how = {"torch_device": "cpu", "key_mapping": renamed, "ignore_mismatched_sizes": False}
         found = adapted.load_adapter(path, "default", is_trainable=trainable, **how)
     refuse_misfits(f"adapter {path}", found.missing_keys, found.unexpected_keys)
+    held = _names_in(path)
+    for name, weight in adapted.named_parameters():
+        if name in held and ".base_layer." not in name:  # the embeddings' own, beside the adapter
+            weight.requires_grad_(trainable)
     fuse_lora(adapted)
     return adapted
+
+
+def reaches_embeddings(path: str) -> bool:
+    """Tell whether the folder of an adapter holds embeddings, or an adapter of them."""
+    return any(not re.search(r"\.lora_[AB]\.", name) for name in _names_in(path))
+
+
+def _names_in(path: str) -> set[str]:
+    from peft.utils import load_peft_weights
+
+    return {*load_peft_weights(path, device="cpu")}

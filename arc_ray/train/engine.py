@@ -18,7 +18,8 @@ from arc_ray.config.model import ModelConfig
 from arc_ray.config.training import GRADIENT_BUCKET, TrainConfig
 from arc_ray.errors import UserError, nearest
 from arc_ray.models.attention import avoid_cudnn
-from arc_ray.models.build import trainable
+from arc_ray.models.build import trainable, trainable_ends
+from arc_ray.models.loss import LearnedLoss
 from arc_ray.models.weights import refuse_misfits
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -41,9 +42,16 @@ class Start:
 
 def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
     """Make torch's AdamW over the trainable parameters; all of them decay alike (an adapter has no biases or norms)."""
-    return torch.optim.AdamW(
-        list(trainable(model).values()), lr=train.lr, betas=train.betas, weight_decay=train.weight_decay
-    )
+    return torch.optim.AdamW(groups_of(model, train), betas=train.betas, weight_decay=train.weight_decay)
+
+
+def groups_of(model: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
+    """Divide the trainable parameters into those that have a learning rate of their own, whose highest is `peak_lr`."""
+    by_rate: dict[float, list[nn.Parameter]] = {train.lr: []}  # the usual one is first, and logged
+    for parameter in trainable(model).values():
+        is_end = train.embedding_lr and parameter in trainable_ends(model)
+        by_rate.setdefault(train.embedding_lr if is_end else train.lr, []).append(parameter)
+    return [{"params": found, "lr": rate, "peak_lr": rate} for rate, found in by_rate.items() if found]
 
 
 def accumulation_steps(config: TrainConfig, num_workers: int) -> int:
@@ -150,14 +158,14 @@ def check_deepspeed(train: TrainConfig, model: ModelConfig) -> None:
         raise UserError(f"train.deepspeed.{unread[0]}: DeepSpeed knows no such key{nearest(unread[0], read.asked)}")
 
 
-def make_engine(model: nn.Module, train: TrainConfig, config: ModelConfig, num_workers: int) -> Any:
+def make_engine(model: LearnedLoss, train: TrainConfig, config: ModelConfig, num_workers: int) -> Any:
     """Wrap a model in DeepSpeed with AdamW over its trainable parameters; the process group must exist."""
     deepspeed = import_deepspeed()
     avoid_cudnn()
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=list(trainable(model).values()),  # pyright: ignore[reportArgumentType]
-        optimizer=make_optimizer(model, train),
+        optimizer=make_optimizer(model.model, train),
         config=deepspeed_config(train, config, num_workers),
     )
     return engine
@@ -169,6 +177,7 @@ def gather_state(engine: Any, model: nn.Module) -> State:
 
     state: State = {}
     whole = _whole_weights(engine, model)
+    _link_moments(engine.optimizer)
     for name, parameter in trainable(model).items():
         if whole is not None:
             moments = _adam(engine).state[whole[name]]
@@ -227,13 +236,22 @@ def _restore_partitions(engine: Any, model: nn.Module, state: State, step: int) 
     for partition in getattr(zero, "single_partition_of_fp32_groups", None) or zero.fp32_partitioned_groups_flat:
         moments = {kind: torch.zeros_like(partition) for kind in MOMENTS}
         zero.optimizer.state[partition] = {"step": torch.tensor(float(step)), **moments}
-    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):  # ZeRO 1 and 2 look moments up by parameter
-        zero._lazy_init_hp_params_optimizer_state()
+    _link_moments(zero)
     for name, parameter in trainable(model).items():
         # Master weights in float32 are finer than the bfloat16 copies they would be made from.
         safe_set_full_fp32_param(parameter, state[f"weight.{name}"].to(engine.device))
         for kind in MOMENTS:
             safe_set_full_optimizer_state(parameter, state[f"{kind}.{name}"].to(engine.device), kind)
+
+
+def _link_moments(zero: Any) -> None:
+    """Let ZeRO 1 and 2, which look moments up by parameter, find those that are there now.
+
+    They do so once, within the first step, when groups of parameters but the first have none yet.
+    """
+    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
+        zero._hp_optimizer_states_linked = False
+        zero._lazy_init_hp_params_optimizer_state()
 
 
 def _whole_weights(engine: Any, model: nn.Module) -> State | None:
@@ -244,7 +262,9 @@ def _whole_weights(engine: Any, model: nn.Module) -> State | None:
     if isinstance(engine.optimizer, torch.optim.Optimizer):
         return dict(trainable(model))
     if hasattr(engine.optimizer, "fp32_groups"):
-        return dict(zip(trainable(model), chain.from_iterable(engine.optimizer.fp32_groups), strict=True))
+        halves, wholes = (chain.from_iterable(g) for g in (engine.optimizer.fp16_groups, engine.optimizer.fp32_groups))
+        whole_of = dict(zip(halves, wholes, strict=True))
+        return {name: whole_of[parameter] for name, parameter in trainable(model).items()}
     return None
 
 

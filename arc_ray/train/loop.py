@@ -66,7 +66,7 @@ def fit(
         learned = int(learned_per_step[step])
         lr = learning_rate(config, step, plan.num_steps)
         for group in engine.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = learning_rate(config, step, plan.num_steps, group["peak_lr"])
         loss_sum, stalled = torch.zeros((), dtype=torch.float64, device=engine.device), 0.0
         for _ in range(accumulation):
             asked = time.perf_counter()
@@ -84,14 +84,18 @@ def fit(
         steps.end(float(loss_sum) / learned, lr, stalled)
 
 
-def learning_rate(config: TrainConfig, step: int, num_steps: int) -> float:
-    """Return the learning rate of optimizer step `step` (from 0): a linear rise, then linear, cosine or constant."""
+def learning_rate(config: TrainConfig, step: int, num_steps: int, peak: float | None = None) -> float:
+    """Return the learning rate of optimizer step `step` (from 0): a linear rise, then linear, cosine or constant.
+
+    Its `peak` is `train.lr` unless given.
+    """
+    peak = config.lr if peak is None else peak
     warmup = math.ceil(config.warmup * num_steps)
     if step < warmup:
-        return config.lr * (step + 1) / warmup
+        return peak * (step + 1) / warmup
     done = (step - warmup) / max(num_steps - warmup, 1)
     decays = {"linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done)), "constant": 1.0}
-    return config.lr * decays[config.schedule]
+    return peak * decays[config.schedule]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,15 @@ import torch
 from builders import tiny_model, tiny_tokenizer
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
-from workers import State, kind_of, on_workers, train_in_plain_pytorch, train_on, waits_of_a_step
+from workers import (
+    State,
+    kind_of,
+    on_workers,
+    train_and_resume,
+    train_in_plain_pytorch,
+    train_on,
+    waits_of_a_step,
+)
 
 from arc_ray.config import config_from
 from arc_ray.config.model import LoraConfig, ModelConfig
@@ -177,6 +185,30 @@ def test_a_base_of_4_bits_is_trained_upon_and_resumes_with_the_same_bytes(tree: 
     shared, of_two, _ = on_workers(2, train_on, tree, keys)[0]
     np.testing.assert_allclose(shared, losses, rtol=1e-5)
     assert_same(kind_of(of_two[max(states)], "weight"), kind_of(states[max(states)], "weight"), 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "engine", "zero_stage"),
+    [
+        *(("full", "deepspeed", stage) for stage in (0, 1, 2, 3)),
+        *(("lora", "deepspeed", stage) for stage in (0, 1, 2)),
+        ("full", "trl", 1),
+    ],
+)
+def test_trained_embeddings_are_plain_pytorchs_and_resume_with_the_same_bytes(
+    tree: Tree, embeddings: str, engine: str, zero_stage: int
+):
+    """Would catch one weight at both ends that is stepped twice or sharded apart, and a rate that is not its own."""
+    keys = {**HARD, "model.lora.train_embeddings": embeddings, "train.embedding_lr": 1e-3, "train.clip": 1.0}
+    losses, _, weights = train_in_plain_pytorch(tree, keys)
+    keys |= {"train.engine": engine, "train.zero_stage": zero_stage}
+    unbroken, resumed = on_workers(2, train_and_resume, tree, keys)[0]
+    np.testing.assert_allclose(unbroken[0], losses, rtol=1e-5)
+    states = unbroken[1]
+    assert any("embed_tokens" in name for name in weights)
+    assert_same(kind_of(states[max(states)], "weight"), weights, 1e-4)
+    for name, array in states[max(states)].items():
+        assert array.tobytes() == resumed[1][max(states)][name].tobytes(), name
 
 
 @pytest.mark.parametrize("before", ["deepspeed", "trl"])
