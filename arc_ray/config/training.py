@@ -84,7 +84,7 @@ DERIVED = {
     "train_batch_size": "batch_rows",
     "train_micro_batch_size_per_gpu": "micro_rows",
     "gradient_accumulation_steps": "batch_rows",
-    "optimizer": "lr, betas and weight_decay",
+    "optimizer": "optimizer, lr, betas and weight_decay",
     "scheduler": "schedule and warmup",
 }
 """Keys of DeepSpeed that have a key here, which the rows of a step and the schedule follow from."""
@@ -100,6 +100,9 @@ class TrainConfig(Section):
     """Whose loop trains: ours on DeepSpeed, or trl's SFTTrainer with the same rows, checkpoints and losses, but slower."""
     full: bool = False
     """Train all parameters instead of an adapter."""
+    optimizer: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
+    """adamw_8bit keeps AdamW's moments in 8 bits (`pip install 'arc_ray[quantize]'`). muon makes steps of matrices orthogonal,
+    but for embeddings and output layer, and as long as AdamW's; AdamW steps the rest; it takes ZeRO stage 0."""
     lr: float = Field(default=2e-4, gt=0)
     """Peak learning rate."""
     embedding_lr: float | None = Field(default=None, gt=0)
@@ -140,7 +143,8 @@ class TrainConfig(Section):
     """Checkpoints kept, the newest ones."""
     zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
     """DeepSpeed's ZeRO stage: what is sharded over workers (1 optimizer, 2 + gradients, 3 + parameters). "auto" is 1 for an
-    adapter, whose gradients are small and cost more to shard, and 2 where `full`, whose gradients are as large as the model."""
+    adapter, whose gradients are small and cost more to shard, and 2 where `full`, whose gradients are as large as the model; 0
+    for muon."""
     offload: bool = False
     """Keep optimizer state in CPU memory (and parameters, at ZeRO 3)."""
     compile: bool = False
@@ -152,7 +156,11 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "TrainConfig":
-        if self.offload and self.zero_stage == 0:
+        if self.optimizer == "muon" and self.zero:
+            raise ValueError(
+                f"muon needs whole matrices, which zero_stage {self.zero_stage} cuts among workers: set it to 0 or auto"
+            )
+        if self.offload and self.zero == 0:
             raise ValueError("offload needs something to move: set zero_stage to 1, 2 or 3, or offload to false")
         if self.compile and self.zero == 3:
             raise ValueError(
@@ -173,9 +181,11 @@ class TrainConfig(Section):
     @property
     def zero(self) -> int:
         """The ZeRO stage, chosen."""
-        if self.zero_stage == "auto":
-            return 2 if self.full else 1
-        return self.zero_stage
+        if self.zero_stage != "auto":
+            return self.zero_stage
+        if self.optimizer == "muon":
+            return 0
+        return 2 if self.full else 1
 
 
 class ScalingConfig(Section):

@@ -47,8 +47,8 @@ from arc_ray.rows.plan import pack
 from arc_ray.seeding import digest64
 from arc_ray.storage import Folder
 from arc_ray.tasks.task import Task, TaskTable, without_tests
-from arc_ray.train.engine import make_optimizer
 from arc_ray.train.loop import NonFiniteLossError, learning_rate
+from arc_ray.train.optimizer import make_optimizer
 from arc_ray.views.view import draw_views, keys_of
 
 Record = dict[str, Any]

@@ -234,6 +234,11 @@ def trainable_ends(model: Any) -> set[nn.Parameter]:
     return {p for end in ends_of(model) for p in end.parameters() if p.requires_grad}
 
 
+def matrices(model: nn.Module) -> set[nn.Parameter]:
+    """Return what Muon steps: the trained matrices between input embeddings and output layer."""
+    return {p for p in trainable(model).values() if p.ndim == 2} - trainable_ends(model)
+
+
 def save_weights(model: Any, weights: Mapping[str, torch.Tensor], tokenizer: Any, path: Path) -> None:
     """Write trained weights to a folder: an adapter as plain peft reads it, or a whole model as transformers reads it.
 

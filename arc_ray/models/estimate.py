@@ -16,12 +16,12 @@ from arc_ray.models.attention import MASKED_LAYERS, packs
 from arc_ray.models.build import build_skeleton, trainable
 from arc_ray.models.memory import (
     MASTER_BYTES,
-    MOMENTS_BYTES,
     RUNTIME_BYTES,
     STAGES,
     Footprint,
     Pass,
     footprint,
+    moments_bytes,
     rows_that_fit,
     simulate_pass,
 )
@@ -171,7 +171,8 @@ def demand(config: Config, plan: Plan, accelerator: str | None) -> Demand:
     weights, gradients = sum(p.nbytes for p in skeleton.parameters()), sum(p.nbytes for p in trained)
     passes = math.ceil(plan.batch_rows / (workers * config.train.rows_at_once))
     by_stage = (gradients, gradients, (passes + 1) * gradients / 2, passes * (weights + gradients / 2))
-    kept = sum(p.numel() for p in trained) * (MASTER_BYTES + MOMENTS_BYTES) + gradients
+    written = "muon" if config.train.optimizer == "muon" else "adamw"  # moments of 8 bits are written in 32
+    kept = sum(p.numel() for p in trained) * MASTER_BYTES + moments_bytes(skeleton, written) + gradients
     seconds, gpu = None, next((gpu for gpu in GPUS if gpu.name == accelerator), None)
     if gpu:
         mfu = expected_mfu(sum(p.numel() for p in skeleton.parameters()), gpu)
@@ -268,7 +269,8 @@ def rows_for(config: Config, capacity: int) -> int:
 
 def _held(config: Config, skeleton: nn.Module, found: Pass, stage: int) -> Footprint:
     is_compiled = config.train.compile and not config.model.gradient_checkpointing
-    return footprint(skeleton, found, stage, config.scaling.workers[0], config.train.offload, is_compiled)
+    train = config.train
+    return footprint(skeleton, found, stage, config.scaling.workers[0], train.offload, is_compiled, train.optimizer)
 
 
 def _rows(number: int) -> str:

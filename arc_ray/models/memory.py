@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from arc_ray.config.training import GRADIENT_BUCKET
 from arc_ray.models.attention import Spans, hidden_states, packs
-from arc_ray.models.build import trainable
+from arc_ray.models.build import matrices, trainable
 from arc_ray.models.weights import is_in_4_bits
 
 RUNTIME_BYTES = int(1.2e9)
@@ -23,8 +23,9 @@ RUNTIME_BYTES = int(1.2e9)
 holds in pieces too small. An assumption; the rest is computed."""
 
 STAGES = (0, 1, 2, 3)
-MOMENTS_BYTES = 8
-"""Adam's two moments of a trained weight, float32."""
+MOMENTS_BYTES = {"adamw": 8, "adamw_8bit": 2 + 8 / 256, "muon": 4}
+"""What an optimizer remembers of a trained weight: two moments in float32, or in 8 bits with a scale of 256 numbers, or, of
+a matrix that Muon steps, one."""
 MASTER_BYTES = 4
 """ZeRO's own copy of a trained weight, or of its gradient while the optimizer steps, float32."""
 PACKED_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -67,7 +68,13 @@ class Footprint:
 
 
 def footprint(
-    skeleton: nn.Module, found: Pass, stage: int, workers: int, offload: bool = False, is_compiled: bool = False
+    skeleton: nn.Module,
+    found: Pass,
+    stage: int,
+    workers: int,
+    offload: bool = False,
+    is_compiled: bool = False,
+    optimizer: str = "adamw",
 ) -> Footprint:
     """Add up what one worker holds; what is sharded at which ZeRO stage is from Rajbhandari et al., 2020, figure 1.
 
@@ -80,10 +87,12 @@ def footprint(
     size, packed = tensors[0].element_size(), [p.numel() for p in tensors if is_in_4_bits(p)]
     weights, gradients = sum(p.nbytes for p in tensors), sum(p.nbytes for p in trained)
     weights -= int(sum(packed) * (size - PACKED_BYTES))
-    own = sum(p.numel() for p in trained) // (workers if stage > 0 else 1)
+    shards = workers if stage > 0 else 1
+    own = sum(p.numel() for p in trained) // shards
     is_elsewhere = offload and stage > 0
     # ZeRO's step flattens the gradients, makes them float32 and hands them to Adam, which makes one tensor more.
     passing = MASTER_BYTES if stage == 0 else size + MASTER_BYTES * (1 if size == MASTER_BYTES else 2)
+    masters = own * MASTER_BYTES if stage > 0 or size < MASTER_BYTES else 0
     if stage == 3 and workers > 1:
         weights = min(weights, LIVE_WEIGHTS * size) + (0 if is_elsewhere else weights // workers)
     if stage >= 2:
@@ -91,12 +100,19 @@ def footprint(
     return Footprint(
         weights=weights,
         gradients=gradients,
-        optimizer=0 if is_elsewhere else own * (MOMENTS_BYTES + (MASTER_BYTES if stage > 0 else 0)),
+        optimizer=0 if is_elsewhere else moments_bytes(skeleton, optimizer) // shards + masters,
         # A weight of 4 bits is unpacked whenever it is multiplied by.
         activations=int(found.activations * (COMPILED_SHARE if is_compiled else 1)) + max(packed, default=0) * size,
         logits=found.logits,
         step=0 if is_elsewhere else own * passing,
     )
+
+
+def moments_bytes(skeleton: nn.Module, optimizer: str) -> int:
+    """Return the bytes of what an optimizer remembers of all that is trained."""
+    exempt = {*trainable(skeleton).values()} - matrices(skeleton) if optimizer == "muon" else set()
+    sizes = (p.numel() * MOMENTS_BYTES["adamw" if p in exempt else optimizer] for p in trainable(skeleton).values())
+    return int(sum(sizes))
 
 
 def rows_that_fit(held: Footprint, rows: int, capacity: int) -> int:

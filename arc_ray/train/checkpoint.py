@@ -24,7 +24,8 @@ from arc_ray.runs.base import fingerprint
 from arc_ray.runs.folder import checkpoint_name, checkpoint_steps
 from arc_ray.runs.shapes import CheckpointShape
 from arc_ray.storage import Folder
-from arc_ray.train.engine import MOMENTS, State, weights_in
+from arc_ray.train.engine import State, weights_in
+from arc_ray.train.optimizer import MOMENTS, MOMENTUM
 
 WEIGHTS_FILE = "weights.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -74,7 +75,7 @@ class CheckpointWriter:
 
     def _write(self, step: int, state: State, after: "Future[None] | None") -> None:
         target = self._folder / checkpoint_name(step)
-        weights, moments = weights_in(state), {name: t for name, t in state.items() if name.startswith(MOMENTS)}
+        weights, moments = weights_in(state), {name: t for name, t in state.items() if not name.startswith("weight.")}
         for name, content in self._files(weights):
             target.write_bytes(name, content)
         digests = {}
@@ -141,7 +142,11 @@ def _tensors_in(content: bytes, digest: str | None) -> State:
 
 def _check_moments(weights: State, moments: State) -> None:
     """Raise ValueError where an optimizer's state is not that of these weights."""
-    shapes = {f"{kind}.{name}": tensor.shape for name, tensor in weights.items() for kind in MOMENTS}
+    shapes = {
+        f"{kind}.{name}": tensor.shape
+        for name, tensor in weights.items()
+        for kind in ((MOMENTUM,) if f"{MOMENTUM}.{name}" in moments else MOMENTS)
+    }
     found = {name: tensor.shape for name, tensor in moments.items()}
     for name in sorted(shapes.keys() | found.keys()):
         if shapes.get(name) != found.get(name):

@@ -18,18 +18,16 @@ from arc_ray.config.model import ModelConfig
 from arc_ray.config.training import GRADIENT_BUCKET, TrainConfig
 from arc_ray.errors import UserError, nearest
 from arc_ray.models.attention import avoid_cudnn
-from arc_ray.models.build import trainable, trainable_ends
+from arc_ray.models.build import trainable
 from arc_ray.models.loss import LearnedLoss
 from arc_ray.models.weights import refuse_misfits
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""Adam's first and second moments, as torch.optim.AdamW names them."""
+from arc_ray.train.optimizer import MOMENTS, MOMENTUM, make_optimizer, moments_in, remembered
 
 HALVES = {"bf16": "bfloat16", "fp16": "float16"}
 """DeepSpeed's key for each dtype of half precision."""
 
 State = dict[str, torch.Tensor]
-"""Whole tensors by "<kind>.<parameter name>", kind being weight or one of MOMENTS; float32, on the CPU."""
+"""Whole tensors by "<kind>.<parameter name>", kind being weight, MOMENTUM or one of MOMENTS; float32, on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +36,6 @@ class Start:
 
     step: int = 0
     state: State | None = None
-
-
-def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
-    """Make torch's AdamW over the trainable parameters; all of them decay alike (an adapter has no biases or norms)."""
-    return torch.optim.AdamW(groups_of(model, train), betas=train.betas, weight_decay=train.weight_decay)
-
-
-def groups_of(model: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
-    """Divide the trainable parameters into those that have a learning rate of their own, whose highest is `peak_lr`."""
-    by_rate: dict[float, list[nn.Parameter]] = {train.lr: []}  # the usual one is first, and logged
-    for parameter in trainable(model).values():
-        is_end = train.embedding_lr and parameter in trainable_ends(model)
-        by_rate.setdefault(train.embedding_lr if is_end else train.lr, []).append(parameter)
-    return [{"params": found, "lr": rate, "peak_lr": rate} for rate, found in by_rate.items() if found]
 
 
 def accumulation_steps(config: TrainConfig, num_workers: int) -> int:
@@ -71,7 +55,7 @@ def deepspeed_config(config: TrainConfig, model: ModelConfig, num_workers: int) 
         "gradient_accumulation_steps": accumulation_steps(config, num_workers),
         "gradient_clipping": config.clip or 0.0,
         "zero_optimization": zero,
-        # The optimizer is torch's own AdamW: the same arithmetic on CPU and GPU.
+        # The optimizer is not DeepSpeed's own: the same arithmetic on CPU and GPU.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         **{key: {"enabled": model.dtype == dtype} for key, dtype in HALVES.items()},
@@ -159,7 +143,7 @@ def check_deepspeed(train: TrainConfig, model: ModelConfig) -> None:
 
 
 def make_engine(model: LearnedLoss, train: TrainConfig, config: ModelConfig, num_workers: int) -> Any:
-    """Wrap a model in DeepSpeed with AdamW over its trainable parameters; the process group must exist."""
+    """Wrap a model in DeepSpeed with an optimizer over its trainable parameters; the process group must exist."""
     deepspeed = import_deepspeed()
     avoid_cudnn()
     engine, *_ = deepspeed.initialize(
@@ -175,17 +159,18 @@ def gather_state(engine: Any, model: nn.Module) -> State:
     """Gather weights and moments of the model that the engine trains, whole, on every worker; all must call it."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+    whole, optimizer = _whole_weights(engine, model), _inner(engine)
+    kept = {} if whole else {partition: optimizer.state[partition] for partition in _partitions(engine.optimizer)}
+    _set_states(engine.optimizer, {partition: moments_in(state) for partition, state in kept.items()})
     state: State = {}
-    whole = _whole_weights(engine, model)
-    _link_moments(engine.optimizer)
     for name, parameter in trainable(model).items():
         if whole is not None:
-            moments = _adam(engine).state[whole[name]]
-            found = {"weight": whole[name], **{kind: moments[kind] for kind in MOMENTS if kind in moments}}
+            found = {"weight": whole[name], **moments_in(optimizer.state[whole[name]])}
         else:
             found = {"weight": safe_get_full_fp32_param(parameter)}
             found |= {kind: safe_get_full_optimizer_state(parameter, kind) for kind in MOMENTS}
         state |= {f"{kind}.{name}": t.detach().float().cpu().clone() for kind, t in found.items() if t is not None}
+    _set_states(engine.optimizer, kept)
     return state
 
 
@@ -217,39 +202,46 @@ def begin(engine: Any, model: nn.Module, start: Start) -> None:
             _restore_partitions(engine, model, start.state, start.step)
         return
     # DeepSpeed makes moments in bfloat16 by a step without gradients, which decays and counts: it is undone.
-    _adam(engine).state.clear()
+    _inner(engine).state.clear()
     for name, parameter in trainable(model).items():
         whole[name].data.copy_(parameter.data)
     if start.state is None:
         return
     for name, weight in whole.items():
         weight.data.copy_(start.state[f"weight.{name}"])
-        moments = {kind: start.state[f"{kind}.{name}"].to(weight.device).clone() for kind in MOMENTS}
-        _adam(engine).state[weight] = {"step": torch.tensor(float(start.step)), **moments}
+        kinds = (kind for kind in (*MOMENTS, MOMENTUM) if f"{kind}.{name}" in start.state)
+        moments = {kind: start.state[f"{kind}.{name}"].clone() for kind in kinds}
+        _inner(engine).state[weight] = remembered(_inner(engine), weight, moments, start.step)
 
 
 def _restore_partitions(engine: Any, model: nn.Module, state: State, step: int) -> None:
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
     zero = engine.optimizer
-    # torch makes moments only at the first step: ZeRO's flat partitions are given some, so that they can be set.
-    for partition in getattr(zero, "single_partition_of_fp32_groups", None) or zero.fp32_partitioned_groups_flat:
-        moments = {kind: torch.zeros_like(partition) for kind in MOMENTS}
-        zero.optimizer.state[partition] = {"step": torch.tensor(float(step)), **moments}
-    _link_moments(zero)
+    # Optimizers make moments only at the first step: ZeRO's flat partitions are given some, so that they can be set.
+    moments = {p: {kind: torch.zeros_like(p) for kind in MOMENTS} for p in _partitions(zero)}
+    _set_states(zero, moments)
     for name, parameter in trainable(model).items():
         # Master weights in float32 are finer than the bfloat16 copies they would be made from.
         safe_set_full_fp32_param(parameter, state[f"weight.{name}"].to(engine.device))
         for kind in MOMENTS:
             safe_set_full_optimizer_state(parameter, state[f"{kind}.{name}"].to(engine.device), kind)
+    _set_states(zero, {p: remembered(zero.optimizer, p, found, step) for p, found in moments.items()})
 
 
-def _link_moments(zero: Any) -> None:
-    """Let ZeRO 1 and 2, which look moments up by parameter, find those that are there now.
+def _partitions(zero: Any) -> list[torch.Tensor]:
+    """Return the flat tensors of all parameters of a group, or this worker's part of them, that ZeRO 1 to 3 step."""
+    return getattr(zero, "single_partition_of_fp32_groups", None) or zero.fp32_partitioned_groups_flat
 
-    They do so once, within the first step, when groups of parameters but the first have none yet.
+
+def _set_states(zero: Any, states: Mapping[torch.Tensor, dict[str, Any]]) -> None:
+    """Give ZeRO's partitions these states, and let stages 1 and 2 look up by parameter what is in them.
+
+    They do so by themselves once, within the first step, when groups of parameters but the first have no state yet.
     """
-    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
+    for partition, state in states.items():
+        zero.optimizer.state[partition] = state
+    if states and hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
         zero._hp_optimizer_states_linked = False
         zero._lazy_init_hp_params_optimizer_state()
 
@@ -268,6 +260,6 @@ def _whole_weights(engine: Any, model: nn.Module) -> State | None:
     return None
 
 
-def _adam(engine: Any) -> torch.optim.Optimizer:
+def _inner(engine: Any) -> torch.optim.Optimizer:
     own = engine.optimizer
     return own if isinstance(own, torch.optim.Optimizer) else own.optimizer

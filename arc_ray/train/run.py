@@ -28,6 +28,7 @@ from arc_ray.runs.shapes import ResultShape
 from arc_ray.storage import Folder
 from arc_ray.train.alone import OneWorker, RayProcess
 from arc_ray.train.engine import check_deepspeed
+from arc_ray.train.optimizer import check_optimizer
 from arc_ray.train.trackers import check_tracker, tracker_environment
 from arc_ray.train.worker import Job, Seat, train_on_worker
 
@@ -48,6 +49,7 @@ def check_training(config: Config, trains: bool = True) -> None:
             from arc_ray.models.lora import check_engine  # peft takes seconds to import
 
             check_engine(model, config.train)
+    check_optimizer(config.train)
     check_deepspeed(config.train, config.model)
 
 

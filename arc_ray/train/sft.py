@@ -29,8 +29,9 @@ from arc_ray.config import Config
 from arc_ray.models.attention import avoid_cudnn, spans_of, takes_flash_lengths
 from arc_ray.models.loss import LearnedLoss
 from arc_ray.rows.maker import Batch, RowMaker
-from arc_ray.train.engine import Start, begin, deepspeed_config, import_deepspeed, make_optimizer
+from arc_ray.train.engine import Start, begin, deepspeed_config, import_deepspeed
 from arc_ray.train.loop import Hooks, Steps, learning_rate
+from arc_ray.train.optimizer import make_optimizer
 
 Engine = Any
 """DeepSpeed's engine around the bare model."""

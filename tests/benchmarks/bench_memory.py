@@ -38,6 +38,8 @@ class Case:
     vocabulary: int = 32768
     learned_share: float = 0.25
     quantize: Literal["nf4"] | None = None
+    embeddings: Literal["none", "lora", "full"] = "none"
+    optimizer: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
     base: str | None = None
     """A real model, in place of one from random weights of this shape; its `vocabulary` is cut where that is 0."""
     steps: int = 2
@@ -47,6 +49,8 @@ class Case:
         how = "all parameters" if self.full else "LoRA"
         recomputed = ", checkpointed" if self.checkpointing else ""
         special = f", {self.quantize}" if self.quantize else ""
+        special += f", embeddings {self.embeddings}" if self.embeddings != "none" else ""
+        special += f", {self.optimizer}" if self.optimizer != "adamw" else ""
         cut = f", {self.vocabulary or 'only cells'} known"
         special += cut if self.vocabulary != Case.vocabulary else ""
         model = self.base or f"{self.layers} layers of {self.hidden}"
@@ -83,6 +87,13 @@ CASES = [
     Case(0, 0, 2048, base="smollm2", steps=1, accumulation=1, vocabulary=0),
     Case(0, 0, 2048, base="smollm2", steps=1, accumulation=1, quantize="nf4"),
     Case(0, 0, 2048, base="smollm2", steps=1, accumulation=1, quantize="nf4", vocabulary=0),
+    Case(384, 4, 1024, stage=1, embeddings="full"),
+    Case(384, 4, 1024, stage=1, embeddings="full", vocabulary=483),
+    Case(384, 4, 1024, stage=1, embeddings="lora"),
+    Case(384, 4, 1024, stage=1, optimizer="adamw_8bit"),
+    Case(384, 4, 1024, stage=0, embeddings="full", optimizer="adamw_8bit"),
+    Case(384, 4, 512, full=True, stage=0, optimizer="muon"),
+    Case(384, 4, 1024, stage=0, dtype="bfloat16", embeddings="full", optimizer="muon"),
 ]
 
 
@@ -138,7 +149,7 @@ def estimate(case: Case) -> dict[str, int]:
         skeleton = adapted(base, model_config, [], case.full).train()
     skeleton = skeleton.to(getattr(torch, case.dtype))
     found = simulate_pass(skeleton, case.rows, case.row_tokens, int(case.row_tokens * case.learned_share) * case.rows)
-    estimated = footprint(skeleton, found, case.stage, case.workers)
+    estimated = footprint(skeleton, found, case.stage, case.workers, optimizer=case.optimizer)
     return asdict(estimated) | {"total": estimated.total}
 
 
@@ -155,11 +166,12 @@ def configs(case: Case) -> tuple[Any, Any, Any]:
         vocabulary=None if case.vocabulary else "cells",
         dtype=case.dtype,
         gradient_checkpointing=case.checkpointing,
-        lora=LoraConfig(r=32),
+        lora=LoraConfig(r=32, train_embeddings=case.embeddings),
         quantize=case.quantize,
     )
     train = TrainConfig(
         full=case.full,
+        optimizer=case.optimizer,
         row_tokens=case.row_tokens,
         batch_rows=case.rows * case.workers * case.accumulation,
         micro_rows=case.rows,

@@ -30,7 +30,8 @@ from arc_ray.runs.folder import MetricsFile, claim, run_folder
 from arc_ray.storage import Folder
 from arc_ray.tasks.task import Task, task_to_json
 from arc_ray.train.checkpoint import CheckpointWriter, read_state
-from arc_ray.train.engine import MOMENTS, load_weights
+from arc_ray.train.engine import load_weights
+from arc_ray.train.optimizer import MOMENTS
 from arc_ray.tune.space import points
 from arc_ray.tune.trials import TrialReader, known_points, write_search, write_status
 

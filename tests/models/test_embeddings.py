@@ -30,7 +30,7 @@ from arc_ray.models.weights import load_base
 from arc_ray.rows.maker import Batch
 from arc_ray.storage import Folder
 from arc_ray.train.checkpoint import CheckpointWriter
-from arc_ray.train.engine import make_optimizer
+from arc_ray.train.optimizer import make_optimizer
 from arc_ray.train.run import check_training
 
 SHAPE: dict[str, Any] = {

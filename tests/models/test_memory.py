@@ -1,6 +1,6 @@
 """What fits: the simulated pass against formulas that can be done by hand, and the shares of ZeRO."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3_5TextConfig
 
 from arc_ray.config.model import LoraConfig, ModelConfig, ScratchConfig
-from arc_ray.models.build import build_model, build_skeleton
+from arc_ray.models.build import build_model, build_skeleton, matrices
 from arc_ray.models.estimate import flops_per
 from arc_ray.models.lora import with_lora
 from arc_ray.models.memory import RUNTIME_BYTES, Pass, _LiveBytes, footprint, rows_that_fit, simulate_pass
@@ -96,6 +96,29 @@ def test_zero_shards_the_optimizer_then_the_gradients_then_the_weights() -> None
     assert alone[0] == alone[1], "with one worker there is nothing to share"
     moved = footprint(bare, nothing, 2, 4, offload=True)
     assert moved.optimizer == 0
+
+
+def test_an_optimizer_takes_what_it_remembers() -> None:
+    """Catches an estimate that knows of AdamW only, and one in which Muon steps embeddings, which are few in a cut model."""
+    bare, nothing = skeleton(full=True), Pass(0, 0)
+    number = sum(p.numel() for p in bare.parameters())
+    inner = sum(p.numel() for p in matrices(bare))
+    assert 0 < inner < number - bare.get_input_embeddings().weight.numel()  # pyright: ignore
+    held = [footprint(bare, nothing, 0, 4, optimizer=o).optimizer for o in ("adamw", "adamw_8bit", "muon")]
+    assert held == pytest.approx([8 * number, (2 + 1 / 32) * number, 8 * number - 4 * inner], rel=1e-3)
+    shared = footprint(bare, nothing, 2, 4, optimizer="adamw_8bit").optimizer
+    assert shared == pytest.approx((6 + 1 / 32) * number / 4, rel=1e-3)
+
+
+def test_trained_embeddings_take_gradients_and_moments() -> None:
+    """Catches an estimate that leaves them out, or counts a weight twice that is embeddings and output layer."""
+    kinds: tuple[Literal["none", "full"], ...] = ("none", "full")
+    bare = [skeleton(lora=LoraConfig(r=8, train_embeddings=kind)) for kind in kinds]
+    without, held = (footprint(model, Pass(0, 0), 0, 1) for model in bare)
+    rows = bare[0].get_input_embeddings().weight.numel()  # pyright: ignore
+    assert held.gradients - without.gradients == 4 * rows
+    assert held.optimizer - without.optimizer == 8 * rows
+    assert held.weights == without.weights
 
 
 def test_rows_that_fit_fill_a_gpu_and_no_more() -> None:

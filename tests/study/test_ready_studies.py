@@ -31,6 +31,7 @@ def test_there_is_a_study_for_every_question() -> None:
             "encoder",
             "lookahead",
             "n_minus_1",
+            "optimizer",
             "overfit",
             "positions",
             "samples",
