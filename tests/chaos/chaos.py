@@ -26,7 +26,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from faults import MARK, Fault, deal, draw, processes
+from faults import MARK, Fault, clock_of, deal, draw, processes
 from small_study import small_study
 from storage_server import StorageServer
 from training import is_agent
@@ -104,7 +104,7 @@ class Place:
 class Call:
     """One call of a command, in a process group of its own."""
 
-    def __init__(self, place: Place, workload: str, number: int) -> None:
+    def __init__(self, place: Place, workload: str, number: int, clock: bool = False) -> None:
         self.mark, self.log = f"{place.folder}-{number}", place.folder / f"call-{number}.log"
         config = place.folder / "config.yaml"
         tree = small_study(place.folder)
@@ -113,6 +113,7 @@ class Call:
         temporary = place.folder / "t"
         temporary.mkdir(exist_ok=True)
         own = {MARK: self.mark, "TMPDIR": str(temporary), "XDG_CACHE_HOME": str(place.folder / "cache")}
+        own |= clock_of(place.folder) if clock else {}
         word, *overrides = WORDS[workload]
         self.run = subprocess.Popen(
             [sys.executable, "-m", "arc_ray", word, str(config), *overrides],
@@ -194,7 +195,7 @@ def hurt(fault: Fault, folder: Path, alone: "Alone", server: StorageServer) -> d
         moment = first + fault.moment * (last - first)
         calls, wrong, happened = list[int](), list[str](), ""
         while len(calls) < MOST_CALLS and (not calls or calls[-1] != 0):
-            call = Call(place, fault.workload, len(calls))
+            call = Call(place, fault.workload, len(calls), fault.who == "clock" and not calls)
             if not calls:
                 while place.clock() < moment and not call.is_over():
                     time.sleep(0.03)

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,7 +20,7 @@ MARK = "ARC_RAY_CHAOS"
 TITLES = {
     "driver": r"-m arc_ray ",
     "trial": r"ray::ImplicitFu",
-    "worker": r"ray::(TrainWorker|RayTrainWorker)",
+    "worker": r"ray::(TrainWorker|RayTrainWorker)|-m arc_ray\.train\.alone ",
     "controller": r"ray::TrainController",
     "data task": r"ray::(MapBatches|Map\(|MapWorker|ReadRange|FromItems)",
     "host": r"ray::Host",
@@ -34,7 +35,7 @@ TITLES = {
 WORKLOADS = {
     "generate": ["driver", "data task", "idle", "raylet", "head"],
     "prepare": ["driver", "data task", "worker", "host", "head"],
-    "train": ["driver", "worker", "raylet"],
+    "train": ["driver", "worker"],
     "group": ["driver", "worker", "controller", "raylet", "head"],
     "tune": ["driver", "trial", "preparer", "raylet", "head", "dashboard"],
     "evaluate": ["driver", "host", "raylet", "head"],
@@ -43,6 +44,9 @@ WORKLOADS = {
 """Commands, and the kinds of processes that each has."""
 
 STOP_SECONDS = (2.0, 40.0)
+DAY = 86_400
+CLOCK = "clock"
+"""A file beside a call's disk with the seconds that its clock is ahead; clock.c reads it."""
 LONG_FAULT = 200
 """Requests: the client's own attempts are over, and the command ends."""
 
@@ -53,14 +57,14 @@ class Fault:
 
     workload: str
     who: str
-    """A kind of process; group: all of them; disk; bucket."""
+    """A kind of process; group: all of them; disk; bucket; clock."""
     what: str
     moment: float
     """Share of the files that an undisturbed command writes, or of the requests it makes, which are there by then."""
     delay: float
     """Seconds after that."""
     amount: float
-    """0 to 1: how long a stop is, how much of a disk is left, how many requests fail."""
+    """0 to 1: how long a stop is, how much of a disk is left, how many requests fail, how far a clock is put."""
 
     def __str__(self) -> str:
         return f"{self.workload}: {self.who} {self.what} ({self.amount:.2f}) at {self.moment:.0%} + {self.delay:.1f} s"
@@ -72,6 +76,7 @@ def all_kinds() -> list[tuple[str, str, str]]:
     kinds += [(load, "group", what) for load in WORKLOADS for what in ("interrupted", "terminated", "killed")]
     kinds += [(load, "disk", "full") for load in WORKLOADS for _ in range(2)]
     kinds += [(load, "bucket", fault) for load in WORKLOADS for fault in BUCKET_FAULTS]
+    kinds += [(load, "clock", way) for load in WORKLOADS for way in ("forward", "back")]
     Random(0).shuffle(kinds)
     return kinds
 
@@ -114,6 +119,10 @@ def deal(fault: Fault, mark: str, pid: int, disk: Path, server: StorageServer, i
     """
     if fault.who == "disk":
         return fill(disk, int(100_000 * fault.amount**3))
+    if fault.who == "clock":
+        seconds = (60 + DAY * fault.amount) * (1 if fault.what == "forward" else -1)
+        (disk.parent / CLOCK).write_text(f"{seconds:.0f}\n")
+        return f"{seconds:+.0f} s"
     if fault.who == "bucket":
         times = LONG_FAULT if fault.amount > 0.5 else 1 + int(12 * fault.amount)
         server.fail(fault.what, times)  # pyright: ignore[reportArgumentType]
@@ -137,6 +146,15 @@ def deal(fault: Fault, mark: str, pid: int, disk: Path, server: StorageServer, i
         victim.resume()
         return f"process {victim.pid}"
     return ""
+
+
+def clock_of(folder: Path) -> dict[str, str]:
+    """Return the environment of a call whose clock can be put; needs a C compiler."""
+    library, offset = folder / "clock.so", folder / CLOCK
+    source = Path(__file__).with_name("clock.c")
+    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
+    offset.write_text("0\n")
+    return {"LD_PRELOAD": str(library), "CHAOS_CLOCK": str(offset)}
 
 
 def fill(disk: Path, left: int) -> str:
