@@ -99,6 +99,17 @@ def _limit(error: BaseException) -> UserError | None:
 
 
 @contextmanager
+def placed(where: str) -> Iterator[None]:
+    """Have the message of a user's mistake begin with the place it is about, unless it names that place itself."""
+    try:
+        yield
+    except UserError as error:
+        if where in str(error):
+            raise
+        raise type(error)(f"{where}: {error}") from error.__cause__
+
+
+@contextmanager
 def unwrapped() -> Iterator[None]:
     """Raise a user's mistake as the UserError that it was in the worker that met it; a full disk or memory is one, too."""
     try:

@@ -18,6 +18,7 @@ from arc_ray.cluster.preflight import check_cluster
 from arc_ray.cluster.speed import Speed
 from arc_ray.config import Config, to_yaml
 from arc_ray.datasets.generate import estimate
+from arc_ray.datasets.makers import code_notes
 from arc_ray.datasets.reading import checked_requests
 from arc_ray.errors import NotMadeYetError, UserError
 from arc_ray.evaluate.evaluation import asking_codec, check_checkpoint, load_set, needs_model
@@ -150,6 +151,8 @@ def describe_generation(config: Config, terminal: Terminal) -> None:
             f" {wanted - missing.wanted} there, {missing.wanted} missing: {missing.examples} to make in whole blocks,"
             f" about {missing.core_seconds / 60:.1f} minutes of a core"
         )
+        for note in code_notes(request.source) if missing.examples else ():
+            terminal.note(note)
 
 
 def _describe_evaluation(needs: Needs, terminal: Terminal) -> None:

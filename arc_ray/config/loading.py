@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from arc_ray.config.files import Dumper, read_tree, read_value
 from arc_ray.config.section import absolute, absolute_model
 from arc_ray.config.tree import SOURCE_KINDS, Config, known_keys, sections_among, types_below, types_of
-from arc_ray.errors import UserError, nearest
+from arc_ray.errors import UserError, nearest, placed
 
 Overrides = Mapping[str, Any]
 """Dotted config keys and their values, such as {"train.lr": 2e-4}."""
@@ -80,19 +80,24 @@ def _with_absolute_paths(config: Config) -> Config:
     """Fix local paths to the current directory, by the types of their keys: workers and trials have another one."""
     tree = _fixed(config.model_dump(mode="json"), (Config,))
     for key, spec in tree["tune"]["space"].items():
-        tree["tune"]["space"][key] = {kind: _fixed(values, types_of(key)) for kind, values in spec.items()}
-    tree["study"]["arms"] = _fixed(tree["study"]["arms"], types_of(config.study.compare))
+        tree["tune"]["space"][key] = {
+            kind: _fixed(values, types_of(key), f"tune.space.{key}") for kind, values in spec.items()
+        }
+    tree["study"]["arms"] = _fixed(tree["study"]["arms"], types_of(config.study.compare), "study.arms")
     return Config.model_validate(tree)
 
 
-def _fixed(value: Any, types: tuple[Any, ...]) -> Any:
+def _fixed(value: Any, types: tuple[Any, ...], key: str = "") -> Any:
     if isinstance(value, dict):
-        return {name: _fixed(inner, types_below(types, name)) for name, inner in value.items()}
+        return {
+            name: _fixed(inner, types_below(types, name), f"{key}.{name}".strip(".")) for name, inner in value.items()
+        }
     if isinstance(value, list):
-        return [_fixed(inner, types) for inner in value]
+        return [_fixed(inner, types, key) for inner in value]
     if isinstance(value, str):
-        for fix in (absolute, absolute_model):
-            value = fix(value) if fix in types else value
+        with placed(key):
+            for fix in (absolute, absolute_model):
+                value = fix(value) if fix in types else value
     return value
 
 
@@ -163,7 +168,7 @@ def _written_path(item: Any, tree: Any) -> list[str]:
     """Leave out of pydantic's path what nobody wrote: the kind of a source, the member of a union."""
     path: list[str] = []
     for part in item["loc"]:
-        if part in tree if isinstance(tree, dict) else isinstance(tree, list) and isinstance(part, int):
+        if part in (tree if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ()):
             tree = tree[part]
             path.append(str(part))
     return [*path, str(item["loc"][-1])] if item["type"] == "missing" else path

@@ -88,3 +88,8 @@ class ModelConfig(Section):
         if self.scratch and self.adapter:
             raise ValueError("an adapter belongs to a base; a model from scratch has none: set adapter to null")
         return self
+
+    @property
+    def called(self) -> str:
+        """How a message names the model."""
+        return f"model.base {self.base}" if self.base else "model.scratch"

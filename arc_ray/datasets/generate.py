@@ -22,6 +22,7 @@ from arc_ray.datasets.makers import (
     Request,
     check_identity,
     claim_dataset,
+    code_notes,
     dataset_folder,
     maker_of,
     requests_of,
@@ -83,6 +84,8 @@ def _ensure_dataset(
         check_identity(folder, source)
         return manifest
     claim_dataset(folder, source)
+    for note in code_notes(source) if progress else ():
+        progress.note(note)
     done, total, tallies = 0, estimate(request, storage).examples, empty_tallies(source, wanted)
     while missing := _missing_blocks(folder, tallies, wanted):
         total = max(total, done + sum(block.size for block in missing))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from arc_ray.config import differing_keys
 from arc_ray.config.sources import AnySource, ArcGenSource, CountingSource, PluginSource, RearcSource
-from arc_ray.errors import NotMadeYetError, UserError
+from arc_ray.errors import NotMadeYetError, UserError, placed
 from arc_ray.runs.shapes import DatasetShape
 from arc_ray.storage import Folder
 from arc_ray.tasks import arcgen, generators
@@ -82,6 +82,18 @@ def maker_of(source: GeneratedSource) -> Maker:
             )
 
 
+def code_notes(source: GeneratedSource) -> list[str]:
+    """Say which code of the user's own making a source runs: none where its maker comes with the package. Raises UserError."""
+    match source:
+        case PluginSource():
+            places = generators.code_files(source)
+        case ArcGenSource():
+            places = [source.path]
+        case _:
+            places = []
+    return [f"dataset {source.dataset}: runs the code in {place}, since the config names it" for place in places]
+
+
 class Request(NamedTuple):
     """What one dataset must hold."""
 
@@ -108,7 +120,8 @@ def task_ids_of(source: GeneratedSource) -> list[str]:
     known = maker_of(source).tasks()
     if isinstance(source, CountingSource):
         return list(known)
-    return pick(known, source.tasks, source.exclude)[: source.limit]
+    with placed(f"the source of dataset {source.dataset}"):
+        return pick(known, source.tasks, source.exclude)[: source.limit]
 
 
 def wanted_of(source: GeneratedSource) -> dict[str, int]:

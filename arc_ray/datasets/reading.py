@@ -30,11 +30,11 @@ from arc_ray.datasets.makers import (
     wanted_of,
 )
 from arc_ray.datasets.manifest import blocks_by_task, open_wishes
-from arc_ray.errors import NotMadeYetError, UserError
+from arc_ray.errors import NotMadeYetError, UserError, placed
 from arc_ray.runs.shapes import ManifestShape
 from arc_ray.storage import Folder
 from arc_ray.tasks.generators import find_module
-from arc_ray.tasks.selection import cut_examples, given_tasks, select, with_descriptions
+from arc_ray.tasks.selection import cut_examples, given_tasks, place_of, select, with_descriptions
 from arc_ray.tasks.task import Task, without_tests
 
 READ_THREADS = 16
@@ -61,7 +61,8 @@ def load_source(source: AnySource, storage: Folder) -> list[Task]:
 
 
 def _cut(task: Task, source: PoolSource) -> list[Task]:
-    cut = cut_examples(task.id, task.train, source.first, source.examples, source.shown)
+    with placed(place_of(source)):
+        cut = cut_examples(task.id, task.train, source.first, source.examples, source.shown)
     return [replace(some, description=task.description) for some in cut]
 
 

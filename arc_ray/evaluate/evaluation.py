@@ -160,7 +160,7 @@ def check_checkpoint(config: Config, key: str, frame: Frame | None = None) -> No
     learned = {"positions": "sequence"} | about.get("prompt", asked)  # older checkpoints know of no other
     if learned != asked:
         raise UserError(
-            f"{what} learned the prompt {learned}, the config says {asked};"
+            f"{what} learned the prompt {learned} ({folder.uri}/arc_ray.json), the config says {asked};"
             f" set prompt.format, prompt.encoder and prompt.positions to the checkpoint's"
         )
     if frame:

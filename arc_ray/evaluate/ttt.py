@@ -146,12 +146,12 @@ def _fit(model: nn.Module, batches: Sequence[Batch], config: TrainConfig) -> lis
             loss = losses.sum() / learned
             loss.backward()
             total += loss.detach()
-        if not math.isfinite(mean := float(total)):
-            raise NonFiniteLossError(
-                f"test-time training, step {step}: the loss is {mean}; try a lower evaluate.ttt.lr"
-            )
-        if config.clip is not None:
-            nn.utils.clip_grad_norm_(parameters, config.clip)
+        mean, norm = float(total), float(nn.utils.clip_grad_norm_(parameters, config.clip or math.inf))
+        for what, number in (("loss", mean), ("gradient's norm", norm)):
+            if not math.isfinite(number):
+                raise NonFiniteLossError(
+                    f"test-time training, step {step}: the {what} is {number}; try a lower evaluate.ttt.lr"
+                )
         for rounded, exact in whole.items():
             exact.grad = rounded.grad.float() if rounded.grad is not None else None
         optimizer.step()

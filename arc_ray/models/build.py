@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from arc_ray.config.model import ModelConfig, ScratchConfig
-from arc_ray.errors import UserError
+from arc_ray.errors import UserError, placed
 from arc_ray.models.supported import check_logits, check_row_tokens, check_supported, check_tokens, keep_views_apart
 from arc_ray.models.weights import (
     DTYPES,
@@ -48,9 +48,10 @@ def build_model(
     adapters = _adapters(config, storage)
     with _seeded(seed):
         model = scratch_model(config.scratch, tokenizer) if config.scratch else load_base(config, storage)
-        check_supported(model, row_tokens)
-        if tokenizer is not None:
-            check_tokens(model, tokenizer)
+        with placed(config.called):
+            check_supported(model, row_tokens)
+            if tokenizer is not None:
+                check_tokens(model, tokenizer)
         return adapted(model, config, adapters, full)
 
 
@@ -91,10 +92,11 @@ def check_model(config: ModelConfig, storage: str, full: bool, row_tokens: int |
     if (config.adapter or "").startswith("@"):
         config = config.model_copy(update={"adapter": None})
     model = build_skeleton(config, storage, full)
-    if row_tokens is not None:
-        check_row_tokens(model.config, row_tokens)
-        check_logits(model.config)
-    check_tokens(model, tokenizer)
+    with placed(config.called):
+        if row_tokens is not None:
+            check_row_tokens(model.config, row_tokens)
+            check_logits(model.config)
+        check_tokens(model, tokenizer)
     return model, tokenizer
 
 

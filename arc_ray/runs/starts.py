@@ -39,7 +39,7 @@ def needed_runs(config: Config, variants: Iterable[Config]) -> list[Config]:
     """
     found: dict[str, Config] = {}
 
-    def visit(name: str, path: tuple[str, ...]) -> None:
+    def visit(key: str, name: str, path: tuple[str, ...] = ()) -> None:
         if path[-1:] == (name,):
             raise UserError(
                 f"runs.{name} starts from itself, because it takes over what the config says;"
@@ -52,18 +52,18 @@ def needed_runs(config: Config, variants: Iterable[Config]) -> list[Config]:
         if name not in config.runs:
             if not checkpoint_steps(Folder.at(config.storage) / name):
                 raise UserError(
-                    f"@{name}: there is no run of this name under `runs` ({', '.join(config.runs) or 'which is empty'})"
+                    f"{key} @{name}: there is no run of this name under `runs` ({', '.join(config.runs) or 'which is empty'})"
                     f" and none with a checkpoint in {config.storage}"
                 )
             return
         run = config_of_run(config, name)
-        for needed in _references(run):
-            visit(needed, (*path, name))
+        for place, needed in _references(run).items():
+            visit(f"runs.{name}.{place}", needed, (*path, name))
         found[name] = run
 
     for variant in variants:
-        for name in _references(variant):
-            visit(name, ())
+        for key, name in _references(variant).items():
+            visit(key, name)
     return list(found.values())
 
 
@@ -108,6 +108,12 @@ def _to_be_made(config: Config, reference: str) -> Config | None:
     return config_of_run(config, reference[1:]) if reference[1:] in config.runs and reference[0] == "@" else None
 
 
-def _references(config: Config) -> list[str]:
-    values = (config.model.base, config.model.adapter, config.evaluate.checkpoint, config.evaluate.describer)
-    return [value[1:] for value in values if value and value.startswith("@")]
+def _references(config: Config) -> dict[str, str]:
+    """Return the names of runs that a config refers to, by key."""
+    values = {
+        "model.base": config.model.base,
+        "model.adapter": config.model.adapter,
+        "evaluate.checkpoint": config.evaluate.checkpoint,
+        "evaluate.describer": config.evaluate.describer,
+    }
+    return {key: value[1:] for key, value in values.items() if value and value.startswith("@")}

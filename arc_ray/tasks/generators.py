@@ -111,7 +111,7 @@ def resolve(path: str) -> Callable[..., Any]:
 
 
 def find_module(path: str) -> Path:
-    """Return the file of a plugin's module, without running it. Raises UserError if there is none."""
+    """Return the file of a plugin's module, without running it, but for the packages around it. Raises UserError."""
     module_name = path.partition(":")[0]
     try:
         spec = importlib.util.find_spec(module_name)
@@ -125,10 +125,14 @@ def find_module(path: str) -> Path:
     return Path(spec.origin)
 
 
+def code_files(source: PluginSource) -> list[Path]:
+    """Return the files of a plugin's functions. Raises UserError."""
+    return sorted({find_module(path) for path in (source.generate, source.verify) if path})
+
+
 def code_digest(source: PluginSource) -> str:
     """Digest the files of a plugin's functions, so that a changed generator is noticed. Raises UserError."""
-    files = {find_module(path) for path in (source.generate, source.verify) if path}
-    return hashlib.blake2b(b"".join(file.read_bytes() for file in sorted(files)), digest_size=8).hexdigest()
+    return hashlib.blake2b(b"".join(file.read_bytes() for file in code_files(source)), digest_size=8).hexdigest()
 
 
 USUAL_SECONDS = 0.0016

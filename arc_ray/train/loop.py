@@ -44,7 +44,11 @@ class NonFiniteLossError(UserError):
     """
 
 
-WHAT_MENDS = "no checkpoint holds this state; try a lower train.lr or train.clip, or bfloat16 instead of float16"
+WHAT_MENDS = (
+    "no checkpoint holds this state. The same command goes on from the last one, in case memory or a device was at fault;"
+    " if this comes again, set another name=..., model.adapter=@<this run> (train.full: model.base) to start from that"
+    " checkpoint, and a lower train.lr or train.clip, or bfloat16 instead of float16"
+)
 
 
 def fit(

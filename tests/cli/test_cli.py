@@ -43,7 +43,8 @@ def test_it_runs_as_a_module() -> None:
 
 
 def test_a_plugin_beside_the_config_is_found(tmp_path: Path) -> None:
-    """Catches a module that `python -m arc_ray`, Ray's workers and a job find, and the installed command does not."""
+    """Catches a module that `python -m arc_ray`, Ray's workers and a job find, and the installed command does not, and code
+    from elsewhere that is run without a word."""
     (tmp_path / "own_puzzles.py").write_text("def make(rng, difficulty): return [[1]], [[2]]\n")
     source = "{kind: plugin, generate: 'own_puzzles:make', dataset: own, task_id: own, examples: 2}"
     (tmp_path / "c.yaml").write_text(f"data: {{sources: {{own: {source}}}}}\n")
@@ -52,6 +53,7 @@ def test_a_plugin_beside_the_config_is_found(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "dataset own (for own): 2 examples of 1 tasks; 0 there, 2 missing" in done.stdout
+    assert f"dataset own: runs the code in {tmp_path / 'own_puzzles.py'}" in done.stdout.replace("\n", "")
 
 
 @pytest.mark.parametrize(

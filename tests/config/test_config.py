@@ -112,6 +112,7 @@ def test_an_unknown_key_is_refused_and_the_nearest_one_named(tree: dict[str, Any
         ({"name": "../up"}, "name: String should match pattern"),
         ({"name": 7}, "name: Input should be a valid string; got 7, a number to YAML: put it in quotes"),
         ({"scaling": {"num_workers": [1, "x"]}}, "scaling.num_workers.1: Input should be a valid integer"),
+        ({"scaling": {"num_workers": []}}, "scaling.num_workers.0: Field required"),
         ({"data": {"sources": {"a": {"kind": "rearc", "tasks": [123]}}}}, "data.sources.a.tasks.0: Input should"),
         ({"data": {"sources": {"a": {"kind": "raerc"}}}}, "data.sources.a.kind is one of rearc, counting"),
         ({"data": {"sources": {"a": {"kind": "raerc"}}}}, "did you mean rearc?"),

@@ -254,7 +254,9 @@ def test_a_checkpoint_answers_at_the_positions_that_it_learned(tmp_path: Path, h
     in_grids = with_overrides(config, {"prompt.positions": "grid", "name": "grid"})
     (tmp_path / "base" / "arc_ray.json").write_text(json.dumps(grid))
     assert evaluate(in_grids)["mine/greedy/per_output/right"] == 4
-    with pytest.raises(UserError, match=r"learned the prompt .*'grid'.*prompt\.positions to the checkpoint's"):
+    with pytest.raises(
+        UserError, match=r"learned the prompt .*'grid'.*/arc_ray.json.*prompt\.positions to the checkpoint's"
+    ):
         evaluate(config)
     (tmp_path / "base" / "arc_ray.json").write_text(json.dumps(older))
     with pytest.raises(UserError, match=r"learned the prompt .*'sequence'.* the config says .*'grid'"):

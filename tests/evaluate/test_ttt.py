@@ -1,6 +1,7 @@
 """Test-time training: what it learns from, that nothing passes from task to task, and what its scheduler keeps."""
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from arc_ray.prompts.vocabulary import keep_cut
 from arc_ray.rows.maker import IGNORED, Batch
 from arc_ray.storage import Folder
 from arc_ray.tasks.task import Pair, Task, TaskTable, same_grid, task_to_json
+from arc_ray.train.loop import NonFiniteLossError
 
 CONFIG = config_with(
     prompt__format="compact", prompt__encoder="compact", train__row_tokens=512, train__lr=1e-2, train__micro_rows=2
@@ -154,6 +156,15 @@ def test_tuning_learns_the_shown_pairs_and_moves_nothing_else(base: str) -> None
     assert last < first - 1
     for name, value in frozen.items():
         assert torch.equal(value, dict(model.named_parameters())[name]), name
+
+
+@pytest.mark.parametrize("clip", [1.0, None])
+def test_the_last_steps_gradient_may_not_spoil_the_answers(base: str, clip: float | None) -> None:
+    """Catches answers of weights that became NaN in the one step after which no loss is looked at."""
+    model, adapter = adapter_of(base)
+    next(iter(trainable(model).values())).register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(NonFiniteLossError, match=r"step 0: the gradient's norm is nan; try a lower evaluate\.ttt\.lr"):
+        adapter.tune(batches_of(puzzle("a"), TttConfig(steps=1)), TrainConfig(micro_rows=1, clip=clip), seed=0)
 
 
 class Numbers(TorchDispatchMode):

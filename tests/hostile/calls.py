@@ -5,10 +5,12 @@ import hashlib
 import io
 import os
 import signal
+import stat
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from arc_ray.cli import main
@@ -101,13 +103,21 @@ def complaint(outcome: Outcome, *names: str) -> str | None:
 
 
 def digest(folder: Path) -> dict[str, str]:
-    """Digest all that is below a folder, by path: contents, and where links lead."""
+    """Digest all that is below a folder, by path: modes and contents, and where links lead."""
     found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink():
-            found[str(path)] = f"link to {os.readlink(path)}"
-        elif path.is_file():
-            found[str(path)] = hashlib.blake2b(path.read_bytes()).hexdigest()
-        else:
-            found[str(path)] = "folder"
+    for here, folders, files in os.walk(folder):
+        for path in (os.path.join(here, name) for name in (*folders, *files)):
+            about = os.lstat(path)
+            if stat.S_ISLNK(about.st_mode):
+                found[path] = f"link to {os.readlink(path)}"
+            elif stat.S_ISREG(about.st_mode):
+                found[path] = _content(path, about.st_mode, about.st_size, about.st_mtime_ns, about.st_ino)
+            else:
+                found[path] = "folder"
     return found
+
+
+@cache
+def _content(path: str, mode: int, *_: int) -> str:
+    """Digest a file, unless nobody has written to it since."""
+    return f"{mode:o} {hashlib.blake2b(Path(path).read_bytes()).hexdigest()}"

@@ -147,12 +147,10 @@ class Campaign:
             if found[path] != self._digest.get(path):
                 place = Path(path)
                 shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
-        for path in self._digest:
-            place, valid = Path(path), self._valid / Path(path).relative_to(self.here)
-            if valid.is_dir():
-                place.mkdir(exist_ok=True)
-            elif not place.exists() or found.get(path) != self._digest[path]:
-                shutil.copy(valid, place)
+        for path, content in sorted(self._digest.items()):
+            if found.get(path) != content:
+                place, valid = Path(path), self._valid / Path(path).relative_to(self.here)
+                place.mkdir() if valid.is_dir() else shutil.copy(valid, place)
 
     def run(self, name: str, seeds: Sequence[int]) -> list[Finding]:
         """Try a kind with these seeds."""

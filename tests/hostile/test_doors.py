@@ -3,6 +3,8 @@
 import ast
 import json
 import os
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -51,25 +53,63 @@ def with_hostile_names(folder: Path) -> None:
             file.write_text(content)
 
 
-def test_nothing_that_data_says_becomes_an_element_or_runs(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], dict[str, str]]:
+    """The reports of a study with plain and with hostile names."""
+    path = tmp_path_factory.mktemp("pages")
+    plain_study, hostile = (make_study(path / name, arms=("base", "mixed")) for name in ("plain", "hostile"))
+    with_hostile_names(hostile)
+    hostile = hostile.rename(hostile.with_name(IMAGE))
+    return write_report([str(plain_study)]), write_report([str(hostile)])
+
+
+def test_nothing_that_data_says_becomes_an_element_or_runs(places: tuple[dict[str, str], dict[str, str]]) -> None:
     """Catches a task called <script>, and a question, an arm, a set, an error or a commit that the page would run."""
-    plain_page = write_report([str(make_study(tmp_path / "plain", arms=("base", "mixed")))])["report.html"]
-    folder = make_study(tmp_path / "hostile", arms=("base", "mixed"))
-    with_hostile_names(folder)
-    folder = folder.rename(folder.with_name(IMAGE))
-    places = write_report([str(folder)])
-    page = Path(places["report.html"]).read_text()
-    expected, found = Elements(Path(plain_page).read_text()), Elements(page)
+    plain_page, page = (Path(files["report.html"]).read_text() for files in places)
+    expected, found = Elements(plain_page), Elements(page)
     assert page.count("&lt;img src=x onerror=alert(1)&gt;") > 50
     assert page.count("&lt;script&gt;") > 5
     assert found.running == []
     assert found.tags["script"] == expected.tags["script"] == 1
     assert "img" not in found.tags
     assert found.tags.keys() <= expected.tags.keys()
-    said = Path(places["report.md"]).read_text()
+    said = Path(places[1]["report.md"]).read_text()
     assert "&lt;img" in said
     assert "<script" not in said
     assert "<img" not in said
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+ALARM = "<script>window.alert = () => document.body.append(document.createElement('alarm'))</script>"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium is on the PATH")
+def test_a_browser_makes_no_element_of_what_data_says(
+    places: tuple[dict[str, str], dict[str, str]], tmp_path: Path
+) -> None:
+    """Catches what a browser takes for an element or runs, though Python's parser of HTML does not; the third page does."""
+    assert CHROMIUM
+    pages, found = [Path(files["report.html"]).read_text() for files in places], []
+    for page in (*pages, pages[0].replace("</body>", f"{SCRIPT}{IMAGE}</body>")):
+        (tmp_path / "page.html").write_text(page.replace("<head>", f"<head>{ALARM}", 1))
+        options = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--dump-dom",
+        ]
+        address = (tmp_path / "page.html").as_uri()
+        dumped = subprocess.run([CHROMIUM, *options, address], capture_output=True, text=True, timeout=120)
+        assert dumped.returncode == 0, dumped.stderr
+        found.append(Elements(dumped.stdout))
+    expected, hostile, control = found
+    assert control.tags["alarm"] > 0
+    assert control.tags["img"] == 1
+    assert hostile.running == []
+    assert hostile.tags.keys() == expected.tags.keys()
+    assert hostile.tags["script"] == expected.tags["script"]
+    assert not hostile.tags.keys() & {"alarm", "img"}
 
 
 def test_an_escape_in_a_name_is_written_out(tmp_path: Path) -> None:
@@ -106,6 +146,7 @@ def test_a_secret_is_refused_before_it_is_written_down_and_not_repeated(
     with pytest.raises(UserError, match="a key") as raised:
         load_config(tmp_path / "c.yaml", keys)
     assert "SESAME" not in str(raised.value)
+    assert next(iter(keys)) in str(raised.value)
 
 
 def test_nobody_is_told_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:

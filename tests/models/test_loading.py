@@ -209,18 +209,21 @@ BROKEN: dict[str, tuple[str, Callable[[Path], Any], str]] = {
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_what_cannot_be_loaded_is_refused_before_work_and_at_loading(kind: str, folder: Path):
-    """Would catch weights that stay random because their names fit nothing, and a traceback of another library."""
+    """Would catch weights that stay random because their names fit nothing, a traceback of another library, and a message
+    that does not say whose tokenizer or weights it is about."""
     place, breaks, message = BROKEN[kind]
     adapter = str(folder / "adapter") if place.startswith("adapter") else None
     model = ModelConfig(base=str(folder / "base"), adapter=adapter, lora=SMALL)
     check_model(model, "", False, 512)
     breaks(folder / place)
-    with pytest.raises(UserError, match=f"(?s){message}"):
+    with pytest.raises(UserError, match=f"(?s){message}") as raised:
         check_model(model, "", False, 512)
+    assert str(folder) in str(raised.value)
     config = {"name": "run", "storage": str(folder / "runs"), "model": model.model_dump(mode="json")}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     found = CliRunner().invoke(app, ["check", str(folder / "config.yaml")])
     assert isinstance(found.exception, UserError), found.exception
+    assert str(folder) in str(found.exception)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in BROKEN if BROKEN[kind][0] in (WEIGHTS, ADAPTER)])

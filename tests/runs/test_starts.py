@@ -101,9 +101,12 @@ def test_runs_that_need_each_other_are_refused(tmp_path: Path):
 def test_a_reference_to_nothing_is_refused_before_anything_is_trained(tmp_path: Path):
     lost = config(tmp_path, model__base="@typo")
     with pytest.raises(
-        UserError, match=r"@typo: there is no run of this name under `runs` \(pretrained, raw, unused\)"
+        UserError, match=r"^model.base @typo: there is no run of this name under `runs` \(pretrained, raw, unused\)"
     ):
         needed_runs(lost, [lost])
+    lost = config(tmp_path, **{"runs.raw": {"model.base": "@typo"}, "start": "count"})
+    with pytest.raises(UserError, match=r"^runs.raw.model.base @typo"):
+        needed_runs(lost, [with_start(lost)])
 
 
 def test_a_run_that_is_only_in_storage_needs_no_making(tmp_path: Path):

@@ -429,6 +429,15 @@ def test_too_few_examples_are_refused(first: int, count: int | None, shown: int 
     assert reason in str(caught.value)
 
 
+def test_a_dump_that_is_too_small_is_named(tmp_path: Path) -> None:
+    """Would catch a message about a task that does not say which of several sources it is in."""
+    (tmp_path / "few.json").write_text("[]")
+    with pytest.raises(UserError, match=f"{tmp_path}: task few: 3 examples are missing"):
+        load_source(RearcDumpSource(kind="rearc_dump", path=str(tmp_path), shown=2), Folder.at(str(tmp_path)))
+    with pytest.raises(UserError, match=f"{tmp_path}: tasks: 'many' is none of the 1 tasks"):
+        load_source(RearcDumpSource(kind="rearc_dump", path=str(tmp_path), tasks=["many"]), Folder.at(str(tmp_path)))
+
+
 def test_cut_keeps_grids_as_they_are() -> None:
     """Would catch input and output changing places."""
     pairs = pool(2)
