@@ -42,11 +42,17 @@ class Folder:
     @classmethod
     def at(cls, uri: str) -> "Folder":
         """Make a folder from a path, relative ones to the current directory, or a URI. Raises UserError for one that holds a
-        key, which would end up in config.yaml, run.json, logs and reports."""
-        if "://" not in uri:
-            return cls(str(Path(uri).expanduser().absolute()))
+        key, which would end up in config.yaml, run.json, logs and reports, and for what is no path."""
+        try:
+            uri.encode()
+            if "://" not in uri:
+                return cls(str(Path(uri).expanduser().absolute()))
+        except (UnicodeEncodeError, RuntimeError) as error:  # bytes that are no text; the home of nobody
+            raise UserError(f"{uri!r} is no path: {error}") from error
         refuse_key(uri)
         path, query = _path_and_query(uri)
+        if path.rstrip("/").endswith(":"):
+            raise UserError(f"{uri} names no bucket; write {path.rstrip('/')}//bucket/path")
         return cls(path.rstrip("/") + query)
 
     @property

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from arc_ray.contents import damaged
 from arc_ray.datasets.blocks import pairs_in, read_examples, read_stats, tasks_in, usable_rows
 from arc_ray.datasets.makers import dataset_folder
 from arc_ray.datasets.manifest import blocks_by_task
@@ -27,8 +28,10 @@ def export_datasets(storage: Folder, manifests: Mapping[str, Mapping[str, Any]],
         if name == "rearc" and manifest["kind"] == "counting":
             yield f"{dataset}: counting tasks have no place in RE-ARC's layout; --export arc_json writes them"
             continue
-        target = storage / "export" / dataset / name
-        yield f"{target.uri}: {EXPORTERS[name](dataset_folder(storage, dataset), manifest, target)} tasks"
+        target, place = storage / "export" / dataset / name, dataset_folder(storage, dataset)
+        with damaged(place.uri):
+            number = EXPORTERS[name](place, manifest, target)
+        yield f"{target.uri}: {number} tasks"
 
 
 def export_arc_json(dataset: Folder, manifest: Mapping[str, Any], target: Folder) -> int:

@@ -19,6 +19,7 @@ from arc_ray.config.sources import (
     RearcSource,
     Selection,
 )
+from arc_ray.contents import damaged
 from arc_ray.datasets.blocks import Block, read_examples, read_stats, tasks_in, usable_rows
 from arc_ray.datasets.makers import (
     GeneratedSource,
@@ -111,7 +112,8 @@ def _generated_tasks(source: GeneratedSource, folder: Folder) -> list[Task]:
             f" is made of {_fewest(source)}; raise `examples`, lower `shown`, or widen `pso_quantiles`"
         )
     shown = None if isinstance(source, CountingSource) else source.shown
-    return [task for task_id, rows in taken for task in tasks_in(rows, task_id, shown)]
+    with damaged(folder.uri):
+        return [task for task_id, rows in taken for task in tasks_in(rows, task_id, shown)]
 
 
 def _read_task(source: GeneratedSource, folder: Folder, blocks: list[Block]) -> pa.Table:

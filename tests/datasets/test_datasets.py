@@ -322,3 +322,16 @@ def test_datasets_are_exported_by_name(tmp_path):
     assert line.endswith(f"export/counting/arc_json: {len(written)} tasks")
     [line] = export_datasets(storage, manifests, "rearc")
     assert "--export arc_json" in line
+
+
+def test_a_block_whose_columns_hold_something_else_is_named_by_every_reader(tmp_path):
+    """Would catch a traceback of the parser of a column, where the table itself is whole."""
+    storage, source = Folder.at(str(tmp_path)), CountingSource(kind="counting", examples=10, max_side=6)
+    manifests, folder = {"counting": make_here(source, storage)}, storage / "data" / "counting"
+    [block] = [name for name in folder.names() if name.endswith(".parquet")]
+    table = folder.read_parquet(block)
+    at = table.column_names.index("questions")
+    folder.write_parquet(block, table.set_column(at, "questions", pa.array(["[["] * len(table))))
+    for read in (lambda: load_source(source, storage), lambda: [*export_datasets(storage, manifests, "arc_json")]):
+        with pytest.raises(UserError, match=f"{folder.uri} is damaged or was changed: .*put a whole copy"):
+            read()

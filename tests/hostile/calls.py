@@ -93,7 +93,7 @@ def complaint(outcome: Outcome, *names: str) -> str | None:
         return "control characters on the terminal"
     if outcome.code == 0:
         return None
-    if len(said) > MOST_SAID:
+    if len(said) > MOST_SAID and "Usage: " not in said:  # there the parser of options repeats what it was given
         return f"a message of {len(said)} characters"
     if sum(line.startswith("error: ") for line in said.splitlines()) != 1 and "Usage: " not in said:
         return "not one message"

@@ -28,8 +28,8 @@ def config_at(storage: Path, name: str, **overrides: Any) -> Config:
         "prompt": {"format": "compact", "encoder": "compact", "learn": "all"},
         "model": {"base": str(storage / "base"), "lora": {"r": 4, "alpha": 8, "dropout": 0.1}},
         "train": {
-            **{"lr": 1e-2, "row_tokens": 512, "batch_rows": 4, "micro_rows": 2, "max_steps": 5, "tracker": "none"},
-            **{"checkpoint_every": 2, "eval_every": 2, "log_every": 1},
+            **{"lr": 1e-2, "row_tokens": 512, "batch_rows": 4, "micro_rows": 2, "tracker": "none"},
+            **{"epochs": 4, "max_steps": 5, "checkpoint_every": 2, "eval_every": 2, "log_every": 1},
         },
         "scaling": {"use_gpu": False, "num_workers": 1, "threads": 1},
     }
