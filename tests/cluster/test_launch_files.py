@@ -105,13 +105,15 @@ def test_header_says_what_it_starts_needs_and_leaves(name: str) -> None:
 
 @pytest.mark.parametrize("name", RAY_FILES)
 def test_every_start_says_its_authentication_and_keeps_the_dashboard_at_home(name: str) -> None:
-    """Catches a cluster that anybody in its network commands, nodes without the token, and a dashboard open to all."""
+    """Catches a cluster that anybody in its network commands, nodes without the token, a dashboard open to all, and a head
+    that tells Ray's makers of its use."""
     config = launch(name)
     assert starts(config)
     for kind, command in starts(config):
         assert len(re.findall(r"RAY_AUTH_MODE=token ray start", command)) == 1, command
         if kind == "head":
             assert "--dashboard-host=127.0.0.1" in command
+            assert "--disable-usage-stats" in command
             assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in command
     assert "RAY_AUTH_MODE=disabled" not in text(name)
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
@@ -124,6 +126,9 @@ def test_other_launchers_secure_their_ray_too() -> None:
     assert "RAY_AUTH_MODE=token" in sky["run"]
     assert sky["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     assert job["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    [head] = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    assert "RAY_USAGE_STATS_ENABLED=0" in sky["run"]
+    assert {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"} in head["env"]
 
 
 @pytest.mark.skipif(shutil.which("rsync") is None, reason="rsync is not installed")
