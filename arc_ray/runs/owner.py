@@ -130,7 +130,9 @@ def _is_last(folder: Folder, mine: dict[str, Any]) -> bool:
 def _read(folder: Folder) -> dict[str, Any] | None:
     try:
         return parse_json(folder.read_bytes(OWNER_FILE), OwnerShape)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if folder.is_local and (folder.local_path() / OWNER_FILE).is_symlink():  # which cannot be written either
+            raise UserError(f"{folder.uri}/{OWNER_FILE} is a link to nothing; delete it") from error
         return None
     except ValueError:
         return UNWRITTEN

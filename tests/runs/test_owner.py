@@ -125,6 +125,13 @@ def test_a_full_disk_leaves_no_owner_that_is_waited_for(tmp_path: Path, monkeypa
     drive(Folder.at(str(tmp_path)))
 
 
+def test_a_link_to_nothing_in_the_owners_place_is_named(tmp_path: Path) -> None:
+    """Catches a command that for ever finds a file there that it cannot read, nor make."""
+    (tmp_path / OWNER_FILE).symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=f"{OWNER_FILE} is a link to nothing; delete it"):
+        drive(Folder.at(str(tmp_path)))
+
+
 def test_one_that_slept_and_was_replaced_ends(folder: Folder):
     """Catches a laptop that wakes and writes into the run that another machine has gone on with."""
     with pytest.raises(UserError, match="another one has taken over"):
