@@ -99,7 +99,7 @@ def _limit(error: BaseException) -> UserError | None:
 
 
 @contextmanager
-def placed(where: str) -> Iterator[None]:
+def located(where: str) -> Iterator[None]:
     """Have the message of a user's mistake begin with the place it is about, unless it names that place itself."""
     try:
         yield

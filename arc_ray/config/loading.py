@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from arc_ray.config.files import Dumper, read_tree, read_value
 from arc_ray.config.section import absolute, absolute_model
 from arc_ray.config.tree import SOURCE_KINDS, Config, known_keys, sections_among, types_below, types_of
-from arc_ray.errors import UserError, nearest, placed
+from arc_ray.errors import UserError, located, nearest
 
 Overrides = Mapping[str, Any]
 """Dotted config keys and their values, such as {"train.lr": 2e-4}."""
@@ -95,7 +95,7 @@ def _fixed(value: Any, types: tuple[Any, ...], key: str = "") -> Any:
     if isinstance(value, list):
         return [_fixed(inner, types, key) for inner in value]
     if isinstance(value, str):
-        with placed(key):
+        with located(key):
             for fix in (absolute, absolute_model):
                 value = fix(value) if fix in types else value
     return value

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from arc_ray.config import differing_keys
 from arc_ray.config.sources import AnySource, ArcGenSource, CountingSource, PluginSource, RearcSource
-from arc_ray.errors import NotMadeYetError, UserError, placed
+from arc_ray.errors import NotMadeYetError, UserError, located
 from arc_ray.runs.shapes import DatasetShape
 from arc_ray.storage import Folder
 from arc_ray.tasks import arcgen, generators
@@ -120,7 +120,7 @@ def task_ids_of(source: GeneratedSource) -> list[str]:
     known = maker_of(source).tasks()
     if isinstance(source, CountingSource):
         return list(known)
-    with placed(f"the source of dataset {source.dataset}"):
+    with located(f"the source of dataset {source.dataset}"):
         return pick(known, source.tasks, source.exclude)[: source.limit]
 
 

@@ -31,7 +31,7 @@ from arc_ray.datasets.makers import (
     wanted_of,
 )
 from arc_ray.datasets.manifest import blocks_by_task, open_wishes
-from arc_ray.errors import NotMadeYetError, UserError, placed
+from arc_ray.errors import NotMadeYetError, UserError, located
 from arc_ray.runs.shapes import ManifestShape
 from arc_ray.storage import Folder
 from arc_ray.tasks.generators import find_module
@@ -62,7 +62,7 @@ def load_source(source: AnySource, storage: Folder) -> list[Task]:
 
 
 def _cut(task: Task, source: PoolSource) -> list[Task]:
-    with placed(place_of(source)):
+    with located(place_of(source)):
         cut = cut_examples(task.id, task.train, source.first, source.examples, source.shown)
     return [replace(some, description=task.description) for some in cut]
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from arc_ray.config.model import ModelConfig, ScratchConfig
-from arc_ray.errors import UserError, placed
+from arc_ray.errors import UserError, located
 from arc_ray.models.supported import check_logits, check_row_tokens, check_supported, check_tokens, keep_views_apart
 from arc_ray.models.weights import (
     DTYPES,
@@ -48,7 +48,7 @@ def build_model(
     adapters = _adapters(config, storage)
     with _seeded(seed):
         model = scratch_model(config.scratch, tokenizer) if config.scratch else load_base(config, storage)
-        with placed(config.called):
+        with located(config.called):
             check_supported(model, row_tokens)
             if tokenizer is not None:
                 check_tokens(model, tokenizer)
@@ -92,7 +92,7 @@ def check_model(config: ModelConfig, storage: str, full: bool, row_tokens: int |
     if (config.adapter or "").startswith("@"):
         config = config.model_copy(update={"adapter": None})
     model = build_skeleton(config, storage, full)
-    with placed(config.called):
+    with located(config.called):
         if row_tokens is not None:
             check_row_tokens(model.config, row_tokens)
             check_logits(model.config)

@@ -10,8 +10,9 @@ wrote, the study's own or anybody's, nothing pickled is opened; it tells less th
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, NotRequired
+from typing import Annotated, Any, NamedTuple, NotRequired
 
+from pydantic import AfterValidator
 from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
 from arc_ray.contents import checked, damaged, parse_json
@@ -27,6 +28,7 @@ from arc_ray.runs.shapes import (
     TrialShape,
     TuneStateShape,
     TuneTrialShape,
+    is_even,
 )
 from arc_ray.scores.records import read_record
 from arc_ray.storage import Folder
@@ -36,11 +38,14 @@ TUNE_ENDINGS = {"TERMINATED": "done", "ERROR": "failed"}
 
 
 class BudgetShape(TypedDict):
-    """An entry of curves.json."""
+    """An entry of curves.json: an item an output in each list."""
 
     set: str
     axis: str
     x: Number
+    tasks: list[str]
+    solved: list[Number]
+    best: list[Number]
     passes: NotRequired[Number | None]
     tokens: NotRequired[Number | None]
     seconds: NotRequired[Number | None]
@@ -159,7 +164,11 @@ def read_evaluations(place: Folder, runs: Iterable[Folder]) -> tuple[list[Row], 
         for seed in seeds or [None]:
             answered = folder / seed if seed else folder
             who = {"study": place.name, "arm": arm, "seed": int(seed.removeprefix("seed-")) if seed else None}
-            budgets += [who | budget for budget in answered.read_json("curves.json", list[BudgetShape]) or []]
+            budgets += [
+                who | budget
+                for budget in answered.read_json("curves.json", list[Annotated[BudgetShape, AfterValidator(is_even)]])
+                or []
+            ]
             for answer in answered.read_json("answers.json", list[AnswerShape]) or []:
                 greedy, truth = answer.get("greedy"), answer.get("truth")
                 right = None if greedy is None or truth is None else greedy == truth

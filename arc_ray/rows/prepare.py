@@ -8,7 +8,7 @@ import numpy as np
 
 from arc_ray.config import Config
 from arc_ray.datasets.reading import load_source
-from arc_ray.errors import UserError, placed
+from arc_ray.errors import UserError, located
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.formats import format_named, needs_description
 from arc_ray.prompts.lengths import fit_views
@@ -147,7 +147,7 @@ def codec_of(config: Config, tokenizer: Any) -> Codec:
             f"prompt.format={config.prompt.format} uses descriptions, whose words model.vocabulary=cells leaves out: set it to"
             f" null, or to a list of texts with these words"
         )
-    with placed(config.model.called):
+    with located(config.model.called):
         return make_codec(tokenizer, config.prompt)
 
 

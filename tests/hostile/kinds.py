@@ -299,7 +299,7 @@ KINDS = {
             ("report", "{}/runs/answered"),
             ("peek", "{}/config.yaml", "name=answered", "--stage=predictions"),
         ),
-        (*REPORTED, "answers.json", "submission.json", "result.json", "config.yaml"),
+        (*REPORTED, "answers.json", "curves.json", "submission.json", "result.json", "config.yaml"),
     ),
     "study": Kind(
         ("report/quickstart/*", "report/quickstart/*/*/*", "report/data/*/*", "report/*/*/*"),
