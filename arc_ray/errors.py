@@ -51,12 +51,18 @@ def plain(text: str, most: int = 3000) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
-def refuse_key(uri: str) -> None:
-    """Raise UserError for a URI that holds a key, which would be written down with it."""
+def refuse_place(uri: str) -> None:
+    """Raise UserError for what is no path, and for a URI that holds a key, which would be written down with it."""
+    try:
+        uri.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{uri!r} is no path: {error}") from error
     place, _, query = uri.partition("?")
-    scheme, _, rest = place.partition("://")
+    scheme, is_uri, rest = place.partition("://")
+    if is_uri and not rest.strip("/"):
+        raise UserError(f"{uri} names no bucket; write {scheme}://bucket/path")
     user, at, bucket = rest.rpartition("@")
-    if (at and ":" in user) or SECRET.search(query):
+    if is_uri and ((at and ":" in user) or SECRET.search(query)):
         raise UserError(
             f"{scheme}://...@{bucket}: a key in a path would be written down with it; leave it out, and set"
             f" AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on every node, or give the nodes a role"

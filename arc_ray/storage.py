@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from arc_ray.contents import damaged, parse_json, parse_lines, parse_parquet, parse_yaml
 from arc_ray.copies import cached
-from arc_ray.errors import FULL, IN_THE_WAY, StorageError, UserError, refuse_key
+from arc_ray.errors import FULL, IN_THE_WAY, StorageError, UserError, refuse_place
 from arc_ray.seeding import digest64
 
 LEFTOVER_SECONDS = 300.0
@@ -43,16 +43,10 @@ class Folder:
     def at(cls, uri: str) -> "Folder":
         """Make a folder from a path, relative ones to the current directory, or a URI. Raises UserError for one that holds a
         key, which would end up in config.yaml, run.json, logs and reports, and for what is no path."""
-        try:
-            uri.encode()
-            if "://" not in uri:
-                return cls(str(Path(uri).expanduser().absolute()))
-        except (UnicodeEncodeError, RuntimeError) as error:  # bytes that are no text; the home of nobody
-            raise UserError(f"{uri!r} is no path: {error}") from error
-        refuse_key(uri)
+        refuse_place(uri)
+        if "://" not in uri:
+            return cls(str(Path(os.path.expanduser(uri)).absolute()))
         path, query = _path_and_query(uri)
-        if path.rstrip("/").endswith(":"):
-            raise UserError(f"{uri} names no bucket; write {path.rstrip('/')}//bucket/path")
         return cls(path.rstrip("/") + query)
 
     @property

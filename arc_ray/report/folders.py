@@ -37,7 +37,7 @@ TUNE_ENDINGS = {"TERMINATED": "done", "ERROR": "failed"}
 """Tune's words for ended trials; one that the scheduler stopped has ended to Tune like any other."""
 
 
-class BudgetShape(TypedDict):
+class PointShape(TypedDict):
     """An entry of curves.json: an item an output in each list."""
 
     set: str
@@ -49,6 +49,9 @@ class BudgetShape(TypedDict):
     passes: NotRequired[Number | None]
     tokens: NotRequired[Number | None]
     seconds: NotRequired[Number | None]
+
+
+BudgetShape = Annotated[PointShape, AfterValidator(is_even)]
 
 
 class TrialRows(NamedTuple):
@@ -164,11 +167,7 @@ def read_evaluations(place: Folder, runs: Iterable[Folder]) -> tuple[list[Row], 
         for seed in seeds or [None]:
             answered = folder / seed if seed else folder
             who = {"study": place.name, "arm": arm, "seed": int(seed.removeprefix("seed-")) if seed else None}
-            budgets += [
-                who | budget
-                for budget in answered.read_json("curves.json", list[Annotated[BudgetShape, AfterValidator(is_even)]])
-                or []
-            ]
+            budgets += [who | budget for budget in answered.read_json("curves.json", list[BudgetShape]) or []]
             for answer in answered.read_json("answers.json", list[AnswerShape]) or []:
                 greedy, truth = answer.get("greedy"), answer.get("truth")
                 right = None if greedy is None or truth is None else greedy == truth

@@ -1,7 +1,6 @@
 """What the JSON and YAML files of runs, searches, evaluations and datasets hold, as far as readers rely on it.
 
-`Folder.read_json(name, shape)` refuses a file of another shape and names the place. Further keys may be there, since
-later versions write more; what an earlier version did not write is NotRequired.
+`Folder.read_json(name, shape)` names what is otherwise. More keys may be there; earlier versions lack what is NotRequired.
 """
 
 import base64
@@ -149,13 +148,11 @@ class ValidationShape(TypedDict):
     loss: NotRequired[list[Number | None]]
 
 
-EVEN = ("names", "tasks", "solved", "best", "cell_accuracy", "loss")
-
-
 def is_even(outcome: Any) -> Any:
     """Return an outcome whose lists, of an item a view or an output, are equally long. Raises ValueError."""
-    if len({len(outcome[key]) for key in EVEN if key in outcome}) > 1:
-        raise ValueError(f"{', '.join(key for key in EVEN if key in outcome)} must be equally long")
+    lists = {"names", "tasks", "solved", "best", "cell_accuracy", "loss"} & outcome.keys()
+    if len({len(outcome[key]) for key in lists}) > 1:
+        raise ValueError(f"{', '.join(sorted(lists))} must be equally long")
     return outcome
 
 
