@@ -1,8 +1,9 @@
 """Weights read from folders and hubs: found by name, held against the model, or refused in one message."""
 
 import importlib.util
+import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +64,7 @@ def load_base(config: ModelConfig, storage: str, device: Literal["cpu", "meta"] 
         unexpected=found["unexpected_keys"],
         mismatched=[f"{name} is {tuple(there)}, not {tuple(asked)}" for name, there, asked in found["mismatched_keys"]],
     )
+    _refuse_not_finite(f"model.base {path}", model.named_parameters())
     if in_4_bits:
         _settle_4_bits(model, DTYPES[config.dtype])
         return mark_4_bits(model) if device == "meta" else model
@@ -161,6 +163,17 @@ def refuse_other_base(what: str, folder: Folder, config: ModelConfig, storage: s
         raise UserError(f"{what} was trained on the base {name}, not on {base}{cuts}")
 
 
+def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
+    """Name the tensors that hold NaN or infinite numbers; those of integers, and on the meta device, hold none."""
+    read = ((name, t.detach()) for name, t in tensors if t.dtype in DTYPES.values() and t.numel() and not t.is_meta)
+    return [name for name, tensor in read if not all(map(math.isfinite, tensor.aminmax()))]
+
+
+def _refuse_not_finite(place: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    if lost := not_finite(tensors):
+        raise UserError(f"{place}: {lost[0]} holds numbers that are not finite; put a whole copy in its place")
+
+
 def refuse_misfits(
     place: str, missing: Collection[str], unexpected: Collection[str] = (), mismatched: Collection[str] = ()
 ) -> None:
@@ -216,6 +229,7 @@ def with_saved_adapter(model: Any, path: str, trainable: bool) -> Any:
         how = {"torch_device": "cpu", "key_mapping": renamed, "ignore_mismatched_sizes": False}
         found = adapted.load_adapter(path, "default", is_trainable=trainable, **how)
     refuse_misfits(f"adapter {path}", found.missing_keys, found.unexpected_keys)
+    _refuse_not_finite(f"adapter {path}", (named for named in adapted.named_parameters() if ".default" in named[0]))
     held = _names_in(path)
     for name, weight in adapted.named_parameters():
         if name in held and ".base_layer." not in name:  # the embeddings' own, beside the adapter

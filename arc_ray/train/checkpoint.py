@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
@@ -18,6 +17,7 @@ from arc_ray.config import Config
 from arc_ray.contents import damaged, parse_json
 from arc_ray.errors import UserError
 from arc_ray.models.build import save_weights, trainable
+from arc_ray.models.weights import not_finite
 from arc_ray.prompts.tokenizer import frame_of
 from arc_ray.prompts.vocabulary import base_folder
 from arc_ray.runs.base import fingerprint
@@ -135,7 +135,7 @@ def _tensors_in(content: bytes, digest: str | None) -> State:
     if digest not in (None, _digest(content)):
         raise ValueError("it is not what was written")
     tensors = load_tensors(content)
-    if lost := not_finite(tensors):
+    if lost := not_finite(tensors.items()):
         raise ValueError(f"{lost[0]} holds numbers that are not finite")
     return tensors
 
@@ -151,8 +151,3 @@ def _check_moments(weights: State, moments: State) -> None:
     for name in sorted(shapes.keys() | found.keys()):
         if shapes.get(name) != found.get(name):
             raise ValueError(f"{name} is missing, of another shape, or of no weight")
-
-
-def not_finite(state: State) -> list[str]:
-    """Name the tensors of a state that hold NaN or infinite numbers."""
-    return sorted(name for name, tensor in state.items() if not torch.isfinite(tensor).all())

@@ -17,6 +17,7 @@ from torch import nn
 from arc_ray.config import Config
 from arc_ray.models.build import build_model
 from arc_ray.models.loss import LearnedLoss
+from arc_ray.models.weights import not_finite
 from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.maker import Batch, RowMaker, ValidationSet
 from arc_ray.rows.plan import Plan
@@ -24,7 +25,7 @@ from arc_ray.rows.stream import ahead, held, stream_rows
 from arc_ray.runs.folder import checkpoint_steps, run_folder
 from arc_ray.runs.machine import usable_cores
 from arc_ray.train.accuracy import validate
-from arc_ray.train.checkpoint import CheckpointWriter, not_finite, read_state
+from arc_ray.train.checkpoint import CheckpointWriter, read_state
 from arc_ray.train.engine import Start, accumulation_steps, begin, gather_state, load_weights, make_engine
 from arc_ray.train.loop import WHAT_MENDS, Hooks, Metrics, NonFiniteLossError, fit
 from arc_ray.train.record import Measures, MetricsLog, device_peak
@@ -163,10 +164,8 @@ def _hooks(
         if not np.isfinite(outcome.mean_loss):
             read = zip(worker.validation.names, outcome.loss, strict=False)  # those that are too long follow
             lost = [name for name, loss in read if not np.isfinite(loss)]
-            frozen = not_finite({n: p.data for n, p in worker.model.named_parameters() if not p.requires_grad})
-            cure = f"model.base itself holds such numbers, in {frozen[0]}: give another" if frozen else WHAT_MENDS
             raise NonFiniteLossError(
-                f"validation after step {step}: the loss of {', '.join(lost[:20])} is not finite; {cure}"
+                f"validation after step {step}: the loss of {', '.join(lost[:20])} is not finite; {WHAT_MENDS}"
             )
         if seat.rank == 0:
             (folder / "validation").write_json(f"step-{step:06d}.json", outcome.to_json())
@@ -174,7 +173,7 @@ def _hooks(
 
     def save(step: int) -> None:
         state = gather_state(engine, worker.model)
-        if lost := not_finite(state):
+        if lost := not_finite(state.items()):
             raise NonFiniteLossError(f"step {step}: {lost[0]} holds numbers that are not finite; {WHAT_MENDS}")
         if seat.rank == 0:
             writer.write(step, state, after=log.flush())
