@@ -19,7 +19,8 @@ from builders import config_with
 from small_study import small_search
 
 from arc_ray.cli import notebook
-from arc_ray.config import config_from, with_overrides
+from arc_ray.config import config_from, load_config, with_overrides
+from arc_ray.errors import UserError
 from arc_ray.report import load
 from arc_ray.rows.prepare import keep, prepare
 from arc_ray.rows.stream import Preparer, SharedRows
@@ -34,22 +35,29 @@ LIMIT_SECONDS = 540
 """A guard against hanging; on an idle machine each test takes one to two minutes."""
 
 
-def start(config: dict[str, Any], path: Path, command: str = "tune") -> subprocess.Popen[str]:
+def start(config: dict[str, Any], path: Path) -> subprocess.Popen[str]:
     path.write_text(yaml.safe_dump(config, sort_keys=False))
-    words = [sys.executable, "-c", "from arc_ray.cli import main; main()", command, str(path)]
+    words = [sys.executable, "-c", "from arc_ray.cli import main; main()", "tune", str(path)]
     pipe = subprocess.PIPE
     return subprocess.Popen(
         words, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True, cwd=path.parent
     )
 
 
-def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+def search_here(config: dict[str, Any]) -> None:
+    """Run a search, or go on with it, in this process and on the tests' Ray: a Ray of its own takes as long as the trials."""
+    path = Path(config["storage"]) / "search.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump(config))
+    notebook.tune(load_config(path))
+
+
+def finish(process: subprocess.Popen[str]) -> None:
     try:
         output, _ = process.communicate(timeout=LIMIT_SECONDS)
     finally:
         kill(process)
-    assert process.returncode == code, output
-    return output
+    assert process.returncode == 0, output
 
 
 def kill(process: subprocess.Popen[str]) -> None:
@@ -122,7 +130,9 @@ def test_a_process_runs_one_trial_after_another_also_after_one_that_was_stopped(
     assert results["pid"].nunique() == 1
 
 
-def test_a_failing_trial_is_a_row_that_says_so_and_the_others_run(tmp_path: Path) -> None:
+def test_a_failing_trial_is_a_row_that_says_so_and_the_others_run(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Catches a search that ends with its first failure, a failure without its reason, and one taken for the best.
 
     A loss that is not finite ends a trial from inside the loop, rows too short for any task as any exception does. Its
@@ -140,7 +150,8 @@ def test_a_failing_trial_is_a_row_that_says_so_and_the_others_run(tmp_path: Path
         pairs = {"train": task.train, "test": task.test}
         content = {k: [{"input": p.input.tolist(), "output": p.output.tolist()} for p in v] for k, v in pairs.items()}
         (tmp_path / "tasks" / f"{task.id}.json").write_text(json.dumps(content))
-    output = finish(start(config, tmp_path / "search.yaml"))
+    monkeypatch.chdir(tmp_path)
+    search_here(config)
     found = rows(tmp_path / "search")
     assert {name: row["status"] for name, row in found.items()} == {
         **{"start-wild": "failed", "start-broken": "failed", "start-base": "done"}
@@ -149,7 +160,7 @@ def test_a_failing_trial_is_a_row_that_says_so_and_the_others_run(tmp_path: Path
     assert "train.row_tokens = 16" in found["start-broken"]["error"]
     assert found["start-base"]["eval/solved"] != ""
     assert yaml.safe_load((tmp_path / "search" / "best.yaml").read_text())["start"] == "base"
-    assert "failed" in output
+    assert "failed" in capsys.readouterr().out
     tunes = load(str(tmp_path / "search" / "tune" / "search"))
     assert (tunes.kind, tunes.is_finished) == ("tune", True)
     assert sorted(tunes.trials["status"]) == ["done", "failed", "failed"]
@@ -157,26 +168,26 @@ def test_a_failing_trial_is_a_row_that_says_so_and_the_others_run(tmp_path: Path
     assert (done["arm"], done["eval/solved"]) == ("base", float(found["start-base"]["eval/solved"]))
 
 
-def test_a_search_of_failures_only_is_an_error(tmp_path: Path) -> None:
+def test_a_search_of_failures_only_is_an_error(ray_session: None, tmp_path: Path) -> None:
     """Catches a search that ends well with nothing to show."""
-    output = finish(start(small_search(tmp_path, {"train.lr": {"grid": [1e18]}}), tmp_path / "search.yaml"), code=2)
-    assert "all 1 trials failed" in output
-    assert "the loss is nan" in output
+    with pytest.raises(UserError, match=r"all 1 trials failed.*the loss is nan"):
+        search_here(small_search(tmp_path, {"train.lr": {"grid": [1e18]}}))
 
 
-def test_killed_and_called_again_the_table_is_the_same(tmp_path: Path) -> None:
+def test_killed_and_called_again_the_table_is_the_same(ray_session: None, tmp_path: Path) -> None:
     """Catches a finished trial that is trained again, a running one that begins anew, and a lost row.
 
-    First a trial's process is killed, which a new one replaces, then the whole search.
+    First a trial's process is killed, which a new one replaces, then the whole search, with the Ray that it started. It
+    goes on, and the other runs undisturbed, on another Ray.
     """
     space = {"train.lr": {"grid": [1e-3, 3e-3]}}
 
     def search(name: str) -> dict[str, Any]:
         config = small_search(tmp_path / name, space)
-        config["train"] |= {"max_failures": 1, "epochs": 20}  # long enough to be killed in the middle
+        config["train"] |= {"max_failures": 1, "epochs": 8}  # long enough to be killed in the middle
         return config
 
-    finish(start(search("whole"), tmp_path / "whole.yaml"))
+    search_here(search("whole"))
     config, folder = search("cut"), tmp_path / "cut" / "search"
     first, second = folder / "trials" / "lr-0.001", folder / "trials" / "lr-0.003"
     running = start(config, tmp_path / "cut.yaml")
@@ -188,7 +199,7 @@ def test_killed_and_called_again_the_table_is_the_same(tmp_path: Path) -> None:
     ended = {path: path.stat().st_mtime_ns for path in (*first.glob("checkpoint-*/*"), first / "result.json")}
     step = max(int(path.parent.name.removeprefix("checkpoint-")) for path in second.glob("checkpoint-*/arc_ray.json"))
     made = [record for record in records_of(second) if record["step"] <= step]
-    finish(start(config, tmp_path / "cut.yaml"))
+    search_here(config)
     assert {path: path.stat().st_mtime_ns for path in ended} == ended
     assert step >= 2
     assert records_of(second)[: len(made)] == made, "made anew, the same steps would have taken another time"
@@ -198,7 +209,7 @@ def test_killed_and_called_again_the_table_is_the_same(tmp_path: Path) -> None:
         assert cut[name] == row, name
 
 
-def test_optuna_goes_on_where_it_was_killed(tmp_path: Path) -> None:
+def test_optuna_goes_on_where_it_was_killed(ray_session: None, tmp_path: Path) -> None:
     """Catches a search that proposes anew what it has trained, or stops short of its number of trials."""
     space = {"train.lr": {"loguniform": [1e-4, 1e-2]}, "train.schedule": {"choice": ["linear", "constant"]}}
     config = small_search(tmp_path, space, search="optuna", num_trials=3)
@@ -209,7 +220,7 @@ def test_optuna_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     )
     (done,) = [trial for trial in trials.iterdir() if status(trial) == "done"]
     ended = (done / "result.json").stat().st_mtime_ns
-    finish(start(config, tmp_path / "search.yaml"))
+    search_here(config)
     found = rows(tmp_path / "search")
     assert len(found) == 3
     assert {row["status"] for row in found.values()} == {"done"}
