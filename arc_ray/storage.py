@@ -9,9 +9,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -91,31 +92,28 @@ class Folder:
                 (target / file.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)
             pafs.copy_files(path, str(target), source_filesystem=filesystem)
 
-        num_bytes = sum(size for _, size, _ in content)
-        return cached(f"{self.name}-{digest64(self.uri, content):016x}", copy, num_bytes)
+        return cached(f"{self.name}-{digest64(self.uri, content):016x}", copy, sum(size for _, size, _ in content))
 
-    def filesystem(self) -> tuple[pafs.FileSystem, str]:
-        """Return pyarrow's file system and the path within it. Raises UserError for an unknown scheme."""
+    def filesystem(self, name: str = "") -> tuple[pafs.FileSystem, str]:
+        """Return pyarrow's file system, and the path within it of the folder or of what has a name there. Raises UserError
+        for an unknown scheme."""
         if self.is_local:
-            return pafs.LocalFileSystem(), self.uri
-        uri, limit = self.uri, f"retry_limit_seconds={GOOGLE_SECONDS}"
-        if uri.startswith(("gs://", "gcs://")) and "retry_limit_seconds=" not in uri:
-            uri += f"&{limit}" if "?" in uri else f"?{limit}"
-        try:
-            filesystem, path = pafs.FileSystem.from_uri(uri)
-        except (ValueError, OSError) as error:
-            raise UserError(f"storage {self.uri}: {error}; use a local path, s3://bucket/path or gs://...") from error
-        if isinstance(filesystem, pafs.S3FileSystem):
-            # Made from a URI it would give up after 6 s: a run of days would end by a hiccup of the storage.
-            make, (options,) = filesystem.__reduce__()
-            filesystem = make(options | {"retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS)})
-        return filesystem, path
+            filesystem, path = pafs.LocalFileSystem(), self.uri
+        else:
+            uri, query = _path_and_query(self.uri)
+            *bucket, names = f"{uri}/".split("/", 3)
+            try:
+                filesystem, root = _connect("/".join(bucket) + "/" + query, os.getpid())
+            except (ValueError, OSError) as error:
+                raise UserError(f"storage {uri}: {error}; use a local path, s3://bucket/path or gs://...") from error
+            path = f"{root.rstrip('/')}/{unquote(names)}".rstrip("/")
+        return filesystem, f"{path}/{name}" if name else path
 
     def exists(self, name: str = "") -> bool:
         """Tell whether a file or folder of this name is there (the folder itself if no name is given)."""
-        filesystem, path = self.filesystem()
+        filesystem, path = self.filesystem(name)
         with self._readable(name):
-            return filesystem.get_file_info(f"{path}/{name}" if name else path).type != pafs.FileType.NotFound
+            return filesystem.get_file_info(path).type != pafs.FileType.NotFound
 
     def names(self) -> list[str]:
         """List the names in the folder, sorted, without unfinished files; empty if the folder does not exist."""
@@ -141,15 +139,12 @@ class Folder:
 
         A bucket is asked for the file's size, then for so many bytes: what is written over in between would end too early.
         """
-        filesystem, path = self.filesystem()
+        filesystem, path = self.filesystem(name)
         while True:
-            with self._readable(name), filesystem.open_input_stream(f"{path}/{name}") as stream:
+            with self._readable(name), filesystem.open_input_stream(path) as stream:
                 content, version = stream.read(), stream.metadata()
-            if self.is_local:
+            if self.is_local or filesystem.open_input_stream(path).metadata() == version:
                 return content
-            with filesystem.open_input_stream(f"{path}/{name}") as stream:
-                if stream.metadata() == version:
-                    return content
 
     @contextlib.contextmanager
     def _readable(self, name: str) -> Iterator[None]:
@@ -185,25 +180,33 @@ class Folder:
     @contextlib.contextmanager
     def _writing(self, name: str) -> Iterator[Any]:
         """Open a file that is whole once it is there: locally by rename; a bucket's upload is so by itself."""
-        filesystem, path = self.filesystem()
-        try:
-            if self.is_local:
-                target = Path(path) / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}")
-                try:
-                    with temporary.open("wb") as file:
-                        yield file
-                        file.flush()
-                        os.fsync(file.fileno())
-                    temporary.replace(target)
-                finally:
-                    temporary.unlink(missing_ok=True)
-            else:
-                with filesystem.open_output_stream(f"{path}/{name}") as stream:
+        filesystem, path = self.filesystem(name)
+        with self._writable(name):
+            if not self.is_local:
+                with filesystem.open_output_stream(path) as stream:
                     yield stream
+                return
+            target = Path(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}")
+            try:
+                with temporary.open("wb") as file:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _writable(self, name: str) -> Iterator[None]:
+        """Turn what a file system says of a place that cannot be written into a StorageError that says what would help."""
+        try:
+            yield
         except OSError as error:
-            raise self._refusal(name, error) from error
+            is_full = error.errno in FULL
+            cure = "free some space, or give another storage=..." if is_full else "check that it exists and is writable"
+            raise StorageError(f"storage: cannot write {(self / name).uri}: {error}; {cure}") from error
 
     def read_json(self, name: str, shape: Any = Any) -> Any:
         """Read a JSON file of a shape, a type that pydantic knows; None if it does not exist. Raises UserError."""
@@ -220,9 +223,9 @@ class Folder:
     def read_json_lines(self, name: str, start: int = 0, shape: Any = Any) -> tuple[list[Any], int]:
         """Read a file of one JSON value a line from a byte on; return the values, and the byte where the next will begin,
         which is that of a last line that is not whole. Raises UserError for other lines without the shape."""
-        filesystem, path = self.filesystem()
+        filesystem, path = self.filesystem(name)
         try:
-            with self._readable(name), filesystem.open_input_file(f"{path}/{name}") as file:
+            with self._readable(name), filesystem.open_input_file(path) as file:
                 size = file.size()
                 content = file.read_at(size - start, start) if start < size else b""  # Google's refuses to read nothing
         except FileNotFoundError:
@@ -232,11 +235,8 @@ class Folder:
 
     def append_bytes(self, name: str, content: bytes) -> None:
         """Append to a file of a local folder; a crash may leave a part of the content. Raises UserError."""
-        try:
-            with (self.local_path() / name).open("ab") as file:
-                file.write(content)
-        except OSError as error:
-            raise self._refusal(name, error) from error
+        with self._writable(name), (self.local_path() / name).open("ab") as file:
+            file.write(content)
 
     def try_writing(self, creates: bool = True) -> None:
         """Find out that nothing can be written, before there is anything to lose; without `creates` by a file without a
@@ -246,28 +246,17 @@ class Folder:
             self.delete(".writable")
             return
         nearest = next(place for place in (self.local_path(), *self.local_path().parents) if place.exists())
-        try:
-            with tempfile.TemporaryFile(dir=nearest):
-                pass
-        except OSError as error:
-            raise UserError(f"storage {self.uri}: nothing can be written to {nearest}: {error.strerror}") from error
-
-    def _refusal(self, name: str, error: OSError) -> StorageError:
-        is_full = error.errno in FULL
-        cure = "free some space, or give another storage=..." if is_full else "check that it exists and is writable"
-        return StorageError(f"storage: cannot write {(self / name).uri}: {error}; {cure}")
+        with Folder(str(nearest))._writable(".writable"), tempfile.TemporaryFile(dir=nearest):
+            pass
 
     def clear_leftovers(self) -> None:
         """Delete what killed writers left below a local folder: unfinished files that nobody has written to for a while."""
-        if not self.is_local:
-            return
         # What a killed driver started may still delete a checkpoint here, which `Path.rglob` would trip over.
-        for path in (
-            Path(folder) / name for folder, _, names in os.walk(self.uri) for name in names if ".tmp-" in name
-        ):
-            with contextlib.suppress(FileNotFoundError):  # its writer was alive and has finished it
-                if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
-                    path.unlink()
+        for folder, _, names in os.walk(self.uri) if self.is_local else ():
+            for path in (Path(folder) / name for name in names if ".tmp-" in name):
+                with contextlib.suppress(FileNotFoundError):  # its writer was alive and has finished it
+                    if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
+                        path.unlink()
 
     def read_parquet(self, name: str) -> pa.Table:
         """Read a Parquet file. Raises UserError."""
@@ -281,16 +270,26 @@ class Folder:
 
     def delete(self, name: str = "") -> None:
         """Delete a file or a folder with all it holds; nothing happens if it is not there, or if others delete it too."""
-        filesystem, path = self.filesystem()
-        target = f"{path}/{name}" if name else path
+        filesystem, path = self.filesystem(name)
         with contextlib.suppress(FileNotFoundError):
-            match filesystem.get_file_info(target).type:
-                case pafs.FileType.Directory:
-                    filesystem.delete_dir(target)
-                case pafs.FileType.File:
-                    filesystem.delete_file(target)
-                case _:
-                    pass
+            kind = filesystem.get_file_info(path).type
+            if kind == pafs.FileType.Directory:
+                filesystem.delete_dir(path)
+            elif kind == pafs.FileType.File:
+                filesystem.delete_file(path)
+
+
+@lru_cache
+def _connect(bucket: str, process: int) -> tuple[pafs.FileSystem, str]:
+    """Make the file system of a bucket once in a process: a forked one must not use its parent's connections."""
+    if bucket.startswith(("gs://", "gcs://")) and "retry_limit_seconds=" not in bucket:
+        bucket += f"{'&' if '?' in bucket else '?'}retry_limit_seconds={GOOGLE_SECONDS}"
+    filesystem, root = pafs.FileSystem.from_uri(bucket)
+    if isinstance(filesystem, pafs.S3FileSystem):
+        # Made from a URI it would give up after 6 s: a run of days would end by a hiccup of the storage.
+        make, (options,) = filesystem.__reduce__()
+        filesystem = make(options | {"retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS)})
+    return filesystem, root
 
 
 def _path_and_query(uri: str) -> tuple[str, str]:

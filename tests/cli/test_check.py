@@ -89,7 +89,7 @@ def said(made: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str
         (WITH_A_MODEL, "prompt.encoder=plian", "there is no 'plian'"),
         (WITH_A_MODEL, "data.sources.set.path=nothere", "nothere: no such folder"),
         (WITH_A_MODEL, "scaling.use_gpu=true", "on this machine it would be refused: too few GPUs"),
-        (MAKING_DATA, "storage=file/runs", "nothing can be written to"),
+        (MAKING_DATA, "storage=file/runs", "cannot write"),
         (MAKING_DATA, 'data.sources.count={kind: plugin, generate: "no:f", dataset: x, task_id: y}', "no module no;"),
         (TRAINING, "scaling.num_workers=[1, 2]", ""),
         (TRAINING[:3], "train.tracker=wandb", "the package wandb is not installed"),

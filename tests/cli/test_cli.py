@@ -255,4 +255,4 @@ def test_check_refuses_a_storage_that_cannot_be_written(here: Here, tmp_path: Pa
     config.write_text(yaml.safe_dump(tree(Path("/proc/nowhere/runs"))))
     code, _, complaint = here("check", str(config))
     assert code == 2
-    assert "nothing can be written to /proc" in complaint
+    assert "cannot write /proc" in complaint

@@ -268,6 +268,22 @@ def test_a_uri_with_a_query_is_joined_before_it(tmp_path: Path):
     assert (Folder.at(str(tmp_path / "why?")) / "run").local_path() == tmp_path / "why?" / "run"
 
 
+def test_a_process_has_one_client_for_a_bucket(tmp_path: Path):
+    """Catches a client, its connections and its question for credentials at each look, and one that crosses a fork."""
+    one, other = (f"s3://{name}/runs?scheme=http&endpoint_override=localhost:9000" for name in ("one", "other"))
+    client, path = Folder.at(one).filesystem()
+    assert (Folder.at(one) / "a%20b").filesystem("50%") == (client, f"{path}/a b/50%")
+    assert (Folder.at(one) / "deep/er").filesystem()[0] is client
+    assert Folder.at(other).filesystem()[0] is not client
+    folder = Folder.at(f"file://{tmp_path}")
+    inherited = folder.filesystem()[0]
+    assert folder.filesystem()[0] is inherited
+    child = os.fork()
+    if child == 0:
+        os._exit(int(folder.filesystem()[0] is inherited))
+    assert os.waitpid(child, 0)[1] == 0
+
+
 def test_what_is_in_a_bucket_is_copied_once_for_each_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Would catch a copy at each look, one that is left in a temporary folder, and a copy that is out of date."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
