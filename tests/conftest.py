@@ -36,8 +36,16 @@ usual = gc.get_threshold()
 gc.set_threshold(100_000, 50, 50)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+ASKED_FOR = {"cluster": "boots hosts", "real": "runs real models for an hour", "vllm": "has an environment of its own"}
+"""Tests that run only where `-m` names them: an expression such as "not slow" would start them all."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begin with the files that take longest, and let the collector pass over what was imported for all tests."""
+    for name, reason in ASKED_FOR.items():
+        for item in items if name not in str(config.getoption("-m")) else ():
+            if item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=f"{reason}: ask for it with -m {name}"))
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
     gc.set_threshold(*usual)

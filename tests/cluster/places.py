@@ -169,7 +169,7 @@ class Laptop:
         self.lab, self.storage = lab, storage
         lab.checkout = lab.folder / "arc_ray"
         lab.environment = {**lab.environment, **PIP}
-        hidden = shutil.ignore_patterns(".git", ".venv", "runs", "shared", "__pycache__", ".*_cache", "*.egg-info")
+        hidden = shutil.ignore_patterns(".git", ".venv*", "runs", "shared", "__pycache__", ".*_cache", "*.egg-info")
         shutil.copytree(ROOT, lab.checkout, ignore=hidden)
 
     def fit(self, name: str, changes: dict[str, Any], worker: str = "") -> Path:
