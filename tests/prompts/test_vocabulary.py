@@ -29,6 +29,7 @@ from arc_ray.prompts.formats import FORMATS
 from arc_ray.prompts.tokenizer import frame_of, load_tokenizer
 from arc_ray.prompts.vocabulary import base_folder, cut_tokenizer, keep_cut, kept_tokens
 from arc_ray.runs.base import fingerprint
+from arc_ray.runs.obtain import obtain
 from arc_ray.storage import Folder
 from arc_ray.tasks.task import TaskTable
 from arc_ray.views.view import plain_views
@@ -150,16 +151,35 @@ def test_logits_and_answers_are_those_of_the_whole_model(
     assert (small.config.eos_token_id, small.config.pad_token_id) == (new[whole.config.eos_token_id],) * 2
     assert small.generation_config.eos_token_id == [new[i] for i in whole.generation_config.eos_token_id]
 
+    compare(whole, small, tokenizers, kept, tolerance=0.0)
+
+
+def compare(whole: Any, small: Any, tokenizers: Any, kept: list[int], tolerance: float) -> None:
+    """Hold the logits of kept tokens, and the greedy answer to a prompt, against the whole model's."""
     table = puzzles(2, most=4)
     before, after = (written(tokenizer, "shape_rows", "output_from_examples", table)[0] for tokenizer in tokenizers)
     with torch.no_grad():
         expected = whole(torch.tensor([before])).logits[..., kept]
-        assert torch.equal(small(torch.tensor([after])).logits, expected)
+        torch.testing.assert_close(small(torch.tensor([after])).logits, expected, atol=tolerance, rtol=0)
         forbidden = sorted(set(range(whole.config.vocab_size)) - set(kept))
         greedy = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
         answers = small.generate(torch.tensor([after]), **greedy)[0, len(after) :].tolist()
         constrained = whole.generate(torch.tensor([before]), suppress_tokens=forbidden, **greedy)[0, len(before) :]
     assert [kept[i] for i in answers] == constrained.tolist()
+
+
+@pytest.mark.slow
+def test_the_real_smollm2_without_most_of_its_tokens_answers_as_the_whole_one_held_to_the_rest(tmp_path: Path):
+    """Would catch what tiny models do not have: 49,152 tokens with merges of merges, 17 special ones, and trained logits."""
+    config = ModelConfig(base="smollm2", vocabulary="cells")
+    places = obtain("smollm2", str(tmp_path)).local_path(), base_folder(config, str(tmp_path))
+    whole, small = (AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval() for place in places)
+    tokenizers = [AutoTokenizer.from_pretrained(place) for place in places]
+    ids, vocabulary = tokenizers[0].get_vocab(), tokenizers[1].get_vocab()
+    kept = [ids[token] for token in sorted(vocabulary, key=vocabulary.__getitem__)]
+    assert len(kept) == len(small.get_input_embeddings().weight) == 483
+    assert whole.num_parameters() - small.num_parameters() == (49152 - 483) * 576
+    compare(whole, small, tokenizers, kept, tolerance=1e-3)
 
 
 def test_what_is_trained_on_a_cut_model_fits_it_only(base: Callable[[str], Path], tmp_path: Path):
