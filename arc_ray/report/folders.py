@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, NotRequired
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
 from arc_ray.contents import checked, damaged, parse_json
@@ -22,12 +22,11 @@ from arc_ray.runs.shapes import (
     ConfigShape,
     ManifestShape,
     MetricsShape,
+    Named,
     Number,
     OutcomeShape,
     ResultShape,
     TrialShape,
-    TuneStateShape,
-    TuneTrialShape,
     is_even,
 )
 from arc_ray.scores.records import read_record
@@ -35,6 +34,19 @@ from arc_ray.storage import Folder
 
 TUNE_ENDINGS = {"TERMINATED": "done", "ERROR": "failed"}
 """Tune's words for ended trials; one that the scheduler stopped has ended to Tune like any other."""
+
+
+class TuneStateShape(TypedDict):
+    """experiment_state-<time>.json, as Ray Tune writes it: of each trial first a `TuneTrialShape` as text."""
+
+    trial_data: list[Annotated[list[str], Field(min_length=1)]]
+
+
+class TuneTrialShape(TypedDict):
+    trial_id: str
+    status: str
+    relative_logdir: str
+    evaluated_params: NotRequired[Named | None]
 
 
 class PointShape(TypedDict):

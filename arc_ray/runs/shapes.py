@@ -38,8 +38,6 @@ DigestsShape = Annotated[str, AfterValidator(base64.b64decode)]
 """What `digest_tasks` returns."""
 MetricsShape = Annotated[dict[str, Number], AfterValidator(_has_step)]
 """A line of metrics.jsonl."""
-ResultShape = dict[str, Scalar | list[Any] | Named]
-"""result.json."""
 FilesShape = dict[str, list[str]]
 """files.json of an evaluation."""
 
@@ -77,6 +75,15 @@ class ConfigShape(TypedDict, total=False):
     data: DataShape
     tune: TuneShape
     study: StudyShape
+
+
+class ResultShape(TypedDict, total=False):
+    """result.json, of which most is flat metrics."""
+
+    steps: Count
+    seconds: Number
+    checkpoint: str | None
+    seeds: list[Whole]
 
 
 class RunShape(TypedDict, total=False):
@@ -166,19 +173,6 @@ class TrialShape(TypedDict):
     status: Literal["waiting", "running", "done", "stopped", "failed"]
     error: NotRequired[str | None]
     is_mistake: NotRequired[bool]
-
-
-class TuneStateShape(TypedDict):
-    """experiment_state-<time>.json, as Ray Tune writes it: of each trial first a `TuneTrialShape` as text."""
-
-    trial_data: list[Annotated[list[str], Field(min_length=1)]]
-
-
-class TuneTrialShape(TypedDict):
-    trial_id: str
-    status: str
-    relative_logdir: str
-    evaluated_params: NotRequired[Named | None]
 
 
 class PairShape(TypedDict):

@@ -266,7 +266,7 @@ KINDS = {
         ("kaggle/*",),
         (("score", "{}/submission.json", "{}/kaggle/challenges.json", "{}/kaggle/solutions.json"), peek("kaggle")),
     ),
-    "dump": Kind(("dump/tasks/*",), (peek("dump"),)),
+    "dump": Kind(("dump/tasks/*",), (peek("dump"),), places=("dump: task p",)),
     "lines": Kind(("lines.jsonl",), (peek("lines"),)),
     "rows": Kind(("rows.parquet",), (peek("rows"),)),
     "submission": Kind(("submission.json",), (("score", "{}/submission.json", "{}/tasks"),)),
