@@ -245,7 +245,8 @@ class Folder:
             self.write_bytes(".writable", b"written")  # an empty file has room on a full disk
             self.delete(".writable")
             return
-        nearest = next(place for place in (self.local_path(), *self.local_path().parents) if place.exists())
+        with self._writable(".writable"):  # a name that is too long cannot even be looked for
+            nearest = next(place for place in (self.local_path(), *self.local_path().parents) if place.exists())
         with Folder(str(nearest))._writable(".writable"), tempfile.TemporaryFile(dir=nearest):
             pass
 

@@ -286,6 +286,7 @@ KINDS = {
             ("evaluate", "{}/config.yaml", "name=new", "evaluate.checkpoint=@run", "--dry-run"),
         ),
         ("merged",),
+        ("evaluate.checkpoint @run",),
     ),
     "trials": Kind(
         ("runs/search/trials/*/*", "runs/search/trials/*/validation/*"),

@@ -140,6 +140,8 @@ def test_storage_that_cannot_be_written_is_the_users_mistake(tmp_path: Path):
         UserError, match=r"storage: cannot write .*/file/run/x: .*; check that it exists and is writable"
     ):
         (Folder.at(str(tmp_path / "file")) / "run").write_bytes("x", b"")
+    with pytest.raises(UserError, match=f"storage: cannot write {tmp_path}/n+/.writable: .*File name too long"):
+        Folder.at(str(tmp_path / ("n" * 300))).try_writing(creates=False)
 
 
 WRITE_TOO_MUCH = """
