@@ -19,7 +19,10 @@ settings.load_profile("arc_ray")
 TESTS = Path(__file__).parent
 ROOMS = sorted(str(path) for path in TESTS.iterdir() if path.is_dir())
 
-LONGEST = ("test_study", "test_search", "test_rehearsal", "test_faults", "test_train", "test_documents", "test_ttt")
+LONGEST = (
+    *("test_faults", "test_study", "test_rehearsal", "test_search", "test_train"),
+    *("test_architectures", "test_chaos", "test_notebook", "test_generate"),
+)
 """Files that take minutes: the lanes begin with them, so that none is left with one while the others have ended."""
 
 # Before anything imports Ray, which reads them once. Processes of tests find this checkout and the tests by PYTHONPATH,
@@ -30,6 +33,8 @@ os.environ.update(
     PYTHONPATH=os.pathsep.join((str(TESTS.parent), str(TESTS), *ROOMS)),
     OMP_NUM_THREADS="1",
     RAY_worker_niceness="0",  # Ray's default of 15 lets its workers starve on a busy machine, and tests time out
+    RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.5",  # as a command has it that starts Ray
+    RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0",
 )
 
 usual = gc.get_threshold()
@@ -57,15 +62,21 @@ def ray_session() -> Iterator[None]:
     """One Ray for all tests of a session; the only place in the tests that starts one in this process."""
     import ray
 
+    from arc_ray.cli.session import start_patiently
+
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:  # sockets need a short path
-        ray.init(
-            address="local",
-            num_cpus=4,
-            include_dashboard=False,
-            object_store_memory=150 * 2**20,
-            log_to_driver=False,
-            _temp_dir=folder,
-        )
+
+        def start() -> None:
+            ray.init(
+                address="local",
+                num_cpus=4,
+                include_dashboard=False,
+                object_store_memory=150 * 2**20,
+                log_to_driver=False,
+                _temp_dir=folder,
+            )
+
+        start_patiently(start)
         yield
         ray.shutdown()
 
