@@ -5,7 +5,7 @@ the prompts are read, `logits` are those after each: (rows, vocabulary).
 """
 
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from inspect import signature
 from typing import Any
 
@@ -17,6 +17,7 @@ from arc_ray.decode.cache import RowCache, attending_to_cache
 from arc_ray.decode.kernels import Forward, can_replay, recorded
 from arc_ray.errors import UserError
 from arc_ray.models.attention import (
+    CACHE_ARGUMENTS,
     Spans,
     attends_to_all,
     kept_apart,
@@ -158,7 +159,7 @@ class PaddedRows:
         mask = self._is_used.long()
         ids, positions = ids.to(self.device), positions.to(self.device)
         out = _read_on(self._model, self._cache, ids, positions, keep, attention_mask=mask)
-        self._cache: Any = out.past_key_values
+        self._cache: Any = out[_cache_argument(type(self._model.get_decoder()))]
         return out.logits
 
 
@@ -198,11 +199,7 @@ def read_prompts(
 
     Raises UserError for a model that cannot have it.
     """
-    if "past_key_values" not in signature(type(model.get_decoder()).forward).parameters:
-        raise UserError(
-            f"{type(model).__name__} keeps what it has read in a state of its own, from which answers of a batch cannot go on:"
-            f" take a model with attention, or one of both (Qwen3.5)"
-        )
+    _cache_argument(type(model.get_decoder()))
     is_packed = use_by_view(model) or (takes_flash_lengths(model) and attends_to_all(model))
     if is_packed and not reads_one_by_one(model):
         rows = CachedRows(model, prompts, room, positions)
@@ -213,8 +210,21 @@ def read_prompts(
 
 def _read_on(model: Any, cache: Any, ids: torch.Tensor, positions: torch.Tensor, keep: Any, **attention: Any) -> Any:
     """Let a model read tokens after those in its cache; `keep` says for which logits are computed."""
-    where = {"position_ids": positions, "past_key_values": cache, "use_cache": True}
+    where = {"position_ids": positions, _cache_argument(type(model.get_decoder())): cache, "use_cache": True}
     return model(input_ids=ids, logits_to_keep=keep, **where, **attention)
+
+
+@cache
+def _cache_argument(decoder: type[torch.nn.Module]) -> str:
+    """Return what a decoder calls its cache. Raises UserError for one without, or without positions, as recurrent ones are."""
+    arguments = signature(decoder.forward).parameters
+    found = next((name for name in CACHE_ARGUMENTS if name in arguments), None)
+    if found is None or "position_ids" not in arguments:
+        raise UserError(
+            f"{decoder.__name__} keeps what it has read in a state of its own, from which answers of a batch cannot go on:"
+            f" take a model with attention, or one of both (Qwen3.5)"
+        )
+    return found
 
 
 def _whole_blocks(columns: int) -> int:

@@ -26,6 +26,9 @@ MASKED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 LONGEST_STEP = 512
 """The longest view is told to kernels as a multiple of this: else torch.compile would meet a new number in most batches."""
 
+CACHE_ARGUMENTS = "cache", "past_key_values"
+"""What a forward pass calls the cache that it goes on from: since transformers 5.24, and before."""
+
 FEWER_KEY_HEADS = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
 """PyTorch 2.11's kernel takes fewer key heads than query heads as they are, later ones want to be told."""
 
@@ -187,7 +190,7 @@ def _read_views(
 
     Rows are packed where there is neither a mask nor a cache.
     """
-    is_packed = not (use_cache or any(kwargs.get(name) is not None for name in ("attention_mask", "past_key_values")))
+    is_packed = not (use_cache or any(kwargs.get(name) is not None for name in ("attention_mask", *CACHE_ARGUMENTS)))
     if not is_packed or input_ids is None or position_ids is None:
         if position_ids is not None:
             kwargs["position_ids"] = position_ids

@@ -123,7 +123,7 @@ def test_both_caches_score_and_search_alike(name: str, monkeypatch: pytest.Monke
 def test_a_state_that_is_no_cache_is_refused():
     """Would catch answers of a purely recurrent model that lose what it has read, and a traceback."""
     mamba = AutoModelForCausalLM.from_config(MambaConfig(**SHAPE, state_size=8))
-    with pytest.raises(UserError, match="MambaForCausalLM keeps what it has read in a state of its own"):
+    with pytest.raises(UserError, match="MambaModel keeps what it has read in a state of its own"):
         read_prompts(mamba, prompts_of(0, [3]), 0, 1)
 
 

@@ -401,7 +401,8 @@ def test_models_whose_packed_views_see_each_other_read_them_one_by_one(name: str
     torch.testing.assert_close(found, expected.detach(), atol=1e-5, rtol=1e-5)
     for mine, theirs in zip(gradients, (p.grad for p in alone.parameters() if p.grad is not None), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-3)
-    assert (leaking - found).abs().max() > 1e-4, "it does not leak, so this test shows nothing"
+    if name != "falcon":  # which transformers keeps apart since 5.24
+        assert (leaking - found).abs().max() > 1e-4, "it does not leak, so this test shows nothing"
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager", "flash_stand_in", "flash_attention_2", "flex_attention"])
