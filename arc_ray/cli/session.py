@@ -160,7 +160,7 @@ def connected(config: Config, address: str | None) -> Iterator[Room]:
     # New machines take minutes to come. An elastic run need not wait for them: it goes on with those that are there, and
     # should not wait long for one that is counted though it has just died.
     is_elastic = isinstance(config.scaling.num_workers, tuple)
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60" if is_elastic else "900")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10" if is_elastic else "900")
     # Tune would frame each search with boxes that name its scratch folder; the table of trials is shown by us.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # Tune would end the search at Ctrl-C as if it were done, and the command would go on.
