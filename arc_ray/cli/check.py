@@ -21,6 +21,7 @@ from arc_ray.datasets.generate import estimate
 from arc_ray.datasets.makers import code_notes
 from arc_ray.datasets.reading import checked_requests
 from arc_ray.errors import NotMadeYetError, UserError
+from arc_ray.evaluate.audit import audit_lines
 from arc_ray.evaluate.evaluation import asking_codec, check_checkpoint, load_set, needs_model
 from arc_ray.evaluate.questions import make_prompts
 from arc_ray.evaluate.two_players import first_player
@@ -125,6 +126,10 @@ def describe_command(command: Command, asked: Config, address: str | None, termi
                     terminal.note(line)
             case "evaluate":
                 _describe_evaluation(needs, terminal)
+            case "audit":
+                _describe_needs(needs, terminal)
+                for line in audit_lines(needs.variants[0]):
+                    terminal.note(line)
             case "tune":
                 _describe_trials(needs, terminal)
             case "study":

@@ -127,6 +127,40 @@ def evaluate(
     terminal.note(write_report([run_folder(with_start(loaded)).uri])["report.html"])
 
 
+@app.command()
+def audit(
+    config: ConfigPath, assignments: Assignments = None, dry_run: DryRun = False, address: Address = None
+) -> None:
+    """Memory or skill? What a checkpoint solves of published pairs, against fresh ones of the same rules.
+
+    The tasks of evaluate.sets are answered once by the plain view, as they are published; with fresh test inputs that a
+    generator makes (RE-ARC's for 400 tasks of ARC-AGI-1, others by evaluate.audit.sources), matched in size and difficulty,
+    after the same shown pairs; turned; and recoloured. What is solved of the published pairs alone was learned by heart:
+
+    published - fresh above zero: these pairs, not their rules; published - turned above zero: they were learned as they stand
+
+    arc-ray audit CONFIG evaluate.checkpoint=@RUN evaluate.audit.fresh=20
+
+    Differences are paired by task and have intervals; tasks that the training data are known to hold are told apart from
+    the others. audit.json has a record an answered output, below the evaluation's folder in audit/.
+    """
+    terminal, loaded = Terminal(), loaded_config(config, assignments, writes=not dry_run)
+    if dry_run:
+        return _describe("audit", loaded, address, terminal)
+    from arc_ray.report import write_report
+
+    result = run("audit", loaded, address, terminal)
+    level = f"{100 * result['confidence']:g} %"
+    for path, score in read_record(result).items():
+        name, value = "/".join(path), 100 * score["value"]
+        if "minus" in path[-1]:
+            low, high = 100 * score["low"], 100 * score["high"]
+            terminal.note(f"{name}: {value:+.1f} points, {level} interval {low:+.1f} to {high:+.1f}")
+        else:
+            terminal.note(f"{name}: {value:.1f} % solved")
+    terminal.note(write_report([(run_folder(with_start(loaded)) / "audit").uri])["report.html"])
+
+
 def _show_scores(result: Mapping[str, Any], terminal: Terminal) -> None:
     scores, level = read_record(result), f"{100 * result.get('confidence', 0.95):g} %"
     for path, score in scores.items():

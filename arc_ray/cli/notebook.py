@@ -29,7 +29,19 @@ from arc_ray.runs.shapes import ResultShape
 from arc_ray.runs.starts import with_start
 from arc_ray.storage import Folder
 
-__all__ = ["dataset", "evaluate", "frames", "generate", "load_config", "result_grid", "study", "tasks", "train", "tune"]
+__all__ = [
+    "audit",
+    "dataset",
+    "evaluate",
+    "frames",
+    "generate",
+    "load_config",
+    "result_grid",
+    "study",
+    "tasks",
+    "train",
+    "tune",
+]
 
 if TYPE_CHECKING:
     import datasets
@@ -81,6 +93,12 @@ def evaluate(config: Config, address: str | None = None, progress: Progress | No
     return frames(run_folder(with_start(config)).uri)
 
 
+def audit(config: Config, address: str | None = None, progress: Progress | None = None) -> "Report":
+    """Tell memory from skill; `audit` of what is returned has a row an answered output. Raises UserError."""
+    run("audit", config, address, progress or Terminal())
+    return frames(run_folder(with_start(config)).uri)
+
+
 def study(config: Config, address: str | None = None, progress: Progress | None = None) -> "Report":
     """Answer the config's question; `analysis` of what is returned holds the answer. Raises UserError."""
     run("study", config, address, progress or Terminal())
@@ -91,6 +109,10 @@ def run(command: "Command", config: Config, address: str | None, progress: Progr
     """Do what a command does, unless it is done; return the content of result.json. Raises UserError."""
     settle_environment()
     own = config if command in ("study", "tune") else with_start(config)
+    if command == "audit":
+        from arc_ray.evaluate.audit import audited, run_audit
+
+        own = audited(own)
     folder = run_folder(own)
     if command == "evaluate":
         from arc_ray.evaluate.evaluation import needs_model, run_evaluation
@@ -120,7 +142,8 @@ def run(command: "Command", config: Config, address: str | None, progress: Progr
             stages.ensure(needs, progress, train=trains)
             if command == "train":
                 return stages.train_watched(needs.variants[0], progress, trains)
-            return run_evaluation(needs.variants[0], progress.advance)
+            answers = run_audit if command == "audit" else run_evaluation
+            return answers(needs.variants[0], progress.advance)
 
 
 @contextmanager

@@ -43,6 +43,17 @@ class TttConfig(Section):
     """Further attempts at a task whose worker was lost or failed; after them it keeps its untuned answers."""
 
 
+class AuditConfig(Section):
+    """Memory or skill: published pairs against fresh ones of the same rules, and against themselves turned and recoloured."""
+
+    fresh: int = Field(default=0, ge=0, le=100)
+    """Fresh examples for each published test pair. A study audits every model that it evaluates, unless this is 0;
+    `arc-ray audit` takes 10 where it is 0. With fewer than 10 no single task can show a difference."""
+    sources: list[str] = Field(default=[])
+    """Sources (rearc, arcgen or plugin) whose generators make fresh examples, the first that has a task; what they are
+    trained on, if they are, must be other examples (`first`). Empty takes RE-ARC's, of 400 tasks of ARC-AGI-1."""
+
+
 class EvaluateConfig(Section):
     """Predictions after training."""
 
@@ -99,6 +110,7 @@ class EvaluateConfig(Section):
     """Longest description that the first player may write."""
     ttt: TttConfig | None = None
     """Test-time training: learn from each task's shown pairs before answering it; null answers untuned."""
+    audit: AuditConfig = AuditConfig()
 
     @model_validator(mode="after")
     def _fits_together(self) -> "EvaluateConfig":

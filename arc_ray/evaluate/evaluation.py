@@ -77,18 +77,31 @@ def run_evaluation(
         if told.items() >= redone(config).items():
             return result
     sets = {name: load_set(name, config.data.sources[name], storage) for name in config.evaluate.sets}
+    if learned:
+        folder.write_json("overlap.json", learned)
+    note_sets(folder, {n: name_set(config.data.sources[n], TaskTable.of(sets[n]), config.storage) for n in sets})
+    answer_sets(config, folder, sets, progress, hosts, others)
+    return select_answers(config, folder, sets)
+
+
+def answer_sets(
+    config: Config,
+    folder: Folder,
+    sets: Mapping[str, Sequence[Task]],
+    progress: Advance,
+    hosts: Hosts | None,
+    others: Sequence[Config],
+) -> None:
+    """Have tasks answered, by set, as far as they are not: predictions/ of the run folder. Raises UserError, also where the
+    tasks are others than when it began; arguments as of `run_evaluation`."""
     tables = {name: TaskTable.of(tasks) for name, tasks in sets.items()}
-    note_sets(folder, {name: name_set(config.data.sources[name], tables[name], config.storage) for name in sets})
     if folder.exists("tasks.json"):
         refuse_changes(folder.read_json("tasks.json", dict[str, DigestsShape]), tables, folder.uri)
     elif not folder.exists("predictions"):
         folder.write_json("tasks.json", {name: digest_tasks(table) for name, table in tables.items()})
-    if is_open:
-        if learned:
-            folder.write_json("overlap.json", learned)
+    if needs_model(config.evaluate, folder):
         with nullcontext(hosts) if hosts else Hosts() as those:
             _answer(those, config, folder, sets, progress, others)
-    return select_answers(config, folder, sets)
 
 
 def check_evaluation(config: Config) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from arc_ray.report import tables
@@ -10,6 +11,8 @@ from arc_ray.report.frames import DataFrame, config_value
 from arc_ray.report.load import Report
 from arc_ray.report.words import RULES, in_points, is_number, level, number, percent, setting, show, word
 
+MOST_AUDITED = 20
+"""Audited tasks that are shown, those with the largest difference."""
 MOST_NAMED = 10
 """Overlaps that a warning names."""
 MET_SHARE = 0.05
@@ -41,7 +44,7 @@ def sentences(report: Report) -> list[str]:
     if found := [_short(e) for e in analysis.get("effects", ()) if e["metric"] == report.asked_metric]:
         return found + [cost["sentence"] for cost in analysis.get("costs", ())]
     if report.is_evaluation:
-        return list(_evaluated(report)) or [no_scores(report)]
+        return [*_evaluated(report), *_audited(report)] or [no_scores(report)]
     so_far = _best_so_far(report)
     if not report.is_search or (report.kind == "tune" and report.is_finished):
         return [so_far]
@@ -84,6 +87,55 @@ def warnings_of(report: Report) -> list[str]:
         for name, counts in quality.get("met", {}).items()
         if counts["met"] > MET_SHARE * counts["asked"]
     ]
+
+
+def audit_view(report: Report) -> dict[str, Any]:
+    """Lay out audits: `audits` has an entry a set and arm, `audit_axis` is one for all differences."""
+    from arc_ray.scores.contrasts import GROUPS, KINDS, by_task, contrasts, in_group, share, task_difference
+
+    confidence, audits = config_value(report.config, "study.confidence", 0.95), []
+    for (name, arm), rows in report.audit.groupby(["set", "arm"], sort=False):
+        tasks = by_task(rows.to_dict("records"))
+        shares = [
+            {"group": group, "kind": kind, "of": len(own), "found": share(own, kind, confidence)}
+            for group in GROUPS
+            for kind in KINDS
+            if (own := in_group(tasks, group, kind))
+        ]
+        differences = [
+            {"group": group, "kind": kind, "of": of, "found": found}
+            for (kind, group), (of, found) in contrasts(tasks, confidence).items()
+        ]
+        with_fresh = {task: task_difference(own, "fresh", confidence) for task, own in tasks.items() if own.of("fresh")}
+        largest = sorted(with_fresh, key=lambda task: (-with_fresh[task].low, -with_fresh[task].value))
+        sizes = rows.groupby(["task", "kind"])[["cells", "difficulty"]].mean().unstack()
+        audits.append(
+            {
+                **{"set": name, "arm": arm, "shares": shares, "differences": differences},
+                "tasks": [{"task": t, "own": tasks[t], "found": with_fresh[t]} for t in largest[:MOST_AUDITED]],
+                "above": [task for task in largest if with_fresh[task].low > 0],
+                "with_fresh": len(with_fresh),
+                "cells": np.exp(np.log(sizes["cells", "fresh"] / sizes["cells", "published"]).mean()),
+                "difficulty": (sizes["difficulty", "fresh"] - sizes["difficulty", "published"]).mean(),
+                "too_long": rows[~rows["asked"].astype(bool)]["kind"].value_counts().to_dict(),
+            }
+        )
+    axis = tables.effect_axis([vars(row["found"]) for audit in audits for row in audit["differences"]])
+    return {"audits": audits, "audit_axis": axis, "kinds": KINDS, "groups": GROUPS, "level": level(confidence)}
+
+
+def _audited(report: Report) -> Iterable[str]:
+    """Say for each audited set and group of tasks what is solved of the published pairs and not of fresh ones."""
+    view = audit_view(report)
+    for audit in view["audits"]:
+        for row in (row for row in audit["differences"] if row["kind"] == "fresh"):
+            found, tasks = row["found"], f"{row['of']} tasks"
+            if row["group"] != "all":
+                tasks += f" {view['groups'][row['group']]}"
+            yield (
+                f"{audit['set']}, published − fresh: {in_points(found.value)} points over {tasks} ({view['level']} interval"
+                f" {in_points(found.low)} to {in_points(found.high)}): {'memory' if found.low > 0 else 'no memory shown'}."
+            )
 
 
 def _best_so_far(report: Report) -> str:

@@ -19,6 +19,7 @@ from arc_ray.contents import checked, damaged, parse_json
 from arc_ray.report.frames import WHO, Row, config_value, trial_row
 from arc_ray.runs.shapes import (
     AnswerShape,
+    AuditShape,
     ConfigShape,
     ManifestShape,
     MetricsShape,
@@ -159,33 +160,37 @@ def _varied(parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
             yield name.replace("/", "."), value
 
 
-def read_evaluations(place: Folder, runs: Iterable[Folder]) -> tuple[list[Row], list[Row], list[Row]]:
-    """Read scores, answers and budgets, as rows, of a folder and of the runs made first. Raises UserError.
+def read_evaluations(place: Folder, runs: Iterable[Folder]) -> tuple[list[Row], list[Row], list[Row], list[Row]]:
+    """Read scores, answers, budgets and audits, as rows, of a folder and of the runs made first. Raises UserError.
 
     They are in an evaluation's own folder, evaluate/ (of a run), or evaluate/<arm>/ and its seed-<n>/ (of a study).
     """
     evaluate = place / "evaluate"
-    folders = [(place.name, place if place.exists("answers.json") else evaluate)]
+    is_own = any(place.exists(file) for file in ("answers.json", "audit.json", "audit/audit.json"))
+    folders = [(place.name, place if is_own else evaluate)]
     folders += [(name, evaluate / name) for name in evaluate.names() if (evaluate / name).exists("result.json")]
     folders += [(run.name, run / "evaluate") for run in runs]
     scores: list[Row] = []
     answers: list[Row] = []
     budgets: list[Row] = []
+    audit: list[Row] = []
     for arm, folder in folders:
         result = folder.read_json("result.json", ResultShape) or {}
         arm = result.get("arm", arm)
-        scores += score_rows(place.name, arm, result)
+        scores += score_rows(place.name, arm, result) if not folder.exists("audit.json") else []
         seeds = [name for name in folder.names() if name.startswith("seed-")]
         for seed in seeds or [None]:
             answered = folder / seed if seed else folder
             who = {"study": place.name, "arm": arm, "seed": int(seed.removeprefix("seed-")) if seed else None}
             budgets += [who | budget for budget in answered.read_json("curves.json", list[BudgetShape]) or []]
+            for audited in (answered, answered / "audit"):
+                audit += [who | record for record in audited.read_json("audit.json", list[AuditShape]) or []]
             for answer in answered.read_json("answers.json", list[AnswerShape]) or []:
                 greedy, truth = answer.get("greedy"), answer.get("truth")
                 right = None if greedy is None or truth is None else greedy == truth
                 known = {"truth": truth, "greedy": greedy, "greedy_right": right}
                 answers.append({**who, "output": 0, "shown": [], "cell_accuracy": None, **answer, **known})
-    return scores, answers, budgets
+    return scores, answers, budgets, audit
 
 
 def score_rows(study: str, arm: str, result: Mapping[str, Any]) -> list[Row]:

@@ -33,6 +33,9 @@ budgets     one row a smaller evaluation that the answers of a set hold: study, 
             "threshold"), x (its value), passes, tokens, seconds (spent on an output in the mean, test-time training
             in the seconds; None where not known: passes and tokens of a search, tokens and seconds of older results), tasks
             (names), solved (1 where an attempt is right), best (1 where any answer is): lists with an item an output
+audit       one row an output of an audit: study, arm, seed, set, task, kind ("published", "fresh", "turned", "recoloured"),
+            variant (such as "turn1"), output, right, asked (whether its prompt was short enough), known (whether the task is
+            known to be in the training data), cells (of input and output), difficulty (PSO)
 data        one row a generated dataset: study, dataset, kind, tasks, examples, attempts, rejected, duplicates, gave_up,
             timed_out (counts of examples, but for tasks), reasons (why rejected -> count)
 """
@@ -63,6 +66,7 @@ MORE = {
     "answers": "study arm seed set task output shown input truth attempts greedy is_right greedy_right cell_accuracy"
     " ending right_by",
     "budgets": "study arm seed set axis x passes tokens seconds tasks solved best",
+    "audit": "study arm seed set task kind variant output right asked known cells difficulty",
     "data": "study dataset kind tasks examples attempts rejected duplicates gave_up timed_out reasons",
 }
 COLUMNS = {"trials": TRIALS, "runs": TRIALS} | {name: tuple(columns.split()) for name, columns in MORE.items()}

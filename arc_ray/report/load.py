@@ -54,6 +54,7 @@ class Report:
     scores: DataFrame
     answers: DataFrame
     budgets: DataFrame
+    audit: DataFrame
     data: DataFrame
     quality: Mapping[str, Any] | None = None
     """quality.json: duplicates, distinct views, lengths, padding, overlap; None where none was written."""
@@ -73,7 +74,7 @@ class Report:
     @property
     def is_evaluation(self) -> bool:
         """Whether it is an evaluation by itself, which trains nothing."""
-        return self.kind == "run" and self.run.get("command") == "evaluate"
+        return self.kind == "run" and self.run.get("command") in ("evaluate", "audit")
 
     @property
     def question(self) -> str:
@@ -158,7 +159,7 @@ def load(folder: str) -> Report:
         kind, is_finished = "tune", all(trial.trial["status"] != "running" for trial in trials)
     made_first = [beside / name for name in config.get("runs") or {} if (beside / name).exists("config.yaml")]
     runs = [folders.read_trial_folder(folder, place.name, folder.name, None) for folder in made_first]
-    scores, answers, budgets = folders.read_evaluations(place, made_first)
+    scores, answers, budgets, audit = folders.read_evaluations(place, made_first)
     return Report(
         folder=place,
         kind=kind,
@@ -175,6 +176,7 @@ def load(folder: str) -> Report:
         scores=frame("scores", scores),
         answers=frame("answers", answers),
         budgets=frame("budgets", budgets),
+        audit=frame("audit", audit),
         data=frame("data", folders.read_data(beside / "data", place.name, config)),
         quality=place.read_json("quality.json", QualityShape),
         overlap=place.read_json("overlap.json", list[str]) or (),

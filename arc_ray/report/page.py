@@ -116,6 +116,7 @@ def view_of(report: Report) -> dict[str, Any]:
             for part, found in (("budgets", budgets), ("spent", tables.spent_tables(budgets)))
         },
         "no_scores": answer.no_scores(report),
+        **answer.audit_view(report),
         "cards": gallery.make_cards(report.answers),
         "plans": tables.plan_table(report),
         "costs": tables.cost_table(report),

@@ -85,6 +85,21 @@ def find_overlaps(
     return list(_overlaps(config, *_sets(config, ancestors, tasks, trains)))
 
 
+def known_puzzles(config: Config, ancestors: Mapping[str, Config]) -> dict[str, set[str]]:
+    """Return for each evaluated set of given tasks the puzzles that are known to be trained on; arguments as `find_overlaps`
+    of a config that only evaluates."""
+    trained, held = _sets(config, ancestors, NOTHING, trains=False)
+    return {
+        name: {
+            overlap.eval_id
+            for learned in trained.values()
+            for overlap in _shared_tasks(learned.source, learned.tasks(), asked.tasks(), config.storage)
+        }
+        for name, asked in held.items()
+        if not is_pool(asked.source)
+    }
+
+
 def _sets(
     config: Config, ancestors: Mapping[str, Config], tasks: Mapping[str, Sequence[Task]], trains: bool
 ) -> tuple[dict[str, _Holding], dict[str, _Holding]]:
@@ -129,7 +144,7 @@ def _stand_ins(ids: Sequence[str]) -> Sequence[Task]:
 
 def _overlaps(config: Config, trained: Mapping[str, _Holding], held: Mapping[str, _Holding]) -> Iterator[str]:
     for (name, learned), (held_name, asked) in product(trained.items(), held.items()):
-        if not _is_pool(asked.source):
+        if not is_pool(asked.source):
             for found in _shared_tasks(learned.source, learned.tasks(), asked.tasks(), config.storage):
                 yield f"{name} and {held_name}: {found}"
         elif _share_examples(learned, asked):
@@ -139,7 +154,7 @@ def _overlaps(config: Config, trained: Mapping[str, _Holding], held: Mapping[str
             )
 
 
-def _is_pool(source: sources.AnySource) -> bool:
+def is_pool(source: sources.AnySource) -> bool:
     """Tell whether a source takes numbered examples of tasks, of which others may be trained on."""
     if isinstance(source, sources.RecordsSource):
         return source.columns.examples is not None
@@ -152,7 +167,7 @@ def _shared_tasks(
     """Find what is shared by id, content and rule: whatever pairs a task under ARC's id has, it has the rule of that one,
     so ARC's own task stands beside it on both sides."""
     originals = [] if isinstance(source, sources.ArckitSource) else _originals(tasks, storage)
-    if _is_pool(source) or not (isinstance(source, sources.Selection) and source.shown_only):
+    if is_pool(source) or not (isinstance(source, sources.Selection) and source.shown_only):
         return overlap([*tasks, *originals], [*held, *_originals(held, storage)])
     # Trained on what a task shows and asked for what it does not, unless the set shows and asks other pairs of it.
     learned = {_question(task, pair) for task in tasks for pair in task.pairs}
@@ -205,7 +220,7 @@ def _share_examples(trained: _Holding, held: _Holding) -> bool:
 
 def _maker(source: sources.AnySource) -> Mapping[str, Any] | None:
     """Return what decides the example of a number; None of tasks that are no numbered examples."""
-    if isinstance(source, sources.PoolSource) and _is_pool(source):
+    if isinstance(source, sources.PoolSource) and is_pool(source):
         return source.model_dump(include={"path", "hub", "revision", "files"})
     return identity_of(source) if isinstance(source, GeneratedSource) else None
 

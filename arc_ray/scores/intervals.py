@@ -145,6 +145,34 @@ def difference_interval(
     return squares, np.clip(centre - reach, -1, mean), np.clip(centre + reach, mean, 1)
 
 
+def contrast_interval(difference: FloatArray, confidence: float) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return value, low and high of the mean of differences of shares (..., num_seeds, num_tasks) between -1 and 1.
+
+    One more task is added, half of it all gain and half all loss: where little is solved, most differences are 0, and their
+    variance says nothing of the rare ones. Seeds count as in `share_over_seeds`.
+    """
+    num_seeds, num_tasks = difference.shape[-2:]
+    by_task = difference.mean(axis=-2)
+    centre = by_task.sum(axis=-1) / (num_tasks + 1)
+    variance = ((by_task**2).sum(axis=-1) + 1) / (num_tasks + 1) - centre**2
+    reach = student_quantile(confidence, num_tasks - 1) * np.sqrt(variance / (num_tasks + 1))
+    squares = mean_squares(difference, np.arange(num_tasks))[0]
+    reach = np.hypot(reach, _seeds_part(squares, num_seeds, num_tasks, confidence))
+    value = by_task.mean(axis=-1)
+    return value, np.clip(centre - reach, -1, value), np.clip(centre + reach, value, 1)
+
+
+def two_shares_interval(first: float, of_first: int, second: float, of_second: int, confidence: float) -> Interval:
+    """Return the difference of two shares of yes-or-no answers with the interval of Agresti and Caffo (2000): to each a
+    yes and a no are added, so that a share of a single answer has an interval."""
+    (p, variance_p), (q, variance_q) = (
+        (centre := (share * of + 1) / (of + 2), centre * (1 - centre) / (of + 2))
+        for share, of in ((first, of_first), (second, of_second))
+    )
+    value, reach = first - second, NormalDist().inv_cdf((1 + confidence) / 2) * (variance_p + variance_q) ** 0.5
+    return Interval(value, max(min(p - q - reach, value), -1.0), min(max(p - q + reach, value), 1.0))
+
+
 def mean_squares(difference: FloatArray, units: IntArray) -> tuple[MeanSquares, FloatArray]:
     """Split the variation of differences (..., num_seeds, num_tasks) by seed and unit: crossed random effects.
 

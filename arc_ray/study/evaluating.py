@@ -11,6 +11,7 @@ import numpy as np
 
 from arc_ray.config import Config, value_name, with_overrides
 from arc_ray.config.searching import EvaluateConfig
+from arc_ray.evaluate.audit import audited, run_audit
 from arc_ray.evaluate.evaluation import run_evaluation
 from arc_ray.evaluate.pool import Hosts
 from arc_ray.evaluate.questions import rows_of
@@ -103,7 +104,10 @@ def _evaluate(hosts: Hosts, evaluation: Config, what: str, done: Sequence[Config
         progress.advance(f"{what}, {part}", number, total)
 
     same = [other for other in done if other.evaluate.checkpoint == evaluation.evaluate.checkpoint]
-    return run_evaluation(evaluation, advance, hosts=hosts, others=same)
+    result = run_evaluation(evaluation, advance, hosts=hosts, others=same)
+    if evaluation.evaluate.audit.fresh:
+        run_audit(audited(evaluation), advance, hosts, [audited(other) for other in same])
+    return result
 
 
 def read_answers(config: Config, arm: str, seed: int) -> Mapping[str, Ways]:

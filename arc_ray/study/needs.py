@@ -16,6 +16,7 @@ from arc_ray.config.sources import AnySource, CountingSource, GeneratorSource
 from arc_ray.datasets.makers import GeneratedSource, task_ids_of
 from arc_ray.datasets.reading import checked_requests, is_generated, load_source
 from arc_ray.errors import NotMadeYetError, UserError, nearest
+from arc_ray.evaluate.audit import audited, fresh_sources, published
 from arc_ray.evaluate.evaluation import REDONE, check_evaluation
 from arc_ray.rows.guard import refuse_overlap
 from arc_ray.runs.folder import is_finished, refuse_other_config, run_folder
@@ -28,7 +29,7 @@ from arc_ray.tasks.task import Task
 from arc_ray.train.run import check_training, is_alone
 from arc_ray.tune.space import Point, check_points, points
 
-Command = Literal["train", "evaluate", "tune", "study"]
+Command = Literal["train", "evaluate", "audit", "tune", "study"]
 
 
 class Needs:
@@ -44,7 +45,10 @@ class Needs:
         """The trials that a search starts with."""
         if self.is_search:
             self.points = search_points(config, points(config)) if command == "study" else points(config)
-        self.variants = check_points(config, self.points) if self.is_search else [with_start(config)]
+        own = with_start(config)
+        self.variants = check_points(config, self.points) if self.is_search else [own]
+        if command == "audit":
+            self.variants = [audited(own)]
         self.runs = needed_runs(config, self.variants)
         """Those under `runs`, in the order in which they are made."""
 
@@ -60,7 +64,7 @@ class Needs:
     @property
     def trains(self) -> bool:
         """Whether the variants are trained: what those were trained on that only answer need not be there."""
-        return self.command != "evaluate"
+        return self.command not in ("evaluate", "audit")
 
     @property
     def trains_alone(self) -> bool:
@@ -90,7 +94,11 @@ class Needs:
         names = {name for c in trained for name, copies in c.data.mix.items() if copies}
         names |= {name for c in trained for name in c.data.validation}
         names |= {name for c in [self.config, *self.variants, *self.runs] for name in c.evaluate.sets}
-        return {name: self.config.data.sources[name] for name in sorted(names)}
+        found = {name: self.config.data.sources[name] for name in sorted(names)}
+        if self.command == "audit" or (self.command == "study" and self.config.evaluate.audit.fresh):
+            asking = audited(self.config)
+            found |= fresh_sources(asking, published(asking))
+        return found
 
     @property
     def tasks(self) -> dict[str, list[Task]]:

@@ -26,7 +26,7 @@ from arc_ray.runs.obtain import obtain
 FOUND = [command for path in DOCUMENTS if path.parent.name != "cluster" for command in commands_in(path)]
 OF_CLUSTERS = r"(ray|export RAY_AUTH_MODE)\b"
 PLACEHOLDER = re.compile(r"\b[A-Z]{4,}\b|\[\.\.\.\]|=\.\.\.|\|")
-WORKING = ("study", "train", "tune", "evaluate", "generate")
+WORKING = ("study", "train", "tune", "evaluate", "audit", "generate")
 """Commands that have a dry run."""
 BASES = {load_config(path).model.base for path in (ROOT / "configs").glob("*.yaml")}
 NAMES = {base: Phi3Config if "Phi-3" in base else LlamaConfig for base in BASES if base and is_model_name(base)}
@@ -162,7 +162,10 @@ def test_commands_are_found() -> None:
 
 CONFIG = """
 data:
-  sources: {set: {kind: folder, path: tasks}, counting: {kind: counting, examples: 4, max_side: 4}}
+  sources:
+    set: {kind: folder, path: tasks}
+    counting: {kind: counting, examples: 4, max_side: 4}
+    own: {kind: plugin, generate: "example_plugins:few", dataset: own, task_id: "0", examples: 4}
   mix: {set: 4}
   validation: [set]
   allow_overlap: true
@@ -172,7 +175,7 @@ model: {base: base, lora: {r: 4, alpha: 8}}
 train: {row_tokens: 256, batch_rows: 1, max_steps: 2}
 tune: {space: {train.lr: {grid: [1.0e-3]}}, scheduler: {kind: fifo}}
 study: {compare: view.colors, arms: [keep, permute], seeds: [1]}
-evaluate: {sets: [set], symmetries: 1, max_prompt_tokens: 256, batch_tokens: 1024}
+evaluate: {sets: [set], symmetries: 1, max_prompt_tokens: 256, batch_tokens: 1024, audit: {sources: [own]}}
 ray: {object_store_mib: 100}
 """
 FILLED = {
@@ -196,6 +199,7 @@ FILLED = {
     "arc-ray evaluate CONFIG evaluate.selection=...": (
         "arc-ray evaluate answers.yaml evaluate.selection=vote_with_log_probability"
     ),
+    "arc-ray audit CONFIG": "arc-ray audit answers.yaml evaluate.audit.fresh=1",
     "arc-ray score SUBMISSION TASKS [SOLUTIONS]": "arc-ray score runs/answers/submission.json tasks",
     "arc-ray tune CONFIG": "arc-ray tune search.yaml",
     "arc-ray study CONFIG": "arc-ray study asked.yaml",
@@ -235,5 +239,11 @@ def test_commands_with_placeholders_run_as_they_are_written(
     for command in FILLED.values():
         done = CliRunner().invoke(app, shlex.split(command)[1:])
         assert done.exception is None, f"{command}: {done.exception!r}"
-    made = ("begun.yaml", "merged/config.json", "runs/answers/submission.json", "runs/asked/report.html")
+    made = (
+        "begun.yaml",
+        "merged/config.json",
+        "runs/answers/audit/audit.json",
+        "runs/answers/submission.json",
+        "runs/asked/report.html",
+    )
     assert [name for name in made if not (tmp_path / name).exists()] == []
