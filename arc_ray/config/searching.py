@@ -50,8 +50,8 @@ class AuditConfig(Section):
     """Fresh examples for each published test pair. A study audits every model that it evaluates, unless this is 0;
     `arc-ray audit` takes 10 where it is 0. With fewer than 10 no single task can show a difference."""
     sources: list[str] = Field(default=[])
-    """Sources (rearc, arcgen or plugin) whose generators make fresh examples, the first that has a task; what they are
-    trained on, if they are, must be other examples (`first`). Empty takes RE-ARC's, of 400 tasks of ARC-AGI-1."""
+    """Sources (rearc, arcgen or plugin) whose generators make fresh examples, from their `first` on; training must take
+    others. Empty takes RE-ARC's, of 400 tasks of ARC-AGI-1."""
 
 
 class EvaluateConfig(Section):

@@ -24,7 +24,7 @@ from arc_ray.rows.guard import find_overlaps, is_pool, known_puzzles
 from arc_ray.runs.folder import claim, finish, is_finished, note_sets, run_folder
 from arc_ray.runs.shapes import FilesShape, ResultShape
 from arc_ray.runs.starts import lineage
-from arc_ray.scores.contrasts import KINDS, by_task, contrasts, in_group, share
+from arc_ray.scores.contrasts import ASKED_KINDS, by_task, contrasts, in_group, share
 from arc_ray.scores.records import Interval, ScorePath, flat_record
 from arc_ray.storage import Folder
 from arc_ray.tasks.examples import pso_difficulties
@@ -34,15 +34,17 @@ from arc_ray.tasks.task import NUM_SYMMETRIES, Pair, Task, TaskTable, same_grid
 from arc_ray.views.augmentation import Augmentation
 
 USUAL_FRESH = 10
-CANDIDATES = 8
-"""Fresh examples of a task, for each that is asked, from which the nearest to the published pair are taken."""
+CANDIDATES = 5
+"""Examples that each generator makes of a task, for each that is asked: the nearest to the published pair are taken."""
 SHIFTS = (1, 3, 5, 7)
 """Renamings of the colours 1 to 9, each to the one so many places on: every colour moves, but 0, the usual background."""
+RANGES = {"audit-rearc": (0.0, 1.0), "audit-rearc-low": (0.0, 0.2)}
+"""Datasets of RE-ARC's examples, and their difficulty: over all of its range they are 2.4 times as large as published ones."""
 FRESH_SEED = 1 << 40
-"""Of RE-ARC's generators: no training is likely to have drawn with it."""
+"""Of those datasets: no training is likely to have drawn with it."""
 
 Derived = Mapping[str, list[Task]]
-"""Kind (see `KINDS`) -> tasks that an evaluated task was made into."""
+"""Kind (see `ASKED_KINDS`) -> tasks that an evaluated task was made into."""
 
 
 def audited(config: Config) -> Config:
@@ -92,8 +94,11 @@ def fresh_sources(config: Config, sets: Mapping[str, Sequence[Task]]) -> dict[st
     Raises UserError for `evaluate.audit.sources` that are no generators, and where no task has one.
     """
     audit, ids = config.evaluate.audit, {task.id for tasks in sets.values() for task in tasks}
-    own = RearcSource(kind="rearc", dataset="audit-rearc", seed=FRESH_SEED)
-    named: dict[str, AnySource] = {name: config.data.sources.get(name) for name in audit.sources} or {"-audit": own}
+    named: dict[str, AnySource | None] = {name: config.data.sources.get(name) for name in audit.sources}
+    named = named or {
+        f"-{name}": RearcSource(kind="rearc", dataset=name, seed=FRESH_SEED, difficulty=difficulty)
+        for name, difficulty in RANGES.items()
+    }
     found: dict[str, AnySource] = {}
     for name, source in named.items():
         if not isinstance(source, RearcSource | ArcGenSource | PluginSource):
@@ -106,7 +111,6 @@ def fresh_sources(config: Config, sets: Mapping[str, Sequence[Task]]) -> dict[st
         if tasks := sorted(ids.intersection(task_ids_of(source))):
             pool = {"examples": CANDIDATES * audit.fresh, "shown": None, "limit": None, "exclude": []}
             found[name] = source.model_copy(update={**pool, "tasks": tasks})
-            ids.difference_update(tasks)
     if not found:
         raise UserError(
             f"no generator ({', '.join(audit.sources) or 'RE-ARC'}) has any of the {len(ids)} tasks of evaluate.sets: name"
@@ -137,9 +141,11 @@ def _changed(task: Task, augmentation: Augmentation) -> Task:
 
 def _nearest(task: Task, candidates: Sequence[Pair], fresh: int) -> Iterator[Pair]:
     """Take for each test pair the candidates nearest to it in cells of input and output and in PSO difficulty, each measured
-    by its spread among the candidates. None equals a published pair up to symmetry and colours, and none is taken twice."""
-    known = {canonical_pair(pair) for pair in task.pairs}
-    left = [pair for pair in candidates if canonical_pair(pair) not in known]
+    by its spread among the candidates. None equals a published pair, or another one, up to symmetry and colours."""
+    distinct = {canonical_pair(pair): pair for pair in candidates}
+    for pair in task.pairs:
+        distinct.pop(canonical_pair(pair), None)
+    left = [*distinct.values()]
     for asked in task.test:
         if not left:
             return
@@ -175,7 +181,9 @@ def run_audit(
     learned = find_overlaps(config.model_copy(update={"evaluate": asked}), ancestors, trains=False)
     folder.write_json("overlap.json", learned)
     note_sets(folder, {n: name_set(config.data.sources[n], TaskTable.of(sets[n]), config.storage) for n in sets})
-    pools = {task.id: task.train for source in sources.values() for task in load_source(source, storage)}
+    pools: dict[str, list[Pair]] = {}
+    for task in (task for source in sources.values() for task in load_source(source, storage)):
+        pools.setdefault(task.id, []).extend(task.train)
     fresh = config.evaluate.audit.fresh
     made = {
         name: {task.id: derived(task, pools.get(task.id, ()), fresh) for task in tasks} for name, tasks in sets.items()
@@ -221,7 +229,9 @@ def _records(one: Derived, predictions: Mapping[tuple[str, int], list[dict[str, 
 def audit_scores(name: str, records: Sequence[Mapping[str, Any]], confidence: float) -> dict[ScorePath, Interval]:
     """Return the shares of a set by kind, and what published pairs have over each other kind; by group where there are two."""
     tasks = by_task(records)
-    scores = {(name, kind): share(found, kind, confidence) for kind in KINDS if (found := in_group(tasks, "all", kind))}
+    scores = {
+        (name, kind): share(found, kind, confidence) for kind in ASKED_KINDS if (found := in_group(tasks, "all", kind))
+    }
     for (kind, group), (_, difference) in contrasts(tasks, confidence).items():
         scores[(name, *([group] if group != "all" else []), f"published_minus_{kind}")] = difference
     return scores

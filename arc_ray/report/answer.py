@@ -73,7 +73,7 @@ def no_scores(report: Report) -> str:
 def warnings_of(report: Report) -> list[str]:
     """Say what a reader must know before believing a number."""
     found, quality = [], report.quality or {}
-    if config_value(report.config, "data.allow_overlap"):
+    if config_value(report.config, "data.allow_overlap") and not report.is_audit:
         found.append(
             "This config allows training on tasks that are also validated or evaluated on (data.allow_overlap):"
             " scores may be memory rather than skill."
@@ -91,15 +91,15 @@ def warnings_of(report: Report) -> list[str]:
 
 def audit_view(report: Report) -> dict[str, Any]:
     """Lay out audits: `audits` has an entry a set and arm, `audit_axis` is one for all differences."""
-    from arc_ray.scores.contrasts import GROUPS, KINDS, by_task, contrasts, in_group, share, task_difference
+    from arc_ray.scores.contrasts import ASKED_KINDS, TASK_GROUPS, by_task, contrasts, in_group, share, task_difference
 
     confidence, audits = config_value(report.config, "study.confidence", 0.95), []
     for (name, arm), rows in report.audit.groupby(["set", "arm"], sort=False):
         tasks = by_task(rows.to_dict("records"))
         shares = [
             {"group": group, "kind": kind, "of": len(own), "found": share(own, kind, confidence)}
-            for group in GROUPS
-            for kind in KINDS
+            for group in TASK_GROUPS
+            for kind in ASKED_KINDS
             if (own := in_group(tasks, group, kind))
         ]
         differences = [
@@ -121,7 +121,13 @@ def audit_view(report: Report) -> dict[str, Any]:
             }
         )
     axis = tables.effect_axis([vars(row["found"]) for audit in audits for row in audit["differences"]])
-    return {"audits": audits, "audit_axis": axis, "kinds": KINDS, "groups": GROUPS, "level": level(confidence)}
+    return {
+        "audits": audits,
+        "audit_axis": axis,
+        "kinds": ASKED_KINDS,
+        "groups": TASK_GROUPS,
+        "level": level(confidence),
+    }
 
 
 def _audited(report: Report) -> Iterable[str]:
@@ -132,9 +138,14 @@ def _audited(report: Report) -> Iterable[str]:
             found, tasks = row["found"], f"{row['of']} tasks"
             if row["group"] != "all":
                 tasks += f" {view['groups'][row['group']]}"
+            verdict = (
+                "published pairs are solved that fresh ones are not"
+                if found.low > 0
+                else "no memory shown at this size"
+            )
             yield (
                 f"{audit['set']}, published − fresh: {in_points(found.value)} points over {tasks} ({view['level']} interval"
-                f" {in_points(found.low)} to {in_points(found.high)}): {'memory' if found.low > 0 else 'no memory shown'}."
+                f" {in_points(found.low)} to {in_points(found.high)}): {verdict}."
             )
 
 

@@ -19,7 +19,6 @@ from arc_ray.contents import checked, damaged, parse_json
 from arc_ray.report.frames import WHO, Row, config_value, trial_row
 from arc_ray.runs.shapes import (
     AnswerShape,
-    AuditShape,
     ConfigShape,
     ManifestShape,
     MetricsShape,
@@ -30,7 +29,7 @@ from arc_ray.runs.shapes import (
     TrialShape,
     is_even,
 )
-from arc_ray.scores.records import read_record
+from arc_ray.scores.records import AuditShape, read_record
 from arc_ray.storage import Folder
 
 TUNE_ENDINGS = {"TERMINATED": "done", "ERROR": "failed"}

@@ -64,7 +64,9 @@ class Report:
     @property
     def name(self) -> str:
         """Name of the study or run; of several runs, all their names."""
-        return ", ".join(self.trials["trial"]) if self.kind == "runs" else self.folder.name
+        if self.kind == "runs":
+            return ", ".join(self.trials["trial"])
+        return (self.folder.parent if self.is_audit else self.folder).name
 
     @property
     def is_search(self) -> bool:
@@ -74,7 +76,12 @@ class Report:
     @property
     def is_evaluation(self) -> bool:
         """Whether it is an evaluation by itself, which trains nothing."""
-        return self.kind == "run" and self.run.get("command") in ("evaluate", "audit")
+        return self.is_audit or (self.kind == "run" and self.run.get("command") == "evaluate")
+
+    @property
+    def is_audit(self) -> bool:
+        """Whether it is an audit by itself, below the folder of the evaluation that it is named after."""
+        return self.kind == "run" and self.run.get("command") == "audit"
 
     @property
     def question(self) -> str:

@@ -202,21 +202,6 @@ class TimingShape(TypedDict):
     seconds: Number
 
 
-class AuditShape(TypedDict):
-    """An entry of audit.json."""
-
-    set: str
-    task: str
-    kind: Literal["published", "fresh", "turned", "recoloured"]
-    variant: str
-    output: Count
-    right: bool
-    asked: bool
-    known: bool
-    cells: Positive
-    difficulty: Number
-
-
 class TunedShape(TypedDict):
     """An entry of tuning.json; of its seconds, those that the steps took."""
 

@@ -1,8 +1,6 @@
 """Memory or skill: what answers to published pairs have over those to fresh, turned and recoloured ones, paired over tasks.
 
-    {"set": "arc", "task": "00576224", "kind": "fresh", "variant": "fresh", "output": 3, "right": True, "known": False, ...}
-
-is a record of an audit, one an answered output. `known` says whether the task is known to be in the training data.
+Records are those of audit.json, see `AuditShape`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,14 +13,14 @@ import numpy as np
 from arc_ray.scores.intervals import contrast_interval, share_over_seeds, two_shares_interval
 from arc_ray.scores.records import Interval
 
-KINDS: Mapping[str, str] = {
+ASKED_KINDS: Mapping[str, str] = {
     "published": "The test pairs as they are published.",
     "fresh": "Other inputs of the same rule, made by a generator, after the same shown pairs.",
     "turned": "The published task, turned and mirrored in the seven other ways.",
     "recoloured": "The published task with every colour but 0 renamed, in four ways.",
 }
 """What is asked in an audit; published is what the others are compared with."""
-GROUPS: Mapping[str, str] = {
+TASK_GROUPS: Mapping[str, str] = {
     "all": "all tasks",
     "known": "known to be in the training data",
     "others": "not known to be in it",
@@ -85,8 +83,8 @@ def task_difference(task: TaskShares, kind: str, confidence: float) -> Interval:
 def contrasts(tasks: Mapping[str, TaskShares], confidence: float) -> dict[tuple[str, str], tuple[int, Interval]]:
     """Return (kind, group) -> number of tasks and published minus that kind, for groups of at least two tasks."""
     found = {}
-    for kind in [*KINDS][1:]:
-        for group in GROUPS:
+    for kind in [*ASKED_KINDS][1:]:
+        for group in TASK_GROUPS:
             members = in_group(tasks, group, kind)
             if len(members) > 1:
                 found[kind, group] = len(members), difference(members, kind, confidence)
