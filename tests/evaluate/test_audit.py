@@ -221,7 +221,7 @@ def test_what_was_learned_by_heart_is_found_and_nothing_else(tmp_path: Path, her
     assert here == made
     write_report([run_folder(audited(config)).uri])
     page, text = (run_folder(audited(config)).read(f"report.{kind}", bytes.decode) for kind in ("html", "md"))
-    assert page.count("known to hold it") == len(LEAKED)
+    assert page.count(">known to hold it<") == len(LEAKED)
     assert "arc, published − fresh: +100.0 points over 8 tasks known to be in the training data" in text
     assert "| fresh | known to be in the training data | 8 | +100.0 |" in text
 
