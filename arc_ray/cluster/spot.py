@@ -22,6 +22,9 @@ GCP_METADATA = "http://metadata.google.internal"
 POLL_SECONDS = 5.0
 """AWS asks to look every 5 s (EC2 User Guide, "Spot Instance interruption notices")."""
 
+AWS_NOTICE_SECONDS = 120.0
+"""EC2 gives two minutes (EC2 User Guide, the same page): more is left by a clock only that is behind."""
+
 GCP_NOTICE_SECONDS = 30.0
 """Google gives a Spot VM 30 s (Compute Engine, "Spot VMs", preemption process)."""
 
@@ -42,7 +45,7 @@ def aws_notice(metadata: str = AWS_METADATA, now: Callable[[], float] = time.tim
             return None
         raise
     ends = datetime.strptime(json.loads(body)["time"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
-    return max(0.0, ends.timestamp() - now())
+    return min(AWS_NOTICE_SECONDS, max(0.0, ends.timestamp() - now()))
 
 
 def gcp_notice(metadata: str = GCP_METADATA) -> float | None:

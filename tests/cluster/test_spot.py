@@ -51,7 +51,8 @@ AWS, GCP = "/latest/meta-data/spot/instance-action", "/computeMetadata/v1/instan
 
 
 def test_aws_notice_is_the_time_that_is_left() -> None:
-    """Catches local time taken for UTC, and 404 taken for an error (it means: nothing announced)."""
+    """Catches local time taken for UTC, 404 taken for an error (it means: nothing announced), and a clock that was put and
+    promises a day, or a time that has passed."""
     ends = time.time() + 120
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(ends))
     answers: dict[str, str] = {}
@@ -59,8 +60,10 @@ def test_aws_notice_is_the_time_that_is_left() -> None:
         assert spot.aws_notice(url) is None
         answers[AWS] = f'{{"action": "terminate", "time": "{stamp}"}}'
         left = spot.aws_notice(url)
+        behind, ahead = (spot.aws_notice(url, now=lambda day=day: time.time() + 86_400 * day) for day in (-1, 1))
     assert left is not None
     assert 115 < left <= 120
+    assert (behind, ahead) == (120, 0)
 
 
 def test_gcp_notice() -> None:
