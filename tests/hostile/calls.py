@@ -99,7 +99,7 @@ def complaint(outcome: Outcome, *names: str) -> str | None:
         return f"a message of {len(said)} characters"
     if sum(line.startswith("error: ") for line in said.splitlines()) != 1:
         return "not one message"
-    if names and not any(plain(name) in said for name in names):
+    if names and not any(way(name) in said for name in names for way in (plain, lambda name: repr(name)[1:-1])):
         return "the message does not name the place"
     return None
 
