@@ -10,16 +10,19 @@ from pathlib import Path
 import pytest
 import yaml
 from small_study import small_search
-from training import ends_well, press_ctrl_c, running, wait_for
+from training import press_ctrl_c, running, wait_for
+
+from arc_ray.cli import notebook
+from arc_ray.config import load_config
 
 pytestmark = pytest.mark.slow
 
 
-def test_a_search_that_was_interrupted_is_not_ended(tmp_path: Path) -> None:
+def test_a_search_that_was_interrupted_is_not_ended(ray_session: None, tmp_path: Path) -> None:
     """Catches half a grid that is taken for the whole: best.yaml and exit code 0 after Ctrl-C."""
     config, folder = tmp_path / "search.yaml", tmp_path / "search"
     tree = small_search(tmp_path, {"train.lr": {"grid": [1e-2, 1e-3, 1e-4]}})
-    tree["train"] |= {"epochs": 10}  # the trials that are left take longer than the signal
+    tree["train"] |= {"epochs": 5}  # the trials that are left take longer than the signal
     config.write_text(yaml.safe_dump(tree))
 
     def statuses() -> list[str]:
@@ -30,8 +33,7 @@ def test_a_search_that_was_interrupted_is_not_ended(tmp_path: Path) -> None:
         press_ctrl_c(search)
     assert statuses() != ["done"] * 3
     assert not (folder / "result.json").exists()
-    with running("tune", str(config)) as search:
-        ends_well(search)
+    notebook.tune(load_config(config))
     assert statuses() == ["done"] * 3
 
 
