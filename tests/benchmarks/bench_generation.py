@@ -2,6 +2,7 @@
 
     python tests/benchmarks/bench_generation.py peer [MODEL] [--batches 1 32] [--prompt-tokens 4096] [--tokens 64] [--gpu]
     python tests/benchmarks/bench_generation.py greedy FOLDER [--answers 400]
+    python tests/benchmarks/bench_generation.py search FOLDER [--answers 64] [--least 0.1 0.03]
     python tests/benchmarks/bench_generation.py guesses
 
 peer: plain `transformers.generate` beside this package without and with guesses, on batches of ARC-AGI-1 evaluation tasks,
@@ -14,6 +15,8 @@ greedy: exact greedy accuracy of a trained model, by generating (without and wit
 packed rows, as `train` validates. FOLDER is that of an evaluation of a trained model, such as
 runs/quickstart/evaluate/base; its source `rearc` is cut into puzzles. A token-step is one sequence in one forward pass:
 a row that grows by a token, or a packed row that is read. Seconds are of one run each.
+search: all answers above a probability, of the same tasks in the batches of an evaluation, without and with guesses: the
+forward passes, the tokens that they read, and whether answers and log-probabilities are the same.
 guesses: tokens a forward pass if a model wrote the right answers of every eighth ARC-AGI-1 evaluation task, by how much
 of the context a guess may look at; no model runs.
 """
@@ -35,10 +38,12 @@ from arc_ray.config.model import ModelConfig
 from arc_ray.config.training import PromptConfig
 from arc_ray.datasets.reading import load_source
 from arc_ray.decode import writer as drafting
+from arc_ray.decode.continuations import CachedRows
 from arc_ray.decode.kernels import use_onednn
+from arc_ray.decode.likelihood import find_answers
 from arc_ray.decode.vllm import VllmWriter
 from arc_ray.decode.writer import Answer, Writer, generate_greedily
-from arc_ray.evaluate.questions import Prompt, make_batches, make_prompts
+from arc_ray.evaluate.questions import Prompt, make_batches, make_prompts, rows_of
 from arc_ray.models.attention import place
 from arc_ray.models.build import load_for_inference
 from arc_ray.models.loss import LearnedLoss
@@ -59,11 +64,12 @@ LOOKAHEAD = 8
 
 
 def main() -> None:
-    """Run one of the three."""
+    """Run one of the four."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["peer", "greedy", "guesses"])
+    parser.add_argument("what", choices=["peer", "greedy", "search", "guesses"])
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--answers", type=int, default=400)
+    parser.add_argument("--least", type=float, nargs="+", default=[0.1, 0.03])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--prompt-tokens", type=int, default=4096)
     parser.add_argument("--tokens", type=int, default=64)
@@ -79,6 +85,9 @@ def main() -> None:
             against_transformers(arguments, number)
     elif arguments.what == "greedy":
         against_one_pass(arguments.folder, arguments.answers)
+    elif arguments.what == "search":
+        for least in arguments.least:
+            search_with_guesses(arguments.folder, arguments.answers, least)
     else:
         count_right_guesses()
 
@@ -148,17 +157,9 @@ def written_by(writer: VllmWriter, prompts: list[Any], tokens: int) -> list[list
 
 def against_one_pass(folder: Path, answers: int) -> None:
     """Solve the same tasks by generating and by one forward pass."""
-    config = load_config(folder / "config.yaml")
-    config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"symmetries": 1})})
-    tokenizer = load_tokenizer(config.model, config.storage)
-    writer_model = load_for_inference(config.model, config.storage, config.evaluate.checkpoint)
-    codec = codec_for(tokenizer, config.prompt.format, config.prompt.encoder)
-    tasks = cut_tasks(config, answers)
-    prompts = make_prompts(codec, TaskTable.of(tasks), config)
-    print(f"{len(tasks)} tasks, {config.evaluate.checkpoint}")
+    config, codec, writer, tasks, prompts = asked(folder, answers)
     solved = {}
     for lookahead in (0, LOOKAHEAD):
-        writer = Writer(writer_model, [codec.end_id], tokenizer.pad_token_id or 0)
         started = time.perf_counter()
         found = generate(config, writer, prompts, lookahead)
         seconds = time.perf_counter() - started
@@ -169,13 +170,53 @@ def against_one_pass(folder: Path, answers: int) -> None:
     started = time.perf_counter()
     table = TaskTable.of(tasks)
     validation = make_validation(codec, {"all": table}, config.view.max_shown, config.train.row_tokens, 0)
-    outcome = validate(LearnedLoss(writer_model), validation, rows_at_once=8, rank=0, num_workers=1)
+    outcome = validate(LearnedLoss(writer.model), validation, rows_at_once=8, rank=0, num_workers=1)
     seconds = time.perf_counter() - started
     at_once = [outcome.solved[outcome.names.index(f"all/{task.id}/0")] for task in tasks]
     steps = len(validation.batch["input_ids"])
     print(f"{'one forward pass':24} {sum(at_once):4} solved  {steps:7} token-steps  {seconds:7.1f} s")
     differing = sum(bool(a) != b for a, b in zip(at_once, solved[0], strict=True))
     print(f"tasks solved by one way only: {differing}; by guesses or without only: {differ(solved)}")
+
+
+def asked(
+    folder: Path, answers: int, keys: dict[str, Any] | None = None
+) -> tuple[Config, Codec, Writer, list[Task], list[Prompt]]:
+    """Load the model of an evaluation, and ask it about the plain views of tasks that are cut from its sources."""
+    config = load_config(folder / "config.yaml", {"evaluate.symmetries": 1, **(keys or {})})
+    tokenizer = load_tokenizer(config.model, config.storage)
+    model = load_for_inference(config.model, config.storage, config.evaluate.checkpoint)
+    codec = codec_for(tokenizer, config.prompt.format, config.prompt.encoder)
+    tasks = cut_tasks(config, answers)
+    print(f"{len(tasks)} tasks, {config.evaluate.checkpoint}")
+    writer = Writer(model, [codec.end_id], tokenizer.pad_token_id or 0)
+    return config, codec, writer, tasks, make_prompts(codec, TaskTable.of(tasks), config)
+
+
+def search_with_guesses(folder: Path, answers: int, least: float) -> None:
+    """Search the same prompts without and with guesses, counting passes and the tokens that they read."""
+    keys = {"evaluate.decode": "search", "evaluate.min_probability": least}
+    config, _, writer, _, prompts = asked(folder, answers, keys)
+    step, sizes, found = CachedRows.step, list[int](), {}
+    setattr(CachedRows, "step", lambda rows, ids, *at: sizes.append(ids.size) or step(rows, ids, *at))  # noqa: B010
+    works = make_batches(prompts, config.evaluate.batch_tokens, rows_of(config.evaluate))
+    for lookahead in (0, LOOKAHEAD):
+        sizes.clear()
+        started, found[lookahead] = time.process_time(), list[Answer]()
+        for work in works:
+            ids, limits = [prompt.ids for prompt in work], [prompt.limit for prompt in work]
+            found[lookahead] += [a for own in find_answers(writer, ids, limits, least, lookahead) for a in own]
+        seconds = time.process_time() - started
+        print(
+            f"above {least}, {lookahead} guesses: {len(found[lookahead])} answers, {len(works)} passes over prompts and"
+            f" {len(sizes)} that write, {sum(sizes)} tokens, {seconds:.1f} s of CPU"
+        )
+    setattr(CachedRows, "step", step)  # noqa: B010
+    pairs = list(zip(*found.values(), strict=True))
+    assert all(a.ids.tolist() == b.ids.tolist() for a, b in pairs), "guesses change answers"
+    print(
+        f"the same answers; log-probabilities to {max(abs(a.log_probability - b.log_probability) for a, b in pairs):.1g}"
+    )
 
 
 def count_right_guesses() -> None:
