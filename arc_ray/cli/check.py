@@ -135,7 +135,10 @@ def describe_command(command: Command, asked: Config, address: str | None, termi
             case "study":
                 terminal.note(asked.question or "(no question)")
                 _describe_trials(needs, terminal)
-                terminal.note(f"then, with seeds {asked.study.seeds}: each arm at the setting chosen for it")
+                first, *others = asked.study.looks
+                more = f"; more seeds, {first} at a time, up to {others[-1]} until it is clear" if others else ""
+                seeds = asked.study.all_seeds[:first]
+                terminal.note(f"then, with seeds {seeds}: each arm at the setting chosen for it{more}")
                 for line in shared_lines(needs.config):
                     terminal.note(line)
 

@@ -1,7 +1,7 @@
 """Evaluation, test-time training, search and study: how a model is judged, what is varied, what is asked."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -190,6 +190,21 @@ class TuneConfig(Section):
         return self
 
 
+class SeedsConfig(Section):
+    """Seeds that are added in rounds until the answer is clear."""
+
+    at_least: int = Field(default=3, ge=2)
+    """Seeds of each round, from 1 on; after each the arms are compared."""
+    at_most: int = Field(default=12, le=100)
+    """Seeds after which no more are added."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> "SeedsConfig":
+        if self.at_most <= self.at_least:
+            raise ValueError("at_most must be more than at_least; a list of seeds is one round")
+        return self
+
+
 class StudyConfig(Section):
     """A question asked of trials: what differs between the arms, and over which seeds."""
 
@@ -198,8 +213,11 @@ class StudyConfig(Section):
     that differ in such keys at all are compared by what they answer to `evaluate.sets`."""
     arms: list[Any] = Field(default=["base", "count"])
     """Values of `compare`; the first is the baseline."""
-    seeds: list[int] = Field(default=[1, 2, 3], min_length=1)
-    """Each arm's chosen setting is trained once per seed, and arms are compared seed by seed; the search uses `seed`."""
+    seeds: Annotated[list[int], Field(min_length=1)] | SeedsConfig = Field(default=[1, 2, 3])
+    """Each arm's chosen setting is trained once per seed, and arms are compared seed by seed; the search uses `seed`. With
+    {at_least: 3, at_most: 12} seeds are added until each interval leaves out zero or lies within `indifference`."""
+    indifference: float = Field(default=0.05, ge=0, lt=1)
+    """Of seeds that are added: an effect of at most this size, in either direction, is as good as none."""
     evaluate_seeds: Literal["all", "one"] = "all"
     """Which seeds of each arm answer `evaluate.sets`: every one, or, for a fraction of the cost, the first."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
@@ -213,9 +231,22 @@ class StudyConfig(Section):
             raise ValueError(
                 f"compare: {self.compare}: all arms answer the same sets, with checkpoints that the study trains"
             )
-        if len(set(self.seeds)) < len(self.seeds):
+        if len(set(self.all_seeds)) < len(self.all_seeds):
             raise ValueError("seeds repeat; each seed counts once")
+        if isinstance(self.seeds, SeedsConfig) and self.evaluate_seeds == "one":
+            raise ValueError("evaluate_seeds: all seeds must answer where seeds are added; set it to all")
         return self
+
+    @property
+    def all_seeds(self) -> list[int]:
+        """All seeds that may be used."""
+        return [*range(1, self.seeds.at_most + 1)] if isinstance(self.seeds, SeedsConfig) else self.seeds
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """After how many seeds arms are compared."""
+        size = self.seeds.at_least if isinstance(self.seeds, SeedsConfig) else len(self.seeds)
+        return *range(size, len(self.all_seeds), size), len(self.all_seeds)
 
 
 def arm_parts(

@@ -144,7 +144,8 @@ class Report:
         points = math.prod(len(next(iter(spec.values()))) for spec in space.values()) if is_grid else drawn
         if self.kind == "tune":
             return max(len(self.trials), points)
-        num_seeds, num_trained = len(config_value(self.config, "study.seeds", [0])), len({*self.trained_as.values()})
+        seeds, num_trained = config_value(self.config, "study.seeds", [0]), len({*self.trained_as.values()})
+        num_seeds = seeds["at_least"] if isinstance(seeds, Mapping) else len(seeds)
         return max(len(self.trials), max(num_trained, 1) * (points + num_seeds))
 
 

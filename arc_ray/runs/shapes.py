@@ -56,7 +56,7 @@ class TuneShape(TypedDict, total=False):
 class StudyShape(TypedDict, total=False):
     compare: str
     arms: list[Any]
-    seeds: list[Whole]
+    seeds: list[Whole] | dict[str, Count]
 
 
 class ConfigShape(TypedDict, total=False):

@@ -6,11 +6,13 @@ The formulas, their reasons, and how often the intervals hold the truth: `tests/
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import brentq
 from scipy.special import betaincinv, gammaincinv, stdtrit
 
 from arc_ray.errors import UserError
@@ -31,6 +33,9 @@ QUIET_SEEDS = 0.25
 """Quantile of the noise that is subtracted from the variation between seeds."""
 SHARED_LUCK = 0.25
 """Puzzles whose tasks differ all together that are added before the design effect of a difference is estimated."""
+
+LOOKS_CELLS = 401
+"""Places of a sum that are told apart; an odd number, since it begins at zero."""
 
 
 class MeanSquares(NamedTuple):
@@ -240,6 +245,33 @@ def needed(effect: Effect, size: float) -> Needed:
 def student_quantile(confidence: float, degrees: npt.ArrayLike) -> FloatArray:
     """Return q such that Student's t with so many degrees of freedom lies in [-q, q] with this probability."""
     return stdtrit(degrees, (1 + confidence) / 2)
+
+
+@cache
+def looks_levels(looks: tuple[int, ...], confidence: float) -> tuple[float, ...]:
+    """Return the level of an interval at each look, after so many seeds, such that all hold the truth with `confidence`.
+
+    O'Brien and Fleming's bounds (Biometrics 35, 1979): z falls with the square root of the seeds, so that early looks hardly
+    cost the last one.
+    """
+    if len(looks) == 1:
+        return (confidence,)
+    one = NormalDist().inv_cdf((1 + confidence) / 2) * looks[-1] ** 0.5
+    bound = brentq(lambda b: _stays_within(b, looks) - confidence, one, 2 * one, xtol=1e-4)
+    return tuple(2 * NormalDist().cdf(bound / number**0.5) - 1 for number in looks)
+
+
+def _stays_within(bound: float, looks: Sequence[int]) -> float:
+    """Return how often a sum of standard normal numbers lies within [-bound, bound] after each of so many."""
+    width = 2 * bound / LOOKS_CELLS
+    places = (np.arange(LOOKS_CELLS) + 0.5) * width - bound
+    density, last = np.zeros(LOOKS_CELLS), 0
+    density[LOOKS_CELLS // 2] = 1.0
+    for number in looks:
+        spread = (number - last) ** 0.5
+        moved = np.exp(-(((places[:, None] - places) / spread) ** 2) / 2) * width / (spread * (2 * np.pi) ** 0.5)
+        density, last = moved @ density, number
+    return float(density.sum())
 
 
 def _by_unit(values: FloatArray, units: IntArray) -> FloatArray:

@@ -21,7 +21,7 @@ from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.runs.shapes import FilesShape, ResultShape
 from arc_ray.scores.analysis import choosing_half
 from arc_ray.scores.intervals import paired_effect
-from arc_ray.study.comparing import ANSWERS, effect_record, spoken_arm, trainings
+from arc_ray.study.comparing import ANSWERS, effect_record, look_level, spoken_arm, trainings
 from arc_ray.study.evaluating import arm_config, arm_folder, num_answers, read_answers
 from arc_ray.tasks.task import Task
 from arc_ray.tune.space import trial_folder
@@ -60,13 +60,15 @@ def check_answering(config: Config, given: Mapping[str, Sequence[Task]]) -> None
 def shared_lines(config: Config) -> Iterator[str]:
     """Say how many trainings and evaluations a study makes after its search, and what arms have in common."""
     trained, study = trainings(config), config.study
-    yield f"{len({*trained.values()}) * len(study.seeds)} trainings measure"
+    at_most = "at most " if len(study.looks) > 1 else ""
+    yield f"{at_most}{len({*trained.values()}) * len(study.all_seeds)} trainings measure"
     for own in dict.fromkeys(trained.values()):
         if sharing := [arm for arm in trained if trained[arm] == own != arm]:
             yield f"  {', '.join(sharing)}: with the trainings of {own}"
     if not config.evaluate.sets:
         return
-    yield f"{len(study.arms) * (len(study.seeds) if study.evaluate_seeds == 'all' else 1)} evaluations"
+    num_seeds = len(study.all_seeds) if study.evaluate_seeds == "all" else 1
+    yield f"{at_most}{len(study.arms) * num_seeds} evaluations"
     asked = {value_name(arm): arm_config(config, arm).evaluate for arm in study.arms}
     done: list[str] = []
     for arm in sorted(asked, key=lambda arm: num_answers(asked[arm]), reverse=True):
@@ -97,6 +99,7 @@ def by_answers(config: Config, analysis: Mapping[str, Any], trials: Sequence[Tri
     settings = {one["arm"]: one["setting"] for one in analysis["arms"]}
     settings = {arm: settings[own] for arm, own in trained.items()}
     seeds = arm_folder(config, baseline).read_json("result.json", ResultShape)["seeds"]
+    level = look_level(config, len(seeds))
     answers = {arm: [_answers(config, arm, seed) for seed in seeds] for arm in trained}
     chose = _chose(config, trials) if len(set(trained.values())) > 1 else set()
     outputs = [
@@ -112,7 +115,7 @@ def by_answers(config: Config, analysis: Mapping[str, Any], trials: Sequence[Tri
         values = {arm: np.array([[float(one[o][key]) for o in asked] for one in own]) for arm, own in answers.items()}
         means[name] = {arm: float(found.mean()) for arm, found in values.items()}
         for arm in others:
-            effect = paired_effect(values[arm], values[baseline], _tasks(asked), config.study.confidence)
+            effect = paired_effect(values[arm], values[baseline], _tasks(asked), level)
             effects.append(effect_record(config, name, arm, effect, settings))
     return {
         **analysis,
@@ -166,11 +169,11 @@ def _costs(config: Config, outputs: Sequence[Output], seeds: Sequence[int]) -> l
         if reach := 2 * float(np.abs(difference).max()):
             # Intervals are of outcomes between 0 and 1; a half at most, since whole ones are taken for yes and no.
             scaled = difference.clip(0) / reach, (-difference).clip(0) / reach
-            effect = paired_effect(*scaled, _tasks(outputs), config.study.confidence)
+            effect = paired_effect(*scaled, _tasks(outputs), look_level(config, len(seeds)))
             value, low, high = (math.exp(reach * end) for end in (effect.value, effect.low, effect.high))
             sentence = (
                 f"{spoken_arm(arm, config)} writes with {value:.3g} times the passes of {spoken_arm(baseline, config)}"
-                f" ({100 * effect.confidence:g} % interval {low:.3g} to {high:.3g})."
+                f" ({100 * config.study.confidence:g} % interval {low:.3g} to {high:.3g})."
             )
             found.append({"arm": arm, "value": value, "low": low, "high": high, "sentence": sentence})
     return found

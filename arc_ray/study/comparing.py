@@ -1,8 +1,9 @@
 """From trials to the answer: which setting each arm is judged at, and what the arms differ by."""
 
 import json
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from arc_ray.config.searching import trained_as
 from arc_ray.errors import UserError
 from arc_ray.runs.folder import read_metrics
 from arc_ray.scores.analysis import Run, at_equal_tokens, choosing_half, compare, finding, gather, steps_to_loss
-from arc_ray.scores.intervals import Effect
+from arc_ray.scores.intervals import Effect, looks_levels
 from arc_ray.storage import Folder
 from arc_ray.tune.space import Point, trial_folder
 from arc_ray.tune.trials import Trial, candidates, read_outcomes
@@ -33,7 +34,7 @@ def search_points(config: Config, found: Sequence[Point]) -> list[Point]:
 
     Raises UserError if the study would measure with that seed too: the chosen trial's luck would count.
     """
-    if config.seed in config.study.seeds:
+    if config.seed in config.study.all_seeds:
         raise UserError(f"study.seeds holds {config.seed}, the seed of the search; measuring needs fresh ones")
     return [
         {**point, config.study.compare: arm, "seed": config.seed} for point in found for arm in trained_arms(config)
@@ -56,8 +57,8 @@ def split(config: Config, point: Point) -> tuple[str, str, int]:
     return value_name(point[config.study.compare]), json.dumps(setting), int(point["seed"])
 
 
-def finalists(config: Config, trials: Sequence[Trial]) -> list[Point]:
-    """List the points that measure: each arm's best setting, with every seed of the study.
+def finalists(config: Config, trials: Sequence[Trial], seeds: Sequence[int]) -> list[Point]:
+    """List the points that measure: each arm's best setting, with every one of these seeds.
 
     The seeds are fresh, so what is measured owes nothing to the luck of the trial that was chosen.
     """
@@ -65,7 +66,7 @@ def finalists(config: Config, trials: Sequence[Trial]) -> list[Point]:
     for arm in trained_arms(config):
         own = [trial for trial in trials if split(config, trial.point)[0] == value_name(arm)]
         if ranked := candidates(config, own, in_study=True):
-            chosen += [{**ranked[0].point, "seed": seed} for seed in config.study.seeds]
+            chosen += [{**ranked[0].point, "seed": seed} for seed in seeds]
     return chosen
 
 
@@ -93,10 +94,11 @@ class Measured:
 def analyse(config: Config, trials: Sequence[Trial]) -> dict[str, Any]:
     """Compare the arms by every metric and return what analysis.json holds. Raises UserError if an arm never finished."""
     study, metric = config.study, config.tune.metric
-    measured = [_measured(config, t) for t in trials if t.status == "done" and t.point["seed"] in study.seeds]
+    measured = [_measured(config, t) for t in trials if t.status == "done" and t.point["seed"] in study.all_seeds]
     baseline = value_name(study.arms[0])
     outcomes = {name: gather(_run(one, name) for one in measured) for name in dict.fromkeys([metric, TIE])}
-    compared = {name: compare(found, baseline, study.confidence, config.seed) for name, found in outcomes.items()}
+    level = look_level(config, len(outcomes[metric].seeds))
+    compared = {name: compare(found, baseline, level, config.seed) for name, found in outcomes.items()}
     return {
         "question": config.question,
         "compare": study.compare,
@@ -156,6 +158,19 @@ def _means(arms: Sequence[str], values: Iterable[float | None]) -> dict[str, flo
     return {arm: float(np.mean(found)) for arm, found in by_arm.items()}
 
 
+def look_level(config: Config, num_seeds: int) -> float:
+    """Return the level of the intervals after so many seeds, such that all looks together have `study.confidence`."""
+    looks = config.study.looks
+    return looks_levels(looks, config.study.confidence)[bisect_left(looks[:-1], num_seeds)]
+
+
+def is_clear(config: Config, analysis: Mapping[str, Any]) -> bool:
+    """Tell whether each effect that is asked for is shown, or as good as none."""
+    asked = [effect for effect in analysis["effects"] if effect["metric"] == analysis["metric"]]
+    none = config.study.indifference
+    return all(effect["shown"] or -none <= effect["low"] <= effect["high"] <= none for effect in asked)
+
+
 def answer(analysis: Mapping[str, Any]) -> str:
     """Say what was found: the sentences of the effects that the question is about, and of what they cost."""
     main = [e for e in analysis["effects"] if e["metric"] == analysis["metric"]]
@@ -165,7 +180,11 @@ def answer(analysis: Mapping[str, Any]) -> str:
 def effect_record(config: Config, metric: str, arm: str, effect: Effect, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what analysis.json says of an arm's effect on a metric; `settings` has each arm's."""
     baseline = value_name(config.study.arms[0])
+    effect = replace(effect, confidence=config.study.confidence)  # of all looks together
     found = finding(effect, spoken_arm(arm, config), spoken_arm(baseline, config))
+    if len(config.study.looks) > 1:
+        paid = f"the interval pays for up to {len(config.study.looks)} looks, one after each round of seeds"
+        found = replace(found, warnings=(*found.warnings, paid))
     kind, _, name = metric.partition("/")
     spoken = name.replace("_", " ") + (" in two attempts" if kind == ANSWERS else "")
     return {

@@ -67,7 +67,7 @@ def evaluations(config: Config, trials: Sequence[Trial]) -> dict[str, dict[int, 
         for trial in trials:
             trained, _, seed = split(config, trial.point)
             is_asked = config.study.evaluate_seeds == "all" or not own
-            is_measured = trial.status == "done" and seed in config.study.seeds
+            is_measured = trial.status == "done" and seed in config.study.all_seeds
             if is_asked and is_measured and trained == trainings(config)[value_name(arm)]:
                 own[seed] = _evaluation(config, arm, trial.point)
     largest = sorted(

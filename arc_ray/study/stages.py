@@ -22,11 +22,11 @@ from arc_ray.runs.obtain import obtain, obtaining
 from arc_ray.runs.owner import owned
 from arc_ray.runs.starts import lineage
 from arc_ray.study.answers import by_answers, compares_answers
-from arc_ray.study.comparing import EFFECT_KEYS, analyse, answer, finalists, split
+from arc_ray.study.comparing import EFFECT_KEYS, analyse, answer, finalists, is_clear, split
 from arc_ray.study.evaluating import evaluate_arms, shares
 from arc_ray.study.needs import Needs
 from arc_ray.train.run import run_training
-from arc_ray.tune.space import Point, num_trials
+from arc_ray.tune.space import num_trials
 from arc_ray.tune.trials import Trial, candidates, rank, write_search
 
 if TYPE_CHECKING:
@@ -61,18 +61,27 @@ def run_study(needs: Needs, progress: Progress) -> dict[str, Any]:
         quality = describe_data(data, ancestors, plan=search.plan(data))
         note_sets(folder, {name: counts["set"] for name, counts in quality["sources"].items()})
         folder.write_json("quality.json", quality)
-    trials, seeds = num_trials(config, needs.points), len(config.study.seeds)
-    told = f"{trials} trial{'' if trials == 1 else 's'}, then {seeds} fresh seed{'' if seeds == 1 else 's'}"
-    stage(f"search: {told} of each arm's best")
-    found = search_and_measure(search, needs.points, progress)
-    analysis, by_answer = analyse(config, found), compares_answers(config)
+    trials, looks = num_trials(config, needs.points), config.study.looks
+    seeds = f"{looks[0]} fresh seed{'' if looks[-1] == 1 else 's'}" + (f", up to {looks[-1]}," if looks[1:] else "")
+    stage(f"search: {trials} trial{'' if trials == 1 else 's'}, then {seeds} of each arm's best")
+    searched, by_answer = search.run(needs.points), compares_answers(config)
+    analysis, scores = dict[str, Any](), dict[str, float]()
+    for before, number in itertools.pairwise([0, *looks]):
+        if before:
+            progress.note(f"not clear after {before} seeds of each arm: more are added")
+        measure(search, searched, config.study.all_seeds[before:number], progress)
+        analysis = analyse(config, search.ended)
+        if by_answer:
+            if not before:
+                stage("evaluation")
+            scores = evaluate_arms(config, search.ended, progress)
+            analysis = by_answers(config, analysis, search.ended)
+        folder.write_json("analysis.json", analysis)
+        if is_clear(config, analysis):
+            break
     if not by_answer:
-        folder.write_json("analysis.json", analysis)
-    stage("evaluation")
-    scores = evaluate_arms(config, found, progress)
-    if by_answer:
-        analysis = by_answers(config, analysis, found)
-        folder.write_json("analysis.json", analysis)
+        stage("evaluation")
+        scores = evaluate_arms(config, search.ended, progress)
     stage("report")
     result = {"answer": answer(analysis), "question": config.question, "confidence": config.study.confidence}
     result |= {f"effect/{e['arm']}/{e['metric']}/{key}": e[key] for e in analysis["effects"] for key in EFFECT_KEYS}
@@ -190,13 +199,12 @@ def with_all_data(variants: Sequence[Config]) -> Config:
     return variants[0].model_copy(update={"data": data.model_copy(update={"mix": mix})})
 
 
-def search_and_measure(search: "Search", points: Sequence[Point], progress: Progress) -> list[Trial]:
-    """Search with early stopping, then train each arm's chosen setting to its end with fresh seeds."""
-    chosen = finalists(search.config, search.run(points))
+def measure(search: "Search", searched: Sequence[Trial], seeds: Sequence[int], progress: Progress) -> None:
+    """Train each arm's chosen setting to its end with fresh seeds."""
+    chosen = finalists(search.config, searched, seeds)
     settings = dict.fromkeys(" ".join(split(search.config, point)[:2]) for point in chosen)
     progress.note(f"chosen on one half of the validation tasks: {'; '.join(settings)}")
     search.run_points(chosen, stop_early=False)
-    return search.ended
 
 
 def make_search(needs: Needs, progress: Progress) -> "Search":

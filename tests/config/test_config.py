@@ -186,6 +186,9 @@ def test_a_wrong_value_is_refused_with_its_key_as_it_was_written(tree: dict[str,
         ({"study": {"arms": ["base"]}}, "at least two different values"),
         ({"study": {"arms": ["base", "base"]}}, "at least two different values"),
         ({"study": {"seeds": [1, 1]}}, "seeds repeat"),
+        ({"study": {"seeds": {"at_least": 3, "at_most": 3}}}, "at_most must be more than at_least"),
+        ({"study": {"seeds": {"at_least": 1}}}, "at_least: Input should be greater than or equal to 2"),
+        ({"study": {"seeds": {}, "evaluate_seeds": "one"}}, "all seeds must answer where seeds are added"),
     ],
 )
 def test_values_that_cannot_go_together_are_refused(tree: dict[str, Any], message: str):

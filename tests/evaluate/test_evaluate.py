@@ -631,7 +631,7 @@ def test_arms_of_a_study_answer_once_with_the_same_models(tmp_path: Path, here: 
     keys = {"start": "four", "starts": arms, "study__arms": [*arms], "study__seeds": [1, 2], "evaluate__symmetries": 4}
     config = config_at(tmp_path, **keys)
     trials = []
-    for seed in config.study.seeds:
+    for seed in config.study.all_seeds:
         folder = trial_folder(config, {"start": "one", "seed": seed})
         shutil.copytree(tmp_path / "base", (folder / "checkpoint-000001").local_path())
         (folder / "checkpoint-000001").write_json("arc_ray.json", None)

@@ -22,7 +22,7 @@ from arc_ray.scores.analysis import (
     gather,
     steps_to_loss,
 )
-from arc_ray.scores.intervals import Effect, MeanSquares, mean_squares, needed, paired_effect, units_of
+from arc_ray.scores.intervals import Effect, MeanSquares, looks_levels, mean_squares, needed, paired_effect, units_of
 from arc_ray.seeding import rng_for
 
 simulation = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "simulate_analysis.py"))
@@ -380,3 +380,14 @@ def test_trials_are_compared_at_the_most_tokens_that_all_have_seen():
     assert values == pytest.approx({"short": 0.3, "long": 0.4, "late": 0.1 + 0.1 / 3})
     begun_later = at_equal_tokens({**curves, "shorter": ([0, 50, 100], [0.0, 0.1, 0.2])})
     assert begun_later == (100, {"short": 0.2, "long": pytest.approx(0.2), "late": None, "shorter": 0.2})
+
+
+@pytest.mark.parametrize(
+    ("looks", "constant"), [(1, 1.960), (2, 1.977), (3, 2.004), (4, 2.024), (5, 2.040), (10, 2.087)]
+)
+def test_all_looks_together_hold_the_truth_as_often_as_one(looks: int, constant: float) -> None:
+    """Would catch looks that are not paid for: against the constants of O'Brien and Fleming's bounds for 5 %, as Jennison and
+    Turnbull tabulate them ("Group Sequential Methods", 1999)."""
+    levels = looks_levels(tuple(range(3, 3 * looks + 1, 3)), 0.95)
+    bounds = stats.norm.ppf((1 + np.array(levels)) / 2)
+    assert bounds == pytest.approx(constant * np.sqrt(looks / np.arange(1, looks + 1)), abs=2e-3)

@@ -1,7 +1,7 @@
 """Studies of answering: what arms share, what they are compared by, and what is left out of the comparison."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from arc_ray.cli.console import Terminal
 from arc_ray.config import Config, config_from
 from arc_ray.errors import UserError
 from arc_ray.evaluate.questions import SCHEMA
@@ -17,6 +18,7 @@ from arc_ray.report.page import view_of, write_report
 from arc_ray.runs.folder import MetricsFile, claim, run_folder
 from arc_ray.scores.analysis import choosing_half
 from arc_ray.seeding import rng_for
+from arc_ray.study import stages
 from arc_ray.study.answers import by_answers, compares_answers, shared_lines
 from arc_ray.study.comparing import analyse, answer, finalists, search_points, trainings
 from arc_ray.study.evaluating import arm_folder, evaluations
@@ -51,11 +53,11 @@ def mixed(tmp_path: Path, **keys: Any) -> Config:
     return study(tmp_path, "start", MIXED, start="plain", starts=MIXED, **keys)
 
 
-def trained(config: Config) -> list[Trial]:
+def trained(config: Config, seeds: Sequence[int] = ()) -> list[Trial]:
     """Write the trials of a study's search and of its seeds as they look when they are done."""
     claim(run_folder(config), config, "study")
     found = [_trial(config, point) for point in search_points(config, points(config))]
-    return found + [_trial(config, point) for point in finalists(config, found)]
+    return found + [_trial(config, point) for point in finalists(config, found, seeds or config.study.all_seeds)]
 
 
 def _trial(config: Config, point: Point) -> Trial:
@@ -75,11 +77,13 @@ def _trial(config: Config, point: Point) -> Trial:
     return TrialReader(config, in_study=True)(point)
 
 
-def answered(config: Config, skills: Mapping[str, float], passes: Mapping[str, int], sets: Any = ("arc",)) -> None:
+def answered(
+    config: Config, skills: Mapping[str, float], passes: Mapping[str, int], sets: Any = ("arc",), seeds: Any = (1, 2, 3)
+) -> None:
     """Write what arms answered: a share of outputs right, the same luck for all arms with a seed."""
     for arm, skill in skills.items():
-        arm_folder(config, arm).write_json("result.json", {"arm": arm, "seeds": [1, 2, 3], "arc/strict": skill})
-        for seed in (1, 2, 3):
+        arm_folder(config, arm).write_json("result.json", {"arm": arm, "seeds": [*seeds], "arc/strict": skill})
+        for seed in seeds:
             folder, rows, answers = arm_folder(config, arm) / f"seed-{seed}", [], []
             for name, task in ((name, task) for name in sets for task in TASKS):
                 is_right = bool(rng_for("answers", name, task, seed).random() < skill)
@@ -150,6 +154,61 @@ def test_the_answer_is_the_difference_of_what_arms_answered(tmp_path: Path) -> N
     said = answer(analysis)
     assert said.startswith("solved in two attempts, symmetries 4 minus symmetries 1: +")
     assert said.endswith("symmetries 4 writes with 4 times the passes of symmetries 1 (95 % interval 4 to 4).")
+
+
+class WrittenSearch:
+    """Writes the folders of trials as they look when they are done, where a search would train."""
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.ended = config, list[Trial]()
+
+    def run(self, asked: Sequence[Point]) -> list[Trial]:
+        return self.run_points(asked)
+
+    def run_points(self, asked: Sequence[Point], stop_early: bool = True) -> list[Trial]:
+        self.ended += (found := [_trial(self.config, point) for point in asked])
+        return found
+
+
+@pytest.mark.parametrize(
+    ("skills", "indifference", "last"),
+    [({"1": 0.05, "4": 1.0}, 0.0, 4), ({"1": 0.5, "4": 0.5}, 0.1, 4), ({"1": 0.4, "4": 0.45}, 0.0, 7)],
+)
+def test_seeds_are_added_until_the_answer_is_clear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, skills: dict[str, float], indifference: float, last: int
+) -> None:
+    """Would catch rounds that train a seed again, that go on when all is clear or end before, and an interval of a first
+    look that does not pay for those to come."""
+    config = study(tmp_path, study__seeds={"at_least": 2, "at_most": 7}, study__indifference=indifference)
+    assert config.study.looks == (2, 4, 6, 7)
+    assert next(iter(shared_lines(config))) == "at most 7 trainings measure"
+    claim(run_folder(config), config, "study")
+    search, answering = WrittenSearch(config), list[tuple[int, ...]]()
+
+    def evaluate(config: Config, trials: Sequence[Trial], progress: Any) -> dict[str, float]:
+        seeds = tuple(evaluations(config, trials)["1"])
+        answering.append(seeds)
+        answered(config, skills, {"1": 10, "4": 40}, seeds=seeds)
+        return {}
+
+    for name, part in (("ensure", None), ("make_search", search), ("describe_data", {"sources": {}})):
+        monkeypatch.setattr(stages, name, lambda *_, part=part, **__: part)
+    run_folder(config).write_json("quality.json", {})
+    monkeypatch.setattr(stages, "evaluate_arms", evaluate)
+    monkeypatch.setattr(stages, "write_report", lambda *_: None)
+    needs = Needs(config, "study")
+    result = stages.run_study(needs, Terminal())
+    assert answering == [tuple(range(1, n + 1)) for n in config.study.looks if n <= last]
+    assert [trial.point["seed"] for trial in search.ended] == [0, 0, *range(1, last + 1)], "each once"
+    effect = run_folder(config).read_json("analysis.json")["effects"][0]
+    assert effect["num_seeds"] == last
+    assert (effect["shown"], last < 7) in ((True, True), (False, True), (False, False))
+    fixed = study(tmp_path, study__seeds=[*range(1, last + 1)], name="study")
+    once = by_answers(fixed, analyse(fixed, search.ended), search.ended)["effects"][0]
+    assert effect["value"] == once["value"]
+    assert effect["high"] - effect["low"] > once["high"] - once["low"]
+    assert "95 % interval" in result["answer"]
+    assert "pays for up to 4 looks" in result["answer"]
 
 
 def test_outputs_that_chose_settings_do_not_measure_arms_with_settings_of_their_own(tmp_path: Path) -> None:

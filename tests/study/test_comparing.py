@@ -109,7 +109,7 @@ def test_no_part_of_a_study_that_chooses_sees_the_measuring_half(tmp_path: Path)
         )
     assert [round(score, 2) for score in told] == [0.24, 0.32], "of 15 that choose, 12 are not of the other source"
     assert rank(trials)[0].point == second
-    assert lrs(finalists(config, trials)) == {1: 0.2}
+    assert lrs(finalists(config, trials, config.study.all_seeds)) == {1: 0.2}
     write_search(run_folder(config), config, trials, in_study=True)
     assert load_config(tmp_path / "study" / "best.yaml").train.lr == 0.2
 
@@ -140,7 +140,7 @@ def test_settings_are_chosen_by_the_searchs_metric(tmp_path: Path):
             write_halves(config, p, {8: (p["train.lr"], p["train.lr"])}, other=0.9 if p["train.lr"] == 0.1 else 0.1)
             for p in points
         ]
-        assert lrs(finalists(config, trials)) == {1: best, 4: best}
+        assert lrs(finalists(config, trials, config.study.all_seeds)) == {1: best, 4: best}
         measured = [t for t in trials if t.point["seed"] == 1 and t.point["train.lr"] == best]
         analysis = analyse(study(tmp_path, tune__metric=metric, study__seeds=[1]), measured)
         assert analysis["metric"] == metric
@@ -154,11 +154,11 @@ def test_a_setting_that_was_stopped_early_does_not_beat_finished_ones(tmp_path: 
     first, second, third = ({"train.lr": lr, "train.epochs": 1, "seed": 0} for lr in (0.1, 0.2, 0.3))
     finished = write_halves(config, first, {14: (0.2, 0.2), 56: (0.4, 0.4)})
     early = write_halves(config, second, {14: (0.5, 0.5)}, "stopped")
-    assert lrs(finalists(config, [finished, early])) == {1: 0.1}
+    assert lrs(finalists(config, [finished, early], config.study.all_seeds)) == {1: 0.1}
     failed = write_halves(config, first, {14: (0.9, 0.9)}, "failed")
     later = write_halves(config, third, {10: (0.1, 0.1), 20: (0.6, 0.6)}, "stopped")
     # At step 14, where the shortest ended, the later one was at 0.1 + 4/10 of 0.5 = 0.3.
-    assert lrs(finalists(config, [failed, early, later])) == {1: 0.2}
+    assert lrs(finalists(config, [failed, early, later], config.study.all_seeds)) == {1: 0.2}
     running = write_halves(config, first, {14: (0.9, 0.9)}, "running")
     assert candidates(config, [running, early, later], in_study=True) == []
 
@@ -172,12 +172,12 @@ def test_the_search_gives_every_arm_every_setting_and_the_best_ones_are_measured
     ]
     skills = {(0.1, 1): 0.8, (0.2, 1): 0.2, (0.1, 4): 0.3, (0.2, 4): 0.6}
     trials = [write_trial(config, p, skills[p["train.lr"], p["train.epochs"]]) for p in searched]
-    chosen = finalists(config, trials)
+    chosen = finalists(config, trials, config.study.all_seeds)
     assert [(p["train.lr"], p["train.epochs"], p["seed"]) for p in chosen] == [
         *((0.1, 1, 1), (0.1, 1, 2), (0.1, 1, 3), (0.2, 4, 1), (0.2, 4, 2), (0.2, 4, 3))
     ]
     failed = [write_trial(config, searched[0], 0.8, "failed"), *trials[1:]]
-    assert finalists(config, failed)[0]["train.lr"] == 0.2
+    assert finalists(config, failed, config.study.all_seeds)[0]["train.lr"] == 0.2
 
 
 def test_the_analysis_says_how_far_how_fast_and_at_equal_tokens(tmp_path: Path):
@@ -221,7 +221,7 @@ def test_an_arm_has_one_name_in_the_analysis_and_everywhere_on_the_page(
     claim(run_folder(config), config, "study")
     measured, ids = [], [f"arc/{task}/0" for task in TASKS]
     for i, arm in enumerate(arms):
-        for seed, shown in ((0, 1), *((seed, None) for seed in config.study.seeds)):
+        for seed, shown in ((0, 1), *((seed, None) for seed in config.study.all_seeds)):
             point = {"train.lr": 0.1, "view.min_shown": shown, key: arm, "seed": seed}
             folder, solved = trial_folder(config, point), [float(n % 3 <= i) for n in range(24)]
             found = {"eval/solved": sum(solved) / 24, "eval/cell_accuracy": 0.5}

@@ -52,7 +52,7 @@ def test_a_ready_study_asks_in_its_first_line_and_can_be_planned(
     describe_command("study", config, None, Terminal())
     assert config.question.endswith("?")
     assert config.question.split()[0] in capsys.readouterr().out
-    assert len(config.study.seeds) >= 3
+    assert len(config.study.all_seeds) >= 3
     names = {"name", "start", "seed"}
     assert len(Needs(config, "study").variants) % len({*trainings(config).values()}) == 0
     arms = {
