@@ -69,7 +69,7 @@ def run_study(needs: Needs, progress: Progress) -> dict[str, Any]:
     for before, number in itertools.pairwise([0, *looks]):
         if before:
             progress.note(f"not clear after {before} seeds of each arm: more are added")
-        measure(search, searched, config.study.all_seeds[before:number], progress)
+        train_chosen(search, searched, config.study.all_seeds[before:number], progress)
         analysis = analyse(config, search.ended)
         if by_answer:
             if not before:
@@ -199,7 +199,7 @@ def with_all_data(variants: Sequence[Config]) -> Config:
     return variants[0].model_copy(update={"data": data.model_copy(update={"mix": mix})})
 
 
-def measure(search: "Search", searched: Sequence[Trial], seeds: Sequence[int], progress: Progress) -> None:
+def train_chosen(search: "Search", searched: Sequence[Trial], seeds: Sequence[int], progress: Progress) -> None:
     """Train each arm's chosen setting to its end with fresh seeds."""
     chosen = finalists(search.config, searched, seeds)
     settings = dict.fromkeys(" ".join(split(search.config, point)[:2]) for point in chosen)
