@@ -10,7 +10,9 @@ done again, so a second call goes on where the first was cut off. Needs nothing 
 
 import argparse
 import json
+import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -87,24 +89,59 @@ class Machine:
         return [record for record in map(json.loads, lines) if "train/loss" in record]
 
 
-class Log:
-    """The log of a stage, and the time that it has."""
+class Fork:
+    """A Python command in a fork of a process that has imported what all of them do: on a CPU, most of what they take."""
 
-    def __init__(self, file: TextIO, limit: float) -> None:
-        self.file, self.end = file, time.monotonic() + limit
+    IMPORTED = ("probe", "arc_ray.cli.session", "arc_ray.evaluate.pool", "arc_ray.tune.search")
+    returncode: int | None = None
+
+    def __init__(self, command: list[str], log: str) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([*self.IMPORTED])
+        self._process = context.Process(target=self._be, args=(command[1:], log))
+        self._process.start()
+        self.pid = self._process.pid or 0
+
+    @staticmethod
+    def _be(words: list[str], log: str) -> None:
+        os.setsid()
+        os.chdir(ROOT)
+        with open(log, "a") as file:
+            for stream in (1, 2):
+                os.dup2(file.fileno(), stream)
+        sys.argv = words = words[1:] if words[0] == "-m" else words
+        if words[0].endswith(".py"):
+            runpy.run_path(words[0], run_name="__main__")
+        else:
+            runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+
+    def poll(self) -> int | None:
+        """Return the exit status, as `Popen.poll` does."""
+        self.returncode = self._process.exitcode
+        return self.returncode
+
+
+class Log:
+    """The log of a stage, and the time that it has; with `forks`, its commands are forked."""
+
+    def __init__(self, file: TextIO, limit: float, forks: bool) -> None:
+        self.file, self.end, self._forks = file, time.monotonic() + limit, forks
 
     @contextmanager
-    def started(self, command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    def started(self, command: list[str]) -> Iterator[subprocess.Popen[bytes] | Fork]:
         """Start a command in a session of its own; what is left of it at the end is interrupted, then killed."""
         self.file.write(f"\n$ {' '.join(command)}\n")
         self.file.flush()
-        process = subprocess.Popen(
-            command,
-            stdout=self.file,
-            stderr=subprocess.STDOUT,
-            cwd=ROOT,
-            start_new_session=True,
-        )
+        if self._forks:
+            process = Fork(command, self.file.name)
+        else:
+            process = subprocess.Popen(
+                command,
+                stdout=self.file,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                start_new_session=True,
+            )
         try:
             yield process
         finally:
@@ -171,7 +208,8 @@ def train_and_answer(machine: Machine, log: Log) -> int:
 
 def lose_a_worker(machine: Machine, log: Log) -> int:
     """Kill the training worker after its first checkpoint; the run must go on from there and end."""
-    config = str(machine.config("killed", TINY, checkpoint_every=20, max_steps=60 if machine.cpu else 200))
+    steps = {"checkpoint_every": 5, "max_steps": 20} if machine.cpu else {"checkpoint_every": 20, "max_steps": 200}
+    config = str(machine.config("killed", TINY, **steps))
     folder = machine.out / "runs" / "killed"
     with log.started([*ARC_RAY, "train", config]) as process:
         if not wait_for(lambda: any(folder.glob("checkpoint-*/arc_ray.json")), log.end):
@@ -402,9 +440,9 @@ def run_stage(stage: Stage, machine: Machine, limit: float) -> None:
     """Run a stage, note how it ended, and pack the logs anew: the machine may be gone at any moment."""
     path = machine.out / "logs" / f"{stage.name}.log"
     begun = time.monotonic()
-    with path.open("w") as file:
+    with path.open("a") as file:
         try:
-            code = stage.run(machine, Log(file, limit))
+            code = stage.run(machine, Log(file, limit, machine.cpu))
         except Exception:  # what one stage meets must not cost the others
             file.write(traceback.format_exc())
             code = -1
