@@ -184,9 +184,8 @@ class PlacedRows:
 
     def select(self, rows: Sequence[int]) -> None:
         self._rows.select(rows)
-        self._places, self._before, self._last = (
-            [kept[row] for row in rows] for kept in (self._places, self._before, self._last)
-        )
+        self._places, self._before = ([kept[row] for row in rows] for kept in (self._places, self._before))
+        self._last = [self._last[row] for row in rows]
 
 
 Continuations = CachedRows | PaddedRows | PlacedRows
