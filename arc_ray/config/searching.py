@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from arc_ray.config.section import ModelName, Section, value_name
 
@@ -213,7 +213,10 @@ class StudyConfig(Section):
     that differ in such keys at all are compared by what they answer to `evaluate.sets`."""
     arms: list[Any] = Field(default=["base", "count"])
     """Values of `compare`; the first is the baseline."""
-    seeds: Annotated[list[int], Field(min_length=1)] | SeedsConfig = Field(default=[1, 2, 3])
+    seeds: Annotated[
+        Annotated[list[int], Field(min_length=1), Tag("list")] | Annotated[SeedsConfig, Tag("rounds")],
+        Discriminator(lambda seeds: "rounds" if isinstance(seeds, Mapping | SeedsConfig) else "list"),
+    ] = Field(default=[1, 2, 3])
     """Each arm's chosen setting is trained once per seed, and arms are compared seed by seed; the search uses `seed`. With
     {at_least: 3, at_most: 12} seeds are added until each interval leaves out zero or lies within `indifference`."""
     indifference: float = Field(default=0.05, ge=0, lt=1)

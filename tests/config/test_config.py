@@ -189,6 +189,10 @@ def test_a_wrong_value_is_refused_with_its_key_as_it_was_written(tree: dict[str,
         ({"study": {"seeds": {"at_least": 3, "at_most": 3}}}, "at_most must be more than at_least"),
         ({"study": {"seeds": {"at_least": 1}}}, "at_least: Input should be greater than or equal to 2"),
         ({"study": {"seeds": {}, "evaluate_seeds": "one"}}, "all seeds must answer where seeds are added"),
+        (
+            {"study": {"seeds": {"at_mst": 5}}},
+            "here.yaml: unknown key study.seeds.at_mst; did you mean study.seeds.at_most?",
+        ),
     ],
 )
 def test_values_that_cannot_go_together_are_refused(tree: dict[str, Any], message: str):
