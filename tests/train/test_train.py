@@ -5,11 +5,15 @@ Each run starts processes and imports torch in them, which is why these are mark
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from training import adapter, counting_tree, ends_well, records, running, wait_for
+
+from arc_ray.cli import notebook
+from arc_ray.config import load_config
 
 pytestmark = pytest.mark.slow
 
@@ -47,6 +51,11 @@ def train(folder: Path, *overrides: str, **variables: str) -> None:
         ends_well(run)
 
 
+def train_here(folder: Path, overrides: dict[str, Any]) -> None:
+    """Train in this process, by workers of the tests' Ray."""
+    notebook.train(load_config(folder / "config.yaml", overrides))
+
+
 def losses(folder: Path, name: str) -> np.ndarray:
     return np.array([record["train/loss"] for record in records(folder, name)])
 
@@ -60,12 +69,13 @@ def test_training_learns_and_leaves_an_adapter_that_is_not_empty(folder: Path) -
     assert all(np.abs(tensor).max() > 0 for name, tensor in trained.items() if "lora_B" in name)
 
 
-def test_losses_depend_neither_on_workers_nor_zero_stage_nor_engine(folder: Path) -> None:
+def test_losses_depend_neither_on_workers_nor_zero_stage_nor_engine(ray_session: None, folder: Path) -> None:
     """Catches a mean of means, a batch that depends on the cluster, and rows that go to the wrong step.
 
     All at once: what is wrong in one shows in all losses. tests/train/test_exact.py takes them one by one, without Ray.
     """
-    train(folder, "name=other", "train.engine=trl", "scaling.num_workers=2", "train.zero_stage=0")
+    other = {"train.engine": "trl", "scaling.num_workers": 2, "train.zero_stage": 0}
+    train_here(folder, {"name": "other", **other})
     np.testing.assert_allclose(losses(folder, "other"), losses(folder, "unbroken"), rtol=1e-5)
 
 
@@ -84,7 +94,9 @@ def test_killed_run_of_trl_ends_with_the_same_bytes(folder: Path) -> None:
         assert tensor.tobytes() == resumed[name].tobytes(), name
 
 
-def test_resumed_with_other_workers_rows_at_once_and_stage_goes_on_with_the_same_losses(folder: Path) -> None:
+def test_resumed_with_other_workers_rows_at_once_and_stage_goes_on_with_the_same_losses(
+    ray_session: None, folder: Path
+) -> None:
     """Catches optimizer state that only fits the number of workers, or the ZeRO stage, that wrote it.
 
     And, with our own engine, a mean of means, and rows that go to the wrong step.
@@ -97,5 +109,6 @@ def test_resumed_with_other_workers_rows_at_once_and_stage_goes_on_with_the_same
     for path in moved.glob("checkpoint-*"):
         if path.name != "checkpoint-000003":
             shutil.rmtree(path)
-    train(folder, "name=moved", "train.zero_stage=3", "scaling.num_workers=2", "train.micro_rows=1")
+    other = {"train.zero_stage": 3, "scaling.num_workers": 2, "train.micro_rows": 1}
+    train_here(folder, {"name": "moved", **other})
     np.testing.assert_allclose(losses(folder, "moved"), losses(folder, "unbroken"), rtol=1e-5)
