@@ -84,8 +84,9 @@ def _ensure_dataset(
         check_identity(folder, source)
         return manifest
     claim_dataset(folder, source)
-    for note in code_notes(source) if progress else ():
-        progress.note(note)
+    if progress:
+        for note in code_notes(source):
+            progress.note(note)
     done, total, tallies = 0, estimate(request, storage).examples, empty_tallies(source, wanted)
     while missing := _missing_blocks(folder, tallies, wanted):
         total = max(total, done + sum(block.size for block in missing))
