@@ -18,7 +18,7 @@ RUN = {
     "name": "run",
     "data": {
         "sources": {"counting": {"kind": "counting", "examples": 48, "max_side": 5}},
-        "mix": {"counting": 500},
+        "mix": {"counting": 2000},
         "validation": [],
     },
     "prompt": {"format": "compact", "encoder": "compact"},
@@ -28,12 +28,12 @@ RUN = {
         "row_tokens": 128,
         "batch_rows": 4,
         "micro_rows": 2,
-        "max_steps": 1500,
+        "max_steps": 3000,
         "checkpoint_every": 100,
     },
     "scaling": {"num_workers": 2, "cpus_per_worker": 2, "threads": 1, "data_cpus": 0.5},
 }
-"""A training of a minute or more whose two workers do not fit on one host of three CPUs."""
+"""A training that outlasts some commands of Ray on a busy machine; its two workers do not fit on one host of three CPUs."""
 
 
 def fitted(name: str, lab: Lab, changes: dict[str, Any], worker: str = "") -> Path:
