@@ -111,6 +111,7 @@ class Fork:
                 os.dup2(file.fileno(), stream)
         sys.argv = words = words[1:] if words[0] == "-m" else words
         if words[0].endswith(".py"):
+            sys.path.insert(0, str(Path(words[0]).parent))
             runpy.run_path(words[0], run_name="__main__")
         else:
             runpy.run_module(words[0], run_name="__main__", alter_sys=True)
