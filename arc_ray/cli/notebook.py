@@ -96,7 +96,7 @@ def evaluate(config: Config, address: str | None = None, progress: Progress | No
 def audit(config: Config, address: str | None = None, progress: Progress | None = None) -> "Report":
     """Tell memory from skill; `audit` of what is returned has a row an answered output. Raises UserError."""
     run("audit", config, address, progress or Terminal())
-    return frames(run_folder(with_start(config)).uri)
+    return frames((run_folder(with_start(config)) / "audit").uri)
 
 
 def study(config: Config, address: str | None = None, progress: Progress | None = None) -> "Report":
