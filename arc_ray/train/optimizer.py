@@ -27,7 +27,8 @@ def check_optimizer(train: TrainConfig) -> None:
 
 def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
     """Make the optimizer over the trainable parameters; all of them decay alike (an adapter has no biases or norms)."""
-    groups, about = groups_of(model, train), {"betas": train.betas, "weight_decay": train.weight_decay}
+    groups = groups_of(model, train)
+    about: dict[str, Any] = {"betas": train.betas, "weight_decay": train.weight_decay}
     match train.optimizer:
         case "adamw":
             return torch.optim.AdamW(groups, **about)

@@ -129,7 +129,8 @@ def test_muon_takes_whole_matrices(stage: Any):
 def test_moments_of_another_optimizer_are_refused():
     model = tiny_model()
     weight = trainable(model)["model.layers.0.mlp.up_proj.weight"]
-    for kind, moments in (("adamw", {MOMENTUM: weight}), ("muon", dict.fromkeys(MOMENTS, weight))):
+    others: Any = (("adamw", {MOMENTUM: weight}), ("muon", dict.fromkeys(MOMENTS, weight)))
+    for kind, moments in others:
         with pytest.raises(UserError, match=r"are not those of train\.optimizer"):
             remembered(make_optimizer(model, TrainConfig(optimizer=kind)), weight, moments, 1)
 
