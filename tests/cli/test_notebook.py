@@ -69,13 +69,13 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
         "data.mix": {"grid_text": 2},
     }
     small = {"tune.space": {"train.lr": {"grid": [0.01]}}, "runs.study-tiny": {**start, "data.validation": []}}
-    small |= {"evaluate.sets": ["held_out"], "evaluate.symmetries": 1}
-    given = repr({"train.max_steps": 4, "storage": str(tmp_path), **small})[1:-1]
-    assert code.count('"train.max_steps": 24') == 1
-    code = (
-        code.replace('"train.max_steps": 24', given) + "\nimport ray\nprint(len(report.trials), ray.is_initialized())"
-    )
+    small |= {"evaluate.sets": ["held_out"], "evaluate.symmetries": 1, "study.seeds": [1]}
+    small |= {"data.sources.held_out.examples": 6, "data.sources.grid_text.examples": 4}
+    given = repr({"train.max_steps": 4, "storage": str(tmp_path), **small})[1:]
+    asked = '"train.max_steps": 24,\n        "study.seeds": [1, 2],\n    }'
+    assert code.count(asked) == 1
+    code = code.replace(asked, given) + "\nimport ray\nprint(len(report.trials), ray.is_initialized())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "6 False"
+    assert done.stdout.splitlines()[-1] == "4 False"
     assert (tmp_path / "colors-notebook" / "report.html").is_file()
