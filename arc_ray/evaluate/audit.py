@@ -13,7 +13,7 @@ import numpy as np
 
 from arc_ray.config import Config
 from arc_ray.config.sources import AnySource, ArcGenSource, CountingSource, PluginSource, RearcSource
-from arc_ray.datasets.makers import task_ids_of
+from arc_ray.datasets.makers import GeneratedSource, task_ids_of
 from arc_ray.datasets.reading import load_source
 from arc_ray.errors import UserError, nearest
 from arc_ray.evaluate.evaluation import Advance, answer_sets
@@ -88,7 +88,7 @@ def published(config: Config) -> dict[str, list[Task]]:
     return {name: tasks for name, tasks in found.items() if tasks}
 
 
-def fresh_sources(config: Config, sets: Mapping[str, Sequence[Task]]) -> dict[str, AnySource]:
+def fresh_sources(config: Config, sets: Mapping[str, Sequence[Task]]) -> dict[str, GeneratedSource]:
     """Return the sources of fresh examples of published tasks, by name: pools from which the nearest are taken.
 
     Raises UserError for `evaluate.audit.sources` that are no generators, and where no task has one.
@@ -99,7 +99,7 @@ def fresh_sources(config: Config, sets: Mapping[str, Sequence[Task]]) -> dict[st
         f"-{name}": RearcSource(kind="rearc", dataset=name, seed=FRESH_SEED, difficulty=difficulty)
         for name, difficulty in RANGES.items()
     }
-    found: dict[str, AnySource] = {}
+    found: dict[str, GeneratedSource] = {}
     for name, source in named.items():
         if not isinstance(source, RearcSource | ArcGenSource | PluginSource):
             known = [
@@ -229,7 +229,7 @@ def _records(one: Derived, predictions: Mapping[tuple[str, int], list[dict[str, 
 def audit_scores(name: str, records: Sequence[Mapping[str, Any]], confidence: float) -> dict[ScorePath, Interval]:
     """Return the shares of a set by kind, and what published pairs have over each other kind; by group where there are two."""
     tasks = by_task(records)
-    scores = {
+    scores: dict[ScorePath, Interval] = {
         (name, kind): share(found, kind, confidence) for kind in ASKED_KINDS if (found := in_group(tasks, "all", kind))
     }
     for (kind, group), (_, difference) in contrasts(tasks, confidence).items():

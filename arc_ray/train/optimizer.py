@@ -33,7 +33,7 @@ def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimize
         case "adamw":
             return torch.optim.AdamW(groups, **about)
         case "adamw_8bit":
-            from bitsandbytes.optim import AdamW8bit  # an extra
+            from bitsandbytes.optim.adamw import AdamW8bit  # an extra
 
             return AdamW8bit(groups, **about)
         case "muon":
