@@ -5,6 +5,8 @@ import logging
 import os
 import signal
 import sys
+import threading
+from functools import partial
 from types import FrameType
 from typing import NoReturn
 
@@ -13,13 +15,12 @@ SIGNAL_ENDINGS = {signal.SIGINT: (INTERRUPTED, "interrupted"), signal.SIGTERM: (
 """The shell's exit codes for Ctrl-C and for SIGTERM, which `ray job stop` and batch systems send; and what is said."""
 
 received: list[int] = []
-"""The signals that this process was told to end by."""
+"""The signals that this process was sent, from the moment that they come."""
 
 
 def main() -> None:
     """Run the command line; exit code 0 done, 2 the user's mistake, 1 ours or too little memory."""
-    for number in SIGNAL_ENDINGS:
-        signal.signal(number, _interrupt)
+    hear_signals()
     # Libraries make a million objects, all of which stay: to look through them as often as usual is a fourth of an import.
     gc.set_threshold(100_000, 50, 50)
     from arc_ray.cli import configs, looking  # noqa: F401 - each adds its commands
@@ -43,6 +44,22 @@ def main() -> None:
         raise
 
 
+def hear_signals() -> None:
+    """End by signals, and note them in `received` at once: a handler waits until the main thread is back from Ray's code."""
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=partial(signal.set_wakeup_fd, -1))  # whose signals are its own
+    threading.Thread(target=_note_signals, args=(heard,), daemon=True).start()
+    for number in SIGNAL_ENDINGS:
+        signal.signal(number, _interrupt)
+
+
+def _note_signals(heard: int) -> None:
+    while numbers := os.read(heard, 64):
+        received.extend(numbers)
+
+
 def settle_environment() -> None:
     """Tell libraries, before they are imported, how to behave; what the user set in the environment stays."""
     # At its import it warns that a faster product of a hub is not there.
@@ -64,7 +81,6 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
     In the middle of an import, which may swallow it or fail otherwise, leave at once.
     """
-    received.append(number)
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             leave(*SIGNAL_ENDINGS[signal.Signals(number)])

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 JOIN_SECONDS = 60.0
 SERVERS = ("gcs_server", "raylet")
-SERVER_SECONDS, LEAVE_SECONDS = 0.2, 5.0
+SERVER_SECONDS, LEAVE_SECONDS = 0.05, 5.0
 SHORT_TEMPORARY = "/tmp"  # noqa: S108 - Ray makes a folder of its own there
 MOST_TEMPORARY = 32
 """Characters: Ray adds up to 75 for its session and a socket's name, and a socket's path may have 107."""

@@ -252,3 +252,30 @@ def test_a_command_ends_with_a_server_of_its_ray_and_says_why(
     with subprocess.Popen([program], stdin=subprocess.PIPE) as server, suppress(SystemExit):
         session._watch_servers(Work(server, ends_well))  # pyright: ignore[reportArgumentType]
     assert found == said
+
+
+DEAF = """
+import ctypes, os, signal, threading, time
+from arc_ray import cli
+
+def wait():
+    while signal.SIGTERM not in cli.received:
+        time.sleep(0.01)
+    os._exit(7)
+
+cli.hear_signals()
+threading.Thread(target=wait).start()
+print("ready", flush=True)
+mutex = ctypes.create_string_buffer(64)
+while True:  # the second time it waits for itself, in C, which no signal interrupts
+    ctypes.CDLL(None).pthread_mutex_lock(mutex)
+"""
+
+
+def test_a_signal_is_heard_while_the_main_thread_is_in_other_code() -> None:
+    """Catches SIGTERM to a whole process group that is told from a killed server only when Ray has ended the process."""
+    with subprocess.Popen([sys.executable, "-c", DEAF], stdout=subprocess.PIPE, text=True) as deaf:
+        assert deaf.stdout
+        assert deaf.stdout.readline() == "ready\n"
+        deaf.send_signal(signal.SIGTERM)
+        assert deaf.wait(timeout=120) == 7
