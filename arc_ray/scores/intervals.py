@@ -203,7 +203,7 @@ def mean_squares(difference: FloatArray, units: IntArray) -> tuple[MeanSquares, 
     a_unit = design / num_units
     kept = 1 / (1 + 2 * is_yes_or_no * a_unit)
     variance = kept**2 * (together / num_units * a_unit + 2 * added * a_unit**2)
-    return MeanSquares(seed, num_seeds * num_units**2 / (num_units - 1) * variance, rest), kept
+    return MeanSquares(seed, num_seeds * num_units**2 / max(num_units - 1, 1) * variance, rest), kept
 
 
 def half_width(squares: MeanSquares, num_seeds: int, num_units: int, confidence: float) -> FloatArray:

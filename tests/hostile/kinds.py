@@ -300,7 +300,7 @@ KINDS = {
             ("report", "{}/runs/answered"),
             ("peek", "{}/config.yaml", "name=answered", "--stage=predictions"),
         ),
-        (*REPORTED, "answers.json", "curves.json", "submission.json", "result.json", "config.yaml"),
+        (*REPORTED, "answers.json", "curves.json", "submission.json", "result.json", "config.yaml", "run.json"),
     ),
     "study": Kind(
         ("report/quickstart/*", "report/quickstart/*/*/*", "report/data/*/*", "report/*/*/*"),

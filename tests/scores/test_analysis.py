@@ -22,7 +22,16 @@ from arc_ray.scores.analysis import (
     gather,
     steps_to_loss,
 )
-from arc_ray.scores.intervals import Effect, MeanSquares, looks_levels, mean_squares, needed, paired_effect, units_of
+from arc_ray.scores.intervals import (
+    Effect,
+    MeanSquares,
+    looks_levels,
+    mean_squares,
+    needed,
+    paired_effect,
+    share_over_seeds,
+    units_of,
+)
 from arc_ray.seeding import rng_for
 
 simulation = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "simulate_analysis.py"))
@@ -53,6 +62,15 @@ def effect_of(value: float, seed: float, unit: float, rest: float, num_seeds: in
 
 
 # The interval.
+
+
+@pytest.mark.parametrize("num_seeds", [1, 3])
+def test_a_single_task_has_a_wide_interval(num_seeds: int) -> None:
+    """Catches a division by the tasks that there are besides the first."""
+    outcomes = np.arange(num_seeds)[:, None] % 2 * 1.0
+    low, high = share_over_seeds(outcomes, np.zeros(1, np.int64), 0.95)
+    assert 0 <= low <= outcomes.mean() <= high <= 1
+    assert high - low > 0.5
 
 
 def test_the_formula_worked_by_hand():
