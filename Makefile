@@ -10,10 +10,8 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Files of tests side by side: a test of `test-slow` waits half of its time for processes that start one after another.
-LANES ?= 2
-SLOW_LANES ?= 3
-SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder
+# Files of tests side by side, more than there are cores: a test often waits for processes that start one after another.
+LANES ?= -n 3 --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/installed
 VLLM := .venv-vllm
 
@@ -35,10 +33,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 test: $(INSTALLED)
-	$(BIN)/pytest -n $(LANES) $(SIDE_BY_SIDE)
+	$(BIN)/pytest $(LANES)
 
 test-slow: $(INSTALLED)
-	$(BIN)/pytest -m slow -n $(SLOW_LANES) $(SIDE_BY_SIDE)
+	$(BIN)/pytest -m slow $(LANES)
 
 test-cluster: $(INSTALLED)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,cluster-tests]'
