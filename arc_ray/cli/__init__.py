@@ -14,6 +14,8 @@ INTERRUPTED = 130
 SIGNAL_ENDINGS = {signal.SIGINT: (INTERRUPTED, "interrupted"), signal.SIGTERM: (143, "stopped")}
 """The shell's exit codes for Ctrl-C and for SIGTERM, which `ray job stop` and batch systems send; and what is said."""
 
+SEND_AGAIN_SECONDS = 0.05
+
 received: list[int] = []
 """The signals that this process was sent, from the moment that they come."""
 
@@ -51,8 +53,18 @@ def hear_signals() -> None:
     signal.set_wakeup_fd(told, warn_on_full_buffer=False)
     os.register_at_fork(after_in_child=partial(signal.set_wakeup_fd, -1))  # whose signals are its own
     threading.Thread(target=_note_signals, args=(heard,), daemon=True).start()
+    sys.unraisablehook = _send_again
     for number in SIGNAL_ENDINGS:
         signal.signal(number, _interrupt)
+
+
+def _send_again(ignored: "sys.UnraisableHookArgs") -> None:
+    """Send a signal again whose exception was raised where Python ignores it, such as in the callback of a weak reference."""
+    number = {SystemExit: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}.get(ignored.exc_type)
+    if number:
+        threading.Timer(SEND_AGAIN_SECONDS, os.kill, (os.getpid(), number)).start()
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 def _note_signals(heard: int) -> None:

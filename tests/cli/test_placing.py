@@ -279,3 +279,24 @@ def test_a_signal_is_heard_while_the_main_thread_is_in_other_code() -> None:
         assert deaf.stdout.readline() == "ready\n"
         deaf.send_signal(signal.SIGTERM)
         assert deaf.wait(timeout=120) == 7
+
+
+IGNORING = """
+import os, signal, time
+from arc_ray import cli
+
+class Last:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):
+            pass
+
+cli.hear_signals()
+Last()
+time.sleep(600)
+"""
+
+
+def test_a_signal_is_not_lost_where_python_ignores_exceptions() -> None:
+    """Catches a command that goes on after SIGTERM, because it came while an object's end was told."""
+    assert subprocess.run([sys.executable, "-c", IGNORING], timeout=120).returncode == signal.SIGTERM
