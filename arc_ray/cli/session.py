@@ -36,9 +36,8 @@ from arc_ray.study.needs import Command, Needs
 
 logger = logging.getLogger(__name__)
 
-JOIN_SECONDS = 60.0
 SERVERS = ("gcs_server", "raylet")
-SERVER_SECONDS, LEAVE_SECONDS = 0.05, 5.0
+JOIN_SECONDS, SERVER_SECONDS, LEAVE_SECONDS = 60.0, 0.05, 5.0
 SHORT_TEMPORARY = "/tmp"  # noqa: S108 - Ray makes a folder of its own there
 MOST_TEMPORARY = 32
 """Characters: Ray adds up to 75 for its session and a socket's name, and a socket's path may have 107."""
@@ -178,8 +177,10 @@ def connected(config: Config, address: str | None) -> Iterator[Room]:
             logging.getLogger(name).setLevel(logging.ERROR)
         yield reachable_room()
     finally:
-        over.set()
+        if signal.SIGTERM not in received:  # else Ray's servers may be gone already, and its shutdown end the process
+            over.set()
         ray.shutdown()
+        over.set()
         if os.environ.get("RAY_ADDRESS") == _own_address():
             del os.environ["RAY_ADDRESS"]
 
