@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from builders import config_with, tiny_tokenizer
+from builders import after_two_steps, config_with, tiny_tokenizer
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen3Config
 
@@ -69,12 +69,7 @@ def config_of(folder: Path, kind: Kind, name: str = "Llama, tied", **keys: Any) 
 
 def trained(model: Any) -> Any:
     """A model after two steps."""
-    optimizer = make_optimizer(model.train(), TrainConfig(lr=1e-2))
-    for _ in range(2):
-        model(IDS, labels=IDS).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return model.eval()
+    return after_two_steps(model, make_optimizer(model.train(), TrainConfig(lr=1e-2)), IDS)
 
 
 def logits(model: Any) -> torch.Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
-from builders import tiny_model, tiny_tokenizer
+from builders import after_two_steps, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -49,12 +49,7 @@ def config_of(base: Path, **keys: Any) -> ModelConfig:
 def trained(config: ModelConfig) -> Any:
     """A model after two steps."""
     model: Any = build_model(config, "", 0, False, tiny_tokenizer(), 64).train()
-    optimizer = torch.optim.AdamW(trainable(model).values(), lr=1e-2)
-    for _ in range(2):
-        model(IDS, labels=IDS).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return model.eval()
+    return after_two_steps(model, torch.optim.AdamW(trainable(model).values(), lr=1e-2), IDS)
 
 
 def logits(model: Any) -> torch.Tensor:
