@@ -17,8 +17,6 @@ from arc_ray.config.model import ModelConfig, ScratchConfig
 from arc_ray.datasets import generate
 from arc_ray.datasets.blocks import write_block
 from arc_ray.errors import UserError
-from arc_ray.evaluate import evaluation
-from arc_ray.evaluate.answering import Answerer
 from arc_ray.evaluate.audit import USUAL_FRESH, audited, derived, fresh_sources, published, run_audit
 from arc_ray.models.build import build_model
 from arc_ray.report import load, write_report
@@ -176,24 +174,16 @@ def save_model(tmp_path: Path, learned: tuple[str, ...]) -> None:
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Let everything be made in this process; the names of the files of predictions that were made."""
-    made: list[str] = []
-
-    def do_all(hosts: Any, config: Config, folder: Folder, codec: Any, works: Any, progress: Any) -> None:
-        answerer = Answerer(config, folder, codec)
-        for work in [work for work in works if work.name not in folder.names()]:
-            answerer.do(work)
-            made.append(work.name)
+def here(here: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let fresh examples be made in this process too."""
 
     def write(source: Any, folder: Folder, blocks: Any, num_workers: Any) -> list[int]:
         for block in blocks:
             write_block(source, block, folder)
         return [block.size for block in blocks]
 
-    monkeypatch.setattr(evaluation, "answer_all", do_all)
     monkeypatch.setattr(generate, "_write_blocks", write)
-    return made
+    return here
 
 
 def audit(config: Config) -> dict[str, Any]:

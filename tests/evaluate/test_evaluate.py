@@ -22,7 +22,7 @@ from arc_ray.decode import vllm
 from arc_ray.errors import UserError
 from arc_ray.evaluate import evaluation as driver
 from arc_ray.evaluate import pool
-from arc_ray.evaluate.answering import Answerer, draws_for
+from arc_ray.evaluate.answering import draws_for
 from arc_ray.evaluate.pool import Hosts
 from arc_ray.evaluate.questions import Predictions, Work, make_batches, make_prompts, read_predictions, rows_of
 from arc_ray.models.build import build_model
@@ -77,21 +77,6 @@ def config_at(tmp_path: Path, **overrides: Any) -> Config:
         "scaling": {"threads": 1, "use_gpu": False},
     }
     return config_from(tree, {key.replace("__", "."): value for key, value in overrides.items()})
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Let the works be done in this process; the names of the files that were made."""
-    made: list[str] = []
-
-    def do_all(hosts: Any, config: Config, folder: Folder, codec: Any, works: Any, progress: Any) -> None:
-        answerer = Answerer(config, folder, codec)
-        for work in [work for work in works if work.name not in folder.names()]:
-            answerer.do(work)
-            made.append(f"{folder.name}/{work.name}")
-
-    monkeypatch.setattr(driver, "answer_all", do_all)
-    return made
 
 
 def evaluate(config: Config) -> dict[str, Any]:
