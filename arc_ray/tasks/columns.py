@@ -9,7 +9,7 @@ from typing import Any
 from arc_ray.config.sources import Columns, RecordsSource
 from arc_ray.errors import UserError
 from arc_ray.storage import Folder
-from arc_ray.tasks.arc import Unparsed, decode, read_file, visible
+from arc_ray.tasks.arc import Unparsed, decode, files_below, read_file
 from arc_ray.tasks.task import Task, parse_task
 
 Read = Callable[[], Any]
@@ -40,7 +40,7 @@ def _files(source: RecordsSource) -> list[str]:
     if source.path and source.path.endswith(suffix):
         return [source.path]
     path = source.path or _from_hub(source, suffix)
-    found = [name for name in visible(Folder.at(path).files(), suffix) if fnmatch(name, source.files)]
+    found = [name for name in files_below(path, suffix) if fnmatch(name, source.files)]
     if not found:
         raise UserError(f"{path}: no such folder, or no *{suffix} below it that `files: {source.files}` matches")
     return [(Folder.at(path) / name).uri for name in found]

@@ -131,6 +131,18 @@ def test_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
         parse_all(folder_tasks(write(tmp_path / "a.json", GOOD_TASK)))
 
 
+def test_a_whole_disk_in_place_of_a_folder_is_refused_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch `/` being searched for minutes, and a large folder of tasks being taken for a disk."""
+    monkeypatch.setattr("arc_ray.tasks.arc.MOST_OTHERS", 2)
+    for name in ("a.json", "b.json", "c.json", "README.md", "LICENSE"):
+        write(tmp_path / name, GOOD_TASK)
+    (tmp_path / "deep").mkdir()
+    assert len(folder_tasks(str(tmp_path))) == 3
+    write(tmp_path / "deep" / "picture.png", "no task")
+    with pytest.raises(UserError, match=r"holds more than 2 files that are no \*\.json; name the folder"):
+        folder_tasks(str(tmp_path))
+
+
 @pytest.mark.parametrize("form", ["folder", "zip"])
 def test_folders_of_folders_give_ids_from_paths_where_names_repeat(tmp_path: Path, form: str) -> None:
     """Would catch ConceptARC's corpus/<concept>/<task>.json being no tasks, and one of two files of a name being lost."""
