@@ -7,10 +7,13 @@ import gc
 import importlib.metadata
 import os
 import platform
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,31 @@ PACKAGES = ("ray", "torch", "transformers", "peft", "trl", "deepspeed", "pyarrow
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 """Where Linux mounts its control groups, and where it says which of them this process is in."""
+
+
+@dataclass(frozen=True)
+class Instant:
+    """A moment that the processes of a run measure from. Somebody may put the wall clock meanwhile, so it serves only to
+    compare two machines, once."""
+
+    monotonic: float
+    wall: float
+    boot: str
+
+    @classmethod
+    def ago(cls, seconds: float) -> "Instant":
+        """Return the moment so many seconds before now."""
+        return cls(time.monotonic() - seconds, time.time() - seconds, boot())
+
+    def here(self) -> float:
+        """Return what `time.monotonic` of this process was then; seconds."""
+        return self.monotonic if self.boot == boot() else time.monotonic() - (time.time() - self.wall)
+
+
+def boot() -> str:
+    """Name this boot of this machine, whose processes share a monotonic clock; its host name where no boot has a name."""
+    name = Path("/proc/sys/kernel/random/boot_id")
+    return name.read_text().strip() if name.exists() else socket.gethostname()
 
 
 def usable_cores() -> int:

@@ -22,6 +22,7 @@ import psutil
 from arc_ray.contents import parse_json
 from arc_ray.errors import UserError
 from arc_ray.progress import Progress
+from arc_ray.runs.machine import boot
 from arc_ray.runs.shapes import OwnerShape
 from arc_ray.storage import Folder
 
@@ -153,8 +154,8 @@ def _myself(command: str) -> dict[str, Any]:
 
 def _machine() -> str:
     """Name what numbers processes: this boot of this machine, or a container on it."""
-    boot, container = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    return f"{boot.read_text().strip()} {container.readlink()}" if boot.exists() else socket.gethostname()
+    container = Path("/proc/self/ns/pid")
+    return f"{boot()} {container.readlink()}" if container.exists() else boot()
 
 
 def _who(owner: dict[str, Any]) -> str:

@@ -116,7 +116,7 @@ class MetricsLog:
         is_writer: bool,
         report: Callable[[dict[str, Any]], None],
     ) -> None:
-        """Go on after the records up to `first_step`; `begun` is `worker.Job`'s, `ready` is `worker.Worker`'s."""
+        """Go on after the records up to `first_step`; `begun` is by `time.monotonic`, `ready` is `worker.Worker`'s."""
         folder = run_folder(config)
         self._begun, self._is_writer, self._report = begun, is_writer, report
         self._ready: float | None = ready
@@ -134,7 +134,7 @@ class MetricsLog:
         if self._ready is not None and "train/loss" in finite:
             finite["train/start_seconds"] = time.perf_counter() - self._ready
             self._ready = None
-        record = {"step": step, "seconds": round(time.time() - self._begun, 3), **finite}
+        record = {"step": step, "seconds": round(time.monotonic() - self._begun, 3), **finite}
         is_validation = any(key.startswith("eval/") for key in finite)
         if self._is_writer:
             self._waiting.append(record)

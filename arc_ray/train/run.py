@@ -24,6 +24,7 @@ from arc_ray.rows.plan import Plan
 from arc_ray.rows.prepare import codec_of, keep, prepare
 from arc_ray.rows.stream import SharedRows, in_store, settle_data_scheduling
 from arc_ray.runs.folder import as_made, checkpoint_steps, claim, finish, is_finished, read_metrics, run_folder
+from arc_ray.runs.machine import Instant
 from arc_ray.runs.shapes import ResultShape
 from arc_ray.storage import Folder
 from arc_ray.train.alone import OneWorker, RayProcess
@@ -109,14 +110,14 @@ def run_training(
         return folder.read_json("result.json", ResultShape)
     train = train or start_worker(config)
     # What was spent before an interruption counts, also what was lost after the last checkpoint.
-    begun = time.time() - max((record.get("seconds", 0.0) for record in read_metrics(folder)), default=0.0)
+    begun = Instant.ago(max((record.get("seconds", 0.0) for record in read_metrics(folder)), default=0.0))
     if ray.is_initialized():
         settle_data_scheduling()
     rows = share(config, folder)
     job = Job(config, begun, rows.maker, rows.validation)
     with unwrapped():
         train(job)
-    result = summarize(folder, rows.plan, time.time() - begun)
+    result = summarize(folder, rows.plan, time.monotonic() - begun.here())
     folder.delete("ray")
     finish(folder, result)
     return result

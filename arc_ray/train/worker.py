@@ -23,7 +23,7 @@ from arc_ray.rows.maker import Batch, RowMaker, ValidationSet
 from arc_ray.rows.plan import Plan
 from arc_ray.rows.stream import ahead, held, stream_rows
 from arc_ray.runs.folder import checkpoint_steps, run_folder
-from arc_ray.runs.machine import usable_cores
+from arc_ray.runs.machine import Instant, usable_cores
 from arc_ray.train.accuracy import validate
 from arc_ray.train.checkpoint import CheckpointWriter, read_state
 from arc_ray.train.engine import Start, accumulation_steps, begin, gather_state, load_weights, make_engine
@@ -42,8 +42,8 @@ class Job:
     """Everything the workers of a run are given; large parts by reference where they are in Ray's store."""
 
     config: Config
-    begun: float
-    """Seconds since the epoch: when the run would have begun if it had never been interrupted."""
+    begun: Instant
+    """When the run would have begun if it had never been interrupted."""
     maker: "ray.ObjectRef[RowMaker] | RowMaker"
     validation: "ray.ObjectRef[ValidationSet | None] | ValidationSet | None"
 
@@ -85,7 +85,7 @@ def train_on_worker(job: Job, seat: Seat) -> None:
     worker = make_worker(job, seat)
     folder, is_first = run_folder(worker.config), seat.rank == 0
     measures = Measures(worker.model, worker.maker.plan, seat.num_workers, device_peak())
-    log = MetricsLog(worker.config, worker.start.step, job.begun, worker.ready, is_first, seat.report)
+    log = MetricsLog(worker.config, worker.start.step, job.begun.here(), worker.ready, is_first, seat.report)
     writer = CheckpointWriter(folder, worker.config, worker.model, worker.tokenizer)
     if is_first:
         writer.rehearse()

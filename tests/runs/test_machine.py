@@ -1,11 +1,13 @@
 """How many cores a process may use, read from control groups as Linux lays them out; and imports."""
 
 import gc
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from arc_ray.runs.machine import cpu_quota, importing, usable_cores
+from arc_ray.runs.machine import Instant, cpu_quota, importing, usable_cores
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -65,3 +67,9 @@ def test_the_collector_is_as_it_was_after_imports(is_on: bool) -> None:
     finally:
         gc.enable()
         gc.unfreeze()
+
+
+def test_an_instant_is_the_same_on_another_machine() -> None:
+    """Catches seconds counted from another machine's start, which its own clock knows nothing of."""
+    sent = replace(Instant.ago(3600.0), monotonic=1e9, boot="another machine's")
+    assert 3600 <= time.monotonic() - sent.here() < 3660

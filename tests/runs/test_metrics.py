@@ -11,6 +11,7 @@ from builders import config_with
 
 from arc_ray.config import Config
 from arc_ray.runs.folder import METRICS_FILE, MetricsFile, MetricsTail, read_metrics, run_folder
+from arc_ray.runs.machine import Instant
 from arc_ray.storage import Folder
 from arc_ray.train import record
 from arc_ray.train.record import MetricsLog
@@ -87,7 +88,7 @@ def log_of(
     config: Config, first_step: int = 0, spent: float = 0.0, report: Callable[[Any], None] = lambda record: None
 ) -> MetricsLog:
     run_folder(config).local_path().mkdir(exist_ok=True)
-    return MetricsLog(config, first_step, time.time() - spent, time.perf_counter(), True, report)
+    return MetricsLog(config, first_step, time.monotonic() - spent, time.perf_counter(), True, report)
 
 
 def config_in(tmp_path: Path, tracker: str = "tensorboard") -> Config:
@@ -146,3 +147,16 @@ def test_the_clock_goes_on_from_what_was_spent(tmp_path: Path) -> None:
     first, second = (record["seconds"] for record in read_metrics(run_folder(config)))
     assert first < 60
     assert 3600 <= second < 3660
+
+
+def test_a_clock_that_is_put_changes_no_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a step that seems to have taken a day because somebody has set the machine's clock meanwhile."""
+    config = config_in(tmp_path, "none")
+    begun, put = Instant.ago(5.0), time.time() + 86_400
+    log = MetricsLog(config, 0, begun.here(), time.perf_counter(), True, lambda record: None)
+    monkeypatch.setattr(time, "time", lambda: put)
+    log(1, {"train/loss": 1.0})
+    log.close()
+    (told,) = (record["seconds"] for record in read_metrics(run_folder(config)))
+    assert 5 <= told < 65
+    assert 5 <= time.monotonic() - begun.here() < 65

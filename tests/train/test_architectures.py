@@ -319,6 +319,6 @@ if __name__ == "__main__":
     for found in (FITS, tuple("---" for _ in FITS), *map(fits, SIZES), (), HEAD, tuple("---" for _ in HEAD)):
         print(line(found))
     for name in [known for known in ARCHITECTURES if not sys.argv[1:] or sys.argv[1] in known]:
-        begun = time.time()
+        begun = time.monotonic()
         with tempfile.TemporaryDirectory() as place:
-            print(line(measure(name, Path(place))), f"{time.time() - begun:.0f} s", flush=True)
+            print(line(measure(name, Path(place))), f"{time.monotonic() - begun:.0f} s", flush=True)
