@@ -117,7 +117,14 @@ class Call:
         word, *overrides = WORDS[workload]
         self.run = subprocess.Popen(
             [sys.executable, "-m", "arc_ray", word, str(config), *overrides],
-            env={**os.environ, **own, "RAY_AUTH_MODE": "disabled", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
+            env={
+                **os.environ,
+                **own,
+                "RAY_AUTH_MODE": "disabled",
+                "PYTHONUNBUFFERED": "1",
+                "OMP_NUM_THREADS": "1",
+                "RAY_worker_niceness": "0",
+            },
             stdout=self.log.open("w"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -183,7 +190,7 @@ def differences(expected: dict[str, bytes], found: dict[str, bytes]) -> list[str
 
 def hurt(fault: Fault, folder: Path, alone: "Alone", server: StorageServer) -> dict[str, Any]:
     """Deal a fault, call again until all is done, and compare; `wrong` of what is returned is empty if all is well."""
-    begun = time.time()
+    begun = time.monotonic()
     expected, first, last = alone.files(fault.workload)
     place = Place(folder, server if fault.who == "bucket" else None)
     with contextlib.ExitStack() as stack:
@@ -213,7 +220,7 @@ def hurt(fault: Fault, folder: Path, alone: "Alone", server: StorageServer) -> d
     if not wrong:
         shutil.rmtree(place.folder, ignore_errors=True)
     about = {"fault": str(fault), "who": fault.who, "what": fault.what, "happened": happened}
-    return about | {"calls": calls, "seconds": round(time.time() - begun), "wrong": wrong}
+    return about | {"calls": calls, "seconds": round(time.monotonic() - begun), "wrong": wrong}
 
 
 class Alone:
