@@ -50,7 +50,7 @@ $(VLLM)/installed: pyproject.toml constraints-vllm.txt
 	touch $@
 
 test-vllm: $(VLLM)/installed
-	$(VLLM)/bin/pytest -m vllm
+	$(VLLM)/bin/pytest -m vllm tests/decode/test_vllm.py
 
 gpu-kit: $(INSTALLED)
 	$(BIN)/python tests/gpu/kit.py make
