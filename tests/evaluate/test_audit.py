@@ -1,5 +1,6 @@
 """Audits: derived tasks, fresh examples that match, and whether what was learned by heart is told from what was not."""
 
+import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import codec_of, overfit, tiny_tokenizer
+from small_clone import write_clone
 from small_study import CLEAN, LEAKED, OTHER, small_audit
 
 from arc_ray.cli.check import describe_command
@@ -16,6 +18,7 @@ from arc_ray.config import Config, config_from, to_yaml
 from arc_ray.config.model import ModelConfig, ScratchConfig
 from arc_ray.datasets import generate
 from arc_ray.datasets.blocks import write_block
+from arc_ray.datasets.reading import load_source
 from arc_ray.errors import UserError
 from arc_ray.evaluate.audit import USUAL_FRESH, audited, derived, fresh_sources, published, run_audit
 from arc_ray.models.build import build_model
@@ -224,6 +227,30 @@ def test_a_model_that_learned_others_by_heart_shows_nothing(tmp_path: Path, here
     for kind in ("fresh", "turned", "recoloured"):
         assert result[f"arc/published_minus_{kind}/low"] <= 0 <= result[f"arc/published_minus_{kind}/high"]
     assert result["overlap"] == []
+
+
+def test_a_clone_of_arc_gen_makes_fresh_pairs(tmp_path: Path, here: list[str]):
+    """Would catch fresh pairs that are RE-ARC's, or of another rule, where a clone is named, and tasks without a generator
+    that have some."""
+    save_model(tmp_path, OTHER)
+    mirrored = [{"input": [[*range(side)]] * side, "output": [[*range(side)][::-1]] * side} for side in (3, 4, 6)]
+    (tmp_path / "tasks").mkdir()
+    for name in ("00000001", LEAKED[0]):
+        (tmp_path / "tasks" / f"{name}.json").write_text(json.dumps({"train": mirrored[:2], "test": mirrored[2:]}))
+    sources = {
+        "arc": {"kind": "folder", "path": str(tmp_path / "tasks")},
+        "clone": {"kind": "arcgen", "path": write_clone(tmp_path / "clone", "00000001", "00000002")},
+    }
+    own = {"data__sources": sources, "data__mix": {}, "evaluate__audit": {"fresh": 3, "sources": ["clone"]}}
+    config = config_at(tmp_path, **own)
+    result = audit(config)
+    records = run_folder(audited(config)).read_json("audit.json")
+    assert [r["task"] for r in records if r["kind"] == "fresh"] == ["00000001"] * 3
+    assert 0.5 < np.mean([r["cells"] for r in records if r["kind"] == "fresh"]) / 72 < 1.5
+    assert {r["task"] for r in records if r["kind"] == "turned"} == {"00000001", LEAKED[0]}
+    [made] = load_source(fresh_sources(config, published(config))["clone"], Folder.at(config.storage))
+    assert all(same_grid(pair.output, pair.input[:, ::-1]) for pair in made.train)
+    assert 0 <= result["arc/fresh"] <= 1
 
 
 def test_a_killed_audit_goes_on_and_other_data_are_refused(tmp_path: Path, here: list[str]):
