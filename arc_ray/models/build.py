@@ -70,7 +70,7 @@ def build_skeleton(config: ModelConfig, storage: str, full: bool, checkpoint: st
             model = scratch_model(config.scratch, make_tiny_tokenizer(tiny_corpus()))
         model = adapted(model, config, adapters, full)
     # DeepSpeed turns all of a model to half precision, the adapter too.
-    return model.train().to(DTYPES[config.dtype])
+    return model.to(DTYPES[config.dtype])
 
 
 def check_model(config: ModelConfig, storage: str, full: bool, row_tokens: int | None) -> tuple[nn.Module, Any]:
@@ -141,11 +141,11 @@ def _with_adapters(model: Any, folders: Sequence[str], keeps_last: bool) -> Any:
 
 
 def _saving_memory(model: Any, config: ModelConfig) -> nn.Module:
-    """Let a model keep, if it is asked for, only each layer's input and compute the rest again in the backward pass."""
+    """Let a model that will be trained keep, if it is asked for, only each layer's input and compute the rest again."""
     if config.gradient_checkpointing:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model
+    return model.train()  # a loaded one is in the mode for answering, in which nothing is computed again
 
 
 def load_for_inference(config: ModelConfig, storage: str, checkpoint: str | None, is_whole: bool = False) -> Any:

@@ -146,7 +146,7 @@ def estimate(case: Case) -> dict[str, int]:
     model_config, _, tokenizer = configs(case)
     base = base_of(model_config, tokenizer, "meta")
     with torch.device("meta"):
-        skeleton = adapted(base, model_config, [], case.full).train()
+        skeleton = adapted(base, model_config, [], case.full)
     skeleton = skeleton.to(getattr(torch, case.dtype))
     found = simulate_pass(skeleton, case.rows, case.row_tokens, int(case.row_tokens * case.learned_share) * case.rows)
     estimated = footprint(skeleton, found, case.stage, case.workers, optimizer=case.optimizer)

@@ -295,12 +295,15 @@ def test_the_command_merges_a_run_into_a_plain_folder(tmp_path: Path, base: str)
 
 
 def test_recomputing_activations_changes_no_gradient(base: str):
-    """Would catch an adapter that learns nothing because its inputs carry no gradient."""
+    """Would catch an adapter that learns nothing because its inputs carry no gradient, and a loaded base that recomputes
+    nothing, as it is in the mode for answering until a validation has ended."""
     gradients = []
     for checkpointing in (False, True):
         config = ModelConfig(base=base, lora=LoraConfig(r=4), gradient_checkpointing=checkpointing)
-        model = moved(build_model(config, "", 0, False, None)).train()
+        model, passes = moved(build_model(config, "", 0, False, None)), list[bool]()
+        model.get_decoder().layers[0].mlp.register_forward_pre_hook(lambda mlp, *_, p=passes: p.append(mlp.training))
         LearnedLoss(model)(**tensors([encoded()[:2]], 300))[0].sum().backward()
+        assert passes == [True] * (2 if checkpointing else 1)
         gradients.append({name: parameter.grad for name, parameter in trainable(model).items()})
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
