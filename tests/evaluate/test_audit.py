@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from builders import codec_of, overfit, tiny_tokenizer
 from small_clone import write_clone
 from small_study import CLEAN, LEAKED, OTHER, small_audit
+from training import ends_well, running
 
 from arc_ray.cli.check import describe_command
 from arc_ray.cli.console import Terminal
@@ -217,6 +219,21 @@ def test_what_was_learned_by_heart_is_found_and_nothing_else(tmp_path: Path, her
     assert page.count(">known to hold it<") == len(LEAKED)
     assert "arc, published − fresh: +100.0 points over 8 tasks known to be in the training data" in text
     assert "| fresh | known to be in the training data | 8 | +100.0 |" in text
+
+
+@pytest.mark.slow
+def test_a_leak_in_a_mix_is_found_in_what_the_command_trained(tmp_path: Path, here: list[str]):
+    """Would catch an audit that finds what a loop of this file overfits, but no leak that came by a mix, packed rows and a
+    checkpoint of `arc-ray train`."""
+    tree = small_audit(tmp_path / "runs", "untouched")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    with running("train", str(tmp_path / "config.yaml"), "evaluate.checkpoint=null") as command:
+        ends_well(command)
+    result = audit(config_from(tree, {}))
+    assert result["arc/known/published_minus_fresh/low"] > 0
+    assert result["arc/others/published_minus_fresh/low"] <= 0 <= result["arc/others/published_minus_fresh/high"]
+    [found] = audit_view(load(run_folder(audited(config_from(tree, {}))).uri))["audits"]
+    assert sorted(found["above"]) == sorted(LEAKED)
 
 
 def test_a_model_that_learned_others_by_heart_shows_nothing(tmp_path: Path, here: list[str]):
