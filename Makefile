@@ -1,6 +1,7 @@
 # make quickstart   install, then the study of configs/quickstart.yaml
 # make test         install, then the tests that end within minutes
 # make test-slow    the tests that take longer: faults, several processes
+# make test-all     both in one session
 # make test-cluster launch files on hosts of this machine (root, Linux; Debian: openssh-server rsync iproute2 netcat-openbsd)
 # make test-vllm    vLLM's answers beside the default backend's, on a CPU, in an environment of its own
 # make gpu-kit      pack what a GPU machine without a network lacks into .kit
@@ -11,25 +12,28 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Files of tests side by side, more than there are cores: a test often waits for processes that start one after another.
-LANES ?= -n 3 --dist loadfile --no-loadscope-reorder
+LANES ?= -n 4 --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/installed
 VLLM := .venv-vllm
 
 # Where it is set, every process that a test starts compiles the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart install test test-slow test-cluster test-vllm gpu-kit gpu-run check clean
+.PHONY: quickstart install test test-slow test-all test-cluster test-vllm gpu-kit gpu-run check clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/arc-ray study configs/quickstart.yaml
 
 install: $(INSTALLED)
 
-# torch comes first and alone: asked for by another package, pip would take its largest build.
+# The pip that comes with Python resolves a minute longer, and compiles on one core only. torch comes first and alone:
+# asked for by another package, pip would take its largest build. Files for other Pythons do not compile, which is right.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-compile torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-compile --editable '.[dev]'
+	$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
 
 test: $(INSTALLED)
@@ -37,6 +41,10 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow $(LANES)
+
+# Slow tests wait much, the others compute: in one session they fill each other's gaps.
+test-all: $(INSTALLED)
+	$(BIN)/pytest -m "not (gpu or cluster or vllm or real)" $(LANES)
 
 test-cluster: $(INSTALLED)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,cluster-tests]'

@@ -21,8 +21,8 @@ TESTS = Path(__file__).parent
 ROOMS = sorted(str(path) for path in TESTS.iterdir() if path.is_dir())
 
 LONGEST = (
-    *("test_faults", "test_study", "test_rehearsal", "test_search", "test_train"),
-    *("test_architectures", "test_chaos", "test_notebook", "test_generate"),
+    *("test_study", "test_faults", "test_search", "test_rehearsal", "test_train", "test_chaos", "test_obtain"),
+    *("test_alone", "test_evaluate", "test_ttt", "test_interrupts", "test_notebook", "test_generate"),
 )
 """Files that take minutes: the lanes begin with them, so that none is left with one while the others have ended."""
 
