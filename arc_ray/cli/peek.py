@@ -1,12 +1,12 @@
 """`arc-ray peek`: what the model really sees, in colour (tasks, views, prompts, tokens), and what it answered."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
 from arc_ray.config import Config
@@ -92,11 +92,16 @@ def grid_text(grid: Grid | None) -> Text:
     return text
 
 
+def _side_by_side(drawings: Iterable[Sequence[RenderableType]]) -> RenderableType:
+    """Set drawings, each with its title first, beside each other, as many as the terminal has room for, then below."""
+    return Columns([Group(*drawing) for drawing in drawings], padding=(0, 2))
+
+
 def _pairs(pairs: Sequence[tuple[Grid, Grid | None]], titles: Sequence[str]) -> RenderableType:
-    table = Table.grid(padding=(0, 2))
-    table.add_row(*titles)
-    table.add_row(*(Group(grid_text(a), Text("becomes", style="dim"), grid_text(b)) for a, b in pairs))
-    return table
+    becomes = Text("becomes", style="dim")
+    return _side_by_side(
+        (title, grid_text(a), becomes, grid_text(b)) for title, (a, b) in zip(titles, pairs, strict=True)
+    )
 
 
 def _task(task: Task) -> RenderableType:
@@ -153,18 +158,13 @@ def _drawn(answer: dict[str, Any]) -> RenderableType:
     where = f"answers.json, task {answer['task']}"
     truth = None if answer["truth"] is None else parse_grid(answer["truth"], where)
     attempts = [parse_grid(grid, where) for grid in answer["attempts"]]
-    columns: list[tuple[str, RenderableType]] = [("input", grid_text(parse_grid(answer["input"], where)))]
+    drawings: list[Sequence[RenderableType]] = [("input", grid_text(parse_grid(answer["input"], where)))]
     if truth is not None:
-        columns.append(("right answer", grid_text(truth)))
-    columns += [
-        (f"attempt {i}", Group(grid_text(grid), Text(_verdict(grid, truth)))) for i, grid in enumerate(attempts, 1)
-    ]
-    table = Table.grid(padding=(0, 2))
-    table.add_row(*(title for title, _ in columns))
-    table.add_row(*(drawn for _, drawn in columns))
+        drawings.append(("right answer", grid_text(truth)))
+    drawings += [(f"attempt {i}", grid_text(grid), _verdict(grid, truth)) for i, grid in enumerate(attempts, 1)]
     note = [] if attempts else [Text("unanswered: no view gave a grid", style="dim")]
     title = f"{answer['task']}, output {answer['output']}"
-    return Panel(Group(table, *note), title=Text(plain(title)), title_align="left")
+    return Panel(Group(_side_by_side(drawings), *note), title=Text(plain(title)), title_align="left")
 
 
 def _verdict(grid: Grid, truth: Grid | None) -> str:
