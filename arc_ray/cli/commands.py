@@ -14,6 +14,7 @@ from arc_ray.config import Config, load_config, parse_assignments
 from arc_ray.config.tree import known_keys
 from arc_ray.errors import UserError
 from arc_ray.runs.folder import JOB_FOLDER, run_folder
+from arc_ray.runs.machine import version_of
 from arc_ray.runs.starts import with_start
 from arc_ray.scores.records import read_record
 from arc_ray.storage import Folder
@@ -33,13 +34,27 @@ ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, s
 Assignments = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...",
+        metavar="KEY=VALUE",
         help="Config keys to change; `arc-ray keys` explains each",
         autocompletion=lambda incomplete: [f"{key}=" for key in sorted(known_keys()) if key.startswith(incomplete)],
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve, plan and estimate; then stop")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join; without one, Ray starts here if it is needed")]
+
+
+def _say_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"arc_ray {version_of('arc_ray')}")
+        raise typer.Exit
+
+
+@app.callback()
+def before_any(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version; `check` says all")
+    ] = False,
+) -> None: ...
 
 
 @app.command()

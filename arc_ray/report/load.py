@@ -16,7 +16,7 @@ import pandas as pd
 
 from arc_ray.config import value_name
 from arc_ray.config.searching import trained_as
-from arc_ray.errors import UserError
+from arc_ray.errors import UserError, nearest
 from arc_ray.report import folders
 from arc_ray.report.frames import COLUMNS, TRIALS, DataFrame, config_value, frame
 from arc_ray.runs.shapes import AnalysisShape, ConfigShape, QualityShape, RunShape
@@ -237,7 +237,8 @@ def _kind_of(place: Folder, run: Mapping[str, Any], analysis: object) -> ReportK
     if place.exists("config.yaml") or place.exists("metrics.jsonl"):
         return "run"
     if not place.exists():
-        raise UserError(f"{place.uri}: there is no such folder; name the folder of a study, a search or a run")
+        near = nearest(place.name, place.parent.names(), before=f"{place.parent.uri}/")
+        raise UserError(f"{place.uri}: there is no such folder; name the folder of a study, a search or a run{near}")
     inside = [name for name in place.names() if any((place / name).exists(f) for f in ("trials", "config.yaml"))]
     hint = f"; did you mean {place.uri}/{inside[0]}?" if inside else ""
     raise UserError(f"{place.uri} is no folder of a study, a search or a run: looked for {MADE_OF}{hint}")

@@ -148,9 +148,8 @@ def _make_data(needs: Needs, progress: Progress) -> None:
     generated = [source for source in needs.sources.values() if isinstance(source, GeneratedSource)]
     is_new = not all(is_generated(source, needs.storage) for source in generated)
     for name, manifest in ensure_datasets(needs.sources, needs.storage, progress).items():
-        totals = manifest.get("totals", manifest)
-        counts = ", ".join(f"{key} {value}" for key, value in totals.items() if isinstance(value, int))
-        progress.note(f"{name}: {counts[:160]}")
+        made, left_out = (sum(manifest[key] for key in keys) for keys in (["examples"], ["duplicates", "gave_up"]))
+        progress.note(f"{name}: {made:,} examples of {manifest['num_tasks']} tasks, {left_out} others left out")
     if is_new:
         needs.check_overlap()
 

@@ -1,5 +1,7 @@
 """The command line: mistakes get one message and exit code 2 before any work; --dry-run works without any data."""
 
+import io
+import json
 import os
 import re
 import subprocess
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from arc_ray import cli
 from arc_ray.cli import main, session
 from arc_ray.errors import UserError
 
@@ -72,6 +75,8 @@ def test_a_plugin_beside_the_config_is_found(tmp_path: Path) -> None:
         (["peek", QUICKSTART, "--stage", "dream"], "task, view, prompt, tokens, predictions"),
         (["peek", QUICKSTART, "--stage", "predictions"], "holds no predictions yet"),
         (["score", "no_such.json", "arcagi1/evaluation"], "no_such.json: no such file"),
+        (["score", "no_such.json", "arcagi1/evaluaton"], "no such folder; did you mean arcagi1/evaluation?"),
+        (["report", "tests/cly"], f"a run; did you mean {ROOT / 'tests' / 'cli'}?"),
         (["evaluate", QUICKSTART, "evaluate.decode=beam"], "evaluate.decode"),
     ],
 )
@@ -93,6 +98,23 @@ def test_dry_run_names_every_trial_and_touches_nothing(here: Here, tmp_path: Pat
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+def test_a_question_that_is_not_answered_is_an_interruption(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches Ctrl-C or Ctrl-D at a prompt that ends as an error of ours does."""
+
+    class Nothing(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Nothing())
+    monkeypatch.setattr(cli, "leave", lambda code, reason: sys.exit(code))
+    assert here("init", "never")[0] == 130
+
+
+def test_it_says_its_version(here: Here) -> None:
+    """Catches the first thing that many ask a command for, refused."""
+    assert here("--version") == (0, "arc_ray 0.1.0\n", "")
+
+
 def test_every_command_explains_itself(here: Here) -> None:
     """Catches a command whose help cannot be built."""
     commands = "study generate train tune evaluate score merge report peek check fetch keys init"
@@ -100,6 +122,7 @@ def test_every_command_explains_itself(here: Here) -> None:
         code, said, _ = here(command, "--help")
         assert code == 0
         assert command in said
+        assert "[[" not in said
 
 
 def test_ray_gets_a_folder_whose_sockets_have_paths_that_the_system_allows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +209,23 @@ def test_looking_makes_no_storage(here: Here, words: str, tmp_path: Path) -> Non
     code, _, complaint = here(command, str(config), *options)
     assert code == 0, complaint
     assert list(tmp_path.iterdir()) == [config]
+
+
+def test_peek_breaks_no_row_of_a_grid(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches pairs side by side that share a narrow terminal until no row of theirs fits into a line."""
+    monkeypatch.setenv("COLUMNS", "60")
+    config, tasks = tmp_path / "config.yaml", tmp_path / "tasks"
+    tasks.mkdir()
+    pair = {"input": [[1] * 14] * 3, "output": [[2] * 14]}
+    (tasks / "wide.json").write_text(json.dumps({"train": [pair] * 4, "test": [pair]}))
+    changed = tree(tmp_path / "runs")
+    changed["data"]["sources"]["arc"] = {"kind": "folder", "path": str(tasks)}
+    config.write_text(yaml.safe_dump(changed))
+    code, said, complaint = here("peek", str(config), "--stage", "task")
+    assert code == 0, complaint
+    rows = [line for line in said.splitlines() if "1 1" in line or "2 2" in line]
+    assert sum(line.count(" ".join("1" * 14)) for line in rows) == 5 * 3
+    assert sum(line.count(" ".join("2" * 14)) for line in rows) == 5
 
 
 @pytest.mark.parametrize("positions", ["sequence", "grid"])

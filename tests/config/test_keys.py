@@ -45,11 +45,13 @@ def test_a_key_says_what_it_may_be() -> None:
         ("model.lora", "model.lora", "model.lora.dora"),
         ("data.sources.counting", "data.sources.NAME.kind", "data.sources.NAME.seed"),
         ("data.sources.mine.tasks", "data.sources.NAME.tasks", "data.sources.NAME.tasks"),
+        ("evaluate.au", "evaluate.audit", "evaluate.audit.sources"),
         ("", "name", "ray.object_store_mib"),
     ],
 )
 def test_a_prefix_selects_a_section(prefix: str, first: str, last: str) -> None:
-    """Catches `train.lr` that also shows `train.lrs`, a section without its keys, and a kind of source that is no prefix."""
+    """Catches `train.lr` that also shows `train.lrs`, a section without its keys, a kind of source that is no prefix, and
+    half a word that is none."""
     found = keys_below(prefix)
     assert (found[0].name, found[-1].name) == (first, last)
     if prefix == "data.sources.counting":
