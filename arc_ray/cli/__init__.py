@@ -93,6 +93,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
     In the middle of an import, which may swallow it or fail otherwise, leave at once.
     """
+    received.append(number)  # the thread that notes signals may come later
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             leave(*SIGNAL_ENDINGS[signal.Signals(number)])

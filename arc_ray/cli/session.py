@@ -170,7 +170,7 @@ def connected(config: Config, address: str | None) -> Iterator[Room]:
             _join(address or "auto")
         else:
             _start_ray(config)
-            threading.Thread(target=_watch_servers, args=(over,), daemon=True).start()
+            threading.Thread(target=_watch_servers, args=(_own_servers(), over), daemon=True).start()
         if callable(terminate) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, terminate)  # Ray has put its own in this one's place
         for name in ("ray", "ray.data", "ray.train", "ray.tune"):
@@ -199,10 +199,13 @@ def _start_ray(config: Config) -> None:
     start_patiently(partial(_init, config))
 
 
-def _watch_servers(over: threading.Event) -> None:
+def _own_servers() -> list[psutil.Process]:
+    return [p for p in psutil.Process().children(recursive=True) if _is_alive(p) and p.name() in SERVERS]
+
+
+def _watch_servers(servers: list[psutil.Process], over: threading.Event) -> None:
     """Leave soon after a server of the Ray that this process started is gone, and say so: Ray would go on for a while, and
     end the process without a reason. SIGTERM may be meant for all of them: then Ray ends it at once, unless it is quick."""
-    servers = [p for p in psutil.Process().children(recursive=True) if _is_alive(p) and p.name() in SERVERS]
     ending, patience = (1, "a server process of Ray's has ended; was it killed, or did memory run out?"), LEAVE_SECONDS
     while not over.wait(SERVER_SECONDS):
         if all(map(_is_alive, servers)):

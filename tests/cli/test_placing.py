@@ -1,5 +1,6 @@
 """Where a command's work runs: chosen once, kept by runs that were begun, refused where it could never start."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -226,6 +227,15 @@ class Work:
         return self._ends_well
 
 
+@pytest.fixture
+def server(tmp_path: Path) -> Path:
+    """A program that looks like a server of Ray's."""
+    program = tmp_path / "gcs_server"
+    program.write_text("#!/bin/sh\nread line\n")
+    program.chmod(0o755)
+    return program
+
+
 @pytest.mark.parametrize(
     ("received", "ends_well", "said"),
     [
@@ -235,12 +245,9 @@ class Work:
     ],
 )
 def test_a_command_ends_with_a_server_of_its_ray_and_says_why(
-    received: list[int], ends_well: bool, said: list[tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    received: list[int], ends_well: bool, said: list[tuple[int, str]], server: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches a command that goes on without Ray's head, for a minute, and then ends without a word, or with another code."""
-    program = tmp_path / "gcs_server"
-    program.write_text("#!/bin/sh\nread line\n")
-    program.chmod(0o755)
     found: list[tuple[int, str]] = []
 
     def leave(*ending: Any) -> None:
@@ -249,9 +256,41 @@ def test_a_command_ends_with_a_server_of_its_ray_and_says_why(
 
     monkeypatch.setattr(session, "leave", leave)
     monkeypatch.setattr(session, "received", received)
-    with subprocess.Popen([program], stdin=subprocess.PIPE) as server, suppress(SystemExit):
-        session._watch_servers(Work(server, ends_well))  # pyright: ignore[reportArgumentType]
+    with subprocess.Popen([server], stdin=subprocess.PIPE) as running, suppress(SystemExit):
+        session._watch_servers(session._own_servers(), Work(running, ends_well))  # pyright: ignore[reportArgumentType]
     assert found == said
+
+
+GROUP = """
+import subprocess, sys, time
+from arc_ray import cli
+from arc_ray.cli import session
+from arc_ray.config import Config
+
+cli.hear_signals()
+session._start_ray = lambda config: subprocess.Popen(sys.argv[1], stdin=subprocess.PIPE)
+session.reachable_room = lambda: None
+session.ray.shutdown = lambda: time.sleep(600)  # Ray's own waits, and ends the process, where its raylet is dead
+with session.connected(Config(name="a"), None):
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_command_whose_whole_group_is_stopped_says_so_while_it_unwinds(server: Path) -> None:
+    """Catches a watcher that rests as soon as the command unwinds: then Ray's shutdown ends it, with 1 and no reason."""
+    words = [sys.executable, "-c", GROUP, str(server)]
+    seen = {key: value for key, value in environment().items() if key != "RAY_ADDRESS"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(words, env=seen, text=True, start_new_session=True, **pipes) as command:
+        assert command.stdout
+        assert command.stdout.readline() == "ready\n"
+        os.killpg(command.pid, signal.SIGTERM)
+        try:
+            assert command.communicate(timeout=120)[1] == "error: stopped; the same command goes on from here\n"
+        finally:
+            command.kill()
+    assert command.returncode == 143
 
 
 DEAF = """
