@@ -1,8 +1,11 @@
 """Small real things that several tests use: tokenizers of several kinds, tasks, tables, codecs, a model."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any, Literal
+from unittest import mock
 
 import numpy as np
 import torch
@@ -256,3 +259,21 @@ def after_two_steps(model: Any, optimizer: torch.optim.Optimizer, ids: torch.Ten
         optimizer.step()
         optimizer.zero_grad()
     return model.eval()
+
+
+@contextmanager
+def answering_here() -> Iterator[list[str]]:
+    """Have evaluations answer in this process; yields the names of the files that are made."""
+    from arc_ray.evaluate import evaluation  # with Ray, which few users of this file need
+    from arc_ray.evaluate.answering import Answerer
+
+    made: list[str] = []
+
+    def do_all(hosts: Any, config: Any, folder: Any, codec: Any, works: Any, progress: Any) -> None:
+        answerer = Answerer(config, folder, codec)
+        for work in [work for work in works if work.name not in folder.names()]:
+            answerer.do(work)
+            made.append(f"{folder.name}/{work.name}")
+
+    with mock.patch.object(evaluation, "answer_all", do_all):
+        yield made

@@ -8,7 +8,6 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -120,18 +119,9 @@ def bucket(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def here() -> Iterator[list[str]]:
     """Let evaluations answer in this process; the names of the files that were made."""
-    from arc_ray.evaluate import evaluation
-    from arc_ray.evaluate.answering import Answerer
+    from builders import answering_here
 
-    made: list[str] = []
-
-    def do_all(hosts: Any, config: Any, folder: Any, codec: Any, works: Any, progress: Any) -> None:
-        answerer = Answerer(config, folder, codec)
-        for work in [work for work in works if work.name not in folder.names()]:
-            answerer.do(work)
-            made.append(f"{folder.name}/{work.name}")
-
-    monkeypatch.setattr(evaluation, "answer_all", do_all)
-    return made
+    with answering_here() as made:
+        yield made

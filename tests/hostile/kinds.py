@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import yaml
-from builders import puzzle, tiny_model, tiny_tokenizer
+from builders import answering_here, puzzle, tiny_model, tiny_tokenizer
 from study_folder import make_study
 
 from arc_ray.cli.notebook import run as run_command
@@ -21,7 +21,6 @@ from arc_ray.datasets import generate
 from arc_ray.datasets.blocks import write_block
 from arc_ray.datasets.reading import load_source
 from arc_ray.evaluate import evaluation
-from arc_ray.evaluate.answering import Answerer
 from arc_ray.models.build import build_model, trainable
 from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.prepare import keep, prepare
@@ -127,7 +126,7 @@ def make_world(world: Path) -> None:
     _make_dataset(asked)
     _make_run(asked)
     _make_search(config(world, name="search"))
-    with _in_process():
+    with answering_here():
         evaluation.run_evaluation(config(world, name="answered"), lambda *_: None)
 
 
@@ -193,17 +192,6 @@ def _make_search(asked: Config) -> None:
         (folder / "validation").write_json("step-000002.json", outcome)
         folder.write_json("result.json", {"steps": 3, **records()[-1]})
         write_status(folder, point, "done")
-
-
-def _in_process() -> Any:
-    """Have works of an evaluation done here, by a model that knows nothing."""
-
-    def do_all(hosts: Any, asked: Config, folder: Folder, codec: Any, works: Any, progress: Any) -> None:
-        answerer = Answerer(asked, folder, codec)
-        for work in works:
-            answerer.do(work)
-
-    return mock.patch.object(evaluation, "answer_all", do_all)
 
 
 def resume(world: Path) -> None:
