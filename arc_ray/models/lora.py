@@ -34,13 +34,12 @@ def _targets(model: nn.Module, config: LoraConfig) -> tuple[str | list[str], lis
         if w is not None and w.ndim == 3
     ]
     endings = sorted({".".join(name.split(".")[-2:]) for name in stacks})
-    if (
-        config.targets == "all-linear" and config.train_embeddings == "lora"
-    ):  # peft's "all-linear" spares the output layer
-        linear = [name for name, layer in holders if isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"]
-        layers, experts = linear, endings
-    elif config.targets == "all-linear":
+    if config.targets == "all-linear":
         layers, experts = config.targets, endings
+        if config.train_embeddings == "lora":  # peft's "all-linear" spares the output layer
+            layers = [
+                name for name, layer in holders if isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"
+            ]
     else:
         experts = [ending for ending in endings if {ending, ending.split(".")[-1]} & {*config.targets}]
         layers = [name for name in config.targets if not any(name in (e, e.split(".")[-1]) for e in experts)]
