@@ -1,5 +1,6 @@
 """The commands that look at what is there, or put it into another form; none trains, and only `check` may ask Ray."""
 
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import typer
 from arc_ray.cli.commands import Address, Assignments, ConfigPath, app, loaded_config
 from arc_ray.cli.console import Terminal
 from arc_ray.config import parse_assignments, to_yaml
-from arc_ray.errors import UserError
+from arc_ray.errors import UserError, located
 from arc_ray.runs.folder import as_made, is_finished, run_folder
 from arc_ray.runs.starts import lineage, with_start
 from arc_ray.scores.submission import MISTAKES
@@ -73,9 +74,11 @@ def merge(
 @contextmanager
 def _new_folder(to: Path) -> Iterator[Path]:
     """Yield a folder that becomes `to` once it is filled, and say where it is. Raises UserError for one that is there."""
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+    if os.path.exists(to) and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"--to {to}: already there; name a new folder")
     unfinished = to.with_name(f"{to.name}.unfinished")
+    with located(f"--to {to}"):
+        Folder.at(str(unfinished)).try_writing(creates=False)
     shutil.rmtree(unfinished, ignore_errors=True)
     yield unfinished
     unfinished.rename(to)

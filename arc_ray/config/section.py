@@ -41,7 +41,7 @@ def is_model_name(value: str) -> bool:
     """Tell whether a value names a model: built in, or a hub's as owner/name or owner/name@revision, if that is no folder."""
     if value.startswith(("@", ".", "~", "/")) or "://" in value or value.partition("@")[0].count("/") > 1:
         return False
-    return value in BUILT_IN or not os.path.isdir(value)
+    return value in BUILT_IN or (value.isprintable() and not os.path.isdir(value))
 
 
 def absolute_model(name: str) -> str:

@@ -69,6 +69,8 @@ def test_a_plugin_beside_the_config_is_found(tmp_path: Path) -> None:
         (["train", QUICKSTART, "train.engine=trll"], "train.engine"),
         (["train", QUICKSTART, "train.deepspeed={gradient_accumulation_steps: 4}"], "set train.batch_rows instead"),
         (["merge", QUICKSTART, "--to", "configs"], "already there"),
+        (["merge", QUICKSTART, "--to", "n" * 300], "File name too long"),
+        (["fetch", "\udcff"], "\\udcff is no name"),
         (["study", QUICKSTART, "start=cuont"], "start"),
         (["study", QUICKSTART, "storage=/proc/nowhere"], "/proc/nowhere"),
         (["evaluate", QUICKSTART, "--no-such-option"], "--no-such-option"),
