@@ -81,8 +81,10 @@ def keep(prepared: Prepared, folder: Folder) -> Prepared:
     Raises UserError where that run began with other data or another chat template.
     """
     frame = prepared.maker.codec.frame
-    refuse_other_frame(folder.read_json("frame.json", dict[str, str]), frame, folder.uri)
-    folder.write_json("frame.json", dataclasses.asdict(frame))
+    kept = folder.read_json("frame.json", dict[str, str])
+    refuse_other_frame(kept, frame, folder.uri)
+    if kept is None:
+        folder.write_json("frame.json", dataclasses.asdict(frame))
     if not folder.exists("plan.parquet"):
         note_sets(folder, prepared.sets)
         folder.write_bytes("plan.parquet", save_plan(prepared.plan))

@@ -61,9 +61,13 @@ def claim(folder: Folder, config: Config, command: str, redone: Sequence[str] = 
     """Take a folder for a run of this config: write config.yaml and run.json, or go on with a run of the same config.
 
     Keys in `redone` may differ, because the command does their part again. Raises UserError naming the differing keys
-    if another config made the folder.
+    if another config made the folder, and where it is not known which one did.
     """
     is_new, differs = not folder.exists("config.yaml"), refuse_other_config(folder, config, redone)
+    if is_new and (made := {"plan.parquet", "result.json"} & {*folder.names()}):
+        raise UserError(
+            f"{folder.uri} holds {min(made)} of a run without its config.yaml; put that back, or delete the folder"
+        )
     content = to_yaml(as_made(folder, config)).encode()
     folder.clear_leftovers()
     if is_new:

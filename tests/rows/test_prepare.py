@@ -134,3 +134,6 @@ def test_data_that_changed_since_a_run_was_planned_is_refused_by_name(tmp_path: 
     run.delete("frame.json")
     keep(prepare(config, run), run)  # an older run goes on, and knows its frame from then on
     assert run.read_json("frame.json") == frame
+    run.write_bytes("frame.json", json.dumps(frame).encode())
+    keep(prepare(config, run), run)
+    assert run.read_bytes("frame.json") == json.dumps(frame).encode(), "what is there is written anew"

@@ -493,6 +493,20 @@ def test_another_config_is_refused_with_the_keys_that_differ(tmp_path: Path):
         claim(run_folder(config), other, "train")
 
 
+@pytest.mark.parametrize("made", ["plan.parquet", "result.json"])
+def test_a_run_whose_config_is_gone_is_not_taken_for_a_new_one(tmp_path: Path, made: str):
+    """Would catch a half copied run that goes on with any config, and says that this one made it."""
+    config = config_in(tmp_path)
+    folder = run_folder(config)
+    claim(folder, config, "train")
+    folder.write_bytes(made, b"{}")
+    folder.delete("config.yaml")
+    said = folder.read_bytes("run.json")
+    with pytest.raises(UserError, match=rf"holds {made} of a run without its config\.yaml; put that back"):
+        claim(folder, config, "train")
+    assert folder.read_bytes("run.json") == said
+
+
 def test_a_folder_from_before_a_key_existed_is_gone_on_with(tmp_path: Path):
     """Would catch an upgrade that refuses every run there is, and one that takes another value of the new key for its
     default, or a config with a key that is no more for the present one."""
