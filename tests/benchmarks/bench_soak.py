@@ -1,17 +1,23 @@
 """Does anything grow? Memory, descriptors, threads and files of a command's processes, over trials, rows and tasks.
 
-    python tests/benchmarks/bench_soak.py [--trials 50] [--rows 100000] [--tasks 200]
+    python tests/benchmarks/bench_soak.py [--trials 50] [--rows 100000] [--tasks 200] [--interrupt-every 60]
 
 Three kinds of long work, each in one Ray and through the code of the commands: trials one after another in one process,
 a stream of short rows, tasks answered by one process. A look counts this process and all that it started, Ray's servers
 included: the memory that each has for itself (shares of common pages grow when others end), open descriptors, threads,
 and what lies in the folder for temporary files (Ray's session is there). A table has the look after the first tenth of
 the work, which warms up, at half of it and at its end, and what it grew by from the middle on.
+
+Then a small study is interrupted every so many seconds, until a call of it ends with 0; looks come before interruptions.
 """
 
 import argparse
 import contextlib
+import itertools
 import os
+import signal
+import subprocess
+import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -21,9 +27,16 @@ from pathlib import Path
 import numpy as np
 import psutil
 import ray
+import yaml
 from bench_tokens import make_maker
 from bench_trial_overhead import search_config
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from small_study import small_study
+from training import family_of, is_agent, running
+
+from arc_ray.cli import INTERRUPTED
 from arc_ray.cli.session import connected
 from arc_ray.config import with_overrides
 from arc_ray.config.model import ModelConfig
@@ -41,10 +54,11 @@ Look = Callable[[float], None]
 """Called with the share of the work that is done."""
 
 
-def figures(temporary: Path) -> list[float]:
-    """Measure this process and all that it started."""
+def figures(temporary: Path, first: psutil.Process | None = None) -> list[float]:
+    """Measure a process, else this one, and all that it started."""
+    first = first or psutil.Process()
     memory, descriptors, threads, number = 0, 0, 0, 0
-    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+    for process in [first, *first.children(recursive=True)]:
         with contextlib.suppress(psutil.Error):
             memory += process.memory_full_info().uss
             descriptors += process.num_fds()
@@ -121,12 +135,38 @@ def evaluate(storage: Path, number: int, look: Look) -> None:
             look((part + 1) / PARTS)
 
 
+def interrupt(storage: Path, temporary: Path, seconds: float) -> None:
+    """Interrupt a small study, as Ctrl-C does, every so many seconds until it is done; print what each call leaves."""
+    config = storage.parent / "study.yaml"
+    config.write_text(yaml.safe_dump(small_study(storage)))
+    names = ("call", "exit code", *FIGURES, "files", "unfinished ones", "processes left after a minute")
+    print(f"\n| {' | '.join(names)} |\n{'|---' * len(names)}|", flush=True)
+    for number in itertools.count(1):
+        looked, family = list[float](), list[psutil.Process]()
+        with running("study", str(config), RAY_worker_niceness="0") as study:
+            try:
+                said = study.communicate(timeout=seconds)[0]
+            except subprocess.TimeoutExpired:
+                looked, family = figures(temporary, psutil.Process(study.pid)), family_of(study)
+                os.killpg(study.pid, signal.SIGINT)
+                said = study.communicate(timeout=600)[0]
+        assert study.returncode in (0, INTERRUPTED), said
+        _, left = psutil.wait_procs([process for process in family if not is_agent(process)], timeout=60)
+        files = [path.name for path in storage.rglob("*") if path.is_file()]
+        shown = [f"{value:.0f}" for value in looked] or [""] * len(FIGURES)
+        ends = (len(files), sum(".tmp-" in name for name in files), len(left))
+        print(f"| {' | '.join(map(str, (number, study.returncode, *shown, *ends)))} |", flush=True)
+        if study.returncode == 0:
+            return
+
+
 def main() -> None:
-    """Do the three kinds of work one after another."""
+    """Do the kinds of work one after another."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--tasks", type=int, default=200)
+    parser.add_argument("--interrupt-every", type=float, default=60, metavar="SECONDS")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         storage, temporary = Path(folder) / "runs", Path(folder) / "t"
@@ -142,6 +182,8 @@ def main() -> None:
             if arguments.tasks:
                 with table_of(f"{arguments.tasks} tasks", temporary) as look:
                     evaluate(storage, arguments.tasks, look)
+        if arguments.interrupt_every:
+            interrupt(storage, temporary, arguments.interrupt_every)
 
 
 if __name__ == "__main__":
