@@ -170,7 +170,8 @@ def connected(config: Config, address: str | None) -> Iterator[Room]:
             _join(address or "auto")
         else:
             _start_ray(config)
-            threading.Thread(target=_watch_servers, args=(_own_servers(), over), daemon=True).start()
+            servers = [p for p in psutil.Process().children(recursive=True) if _is_alive(p) and p.name() in SERVERS]
+            threading.Thread(target=_watch_servers, args=(servers, over), daemon=True).start()
         if callable(terminate) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, terminate)  # Ray has put its own in this one's place
         for name in ("ray", "ray.data", "ray.train", "ray.tune"):
@@ -197,10 +198,6 @@ def _start_ray(config: Config) -> None:
     # Trials keep their processes alive for a while; Ray would warn of more than three a core, as if something leaked.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
     start_patiently(partial(_init, config))
-
-
-def _own_servers() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children(recursive=True) if _is_alive(p) and p.name() in SERVERS]
 
 
 def _watch_servers(servers: list[psutil.Process], over: threading.Event) -> None:

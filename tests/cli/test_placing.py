@@ -257,7 +257,7 @@ def test_a_command_ends_with_a_server_of_its_ray_and_says_why(
     monkeypatch.setattr(session, "leave", leave)
     monkeypatch.setattr(session, "received", received)
     with subprocess.Popen([server], stdin=subprocess.PIPE) as running, suppress(SystemExit):
-        session._watch_servers(session._own_servers(), Work(running, ends_well))  # pyright: ignore[reportArgumentType]
+        session._watch_servers([psutil.Process(running.pid)], Work(running, ends_well))  # pyright: ignore[reportArgumentType]
     assert found == said
 
 
