@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from functools import partial
 from types import FrameType
 from typing import NoReturn
@@ -25,6 +26,11 @@ def main() -> None:
     hear_signals()
     # Libraries make a million objects, all of which stay: to look through them as often as usual is a fourth of an import.
     gc.set_threshold(100_000, 50, 50)
+    if (
+        not sys.warnoptions
+    ):  # what libraries will change concerns us, not users: here, and in processes that this one starts
+        warnings.simplefilter("ignore", FutureWarning)
+        os.environ["PYTHONWARNINGS"] = "ignore::FutureWarning"
     from arc_ray.cli import configs, looking  # noqa: F401 - each adds its commands
     from arc_ray.cli.commands import app
     from arc_ray.errors import UserError, unwrapped

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -115,6 +116,16 @@ def test_a_question_that_is_not_answered_is_an_interruption(here: Here, monkeypa
 def test_it_says_its_version(here: Here) -> None:
     """Catches the first thing that many ask a command for, refused."""
     assert here("--version") == (0, "arc_ray 0.1.0\n", "")
+
+
+def test_what_libraries_will_change_is_not_told(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches lines with a library's file and code amid what a user reads, which no user can mend."""
+    monkeypatch.setenv("PYTHONWARNINGS", "")
+    monkeypatch.setattr("arc_ray.cli.score.score_file", lambda *_: warnings.warn("soon gone", FutureWarning, 2))
+    with warnings.catch_warnings(record=True, action="always") as seen:
+        assert here("score", "submission", "tasks")[0] == 0
+    assert seen == []
+    assert os.environ["PYTHONWARNINGS"] == "ignore::FutureWarning"
 
 
 def test_every_command_explains_itself(here: Here) -> None:
