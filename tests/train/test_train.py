@@ -10,12 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from builders import smollm_like_tokenizer
 from training import adapter, counting_tree, ends_well, records, running, wait_for
 
 from arc_ray.cli import notebook
 from arc_ray.config import load_config
+from arc_ray.config.model import ModelConfig, ScratchConfig
+from arc_ray.models.build import build_model
 
 pytestmark = pytest.mark.slow
+
+TOKENIZER = smollm_like_tokenizer()
+"""It has words that grids do not need."""
 
 TINY = counting_tree(
     examples=48,
@@ -29,16 +35,23 @@ TINY = counting_tree(
         "epochs": 2,
         "checkpoint_every": 3,
         "keep_checkpoints": 9,
+        "embedding_lr": 2e-3,
     },
     scaling={"threads": 1, "data_cpus": 0.25},
 )
+# The base's vocabulary is cut on the way, and its embeddings learn: what holds below holds of these too.
+TINY |= {"runs": {}, "model": {"vocabulary": "cells", "lora": {"r": 4, "alpha": 8, "train_embeddings": "full"}}}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A storage folder with the tiny base already made, shared by the runs of this module."""
+    """A storage folder beside the tiny base, shared by the runs of this module."""
     path = tmp_path_factory.mktemp("train")
-    (path / "config.yaml").write_text(yaml.safe_dump({**TINY, "storage": str(path / "runs")}))
+    scratch = ScratchConfig(hidden_size=32, layers=1, heads=2, intermediate_size=64)
+    for part in (build_model(ModelConfig(scratch=scratch), "", 0, True, TOKENIZER), TOKENIZER):
+        part.save_pretrained(path / "base")
+    tree = {**TINY, "storage": str(path / "runs"), "model": {**TINY["model"], "base": str(path / "base")}}
+    (path / "config.yaml").write_text(yaml.safe_dump(tree))
     deep = path / ("deep" * 16)  # too long for Ray's sockets
     deep.mkdir()
     train(path, "name=unbroken", TMPDIR=str(deep))
@@ -67,6 +80,7 @@ def test_training_learns_and_leaves_an_adapter_that_is_not_empty(folder: Path) -
     trained = adapter(folder, "unbroken")
     assert trained
     assert all(np.abs(tensor).max() > 0 for name, tensor in trained.items() if "lora_B" in name)
+    assert len(trained["base_model.model.model.embed_tokens.weight"]) < len(TOKENIZER)
 
 
 def test_losses_depend_neither_on_workers_nor_zero_stage_nor_engine(ray_session: None, folder: Path) -> None:
