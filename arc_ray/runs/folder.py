@@ -134,9 +134,10 @@ class MetricsFile:
     """metrics.jsonl for its one writer, who adds records: to the file if it is local, for a bucket it is written whole."""
 
     def __init__(self, folder: Folder, first_step: int) -> None:
-        """Go on after the records up to a checkpoint, `kept`; the steps of later ones are going to be done again."""
+        """Go on after the records up to a checkpoint, `kept`; the steps of later ones are going to be done again, and all,
+        step 0 too, where there is no checkpoint."""
         self._folder = folder
-        self.kept = [record for record in read_metrics(folder) if record["step"] <= first_step]
+        self.kept = [record for record in read_metrics(folder) if 0 < first_step >= record["step"]]
         self._content, self._is_cut = _lines(self.kept), False
 
     def append(self, records: Sequence[dict[str, Any]]) -> None:

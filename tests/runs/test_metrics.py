@@ -48,6 +48,15 @@ def test_records_are_added_and_a_run_that_goes_on_drops_what_it_does_again(folde
     assert read_metrics(folder) == RECORDS
 
 
+def test_a_run_that_begins_anew_keeps_no_record(folder: Folder) -> None:
+    """Would catch a second validation of step 0, where a run was stopped between it and the first checkpoint."""
+    MetricsFile(folder, 0).append(RECORDS[:2])
+    again = MetricsFile(folder, 0)
+    assert again.kept == []
+    again.append(RECORDS)
+    assert read_metrics(folder) == RECORDS
+
+
 def test_locally_only_what_is_new_is_written(tmp_path: Path) -> None:
     """Would catch a file that is written anew each second: 20,000 records are four megabytes."""
     file = MetricsFile(Folder.at(str(tmp_path)), 0)
