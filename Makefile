@@ -14,6 +14,8 @@ BIN := $(VENV)/bin
 # Files of tests side by side, more than there are cores: a test often waits for processes that start one after another.
 LANES ?= -n 4 --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/installed
+# Quiet, also of what setuptools has to say about an editable package.
+INSTALL := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt
 VLLM := .venv-vllm
 
 # Where it is set, every process that a test starts compiles the package anew.
@@ -26,13 +28,13 @@ quickstart: $(INSTALLED)
 
 install: $(INSTALLED)
 
-# The pip that comes with Python resolves a minute longer, and compiles on one core only. torch comes first and alone:
-# asked for by another package, pip would take its largest build. Files for other Pythons do not compile, which is right.
+# The pip that comes with Python takes a minute longer, but will do; it would compile on one core only. torch comes first
+# and alone: asked for by another package, pip would take its largest build. Files for other Pythons do not compile.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-compile torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-compile --editable '.[dev]'
+	$(INSTALL) --upgrade pip || true
+	$(INSTALL) --no-compile torch
+	$(INSTALL) --no-compile --editable '.[dev]'
 	$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
 
@@ -47,7 +49,7 @@ test-all: $(INSTALLED)
 	$(BIN)/pytest -m "not (gpu or cluster or vllm or real)" $(LANES)
 
 test-cluster: $(INSTALLED)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,cluster-tests]'
+	$(INSTALL) --editable '.[dev,cluster-tests]'
 	$(BIN)/pytest -m cluster
 
 # vLLM pins its torch and transformers; without what it says it needs, pip takes what is listed and no more.
