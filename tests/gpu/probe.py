@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--row-tokens", type=int, default=8192)
     parser.add_argument("--rows", type=int, default=8, help="rows of an optimizer step")
     parser.add_argument("--steps", type=int, default=6, help="optimizer steps of an arm; the first two are not counted")
+    parser.add_argument("--flash", help="flash attention that takes the place of PyTorch's own, as FA4")
     parser.add_argument("--profile", action="store_true", help="print what takes the time of the last step")
     parser.add_argument("--figures", type=Path, help="file that gets a line of JSON for each figure")
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "arc_ray_shapes")
@@ -124,6 +125,8 @@ def config_of(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Confi
 
 def measure_arms(arguments: argparse.Namespace) -> None:
     """Train some steps of each arm; an arm that fails says so, and the next goes on."""
+    if arguments.flash:
+        torch.nn.attention.activate_flash_attention_impl(arguments.flash)
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29541")
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo" if arguments.cpu else "nccl")

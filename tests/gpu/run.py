@@ -347,15 +347,34 @@ def look(machine: Machine, log: Log) -> int:
 
 
 ARMS_135M = (
-    "train.micro_rows=4 train.compile=true",
     "train.micro_rows=8 train.compile=true",
+    "train.micro_rows=8 train.compile=true train.batch_rows=32",
+    "train.micro_rows=16 train.compile=true train.batch_rows=32",
     "train.micro_rows=4",
-    "default",
     "train.micro_rows=4 train.zero_stage=0",
     "train.micro_rows=4 train.zero_stage=2",
     "train.micro_rows=4 train.zero_stage=3",
 )
-ARMS_LARGER = ("train.micro_rows=2", "train.micro_rows=2 train.compile=true")
+ARMS_05B = (
+    "train.micro_rows=2",
+    "train.micro_rows=4 train.compile=true train.batch_rows=16",
+    "train.micro_rows=8 train.compile=true train.batch_rows=16",
+)
+ARMS_15B = (
+    "train.micro_rows=2 train.compile=true train.batch_rows=16",
+    "train.micro_rows=4 train.compile=true train.batch_rows=16",
+)
+FEATURES = (
+    "train.full=true train.zero_stage=1",
+    "train.optimizer=muon train.zero_stage=0",
+    "train.optimizer=adamw_8bit",
+    "model.lora.train_embeddings=full",
+    "model.quantize=nf4",
+    "model.vocabulary=cells",
+    "prompt.positions=grid",
+    "model.gradient_checkpointing=true",
+)
+"""What else is trained with, each by itself: that it runs, and what it costs."""
 WRITING = ("peer", "--repetitions", "2")
 PEERS = ("peers", "--rounds", "1")
 SMALL = ("--layers", "1", "--vocabulary", "4096", "--tasks", "100")
@@ -365,8 +384,9 @@ STAGES = [
     Stage("killed", 200, lose_a_worker, is_alone=False),
     Stage("search", 200, search, is_alone=False),
     Stage("no_gpu", 150, ask_for_no_gpu, is_alone=False),
-    Stage("ray_135m", 110, train_by_ray),
-    Stage("arms_135m", 150, probes("train", "135m", *ARMS_135M, "--profile")),
+    Stage("ray_135m", 150, train_by_ray),
+    Stage("arms_135m", 150, probes("train", "135m", *ARMS_135M)),
+    Stage("features", 90, probes("train", "135m", *(f"train.micro_rows=4 {arm}" for arm in FEATURES))),
     Stage(
         "writing",
         90,
@@ -377,18 +397,19 @@ STAGES = [
             small=(*WRITING, "--layers", "1", "--batches", "2", "--prompt-tokens", "300", "--tokens", "6"),
         ),
     ),
-    Stage("arms_0.5b", 80, probes("train", "0.5b", *ARMS_LARGER)),
-    Stage("arms_1.5b", 80, probes("train", "1.5b", *ARMS_LARGER)),
+    Stage("arms_0.5b", 100, probes("train", "0.5b", *ARMS_05B)),
+    Stage("arms_1.5b", 100, probes("train", "1.5b", *ARMS_15B)),
     Stage(
         "peers",
         75,
         benchmark(
             "peers",
             "bench_train.py",
-            *(*PEERS, "--rows", "12", "--row-tokens", "8192", "--layers", "30", "--gpu"),
+            *(*PEERS, "--rows", "32", "--row-tokens", "8192", "--layers", "30", "--at-once", "4", "--gpu"),
             small=(*PEERS, "--rows", "12", "--row-tokens", "512", *SMALL),
         ),
     ),
+    Stage("profile", 60, probes("train", "135m", ARMS_135M[0], "--profile")),
     Stage("losses", 60, probes("losses", "135m")),
     Stage("attention", 45, probes("attention")),
     Stage("trl", 90, lambda machine, log: train_by_ray(machine, log, engine="trl")),
@@ -449,21 +470,24 @@ def run_stage(stage: Stage, machine: Machine, limit: float) -> None:
             code = -1
     seconds = round(time.monotonic() - begun, 1)
     machine.note(kind="stage", name=stage.name, status=f"rc {code}" if code else "ok", seconds=seconds)
+    said = path.read_text(errors="replace")
     if not code:
         (machine.out / "done" / stage.name).touch()
     else:
-        print("".join(f"    {line}\n" for line in path.read_text(errors="replace").splitlines()[-15:]), flush=True)
-        keep_ray_logs(machine.out / "logs" / f"{stage.name}-ray")
+        print("".join(f"    {line}\n" for line in said.splitlines()[-15:]), flush=True)
+    if code or "worker died" in said:
+        keep_ray_logs(machine.out / "logs" / f"{stage.name}-ray", time.time() - seconds)
     with tarfile.open(machine.out / f"logs-{stage.name}.tar.gz", "w:gz") as archive:
         archive.add(machine.out / "logs", "logs")
     (machine.out / "table.txt").write_text(table(machine.figures))
 
 
-def keep_ray_logs(target: Path, most: int = 200_000) -> None:
-    """Copy the ends of the newest Ray session's logs."""
-    for path in (RAY_LOGS / "session_latest" / "logs").glob("*.[oel][uro][tgr]*"):
-        target.mkdir(exist_ok=True)
-        (target / path.name).write_bytes(path.read_bytes()[-most:])
+def keep_ray_logs(target: Path, since: float, most: int = 200_000) -> None:
+    """Copy the ends of the logs that any Ray session has written since a time: stages run side by side."""
+    for path in RAY_LOGS.glob("session_2*/logs/*.[oel][uro][tgr]*"):
+        if path.stat().st_mtime >= since and path.stat().st_size:
+            target.mkdir(exist_ok=True)
+            (target / f"{path.parts[-3]}-{path.name}").write_bytes(path.read_bytes()[-most:])
 
 
 def table(figures: Path) -> str:

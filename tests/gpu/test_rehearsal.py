@@ -1,5 +1,6 @@
 """The commands for GPU machines, in small, on the CPU: what cannot be tried there again for an hour must not fail by a typo."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -36,7 +37,9 @@ def test_a_kit_unpacks_to_what_its_wheels_hold(tmp_path: Path) -> None:
     said = subprocess.run([*kit_py, "unpack", "--kit", kit, "--site", site], check=True, capture_output=True, text=True)
     assert Path(said.stdout.strip()) == site
     found = {str(path.relative_to(site)) for path in site.rglob("*") if path.is_file() and path.suffix != ".pyc"}
-    assert found == {"colorlog/__init__.py", "colorlog_more.py", f"colorlog-{version}.dist-info/METADATA", ".complete"}
+    own = f"arc_ray-{importlib.metadata.version('arc_ray')}.dist-info/METADATA"
+    packed = {"colorlog/__init__.py", "colorlog_more.py", f"colorlog-{version}.dist-info/METADATA"}
+    assert found == {*packed, own, ".complete"}
     part = kit / "part-0.tar.xz"
     part.write_bytes(part.read_bytes()[:-1])
     damaged = subprocess.run(
@@ -73,7 +76,11 @@ def test_all_stages_run_in_small_without_a_gpu(tmp_path: Path) -> None:
     assert (killed["killed"], killed["rc"], killed["every_step"]) == (1, 0, True)
     arms = [record for record in records if record["kind"] == "train"]
     assert all("failed" not in arm for arm in arms), arms
-    arms = [arm for arm in arms if arm["shape"] == "135m"]
+    # All but the arms of other optimizers, weights and prompts.
+    arms = [
+        arm for arm in arms if arm["shape"] == "135m" and "model." not in arm["arm"] and "optimizer" not in arm["arm"]
+    ]
+    arms = [arm for arm in arms if not ("full" in arm["arm"] or "prompt." in arm["arm"])]
     assert len(arms) == 5
     # The same rows in other numbers at once have the same losses but for bfloat16's rounding.
     assert all(abs(a - b) < 0.02 for arm in arms[1:] for a, b in zip(arm["losses"], arms[0]["losses"], strict=True))

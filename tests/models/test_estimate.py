@@ -145,6 +145,10 @@ def test_a_larger_model_and_more_bandwidth_come_nearer_the_peak() -> None:
     of_gpus = [expected_mfu(135 * 10**6, by_name[name]) for name in ("L4", "H100", "H200", "A100", "A10G")]
     assert of_gpus == sorted(of_gpus)
     assert of_gpus[0] < 0.13 < 0.2 < of_gpus[-1] < 0.3
+    compiled = [
+        expected_mfu(size, by_name["H200"], is_compiled=True) for size in (135 * 10**6, 500 * 10**6, 1500 * 10**6)
+    ]
+    assert [round(mfu, 6) for mfu in compiled] == [0.247, 0.31, 0.41]
 
 
 @pytest.mark.parametrize(("stage", "exchanged"), [(0, 2), (1, 2), (2, 3), (3, 6)])
