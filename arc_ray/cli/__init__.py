@@ -26,9 +26,8 @@ def main() -> None:
     hear_signals()
     # Libraries make a million objects, all of which stay: to look through them as often as usual is a fourth of an import.
     gc.set_threshold(100_000, 50, 50)
-    if (
-        not sys.warnoptions
-    ):  # what libraries will change concerns us, not users: here, and in processes that this one starts
+    # What libraries will change concerns us, not users: here, and in the processes that this one starts.
+    if not sys.warnoptions:
         warnings.simplefilter("ignore", FutureWarning)
         os.environ["PYTHONWARNINGS"] = "ignore::FutureWarning"
     from arc_ray.cli import configs, looking  # noqa: F401 - each adds its commands
