@@ -1,7 +1,6 @@
 # make quickstart   install, then the study of configs/quickstart.yaml
-# make test         install, then the tests that end within minutes
+# make test         install, then the tests that end within minutes; with MARKED='slow or not slow' the slow ones too
 # make test-slow    the tests that take longer: faults, several processes
-# make test-all     both in one session
 # make test-cluster launch files on hosts of this machine (root, Linux; Debian: openssh-server rsync iproute2 netcat-openbsd)
 # make test-vllm    vLLM's answers beside the default backend's, on a CPU, in an environment of its own
 # make gpu-kit      pack what a GPU machine without a network lacks into .kit
@@ -13,6 +12,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Files of tests side by side, more than there are cores: a test often waits for processes that start one after another.
 LANES ?= -n 4 --dist loadfile --no-loadscope-reorder
+MARKED ?= not slow
 INSTALLED := $(VENV)/installed
 # Quiet, also of what setuptools has to say about an editable package.
 INSTALL := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt
@@ -21,7 +21,7 @@ VLLM := .venv-vllm
 # Where it is set, every process that a test starts compiles the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart install test test-slow test-all test-cluster test-vllm gpu-kit gpu-run check clean
+.PHONY: quickstart install test test-slow test-cluster test-vllm gpu-kit gpu-run check clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/arc-ray study configs/quickstart.yaml
@@ -38,15 +38,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
 
-test: $(INSTALLED)
-	$(BIN)/pytest $(LANES)
-
-test-slow: $(INSTALLED)
-	$(BIN)/pytest -m slow $(LANES)
-
 # Slow tests wait much, the others compute: in one session they fill each other's gaps.
-test-all: $(INSTALLED)
-	$(BIN)/pytest -m "not (gpu or cluster or vllm or real)" $(LANES)
+test: $(INSTALLED)
+	$(BIN)/pytest -m "not (gpu or cluster or vllm or real) and ($(MARKED))" $(LANES)
+
+test-slow:
+	$(MAKE) test MARKED=slow
 
 test-cluster: $(INSTALLED)
 	$(INSTALL) --editable '.[dev,cluster-tests]'
