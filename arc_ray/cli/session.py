@@ -242,13 +242,13 @@ def _init(config: Config) -> None:
 
 
 def start_patiently(start: Callable[[], None]) -> None:
-    """Start Ray, once more where the first try took longer than the 30 s that Ray gives itself. Raises UserError."""
+    """Start Ray, once more where it, or its dashboard, took longer than Ray gives itself. Raises UserError."""
     others = set(psutil.Process().children(recursive=True))
     for is_last in (False, True):
         try:
             return start()
         except Exception as error:  # Ray raises no class of its own
-            if "timed out during startup" not in str(error):
+            if not any(words in str(error) for words in ("timed out during startup", "dashboard.log", "dashboard.err")):
                 raise
             left = set(psutil.Process().children(recursive=True)) - others
             for process in left:
@@ -257,10 +257,10 @@ def start_patiently(start: Callable[[], None]) -> None:
             psutil.wait_procs(left, timeout=10)
             if is_last:
                 raise UserError(
-                    f"Ray did not start within 30 s, twice: this machine is too busy (load {os.getloadavg()[0]:.0f});"
+                    f"Ray did not start in time, twice: this machine is too busy (load {os.getloadavg()[0]:.0f});"
                     f" call the command again when less runs on it"
                 ) from error
-            logger.warning("Ray did not start within 30 s, because this machine is busy; it is started once more")
+            logger.warning("Ray did not start in time, because this machine is busy; it is started once more")
 
 
 def shorten_temporary_folder() -> None:
