@@ -105,12 +105,8 @@ def _generated_tasks(source: GeneratedSource, folder: Folder) -> list[Task]:
     blocks, task_ids = blocks_by_task(manifest, folder.names()), task_ids_of(source)
     with ThreadPoolExecutor(READ_THREADS) as pool:
         tables = list(pool.map(lambda task_id: _read_task(source, folder, blocks[task_id]), task_ids))
+    check_examples(source, max(map(len, tables)))
     taken = [(i, rows) for i, rows in zip(task_ids, tables, strict=True) if len(rows) >= _fewest(source)]
-    if not taken:
-        raise UserError(
-            f"a source of dataset {source.dataset} takes at most {max(map(len, tables))} examples of a task, but a task"
-            f" is made of {_fewest(source)}; raise `examples`, lower `shown`, or widen `pso_quantiles`"
-        )
     shown = None if isinstance(source, CountingSource) else source.shown
     with damaged(folder.uri):
         return [task for task_id, rows in taken for task in tasks_in(rows, task_id, shown)]
@@ -127,6 +123,18 @@ def _read_task(source: GeneratedSource, folder: Folder, blocks: list[Block]) -> 
 def _fewest(source: GeneratedSource) -> int:
     """Return how many examples make a task: shown ones and one to answer; a pool needs two."""
     return 1 if isinstance(source, CountingSource) else (source.shown or 1) + 1
+
+
+def check_examples(source: GeneratedSource, most: int | None = None) -> None:
+    """Check that `most` examples of a task, by default all that are asked for, are enough. Raises UserError."""
+    if most is None:
+        positions = np.arange(source.examples, dtype=np.float64)
+        most = len(within_quantiles(positions, *source.pso_quantiles) if isinstance(source, RearcSource) else positions)
+    if most < _fewest(source):
+        raise UserError(
+            f"a source of dataset {source.dataset} takes at most {most} examples of a task, but a task is made of"
+            f" {_fewest(source)}; raise `examples`, lower `shown`, or widen `pso_quantiles`"
+        )
 
 
 def within_quantiles(values: npt.NDArray[np.float64], low: float, high: float) -> npt.NDArray[np.int64]:

@@ -14,8 +14,8 @@ from arc_ray.config.searching import ACCURACIES
 from arc_ray.config.section import SETS, is_model_name
 from arc_ray.config.sources import AnySource, CountingSource, GeneratorSource
 from arc_ray.datasets.makers import GeneratedSource, task_ids_of
-from arc_ray.datasets.reading import checked_requests, is_generated, load_source
-from arc_ray.errors import NotMadeYetError, UserError, nearest
+from arc_ray.datasets.reading import check_examples, checked_requests, is_generated, load_source
+from arc_ray.errors import NotMadeYetError, UserError, located, nearest
 from arc_ray.evaluate.audit import audited, fresh_sources, published
 from arc_ray.evaluate.evaluation import REDONE, check_evaluation
 from arc_ray.rows.guard import refuse_overlap
@@ -140,6 +140,10 @@ class Needs:
             if run.evaluate.sets:
                 check_evaluation(run)
         checked_requests(self.sources, self.storage)
+        for name, source in self.sources.items():
+            if isinstance(source, GeneratedSource):
+                with located(f"data.sources.{name}"):
+                    check_examples(source)
         tasks = self.tasks
         if self.command == "study":
             check_answering(self.config, tasks)

@@ -31,6 +31,7 @@ train: {row_tokens: 256, batch_rows: 2}
 study: {compare: view.colors, arms: [keep, permute]}
 evaluate: {sets: [set]}
 """
+FEW = "{kind: rearc, tasks: [67a3c6ac, 68b16354, 74dd1130, 3c9b0459], examples: 4, pso_quantiles: [0, 0.5], shown: 2}"
 TRAINING = ("train --dry-run", "tune --dry-run", "study --dry-run", "check")
 WITH_A_MODEL = (*TRAINING, "evaluate --dry-run")
 MAKING_DATA = (*TRAINING, "generate --dry-run")
@@ -89,6 +90,11 @@ def said(made: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str
         (WITH_A_MODEL, "prompt.encoder=plian", "there is no 'plian'"),
         (WITH_A_MODEL, "data.sources.set.path=nothere", "nothere: no such folder"),
         (WITH_A_MODEL, "scaling.use_gpu=true", "on this machine it would be refused: too few GPUs"),
+        (
+            WITH_A_MODEL,
+            f"data.sources.set={FEW}",
+            "data.sources.set: a source of dataset rearc takes at most 2 examples",
+        ),
         (MAKING_DATA, "storage=file/runs", "cannot write"),
         (MAKING_DATA, 'data.sources.count={kind: plugin, generate: "no:f", dataset: x, task_id: y}', "no module no;"),
         (TRAINING, "scaling.num_workers=[1, 2]", ""),
