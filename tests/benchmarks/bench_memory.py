@@ -183,6 +183,7 @@ def configs(case: Case) -> tuple[Any, Any, Any]:
 def base_of(config: Any, tokenizer: Any, device: Literal["cpu", "meta"]) -> Any:
     """Load the case's model or make one of random weights, which is written down to be loaded in 4 bits."""
     import torch
+    from safetensors.torch import save_model
 
     from arc_ray.models.build import scratch_model
     from arc_ray.models.weights import load_base
@@ -193,7 +194,10 @@ def base_of(config: Any, tokenizer: Any, device: Literal["cpu", "meta"]) -> Any:
         with torch.device(device):
             return scratch_model(config.scratch, tokenizer)
     with tempfile.TemporaryDirectory() as folder:
-        scratch_model(config.scratch, tokenizer).save_pretrained(folder)
+        made = scratch_model(config.scratch, tokenizer)
+        made.config.save_pretrained(folder)
+        # Not by the model's own hand: it writes weights on the first of the workers alone.
+        save_model(made, f"{folder}/model.safetensors", metadata={"format": "pt"})
         model = load_base(config.model_copy(update={"base": folder, "scratch": None}), "", device)
         for weight in model.parameters():
             weight.data = weight.data.clone()  # else the file stays mapped, and counts as resident
