@@ -82,7 +82,7 @@ def make(out: Path, python: str, packages: Path, wheels: Path, site: Path) -> No
     about = site / f"arc_ray-{version}.dist-info" / "METADATA"
     about.parent.mkdir(parents=True)
     about.write_text(f"Metadata-Version: 2.1\nName: arc_ray\nVersion: {version}\n")
-    pack(site, out)
+    pack(site, out, python)
 
 
 def normal(name: str) -> str:
@@ -141,7 +141,7 @@ def install(wheel: Path, site: Path) -> None:
                 target.chmod(0o755)
 
 
-def pack(site: Path, out: Path) -> None:
+def pack(site: Path, out: Path, python: str) -> None:
     """Write a tree as some archives of about equal size, which are unpacked at the same time."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
@@ -161,14 +161,19 @@ def pack(site: Path, out: Path) -> None:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         parts = dict(pool.map(write, range(PARTS)))
-    (out / "manifest.json").write_text(json.dumps({"parts": parts}, indent=1))
+    (out / "manifest.json").write_text(json.dumps({"python": python, "parts": parts}, indent=1))
 
 
 def unpack(kit: Path, site: Path) -> Path:
     """Unpack a kit and compile what it holds, unless that was done; return where it is."""
     if not (site / ".complete").exists():
+        manifest = json.loads((kit / "manifest.json").read_text())
+        here, parts = f"{sys.version_info.major}.{sys.version_info.minor}", manifest["parts"]
+        if manifest["python"] != here:
+            raise SystemExit(
+                f"{kit} is for Python {manifest['python']}, and this is {here}: make it with --python {here}"
+            )
         site.mkdir(parents=True, exist_ok=True)
-        parts = json.loads((kit / "manifest.json").read_text())["parts"]
         with ProcessPoolExecutor() as pool:
             list(pool.map(_unpack_part, [kit / name for name in parts], parts.values(), [site] * len(parts)))
         quiet = [sys.executable, "-W", "ignore", "-m", "compileall", "-q", "-j", "0", str(site)]

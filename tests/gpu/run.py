@@ -427,7 +427,7 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true")
     arguments = parser.parse_args()
     begun, machine = time.monotonic(), Machine(arguments.out, arguments.cpu)
-    prepare_environment()
+    prepare_environment(None if arguments.cpu else ROOT / ".kit")
     chosen = [stage for stage in STAGES if stage.name in arguments.only and stage.name not in arguments.skip]
     waiting = [stage for stage in chosen if not (machine.out / "done" / stage.name).exists()]
 
@@ -447,12 +447,14 @@ def main() -> None:
     print(table(machine.figures), flush=True)
 
 
-def prepare_environment() -> None:
+def prepare_environment(kit: Path | None) -> None:
     """Let every process find the packages of a kit, if there is one, and this checkout; no network is asked for anything."""
     paths = [str(ROOT)]
-    if (kit := ROOT / ".kit").exists():
+    if kit and kit.exists():
         unpacking = [sys.executable, str(HERE / "kit.py"), "unpack", "--kit", str(kit)]
-        said = subprocess.run(unpacking, check=True, capture_output=True, text=True)
+        said = subprocess.run(unpacking, check=False, stdout=subprocess.PIPE, text=True)
+        if said.returncode:
+            sys.exit(said.returncode)  # it has said why
         paths.insert(0, said.stdout.strip())
     quiet = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false"}
     os.environ.update(quiet, PYTHONPATH=os.pathsep.join(paths), PYTHONUNBUFFERED="1", HF_HUB_OFFLINE="1")

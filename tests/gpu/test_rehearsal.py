@@ -33,7 +33,11 @@ def test_a_kit_unpacks_to_what_its_wheels_hold(tmp_path: Path) -> None:
     packages.write_text("# one\ncolorlog\n")
     kit, site = tmp_path / "kit", tmp_path / "site"
     kit_py = [sys.executable, str(HERE / "kit.py")]
-    subprocess.run([*kit_py, "make", "--out", kit, "--packages", packages, "--wheels", wheels], check=True)
+    make = [*kit_py, "make", "--out", kit, "--packages", packages, "--wheels", wheels, "--python"]
+    subprocess.run([*make, "3.9"], check=True)
+    refused = subprocess.run([*kit_py, "unpack", "--kit", kit, "--site", site], capture_output=True, text=True)
+    assert "is for Python 3.9, and this is 3." in refused.stderr
+    subprocess.run([*make, f"{sys.version_info.major}.{sys.version_info.minor}"], check=True)
     said = subprocess.run([*kit_py, "unpack", "--kit", kit, "--site", site], check=True, capture_output=True, text=True)
     assert Path(said.stdout.strip()) == site
     found = {str(path.relative_to(site)) for path in site.rglob("*") if path.is_file() and path.suffix != ".pyc"}
