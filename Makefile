@@ -1,5 +1,5 @@
 # make quickstart   install, then the study of configs/quickstart.yaml
-# make test         install, then the tests that end within minutes; with MARKED='slow or not slow' the slow ones too
+# make test         install, then the tests that end within minutes
 # make test-slow    the tests that take longer: faults, several processes
 # make test-cluster launch files on hosts of this machine (root, Linux; Debian: openssh-server rsync iproute2 netcat-openbsd)
 # make test-vllm    vLLM's answers beside the default backend's, on a CPU, in an environment of its own
@@ -11,8 +11,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Files of tests side by side, more than there are cores: a test often waits for processes that start one after another.
-LANES ?= -n 4 --dist loadfile --no-loadscope-reorder
-MARKED ?= not slow
+LANES ?= -n 3 --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/installed
 # Quiet, also of what setuptools has to say about an editable package.
 INSTALL := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt
@@ -38,12 +37,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
 
-# Slow tests wait much, the others compute: in one session they fill each other's gaps.
 test: $(INSTALLED)
-	$(BIN)/pytest -m "not (gpu or cluster or vllm or real) and ($(MARKED))" $(LANES)
+	$(BIN)/pytest $(LANES)
 
-test-slow:
-	$(MAKE) test MARKED=slow
+test-slow: $(INSTALLED)
+	$(BIN)/pytest -m slow $(LANES)
 
 test-cluster: $(INSTALLED)
 	$(INSTALL) --editable '.[dev,cluster-tests]'

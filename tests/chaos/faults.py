@@ -28,7 +28,6 @@ TITLES = {
     "idle": r"ray::IDLE",
     "raylet": r"/raylet/raylet ",
     "head": r"/gcs/gcs_server ",
-    "dashboard": r"dashboard/dashboard\.py",
 }
 """How the command line of a kind of process looks."""
 
@@ -37,7 +36,7 @@ WORKLOADS = {
     "prepare": ["driver", "data task", "worker", "host", "head"],
     "train": ["driver", "worker"],
     "group": ["driver", "worker", "controller", "raylet", "head"],
-    "tune": ["driver", "trial", "preparer", "raylet", "head", "dashboard"],
+    "tune": ["driver", "trial", "preparer", "raylet", "head", "idle"],
     "evaluate": ["driver", "host", "raylet", "head"],
     "study": ["driver", "trial", "preparer", "host", "head"],
 }
