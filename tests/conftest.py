@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import signal
 import tempfile
 import threading
 import urllib.request
@@ -55,6 +56,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
     gc.set_threshold(*usual)
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> None:
+    """Let Ctrl-C interrupt a test, though a shell that starts pytest in the background has it ignored, and commands that
+    ran in this process have put handlers of their own."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
