@@ -220,11 +220,11 @@ def _is_alive(process: psutil.Process) -> bool:
 
 
 def _init(config: Config) -> None:
-    """Call `ray.init` with an address that is settled and told to all before Ray starts.
+    """Call `ray.init` with an address that is settled and told to all before Ray starts, and with the dashboard.
 
-    Ray Train frees the group of workers of a stopped trial through the dashboard's API, which it looks for by RAY_ADDRESS.
-    Without that it looks at the machine's processes, and a second Ray on the machine would leave the workers of every
-    stopped trial reserved for ever. Who trains without groups is spared the dashboard's nine processes.
+    Ray Train frees a stopped trial's workers through the dashboard's API, which it looks for by RAY_ADDRESS. Without that
+    it looks at the machine's processes, and a second Ray on the machine would leave the workers of every stopped trial
+    reserved for ever.
     """
     with socket.socket() as free:
         free.bind(("", 0))
@@ -234,7 +234,7 @@ def _init(config: Config) -> None:
         address="local",
         num_cpus=logical_cpus(config.ray.num_cpus),
         object_store_memory=config.ray.object_store_mib * 2**20,
-        include_dashboard=config.scaling.workers != (1, 1),
+        include_dashboard=True,
         labels={ALONE: "true"},
         logging_level=logging.ERROR,
         log_to_driver=False,

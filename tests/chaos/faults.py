@@ -28,6 +28,7 @@ TITLES = {
     "idle": r"ray::IDLE",
     "raylet": r"/raylet/raylet ",
     "head": r"/gcs/gcs_server ",
+    "dashboard": r"dashboard/dashboard\.py",
 }
 """How the command line of a kind of process looks."""
 
@@ -36,7 +37,7 @@ WORKLOADS = {
     "prepare": ["driver", "data task", "worker", "host", "head"],
     "train": ["driver", "worker"],
     "group": ["driver", "worker", "controller", "raylet", "head"],
-    "tune": ["driver", "trial", "preparer", "raylet", "head", "idle"],
+    "tune": ["driver", "trial", "preparer", "raylet", "head", "dashboard"],
     "evaluate": ["driver", "host", "raylet", "head"],
     "study": ["driver", "trial", "preparer", "host", "head"],
 }
