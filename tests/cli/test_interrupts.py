@@ -17,11 +17,13 @@ from arc_ray.config import load_config
 
 pytestmark = pytest.mark.slow
 
+RATES = [1e-2, 5e-3, 2e-3, 1e-3, 5e-4, 2e-4, 1e-4]
+
 
 def test_a_search_that_was_interrupted_is_not_ended(ray_session: None, tmp_path: Path) -> None:
     """Catches half a grid that is taken for the whole: best.yaml and exit code 0 after Ctrl-C."""
     config, folder = tmp_path / "search.yaml", tmp_path / "search"
-    tree = small_search(tmp_path, {"train.lr": {"grid": [1e-2, 1e-3, 1e-4]}})
+    tree = small_search(tmp_path, {"train.lr": {"grid": RATES}})
     tree["train"] |= {"epochs": 5}  # the trials that are left take longer than the signal
     config.write_text(yaml.safe_dump(tree))
 
@@ -31,10 +33,10 @@ def test_a_search_that_was_interrupted_is_not_ended(ray_session: None, tmp_path:
     with running("tune", str(config)) as search:
         wait_for(lambda: "done" in statuses(), search)
         press_ctrl_c(search)
-    assert statuses() != ["done"] * 3
+    assert statuses() != ["done"] * len(RATES)
     assert not (folder / "result.json").exists()
     notebook.tune(load_config(config))
-    assert statuses() == ["done"] * 3
+    assert statuses() == ["done"] * len(RATES)
 
 
 def test_looking_ends_too_also_while_libraries_are_imported(tmp_path: Path) -> None:

@@ -406,7 +406,7 @@ STAGES = [
             "peers",
             "bench_train.py",
             *(*PEERS, "--rows", "32", "--row-tokens", "8192", "--layers", "30", "--at-once", "4", "--gpu"),
-            small=(*PEERS, "--rows", "12", "--row-tokens", "512", *SMALL),
+            small=(*PEERS, "--rows", "6", "--row-tokens", "512", *SMALL),
         ),
     ),
     Stage("profile", 60, probes("train", "135m", ARMS_135M[0], "--profile")),
