@@ -54,8 +54,8 @@ LEAKED = ("3c9b0459", "6150a2bd", "74dd1130", "ed36ccf7", "9565186b", "6d0aefbc"
 CLEAN = ("67e8384a", "a9f96cdd", "aedd82e4", "c8f0f002", "49d1d64f", "0520fde7", "d511f180", "b1948b0a")
 OTHER = ("9af7a82c", "4c4377d9", "67385a82", "f76d97a5", "a79310a0", "46442a0e", "d037b0a7", "fafffa47")
 CELLWISE = ("25d8a9c8", "5582e5ca", "9565186b", "d037b0a7", "6e02f1e3", "a85d4709")
-"""Small tasks of ARC-AGI-1 that RE-ARC has generators of. In the last, of three by three cells, no cell is copied from a
-place that is the same in all inputs: who knows a rotation's pair in all its views has learned the rule."""
+"""Small tasks of ARC-AGI-1 that RE-ARC has generators of. Those of CELLWISE have three by three cells, and none copies a
+cell from a place that is the same in all inputs: who knows a rotation's pair in all its views has learned the rule."""
 
 
 def small_audit(storage: Path, leak: Literal["untouched", "augmented", "none"], steps: int = 120) -> dict[str, Any]:
