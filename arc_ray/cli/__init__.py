@@ -5,20 +5,13 @@ import logging
 import os
 import signal
 import sys
-import threading
 import warnings
-from functools import partial
-from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-INTERRUPTED = 130
-SIGNAL_ENDINGS = {signal.SIGINT: (INTERRUPTED, "interrupted"), signal.SIGTERM: (143, "stopped")}
-"""The shell's exit codes for Ctrl-C and for SIGTERM, which `ray job stop` and batch systems send; and what is said."""
+from arc_ray.cli.signals import INTERRUPTED, SIGNAL_ENDINGS, hear_signals, leave
 
-SEND_AGAIN_SECONDS = 0.05
-
-received: list[int] = []
-"""The signals that this process was sent, from the moment that they come."""
+if TYPE_CHECKING:
+    from arc_ray.errors import UserError
 
 
 def main() -> None:
@@ -41,8 +34,7 @@ def main() -> None:
         with unwrapped():
             app(standalone_mode=True)
     except UserError as error:
-        _say(str(error))
-        sys.exit(error.exit_code)
+        complain(error)
     except SystemExit as end:
         if end.code == INTERRUPTED:  # what Typer makes of a KeyboardInterrupt
             leave(*SIGNAL_ENDINGS[signal.SIGINT])
@@ -51,30 +43,12 @@ def main() -> None:
         raise
 
 
-def hear_signals() -> None:
-    """End by signals, and note them in `received` at once: a handler waits until the main thread is back from Ray's code."""
-    heard, told = os.pipe()
-    os.set_blocking(told, False)
-    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    os.register_at_fork(after_in_child=partial(signal.set_wakeup_fd, -1))  # whose signals are its own
-    threading.Thread(target=_note_signals, args=(heard,), daemon=True).start()
-    sys.unraisablehook = _send_again
-    for number in SIGNAL_ENDINGS:
-        signal.signal(number, _interrupt)
+def complain(mistake: "UserError") -> NoReturn:
+    """Print a user's mistake and exit with its code."""
+    from arc_ray.errors import plain
 
-
-def _send_again(ignored: "sys.UnraisableHookArgs") -> None:
-    """Send a signal again whose exception was raised where Python ignores it, such as in the callback of a weak reference."""
-    number = {SystemExit: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}.get(ignored.exc_type)
-    if number:
-        threading.Timer(SEND_AGAIN_SECONDS, os.kill, (os.getpid(), number)).start()
-    else:
-        sys.__unraisablehook__(ignored)
-
-
-def _note_signals(heard: int) -> None:
-    while numbers := os.read(heard, 64):
-        received.extend(numbers)
+    print(f"error: {plain(str(mistake))}", file=sys.stderr)
+    sys.exit(mistake.exit_code)
 
 
 def settle_environment() -> None:
@@ -91,31 +65,3 @@ def settle_environment() -> None:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     # Fetched in a thread, the news of a finished task is seen one look later: its worker waits 0.22 s instead of 0.13 s.
     os.environ.setdefault("RAY_DATA_METADATA_PREFETCH_ON_THREAD", "0")
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt or, for SIGTERM, SystemExit, as Ray's own handler does.
-
-    In the middle of an import, which may swallow it or fail otherwise, leave at once.
-    """
-    received.append(number)  # the thread that notes signals may come later
-    while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            leave(*SIGNAL_ENDINGS[signal.Signals(number)])
-        frame = frame.f_back
-    raise SystemExit(number) if number == signal.SIGTERM else KeyboardInterrupt
-
-
-def leave(code: int, reason: str) -> NoReturn:
-    """Say why, and exit at once: Ray has been shut down or is dead, and threads of its that a signal left half-way may
-    abort the interpreter's own way out, with an exit code that says nothing."""
-    _say(f"{reason}; the same command goes on from here")
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def _say(message: str) -> None:
-    from arc_ray.errors import plain
-
-    print(f"error: {plain(message)}", file=sys.stderr)

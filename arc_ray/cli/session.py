@@ -15,7 +15,7 @@ import psutil
 import ray
 from ray.exceptions import AuthenticationError
 
-from arc_ray.cli import SIGNAL_ENDINGS, leave, received
+from arc_ray.cli.signals import SIGNAL_ENDINGS, leave, received
 from arc_ray.cluster.preflight import check_address, describe_placement, placement, size_faults
 from arc_ray.cluster.roles import (
     ALONE,

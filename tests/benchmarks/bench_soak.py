@@ -36,8 +36,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_study import small_study
 from training import family_of, is_agent, running
 
-from arc_ray.cli import INTERRUPTED
 from arc_ray.cli.session import connected
+from arc_ray.cli.signals import INTERRUPTED
 from arc_ray.config import with_overrides
 from arc_ray.config.model import ModelConfig
 from arc_ray.evaluate.evaluation import run_evaluation

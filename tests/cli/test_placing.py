@@ -263,11 +263,10 @@ def test_a_command_ends_with_a_server_of_its_ray_and_says_why(
 
 GROUP = """
 import subprocess, sys, time
-from arc_ray import cli
-from arc_ray.cli import session
+from arc_ray.cli import session, signals
 from arc_ray.config import Config
 
-cli.hear_signals()
+signals.hear_signals()
 session._start_ray = lambda config: subprocess.Popen(sys.argv[1], stdin=subprocess.PIPE)
 session.reachable_room = lambda: None
 session.ray.shutdown = lambda: time.sleep(600)  # Ray's own waits, and ends the process, where its raylet is dead
@@ -291,51 +290,3 @@ def test_a_command_whose_whole_group_is_stopped_says_so_while_it_unwinds(server:
         finally:
             command.kill()
     assert command.returncode == 143
-
-
-DEAF = """
-import ctypes, os, signal, threading, time
-from arc_ray import cli
-
-def wait():
-    while signal.SIGTERM not in cli.received:
-        time.sleep(0.01)
-    os._exit(7)
-
-cli.hear_signals()
-threading.Thread(target=wait).start()
-print("ready", flush=True)
-mutex = ctypes.create_string_buffer(64)
-while True:  # the second time it waits for itself, in C, which no signal interrupts
-    ctypes.CDLL(None).pthread_mutex_lock(mutex)
-"""
-
-
-def test_a_signal_is_heard_while_the_main_thread_is_in_other_code() -> None:
-    """Catches SIGTERM to a whole process group that is told from a killed server only when Ray has ended the process."""
-    with subprocess.Popen([sys.executable, "-c", DEAF], stdout=subprocess.PIPE, text=True) as deaf:
-        assert deaf.stdout
-        assert deaf.stdout.readline() == "ready\n"
-        deaf.send_signal(signal.SIGTERM)
-        assert deaf.wait(timeout=120) == 7
-
-
-IGNORING = """
-import os, signal, time
-from arc_ray import cli
-
-class Last:
-    def __del__(self):
-        os.kill(os.getpid(), signal.SIGTERM)
-        for _ in range(1000):
-            pass
-
-cli.hear_signals()
-Last()
-time.sleep(600)
-"""
-
-
-def test_a_signal_is_not_lost_where_python_ignores_exceptions() -> None:
-    """Catches a command that goes on after SIGTERM, because it came while an object's end was told."""
-    assert subprocess.run([sys.executable, "-c", IGNORING], timeout=120).returncode == signal.SIGTERM

@@ -18,7 +18,7 @@ from calls import Outcome, call, complaint, digest, outcome_of
 from kinds import KINDS, Read, make_world
 from mutations import mutated_word, replace_file
 
-from arc_ray.cli import _say
+from arc_ray.cli import complain
 from arc_ray.config.tree import known_keys
 from arc_ray.errors import UserError, unwrapped
 
@@ -137,8 +137,7 @@ class Campaign:
                 with unwrapped():
                     read(self.here)
             except UserError as error:
-                _say(str(error))
-                sys.exit(error.exit_code)
+                complain(error)
 
         return outcome_of(work)
 
