@@ -49,10 +49,11 @@ def placed(config: Config, command: Command, address: str | None, progress: Prog
     needs = Needs(config, command)
     needs.check()
     room = machine_room(config.ray.num_cpus)
-    has_ray = is_cluster(address) or ray.is_initialized() or needs.placed(_chosen(needs, room)).uses_ray
+    here = needs.placed(_chosen(needs, room))
+    has_ray = is_cluster(address) or ray.is_initialized() or here.uses_ray
     with (
         owned(run_folder(config), command, progress),
-        connected(config, address) if has_ray else nullcontext(room) as room,
+        connected(config, address, here.trains_groups) if has_ray else nullcontext(room) as room,
     ):
         yield settled(needs, room, progress)
 
@@ -142,34 +143,34 @@ def _faults(needs: Needs, room: Room, is_now: bool = False) -> list[str]:
     tune, at_once = needs.config.tune, 0
     if needs.is_search:
         at_once = min(tune.max_concurrent or 1, tune.num_trials or len(needs.variants))
-    found = [size_faults(variant, room, needs.trains, at_once, is_now) for variant in needs.variants]
-    found += [size_faults(run, room) for run in needs.runs]
-    return list(dict.fromkeys(fault for faults in found for fault in faults))
+    faults = [fault for c in needs.variants for fault in size_faults(c, room, needs.trains, at_once, is_now)]
+    return list(dict.fromkeys([*faults, *(fault for run in needs.runs for fault in size_faults(run, room))]))
 
 
 @contextmanager
-def connected(config: Config, address: str | None) -> Iterator[Room]:
+def connected(config: Config, address: str | None, trains_groups: bool = False) -> Iterator[Room]:
     """Join the Ray at an address (or of this job), else start one on this machine; it ends with the command.
 
-    What there is, or may be started, is yielded for `settled`. A Ray that this process has, as in a notebook, stays.
+    What there is, or may be started, is yielded for `settled`. A Ray that this process has, as in a notebook, stays; one
+    that is started has a dashboard where it `trains_groups` of workers.
     """
     if ray.is_initialized():
         yield reachable_room()
         return
     # New machines take minutes to come. An elastic run need not wait for them: it goes on with those that are there, and
     # should not wait long for one that is counted though it has just died.
-    is_elastic = isinstance(config.scaling.num_workers, tuple)
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10" if is_elastic else "900")
+    wait_seconds = "10" if isinstance(config.scaling.num_workers, tuple) else "900"
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", wait_seconds)
     # Tune would frame each search with boxes that name its scratch folder; the table of trials is shown by us.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    # Tune would end the search at Ctrl-C as if it were done, and the command would go on.
+    # Tune would end the search at Ctrl-C as if it were done.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     over, terminate = threading.Event(), signal.getsignal(signal.SIGTERM)
     try:
         if is_cluster(address):
             _join(address or "auto")
         else:
-            _start_ray(config)
+            _start_ray(config, trains_groups)
             servers = [p for p in psutil.Process().children(recursive=True) if _is_alive(p) and p.name() in SERVERS]
             threading.Thread(target=_watch_servers, args=(servers, over), daemon=True).start()
         if callable(terminate) and threading.current_thread() is threading.main_thread():
@@ -186,7 +187,7 @@ def connected(config: Config, address: str | None) -> Iterator[Room]:
             del os.environ["RAY_ADDRESS"]
 
 
-def _start_ray(config: Config) -> None:
+def _start_ray(config: Config, has_dashboard: bool) -> None:
     """Start a Ray of our own on this machine. Raises UserError where the machine is too busy for it."""
     shorten_temporary_folder()
     # Threads that wait by spinning make two busy processes on a few cores ten times slower than one.
@@ -197,7 +198,7 @@ def _start_ray(config: Config) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # Trials keep their processes alive for a while; Ray would warn of more than three a core, as if something leaked.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
-    start_patiently(partial(_init, config))
+    start_patiently(partial(_init, config, has_dashboard))
 
 
 def _watch_servers(servers: list[psutil.Process], over: threading.Event) -> None:
@@ -219,12 +220,11 @@ def _is_alive(process: psutil.Process) -> bool:
     return False
 
 
-def _init(config: Config) -> None:
-    """Call `ray.init` with an address that is settled and told to all before Ray starts, and with the dashboard.
+def _init(config: Config, has_dashboard: bool) -> None:
+    """Call `ray.init` with an address that is settled and told to all before Ray starts.
 
-    Ray Train frees a stopped trial's workers through the dashboard's API, which it looks for by RAY_ADDRESS. Without that
-    it looks at the machine's processes, and a second Ray on the machine would leave the workers of every stopped trial
-    reserved for ever.
+    By the dashboard, looked for at RAY_ADDRESS, Ray Train frees a stopped trial's group of workers; else it would look at
+    the machine's processes, and a second Ray there would leave them reserved for ever. Others are spared 200 MiB.
     """
     with socket.socket() as free:
         free.bind(("", 0))
@@ -234,7 +234,7 @@ def _init(config: Config) -> None:
         address="local",
         num_cpus=logical_cpus(config.ray.num_cpus),
         object_store_memory=config.ray.object_store_mib * 2**20,
-        include_dashboard=True,
+        include_dashboard=has_dashboard,
         labels={ALONE: "true"},
         logging_level=logging.ERROR,
         log_to_driver=False,

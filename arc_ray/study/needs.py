@@ -73,6 +73,11 @@ class Needs:
         return self.command == "train" and all(is_alone(c) and not c.scaling.on_gpu for c in trained)
 
     @property
+    def trains_groups(self) -> bool:
+        """Whether any training has several workers. Of settled configs."""
+        return not all(map(is_alone, [*self.variants, *self.runs]))
+
+    @property
     def uses_ray(self) -> bool:
         """Whether Ray is needed: for data that are still to be made, answers to evaluations, workers. Of settled configs."""
         generated = [source for source in self.sources.values() if isinstance(source, GeneratedSource)]

@@ -94,7 +94,7 @@ def measure(arguments: argparse.Namespace) -> None:
     """Run a search and print its table."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as storage:
         config = search_config(Path(storage), arguments)
-        with connected(config, None):
+        with connected(config, None, trains_groups=True):
             begun = time.time()
             search.Search(config, lambda trials: None).run_points(points(config), stop_early=False)
             whole = time.time() - begun

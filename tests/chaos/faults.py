@@ -36,8 +36,8 @@ WORKLOADS = {
     "generate": ["driver", "data task", "idle", "raylet", "head"],
     "prepare": ["driver", "data task", "worker", "host", "head"],
     "train": ["driver", "worker"],
-    "group": ["driver", "worker", "controller", "raylet", "head"],
-    "tune": ["driver", "trial", "preparer", "raylet", "head", "dashboard"],
+    "group": ["driver", "worker", "controller", "raylet", "dashboard"],
+    "tune": ["driver", "trial", "preparer", "raylet", "head", "idle"],
     "evaluate": ["driver", "host", "raylet", "head"],
     "study": ["driver", "trial", "preparer", "host", "head"],
 }

@@ -90,6 +90,18 @@ def test_a_training_starts_ray_only_if_something_needs_it(tmp_path: Path) -> Non
     assert uses_ray(with_overrides(based, {"runs.counting.model.base": "@base"})), "a run before it answers questions"
 
 
+def test_ray_has_a_dashboard_only_for_groups_of_workers(tmp_path: Path) -> None:
+    """Catches nine processes that nothing uses; and groups, chosen or a base run's, that Ray Train could not free."""
+
+    def trains_groups(config: Config, room: Room = CPUS, command: Command = "train") -> bool:
+        return Needs(settle(config, room, command), command).trains_groups
+
+    assert not trains_groups(asked(tmp_path))
+    assert trains_groups(asked(tmp_path, scaling={"num_workers": 2}), command="tune")
+    assert trains_groups(asked(tmp_path), GPUS), "auto: a worker for each"
+    assert trains_groups(asked(tmp_path), GPUS, "tune"), "a trial trains in Tune's process, the base run does not"
+
+
 def test_a_run_keeps_its_dtype_on_another_device(tmp_path: Path) -> None:
     """Catches a run of a cluster's GPUs that a laptop refuses or goes on with in other arithmetic; and the other way."""
     on_gpu = with_start(settle(asked(tmp_path), GPUS))
@@ -267,7 +279,7 @@ from arc_ray.cli import session, signals
 from arc_ray.config import Config
 
 signals.hear_signals()
-session._start_ray = lambda config: subprocess.Popen(sys.argv[1], stdin=subprocess.PIPE)
+session._start_ray = lambda *_: subprocess.Popen(sys.argv[1], stdin=subprocess.PIPE)
 session.reachable_room = lambda: None
 session.ray.shutdown = lambda: time.sleep(600)  # Ray's own waits, and ends the process, where its raylet is dead
 with session.connected(Config(name="a"), None):
