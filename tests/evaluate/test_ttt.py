@@ -282,7 +282,8 @@ def test_workers_order_and_interruption_change_no_byte(folder: Path) -> None:
         run_evaluation(with_overrides(config_for(folder, "other", num_workers=2), other), lambda *_: None, hosts=hosts)
         used = {process.pid for process in hosts_here()}
         run_evaluation(config_for(folder, "two", num_workers=2), lambda *_: None, hosts=hosts)
-        assert {process.pid for process in hosts_here()} == used != set()
+        kept = {process.pid for process in hosts_here()}
+        assert set[int]() != kept <= used, "one that is still loading at the end is not kept"
     assert tuned(folder, "two") == tuned(folder, "one")
     assert len(tuned(folder, "one")) == 8
     assert answered(folder, "two") == answered(folder, "one") != {}
@@ -294,11 +295,11 @@ def test_workers_order_and_interruption_change_no_byte(folder: Path) -> None:
         "tuned/set-00002.parquet",
     ):
         (folder / "runs" / "two" / name).unlink()
-    kept = folder / "runs" / "two" / "tuned" / "set-00003.parquet"
-    before = kept.stat().st_mtime_ns
+    left = folder / "runs" / "two" / "tuned" / "set-00003.parquet"
+    before = left.stat().st_mtime_ns
     assert evaluate(folder, "two", num_workers=1) == {**result, "run": "two"}
     assert tuned(folder, "two") == tuned(folder, "one")
-    assert kept.stat().st_mtime_ns == before
+    assert left.stat().st_mtime_ns == before
 
 
 @pytest.mark.slow
