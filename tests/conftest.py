@@ -70,7 +70,7 @@ def ray_session() -> Iterator[None]:
     """One Ray for all tests of a session; the only place in the tests that starts one in this process."""
     import ray
 
-    from arc_ray.cli.session import start_patiently
+    from arc_ray.cli.own_ray import start_patiently
 
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:  # sockets need a short path
 

@@ -60,6 +60,7 @@ HOMES = {
     "peft": ("models/build", "models/fused", "models/lora", "models/weights"),
     "ray": (
         "cli/notebook",
+        "cli/own_ray",
         "cli/session",
         "cluster/",
         "evaluate/pool",

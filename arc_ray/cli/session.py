@@ -3,27 +3,23 @@
 import logging
 import os
 import signal
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from functools import cache, partial
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
-import psutil
 import ray
 from ray.exceptions import AuthenticationError
 
-from arc_ray.cli.signals import SIGNAL_ENDINGS, leave, received
+from arc_ray.cli.own_ray import own_ray
 from arc_ray.cluster.preflight import check_address, describe_placement, placement, size_faults
 from arc_ray.cluster.roles import (
-    ALONE,
     Room,
     compute_in_bfloat16,
     has_bfloat16,
     live_room,
-    logical_cpus,
     machine_room,
     reachable_room,
 )
@@ -36,11 +32,7 @@ from arc_ray.study.needs import Command, Needs
 
 logger = logging.getLogger(__name__)
 
-SERVERS = ("gcs_server", "raylet")
-JOIN_SECONDS, SERVER_SECONDS, LEAVE_SECONDS = 60.0, 0.05, 5.0
-SHORT_TEMPORARY = "/tmp"  # noqa: S108 - Ray makes a folder of its own there
-MOST_TEMPORARY = 32
-"""Characters: Ray adds up to 75 for its session and a socket's name, and a socket's path may have 107."""
+JOIN_SECONDS = 60.0
 
 
 @contextmanager
@@ -165,126 +157,28 @@ def connected(config: Config, address: str | None, trains_groups: bool = False) 
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # Tune would end the search at Ctrl-C as if it were done.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    over, terminate = threading.Event(), signal.getsignal(signal.SIGTERM)
-    try:
-        if is_cluster(address):
-            _join(address or "auto")
-        else:
-            _start_ray(config, trains_groups)
-            servers = [p for p in psutil.Process().children(recursive=True) if _is_alive(p) and p.name() in SERVERS]
-            threading.Thread(target=_watch_servers, args=(servers, over), daemon=True).start()
+    terminate = signal.getsignal(signal.SIGTERM)
+    with _joined(address or "auto") if is_cluster(address) else own_ray(config.ray, trains_groups):
         if callable(terminate) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, terminate)  # Ray has put its own in this one's place
         for name in ("ray", "ray.data", "ray.train", "ray.tune"):
             logging.getLogger(name).setLevel(logging.ERROR)
         yield reachable_room()
-    finally:
-        if signal.SIGTERM not in received:  # else Ray's servers may be gone already, and its shutdown end the process
-            over.set()
-        ray.shutdown()
-        over.set()
-        if os.environ.get("RAY_ADDRESS") == _own_address():
-            del os.environ["RAY_ADDRESS"]
-
-
-def _start_ray(config: Config, has_dashboard: bool) -> None:
-    """Start a Ray of our own on this machine. Raises UserError where the machine is too busy for it."""
-    shorten_temporary_folder()
-    # Threads that wait by spinning make two busy processes on a few cores ten times slower than one.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # On one machine there is nobody to announce a preemption, and the watcher is a process for every run.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    # A report, and the end of a run, wait for Ray Train's next look at its workers: every 2 s, a fourth of a short trial.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    # Trials keep their processes alive for a while; Ray would warn of more than three a core, as if something leaked.
-    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
-    start_patiently(partial(_init, config, has_dashboard))
-
-
-def _watch_servers(servers: list[psutil.Process], over: threading.Event) -> None:
-    """Leave soon after a server of the Ray that this process started is gone, and say so: Ray would go on for a while, and
-    end the process without a reason. SIGTERM may be meant for all of them: then Ray ends it at once, unless it is quick."""
-    ending, patience = (1, "a server process of Ray's has ended; was it killed, or did memory run out?"), LEAVE_SECONDS
-    while not over.wait(SERVER_SECONDS):
-        if all(map(_is_alive, servers)):
-            continue
-        if signal.SIGTERM in received:
-            ending, patience = SIGNAL_ENDINGS[signal.SIGTERM], SERVER_SECONDS
-        if not over.wait(patience):
-            leave(*ending)
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
-
-
-def _init(config: Config, has_dashboard: bool) -> None:
-    """Call `ray.init` with an address that is settled and told to all before Ray starts.
-
-    By the dashboard, looked for at RAY_ADDRESS, Ray Train frees a stopped trial's group of workers; else it would look at
-    the machine's processes, and a second Ray there would leave them reserved for ever. Others are spared 200 MiB.
-    """
-    with socket.socket() as free:
-        free.bind(("", 0))
-        os.environ["RAY_GCS_SERVER_PORT"] = str(free.getsockname()[1])
-    os.environ["RAY_ADDRESS"] = _own_address()
-    ray.init(
-        address="local",
-        num_cpus=logical_cpus(config.ray.num_cpus),
-        object_store_memory=config.ray.object_store_mib * 2**20,
-        include_dashboard=has_dashboard,
-        labels={ALONE: "true"},
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-    )
-
-
-def start_patiently(start: Callable[[], None]) -> None:
-    """Start Ray, once more where it, or its dashboard, took longer than Ray gives itself. Raises UserError."""
-    others = set(psutil.Process().children(recursive=True))
-    for is_last in (False, True):
-        try:
-            return start()
-        except Exception as error:  # Ray raises no class of its own
-            if not any(words in str(error) for words in ("timed out during startup", "dashboard.log", "dashboard.err")):
-                raise
-            left = set(psutil.Process().children(recursive=True)) - others
-            for process in left:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
-            psutil.wait_procs(left, timeout=10)
-            if is_last:
-                raise UserError(
-                    f"Ray did not start in time, twice: this machine is too busy (load {os.getloadavg()[0]:.0f});"
-                    f" call the command again when less runs on it"
-                ) from error
-            logger.warning("Ray did not start in time, because this machine is busy; it is started once more")
-
-
-def shorten_temporary_folder() -> None:
-    """Give Ray's processes another folder where TMPDIR is too long for sockets, theirs and Python's. Raises UserError."""
-    for variable in ("RAY_TMPDIR", "TMPDIR"):
-        path = os.environ.get(variable, "")
-        if len(path) <= MOST_TEMPORARY:
-            continue
-        if not os.access(SHORT_TEMPORARY, os.W_OK):
-            raise UserError(
-                f"{variable} {path}: sockets that Ray makes there would have longer paths than the system allows;"
-                f" set it to a folder whose path has at most {MOST_TEMPORARY} characters"
-            )
-        os.environ[variable] = SHORT_TEMPORARY
-
-
-def _own_address() -> str:
-    """Return the address of the Ray that this process starts or started."""
-    return f"{ray.util.get_node_ip_address()}:{os.environ.get('RAY_GCS_SERVER_PORT')}"
 
 
 def is_cluster(address: str | None) -> bool:
     """Tell whether a command joins a Ray that is there: it was given an address, or runs as a job of `ray job submit`."""
     return bool(address or os.environ.get("RAY_ADDRESS"))
+
+
+@contextmanager
+def _joined(address: str) -> Iterator[None]:
+    """Join a running Ray."""
+    try:
+        _join(address)
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _join(address: str) -> None:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ import pytest
 import yaml
 
 from arc_ray import cli
-from arc_ray.cli import main, session
-from arc_ray.errors import UserError
+from arc_ray.cli import main
 
 ROOT = Path(__file__).parents[2]
 Here = Callable[..., tuple[int, str, str]]
@@ -136,66 +134,6 @@ def test_every_command_explains_itself(here: Here) -> None:
         assert code == 0
         assert command in said
         assert "[[" not in said
-
-
-def test_ray_gets_a_folder_whose_sockets_have_paths_that_the_system_allows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches every command ending in an OSError where the folder for temporary files has a long path."""
-    monkeypatch.setenv("RAY_TMPDIR", "/var/tmp")
-    monkeypatch.setenv("TMPDIR", "/" + 83 * "t")
-    session.shorten_temporary_folder()
-    assert (os.environ["RAY_TMPDIR"], os.environ["TMPDIR"]) == ("/var/tmp", "/tmp")
-    monkeypatch.setenv("TMPDIR", "/" + 83 * "t")
-    monkeypatch.setattr(session, "SHORT_TEMPORARY", "/nowhere")
-    with pytest.raises(UserError, match=r"TMPDIR /ttt.*set it to a folder whose path has at most 32 characters"):
-        session.shorten_temporary_folder()
-
-
-@pytest.mark.parametrize(
-    ("failures", "said"),
-    [
-        (0, ""),
-        (1, "The current node timed out during startup. This could happen because ..."),
-        (
-            1,
-            "\nThe last 20 lines of /tmp/ray/session/logs/dashboard.log (it contains ...): \nloaded 9 modules",
-        ),
-        (2, "The current node timed out during startup. This could happen because ..."),
-    ],
-)
-def test_a_busy_machine_gets_a_second_try(failures: int, said: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Catches a traceback where Ray gave up, and processes of the first try that stay beside those of the second."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start() -> None:
-        started.append(subprocess.Popen(["sleep", "60"]))
-        if len(started) <= failures:
-            raise Exception(said)
-
-    with (
-        pytest.raises(UserError, match=r"twice: this machine is too busy \(load \d+\); call the command again")
-        if failures == 2
-        else nullcontext()
-    ):
-        session.start_patiently(start)
-    assert len(started) == min(failures + 1, 2)
-    assert [process.poll() is None for process in started] == [False] * failures + [True] * (len(started) - failures)
-    assert ("it is started once more" in caplog.text) == (failures > 0)
-    for process in started:
-        process.kill()
-        process.wait()
-
-
-def test_other_errors_of_ray_are_told_at_once() -> None:
-    """Catches a mistake of ours that is tried twice and called a busy machine."""
-    tries: list[int] = []
-
-    def start() -> None:
-        tries.append(1)
-        raise ValueError("no such label")
-
-    with pytest.raises(ValueError, match="no such label"):
-        session.start_patiently(start)
-    assert len(tries) == 1
 
 
 def tree(storage: Path) -> dict[str, Any]:

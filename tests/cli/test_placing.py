@@ -1,7 +1,5 @@
 """Where a command's work runs: chosen once, kept by runs that were begun, refused where it could never start."""
 
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,7 +12,6 @@ import pytest
 import yaml
 from training import counting_tree, environment
 
-from arc_ray.cli import session
 from arc_ray.cli.console import Terminal
 from arc_ray.cli.session import settled
 from arc_ray.cluster.roles import NodeKind, Room
@@ -225,80 +222,3 @@ def test_a_machine_with_gpus_is_used_and_left_alone_as_asked(tmp_path: Path) -> 
         "CUDA_VISIBLE_DEVICES": "",
         "DS_ACCELERATOR": "cpu",
     }, said
-
-
-class Work:
-    """A command's end, which comes only after its server's, or before it."""
-
-    def __init__(self, server: subprocess.Popen[bytes], ends_well: bool) -> None:
-        self._server, self._ends_well = server, ends_well
-
-    def wait(self, _: float) -> bool:
-        self._server.kill()
-        time.sleep(0.01)
-        return self._ends_well
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Path:
-    """A program that looks like a server of Ray's."""
-    program = tmp_path / "gcs_server"
-    program.write_text("#!/bin/sh\nread line\n")
-    program.chmod(0o755)
-    return program
-
-
-@pytest.mark.parametrize(
-    ("received", "ends_well", "said"),
-    [
-        ([], False, [(1, "a server process of Ray's has ended; was it killed, or did memory run out?")]),
-        ([signal.SIGTERM], False, [(143, "stopped")]),  # it was meant for all
-        ([], True, []),
-    ],
-)
-def test_a_command_ends_with_a_server_of_its_ray_and_says_why(
-    received: list[int], ends_well: bool, said: list[tuple[int, str]], server: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Catches a command that goes on without Ray's head, for a minute, and then ends without a word, or with another code."""
-    found: list[tuple[int, str]] = []
-
-    def leave(*ending: Any) -> None:
-        found.append(ending)
-        raise SystemExit
-
-    monkeypatch.setattr(session, "leave", leave)
-    monkeypatch.setattr(session, "received", received)
-    with subprocess.Popen([server], stdin=subprocess.PIPE) as running, suppress(SystemExit):
-        session._watch_servers([psutil.Process(running.pid)], Work(running, ends_well))  # pyright: ignore[reportArgumentType]
-    assert found == said
-
-
-GROUP = """
-import subprocess, sys, time
-from arc_ray.cli import session, signals
-from arc_ray.config import Config
-
-signals.hear_signals()
-session._start_ray = lambda *_: subprocess.Popen(sys.argv[1], stdin=subprocess.PIPE)
-session.reachable_room = lambda: None
-session.ray.shutdown = lambda: time.sleep(600)  # Ray's own waits, and ends the process, where its raylet is dead
-with session.connected(Config(name="a"), None):
-    print("ready", flush=True)
-    time.sleep(600)
-"""
-
-
-def test_a_command_whose_whole_group_is_stopped_says_so_while_it_unwinds(server: Path) -> None:
-    """Catches a watcher that rests as soon as the command unwinds: then Ray's shutdown ends it, with 1 and no reason."""
-    words = [sys.executable, "-c", GROUP, str(server)]
-    seen = {key: value for key, value in environment().items() if key != "RAY_ADDRESS"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(words, env=seen, text=True, start_new_session=True, **pipes) as command:
-        assert command.stdout
-        assert command.stdout.readline() == "ready\n"
-        os.killpg(command.pid, signal.SIGTERM)
-        try:
-            assert command.communicate(timeout=120)[1] == "error: stopped; the same command goes on from here\n"
-        finally:
-            command.kill()
-    assert command.returncode == 143
