@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 SERVERS = ("gcs_server", "raylet")
 SERVER_SECONDS, LEAVE_SECONDS = 0.05, 5.0
+SLOW_STARTS = ("timed out", "failed to start gcs", "dashboard.log", "dashboard.err")
+"""What Ray's errors say, in small letters, where its servers took longer than it waits."""
 SHORT_TEMPORARY = "/tmp"  # noqa: S108 - Ray makes a folder of its own there
 MOST_TEMPORARY = 32
 """Characters: Ray adds up to 75 for its session and a socket's name, and a socket's path may have 107."""
@@ -120,7 +122,7 @@ def start_patiently(start: Callable[[], None]) -> None:
         try:
             return start()
         except Exception as error:  # Ray raises no class of its own
-            if not any(words in str(error) for words in ("timed out during startup", "dashboard.log", "dashboard.err")):
+            if not any(words in str(error).lower() for words in SLOW_STARTS):
                 raise
             left = set(psutil.Process().children(recursive=True)) - others
             _kill(left)

@@ -39,6 +39,8 @@ def test_ray_gets_a_folder_whose_sockets_have_paths_that_the_system_allows(monke
             1,
             "\nThe last 20 lines of /tmp/ray/session/logs/dashboard.log (it contains ...): \nloaded 9 modules",
         ),
+        (1, "Timed out after 60 seconds while waiting for node to startup. Did not find socket name ..."),
+        (1, "Failed to start GCS. Last connection error: ..."),
         (2, "The current node timed out during startup. This could happen because ..."),
     ],
 )
