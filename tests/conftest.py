@@ -61,7 +61,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def interruptible() -> None:
     """Let Ctrl-C interrupt a test, though a shell that starts pytest in the background has it ignored, and commands that
-    ran in this process have put handlers of their own."""
+    ran in this process hear signals, and send again what seems to have changed nothing."""
+    signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
