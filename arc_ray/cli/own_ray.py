@@ -55,7 +55,7 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def _kill(processes: Iterable[psutil.Process]) -> None:
-    """Kill those that are left: Ray does so by a clock, which may be put back, and not what its workers have started."""
+    """Kill those that are left: Ray has them look for its end by the wall clock, which may be put back by hours."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
