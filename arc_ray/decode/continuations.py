@@ -226,6 +226,12 @@ def _cache_argument(decoder: type[torch.nn.Module]) -> str:
     return found
 
 
+def padded(rows: Sequence[Sequence[int] | Ids], fill: int) -> Numbers:
+    """Put rows of tokens one below another, filled up on the right to the longest: int64 (rows, longest)."""
+    longest = max(map(len, rows))
+    return np.array([[*row, *[fill] * (longest - len(row))] for row in rows], np.int64)
+
+
 def _whole_blocks(columns: int) -> int:
     return -(-columns // BLOCK) * BLOCK
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from arc_ray.decode.continuations import Continuations
+from arc_ray.decode.continuations import Continuations, padded
 from arc_ray.decode.grammar import GrammarState
 from arc_ray.decode.writer import MOST_READ, Answer, Writer
 from arc_ray.prompts.encoders import Ids
@@ -68,9 +68,7 @@ def find_answers(
             rows.keep(counts)
         size = min(lookahead, MOST_READ.get(rows.device.type, MOST_READ["cpu"]) // len(grown) - 1)
         alive = [_guessing(writer, p, prompts[p.prompt], min(size, limits[p.prompt] - len(p.ids) - 1)) for p in grown]
-        ids = np.full((len(alive), 1 + max(len(prefix.draft) for prefix in alive)), writer.pad_id, np.int64)
-        for i, prefix in enumerate(alive):
-            ids[i, : 1 + len(prefix.draft)] = [prefix.ids[-1], *prefix.draft]
+        ids = padded([[prefix.ids[-1], *prefix.draft] for prefix in alive], writer.pad_id)
         logits, passes = rows.step(ids), passes + 1
 
 
@@ -85,11 +83,8 @@ def _children(
     """Return every child above the threshold, the natural logarithm of a probability, that leaves what was guessed: with the
     row of its parent and the number of guessed tokens before it. `logits` are (rows, 1 + most guesses, vocabulary)."""
     logs = torch.log_softmax(logits.float(), -1).double()
-    drafts = np.full(logits.shape[:2], -1, np.int64)
-    for i, prefix in enumerate(alive):
-        drafts[i, : len(prefix.draft)] = prefix.draft
-    guessed = torch.from_numpy(drafts).to(logs.device)
     # Nothing is as probable as the threshold behind the last guess of a row.
+    guessed = torch.from_numpy(padded([[*prefix.draft, -1] for prefix in alive], -1)).to(logs.device)
     steps = logs.gather(-1, guessed.clamp(min=0)[..., None])[..., 0].masked_fill(guessed < 0, -torch.inf)
     before = torch.tensor([[p.log_probability] for p in alive], dtype=torch.float64, device=logs.device)
     totals = logs + torch.cat([before, steps[:, :-1]], 1).cumsum(1)[..., None]
@@ -132,14 +127,12 @@ def score_answers(writer: Writer, prompt: Ids, answers: Sequence[Ids]) -> npt.ND
 
 
 def _score(rows: Continuations, answers: Sequence[Ids], pad_id: int) -> npt.NDArray[np.float64]:
-    longest = max(map(len, answers))
-    padded, is_answer = np.full((len(answers), longest), pad_id, np.int64), np.zeros((len(answers), longest), bool)
-    for i, answer in enumerate(answers):
-        padded[i, : len(answer)], is_answer[i, : len(answer)] = answer, True
+    ids = padded(answers, pad_id)
     logits = rows.logits.expand(len(answers), -1)[:, None]
-    if longest > 1:
+    if ids.shape[1] > 1:
         rows.select([0] * len(answers))
-        logits = torch.cat([logits, rows.step(padded[:, :-1])], 1)
-    ids = torch.from_numpy(padded).to(rows.device)
-    logs = logits.gather(-1, ids[..., None])[..., 0].float() - logits.float().logsumexp(-1)
+        logits = torch.cat([logits, rows.step(ids[:, :-1])], 1)
+    chosen = torch.from_numpy(ids).to(rows.device)[..., None]
+    logs = logits.gather(-1, chosen)[..., 0].float() - logits.float().logsumexp(-1)
+    is_answer = np.arange(ids.shape[1]) < np.array([[len(answer)] for answer in answers])
     return (logs.double().cpu().numpy() * is_answer).sum(1)

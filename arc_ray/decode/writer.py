@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from arc_ray.decode.continuations import Continuations, read_prompts
+from arc_ray.decode.continuations import Continuations, padded, read_prompts
 from arc_ray.decode.grammar import GrammarState, GridGrammar
 from arc_ray.prompts.encoders import Ids
 from arc_ray.prompts.positions import SEQUENCE, Positions
@@ -185,7 +185,9 @@ def _write(writer: Writer, texts: list[_Text], choose: Choose, lookahead: int, c
             rows.select(is_open)
             active = [active[i] for i in is_open]
         most = MOST_READ.get(rows.device.type, MOST_READ["cpu"]) // len(active) - 1
-        logits = rows.step(_inputs(active, max(0, min(lookahead, most)), writer.pad_id))
+        for text in active:
+            text.guess(max(0, min(lookahead, most)) if text.is_open else 0)
+        logits = rows.step(padded([[text.last, *text.draft] for text in active], writer.pad_id))
         written = zip(active, _chosen(writer, active, logits, choose), strict=True)
         rows.keep([text.take(tokens) if text.is_open else 0 for text, tokens in written])
     return [text.answer() for text in texts]
@@ -209,16 +211,6 @@ def _chosen(
         tokens = allowed.gather(-1, tokens).clamp(min=0)
     logs = logits.gather(-1, tokens).float() - logits.float().logsumexp(-1, keepdim=True)
     return torch.cat([tokens.double(), logs.double()], -1).tolist()  # the one wait for the device in a pass
-
-
-def _inputs(active: Sequence[_Text], lookahead: int, pad_id: int) -> npt.NDArray[np.int64]:
-    """Return what each text reads next: its last token and its guesses, padded: (rows, 1 + longest guess)."""
-    for text in active:
-        text.guess(lookahead if text.is_open else 0)
-    ids = np.full((len(active), 1 + max(len(text.draft) for text in active)), pad_id, np.int64)
-    for i, text in enumerate(active):
-        ids[i, : 1 + len(text.draft)] = [text.last, *text.draft]
-    return ids
 
 
 def copied_draft(context: Ids, size: int) -> Ids:
