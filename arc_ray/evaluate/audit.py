@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from arc_ray.config import Config
-from arc_ray.config.sources import AnySource, ArcGenSource, CountingSource, PluginSource, RearcSource
+from arc_ray.config.sources import AnySource, CountingSource, GeneratorSource, RearcSource
 from arc_ray.datasets.makers import GeneratedSource, task_ids_of
 from arc_ray.datasets.reading import load_source
 from arc_ray.errors import UserError, nearest
@@ -101,10 +101,8 @@ def fresh_sources(config: Config, sets: Mapping[str, Sequence[Task]]) -> dict[st
     }
     found: dict[str, GeneratedSource] = {}
     for name, source in named.items():
-        if not isinstance(source, RearcSource | ArcGenSource | PluginSource):
-            known = [
-                n for n, s in config.data.sources.items() if isinstance(s, RearcSource | ArcGenSource | PluginSource)
-            ]
+        if not isinstance(source, GeneratorSource):
+            known = [n for n, s in config.data.sources.items() if isinstance(s, GeneratorSource)]
             raise UserError(
                 f"evaluate.audit.sources: {name} is no source of kind rearc, arcgen or plugin{nearest(name, known)}"
             )
@@ -149,17 +147,13 @@ def _nearest(task: Task, candidates: Sequence[Pair], fresh: int) -> Iterator[Pai
     for asked in task.test:
         if not left:
             return
-        features = _features([asked, *left])
+        pairs = [asked, *left]
+        sizes = np.array([[np.log(grid.size) for grid in pair.grids] for pair in pairs])
+        features = np.column_stack([sizes, pso_difficulties(pairs)])
         distance = (np.abs(features[1:] - features[0]) / (features[1:].std(axis=0) + 0.01)).sum(axis=1)
         order = np.argsort(distance, kind="stable").tolist()
         yield from (left[i] for i in order[:fresh])
         left = [left[i] for i in sorted(order[fresh:])]
-
-
-def _features(pairs: Sequence[Pair]) -> np.ndarray:
-    """Return what a fresh pair is matched by: (len(pairs), 3)."""
-    sizes = [[np.log(grid.size) for grid in pair.grids] for pair in pairs]
-    return np.column_stack([np.array(sizes), pso_difficulties(pairs)])
 
 
 def run_audit(

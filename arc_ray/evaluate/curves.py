@@ -8,6 +8,9 @@ is curves.json of an evaluation: of each set and axis a record a number (or prob
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import groupby, islice
+from operator import itemgetter
 from typing import Any
 
 from arc_ray.config.searching import EvaluateConfig
@@ -68,13 +71,15 @@ def _mean(values: Sequence[float | None], number: int) -> float | None:
 def _axes(evaluate: EvaluateConfig) -> dict[str, dict[float, Callable[[Rows], Rows]]]:
     """Return axis -> x -> which rows of an output a smaller evaluation would have; axes with one value are left out."""
     axes: dict[str, dict[float, Callable[[Rows], Rows]]] = {
-        "views": {n: _first_views(n, evaluate.symmetries) for n in _sizes(evaluate.symmetries * evaluate.copies)}
+        "views": {
+            n: partial(_first_views, n, evaluate.symmetries) for n in _sizes(evaluate.symmetries * evaluate.copies)
+        }
     }
     if evaluate.decode == "sample":
-        axes["samples"] = {n: _first_samples(n) for n in _sizes(evaluate.samples)}
+        axes["samples"] = {n: partial(_first_samples, n) for n in _sizes(evaluate.samples)}
     if evaluate.decode == "search":
         thresholds = [p for p in THRESHOLDS if p > evaluate.min_probability] + [evaluate.min_probability]
-        axes["threshold"] = {p: _above(p) for p in thresholds}
+        axes["threshold"] = {p: partial(_above, math.log(p)) for p in thresholds}
     return {axis: keeps for axis, keeps in axes.items() if len(keeps) > 1}
 
 
@@ -83,7 +88,7 @@ def _sizes(most: int) -> list[int]:
     return sorted({*(2**i for i in range(most.bit_length())), most})
 
 
-def _first_views(number: int, symmetries: int) -> Callable[[Rows], Rows]:
+def _first_views(number: int, symmetries: int, rows: Rows) -> Rows:
     """Keep the plain copies of the first symmetries, then the second copies."""
 
     def place(view: str) -> int:
@@ -91,24 +96,15 @@ def _first_views(number: int, symmetries: int) -> Callable[[Rows], Rows]:
         symmetry = ".".join(part for part in name.split(".") if not part.startswith("colors"))
         return int(copy or 0) * symmetries + PLACES.get(symmetry, 0)
 
-    return lambda rows: [row for row in rows if place(row["view"]) < number]
+    return [row for row in rows if place(row["view"]) < number]
 
 
 PLACES = {Augmentation(symmetry).name: symmetry for symmetry in range(NUM_SYMMETRIES)}
 
 
-def _first_samples(number: int) -> Callable[[Rows], Rows]:
-    def keep(rows: Rows) -> Rows:
-        seen: dict[str, int] = {}
-        kept = []
-        for row in rows:
-            seen[row["view"]] = seen.get(row["view"], 0) + 1
-            kept += [row] if seen[row["view"]] <= number else []
-        return kept
-
-    return keep
+def _first_samples(number: int, rows: Rows) -> Rows:
+    return [row for _, of_view in groupby(rows, itemgetter("view")) for row in islice(of_view, number)]
 
 
-def _above(probability: float) -> Callable[[Rows], Rows]:
-    least = math.log(probability)
-    return lambda rows: [row for row in rows if row["log_probability"] is not None and row["log_probability"] > least]
+def _above(least: float, rows: Rows) -> Rows:
+    return [row for row in rows if row["log_probability"] is not None and row["log_probability"] > least]

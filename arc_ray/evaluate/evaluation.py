@@ -19,14 +19,7 @@ from arc_ray.datasets.reading import load_source
 from arc_ray.decode.vllm import refuse_without_vllm
 from arc_ray.errors import UserError
 from arc_ray.evaluate.pool import Hosts, answer_all
-from arc_ray.evaluate.questions import (
-    Work,
-    answering_works,
-    distinct_answers,
-    make_prompts,
-    read_predictions,
-    scoring_works,
-)
+from arc_ray.evaluate.questions import Work, distinct_answers, make_prompts, read_predictions
 from arc_ray.evaluate.results import REDONE, redone, select_answers
 from arc_ray.evaluate.shared import take_over, take_over_whole
 from arc_ray.evaluate.two_players import describe_sets, first_player
@@ -200,10 +193,8 @@ def _answer(
         described = describe_sets(hosts, first, folder, puzzles, codec, most, partial(progress, "batches described"))
         puzzles |= {f"{name}{GENERATED}": tasks for name, tasks in described.items()}
     prompts = {name: make_prompts(codec, TaskTable.of(tasks), config, most) for name, tasks in puzzles.items()}
-    predictions, works = folder / "predictions", dict[str, list[Work]]()
-    for name, own in prompts.items():
-        left, taken = take_over(config, others, predictions, name, own)
-        works[name] = answering_works(name, left, evaluate) + taken
+    predictions = folder / "predictions"
+    works = {name: take_over(config, others, predictions, name, own) for name, own in prompts.items()}
     counting = {n: [_counting_work(config, codec, n, tasks)] for n, tasks in sets.items() if n not in puzzles}
 
     def make_files(folder: Folder, works: Mapping[str, Sequence[Work]], what: str) -> None:
@@ -217,8 +208,7 @@ def _answer(
         scoring = dict[str, list[Work]]()
         for name, own in prompts.items():
             grids = distinct_answers(read_predictions(predictions, [work.name for work in works[name]]))
-            left, taken = take_over(config, others, folder / "scores", name, own, grids)
-            scoring[name] = scoring_works(name, left, grids, evaluate) + taken
+            scoring[name] = take_over(config, others, folder / "scores", name, own, grids)
         make_files(folder / "scores", scoring, "batches of candidates scored")
     if evaluate.ttt and not folder.exists("tuning.json"):
         from arc_ray.evaluate.ttt import tune_all, tuning_works  # with torch and transformers, seconds

@@ -55,7 +55,6 @@ SCORES_SUFFIX = "-scores"
 Predictions = Mapping[tuple[str, int], list[dict[str, Any]]]
 """(task id, number of the test pair) -> rows of SCHEMA, or of SCORES."""
 
-
 Candidates = Mapping[tuple[str, int], tuple[Grid, ...]]
 """(task id, number of the test pair) -> the grids that are scored under its views."""
 
@@ -176,19 +175,19 @@ def _limit(codec: Codec, table: TaskTable, views: Views, i: int) -> int:
     return codec.text_length_bound(side)
 
 
-def answering_works(name: str, prompts: Sequence[Prompt], evaluate: EvaluateConfig) -> list[Work]:
-    """Cut prompts into works, each a batch of at most `batch_tokens` tokens with all answers that are written at a time."""
-    batches = make_batches(prompts, evaluate.batch_tokens, rows_of(evaluate))
-    return [Work(f"{name}-{number:05d}.parquet", tuple(batch)) for number, batch in enumerate(batches)]
+def works_of(
+    name: str, prompts: Sequence[Prompt], evaluate: EvaluateConfig, candidates: Candidates | None = None
+) -> list[Work]:
+    """Cut prompts into works, each a batch of at most `batch_tokens` tokens with all answers that are written at a time.
 
-
-def scoring_works(name: str, prompts: Sequence[Prompt], grids: Candidates, evaluate: EvaluateConfig) -> list[Work]:
-    """Lay out every candidate of an output under every view of it; outputs without a candidate have nothing to score."""
-    batches = make_batches([prompt for prompt in prompts if grids.get(prompt.key)], evaluate.batch_tokens)
-    return [
-        Work(f"{name}-{number:05d}.parquet", tuple(batch), tuple(grids[prompt.key] for prompt in batch))
-        for number, batch in enumerate(batches)
-    ]
+    `candidates` are scored instead, every one of an output under every view of it; without any there is nothing to score.
+    """
+    if candidates is None:
+        batches = make_batches(prompts, evaluate.batch_tokens, rows_of(evaluate))
+        return [Work(f"{name}-{i:05d}.parquet", tuple(batch)) for i, batch in enumerate(batches)]
+    batches = make_batches([prompt for prompt in prompts if candidates.get(prompt.key)], evaluate.batch_tokens)
+    grids = [tuple(candidates[prompt.key] for prompt in batch) for batch in batches]
+    return [Work(f"{name}-{i:05d}.parquet", tuple(batch), grids[i]) for i, batch in enumerate(batches)]
 
 
 def distinct_answers(predictions: Predictions) -> dict[tuple[str, int], tuple[Grid, ...]]:

@@ -56,6 +56,7 @@ def select_answers(config: Config, folder: Folder, sets: Mapping[str, Sequence[T
     result |= {f"{name}/version": version for name, version in about.get("sets", {}).items()}
     if learned := folder.read_json("overlap.json", list[str]):
         result["overlap"] = learned
+    records = folder.read_json("tuning.json", list[TunedShape]) if config.evaluate.ttt else []
     answers: dict[str, list[Mapping[str, Any]]] = {"": []}
     submissions: dict[str, dict[str, Any]] = {}
     curves: list[dict[str, Any]] = []
@@ -67,7 +68,7 @@ def select_answers(config: Config, folder: Folder, sets: Mapping[str, Sequence[T
                 scores = _counting_scores(source, name, tasks, right)
             result |= {f"{name}/{key}": value for key, value in scores.items()}
             continue
-        tuned = _tuned(config, folder, name)
+        tuned = [record for record in records if record["set"] == name and record["status"] == "tuned"]
         predicted = _predicted(config, folder, name, tuned)
         scores, ways, attempts = _scores_of_ways(config, name, tasks, predicted)
         tuning = {record["task"]: record.get("tuning_seconds") for record in tuned}
@@ -88,12 +89,6 @@ def select_answers(config: Config, folder: Folder, sets: Mapping[str, Sequence[T
 def redone(config: Config) -> dict[str, Any]:
     """Return what a result says of the keys in `REDONE`."""
     return {key.rsplit(".", 1)[-1]: attrgetter(key)(config) for key in REDONE}
-
-
-def _tuned(config: Config, folder: Folder, name: str) -> list[TunedShape]:
-    """Return the records of the tasks of a set for which the model was tuned."""
-    records = folder.read_json("tuning.json", list[TunedShape]) if config.evaluate.ttt else []
-    return [record for record in records if record["set"] == name and record["status"] == "tuned"]
 
 
 def _predicted(

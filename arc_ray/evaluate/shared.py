@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from arc_ray.config import Config
 from arc_ray.config.searching import EvaluateConfig
-from arc_ray.evaluate.questions import SCHEMA, SCORES, Candidates, Prompt, Work, read_predictions, timing_of
+from arc_ray.evaluate.questions import SCHEMA, SCORES, Candidates, Prompt, Work, read_predictions, timing_of, works_of
 from arc_ray.runs.folder import run_folder
 from arc_ray.runs.shapes import FilesShape
 from arc_ray.storage import Folder
@@ -46,10 +46,9 @@ def take_over(
     name: str,
     prompts: Sequence[Prompt],
     candidates: Candidates | None = None,
-) -> tuple[list[Prompt], list[Work]]:
-    """Write what others answered to prompts of a set, or the scores of `candidates` under them, into a file of `place`.
-
-    Returns the prompts that nobody has answered, and the work whose file holds the others.
+) -> list[Work]:
+    """Cut the prompts of a set into works, as `works_of`. What others answered to them, or how they scored all `candidates`
+    under them, is written into a file of `place`, that of the last work.
     """
     known: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
     for other in others:
@@ -60,7 +59,7 @@ def take_over(
                 for row in rows:
                     by_view.setdefault((*key, row["view"]), []).append(row)
             known = by_view | known
-    taken, left, written = [], [], []
+    taken, left, written = list[Prompt](), list[Prompt](), list[dict[str, Any]]()
     for prompt in prompts:
         rows = known.get((*prompt.key, prompt.view))
         if rows is not None and candidates is not None:
@@ -71,15 +70,16 @@ def take_over(
             rows = rows[: config.evaluate.samples]
         (left if rows is None else taken).append(prompt)
         written += rows or ()
+    works = works_of(name, left, config.evaluate, candidates)
     if not taken:
-        return left, []
+        return works
     work = Work(f"{name}-taken.parquet", tuple(taken))
     if not place.exists(work.name):
         seconds = [row["seconds"] for row in written]
         if None not in seconds:
             place.write_json(timing_of(work.name), {"seconds": sum(seconds)})
         place.write_parquet(work.name, pa.Table.from_pylist(written, SCORES if candidates is not None else SCHEMA))
-    return left, [work]
+    return [*works, work]
 
 
 def take_over_whole(config: Config, others: Sequence[Config], folder: Folder, counting: Sequence[str]) -> None:

@@ -27,15 +27,7 @@ from arc_ray.config.training import TrainConfig
 from arc_ray.errors import TooLargeError
 from arc_ray.evaluate.answering import Answerer
 from arc_ray.evaluate.pool import Hosts, outcomes
-from arc_ray.evaluate.questions import (
-    SCORES_SUFFIX,
-    Prompt,
-    Work,
-    answering_works,
-    by_output,
-    distinct_answers,
-    scoring_works,
-)
+from arc_ray.evaluate.questions import SCORES_SUFFIX, Prompt, Work, by_output, distinct_answers, works_of
 from arc_ray.models.attention import place
 from arc_ray.models.build import load_for_tuning, trainable
 from arc_ray.models.loss import LearnedLoss, inputs_of
@@ -213,8 +205,8 @@ class Tuner:
     def _answer(self, work: Work) -> None:
         """Answer the prompts of a task and score all candidates under all of its views."""
         evaluate, name, prompts = self._config.evaluate, work.name, work.prompts
-        answers = self._answerer.write(f"{name}.parquet", answering_works(name, prompts, evaluate))
-        scoring = scoring_works(name, prompts, distinct_answers(by_output(answers.to_pylist())), evaluate)
+        answers = self._answerer.write(f"{name}.parquet", works_of(name, prompts, evaluate))
+        scoring = works_of(name, prompts, evaluate, distinct_answers(by_output(answers.to_pylist())))
         self._answerer.write(f"{name}{SCORES_SUFFIX}.parquet", scoring or [Work("none", candidates=())])
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from arc_ray.config import Config
 from arc_ray.errors import UserError
 from arc_ray.evaluate.pool import Hosts, answer_all
-from arc_ray.evaluate.questions import Work, answering_works, make_prompts
+from arc_ray.evaluate.questions import Work, make_prompts, works_of
 from arc_ray.prompts.codec import Codec
 from arc_ray.rows.prepare import codec_of
 from arc_ray.storage import Folder
@@ -53,7 +53,7 @@ def describe_sets(
         # The format has a place for a description, which prompts end before, and one for a test pair, never shown.
         table = TaskTable.of(replace(task, description="", test=task.test[:1]) for task in tasks)
         prompts = make_prompts(codec, table, first, most_tokens, evaluate.max_description_tokens)
-        works[name] = answering_works(name, prompts, evaluate)
+        works[name] = works_of(name, prompts, evaluate)
     answer_all(hosts, first, place, codec, [work for own in works.values() for work in own], progress)
     described: dict[str, list[Task]] = {}
     told = []

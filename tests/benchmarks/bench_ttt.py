@@ -21,7 +21,7 @@ import torch
 from arc_ray.config import Config, config_from, with_overrides
 from arc_ray.config.sources import RearcSource
 from arc_ray.evaluate.pool import Hosts
-from arc_ray.evaluate.questions import Work, answering_works, make_prompts
+from arc_ray.evaluate.questions import Work, make_prompts, works_of
 from arc_ray.evaluate.ttt import Tuner, tune_all, tuning_works
 from arc_ray.models.build import build_model
 from arc_ray.prompts.codec import Codec
@@ -91,7 +91,7 @@ def make_task(rule: str) -> Task:
 def jobs_of(config: Config, tasks: Sequence[Task]) -> list[Work]:
     """Make the works that an evaluation would make."""
     prompts = make_prompts(codec_at(config), TaskTable.of(tasks), config)
-    return tuning_works("set", tasks, answering_works("set", prompts, config.evaluate))
+    return tuning_works("set", tasks, works_of("set", prompts, config.evaluate))
 
 
 def codec_at(config: Config) -> Codec:

@@ -22,7 +22,7 @@ from arc_ray.config.searching import TttConfig
 from arc_ray.config.training import TrainConfig
 from arc_ray.evaluate.evaluation import run_evaluation
 from arc_ray.evaluate.pool import Hosts
-from arc_ray.evaluate.questions import Work, answering_works, make_prompts
+from arc_ray.evaluate.questions import Work, make_prompts, works_of
 from arc_ray.evaluate.ttt import Adapter, Tuner, leave_one_out_batches, tuning_works
 from arc_ray.models.build import load_for_tuning, trainable
 from arc_ray.models.weights import is_in_4_bits
@@ -45,7 +45,7 @@ def batches_of(task: Task, ttt: TttConfig, **changes: Any) -> list[Batch]:
 
 def work_of(task: Task) -> Work:
     prompts = make_prompts(codec_of(tiny_tokenizer()), TaskTable.of([task]), CONFIG)
-    (work,) = tuning_works("set", [task], answering_works("w", prompts, CONFIG.evaluate))
+    (work,) = tuning_works("set", [task], works_of("w", prompts, CONFIG.evaluate))
     return work
 
 
@@ -247,7 +247,7 @@ def test_a_cut_base_of_4_bits_is_tuned_and_answers(base: str, tmp_path: Path) ->
     assert keep_cut(config.model, config.storage)
     codec = codec_of(load_tokenizer(config.model, config.storage))
     tasks = [puzzle("a", most=3), puzzle("b", most=3)]
-    works = answering_works("set", make_prompts(codec, TaskTable.of(tasks), config), config.evaluate)
+    works = works_of("set", make_prompts(codec, TaskTable.of(tasks), config), config.evaluate)
     tuner, records = Tuner(config, Folder.at(str(tmp_path / "tuned")), codec), []
     tuner.load()
     packed = {name: p.clone() for name, p in tuner._model.named_parameters() if is_in_4_bits(p)}
