@@ -143,7 +143,8 @@ def _answers(config: Config, arm: str, seed: int) -> dict[Output, Mapping[str, A
 
 def _chose(config: Config, trials: Sequence[Trial]) -> set[Output]:
     """Return the validated outputs by which settings were chosen."""
-    names = [*read_outcomes(trial_folder(config, trials[-1].point), config.tune.metric)]
+    (outcomes,) = read_outcomes(trial_folder(config, trials[-1].point), config.tune.metric)
+    names = [*outcomes]
     found = set()
     for name, chooses in zip(names, choosing_half(names, config.seed), strict=True):
         source, *task, output = name.split("/")

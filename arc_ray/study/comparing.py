@@ -3,7 +3,7 @@
 import json
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,16 +11,15 @@ import numpy as np
 from arc_ray.config import Config, value_name
 from arc_ray.config.searching import trained_as
 from arc_ray.errors import UserError
+from arc_ray.report.frames import TOKENS
 from arc_ray.runs.folder import read_metrics
 from arc_ray.scores.analysis import Run, at_equal_tokens, choosing_half, compare, finding, gather, steps_to_loss
 from arc_ray.scores.intervals import Effect, looks_levels
-from arc_ray.storage import Folder
 from arc_ray.tune.space import Point, trial_folder
 from arc_ray.tune.trials import Trial, candidates, read_outcomes
 
 TIE = "eval/cell_accuracy"
 """Decides ties of the metric that the arms are compared by, and is compared itself."""
-
 
 ANSWERS = "answers"
 """Begins the names of metrics that are measured by what arms answer, in two attempts, as eval/ does those of validation."""
@@ -70,33 +69,13 @@ def finalists(config: Config, trials: Sequence[Trial], seeds: Sequence[int]) -> 
     return chosen
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A finished trial with one of the study's seeds, read from its folder."""
-
-    arm: str
-    setting: str
-    seed: int
-    folder: Folder
-    validations: Sequence[Mapping[str, Any]]
-    """Its records with a validation, in order of steps."""
-
-    def column(self, key: str) -> list[float]:
-        """Return one metric of all validations."""
-        return [record[key] for record in self.validations]
-
-    @property
-    def tokens(self) -> list[float]:
-        """The tokens learned before each validation; the record before the first step has none."""
-        return [record.get("train/learned_tokens", 0.0) for record in self.validations]
-
-
 def analyse(config: Config, trials: Sequence[Trial]) -> dict[str, Any]:
     """Compare the arms by every metric and return what analysis.json holds. Raises UserError if an arm never finished."""
     study, metric = config.study, config.tune.metric
-    measured = [_measured(config, t) for t in trials if t.status == "done" and t.point["seed"] in study.all_seeds]
-    baseline = value_name(study.arms[0])
-    outcomes = {name: gather(_run(one, name) for one in measured) for name in dict.fromkeys([metric, TIE])}
+    baseline, metrics = value_name(study.arms[0]), list(dict.fromkeys([metric, TIE]))
+    points = [trial.point for trial in trials if trial.status == "done" and trial.point["seed"] in study.all_seeds]
+    read = [(split(config, point), read_outcomes(trial_folder(config, point), *metrics)) for point in points]
+    outcomes = {name: gather(Run(*who, own[i], own[-1]) for who, own in read) for i, name in enumerate(metrics)}
     level = look_level(config, len(outcomes[metric].seeds))
     compared = {name: compare(found, baseline, level, config.seed) for name, found in outcomes.items()}
     return {
@@ -111,40 +90,35 @@ def analyse(config: Config, trials: Sequence[Trial]) -> dict[str, Any]:
             for name, (settings, effects) in compared.items()
             for arm, effect in effects.items()
         ],
-        **_curves([one for one in measured if one.validations], metric),
+        **_curves(config, points, metric),
     }
 
 
-def _measured(config: Config, trial: Trial) -> Measured:
-    folder = trial_folder(config, trial.point)
-    validations = [record for record in read_metrics(folder) if "eval/loss" in record]
-    return Measured(*split(config, trial.point), folder, validations)
-
-
-def _run(one: Measured, metric: str) -> Run:
-    outcomes, ties = (read_outcomes(one.folder, name) for name in (metric, TIE))
-    return Run(one.arm, one.setting, one.seed, outcomes=outcomes, ties=ties)
-
-
-def _curves(measured: Sequence[Measured], metric: str) -> dict[str, Any]:
+def _curves(config: Config, points: Sequence[Point], metric: str) -> dict[str, Any]:
     """Compare the arms beside their ends: each number is an arm's mean over its trials.
 
     The loss before the first step. The steps until the lowest validation loss that every trial reached. The metric
     where each trial had learned as many tokens as the shortest learned in all: an arm at its best setting may have seen
     more than another, and this tells apart what it learned from how much it saw.
     """
-    if not measured:
+    arms, columns = list[str](), list[list[list[float]]]()
+    for point in points:
+        # The record before the first step has no learned tokens.
+        records = [{TOKENS: 0.0, **r} for r in read_metrics(trial_folder(config, point)) if "eval/loss" in r]
+        if records:
+            arms.append(split(config, point)[0])
+            columns.append([[record[key] for record in records] for key in ("step", "eval/loss", TOKENS, metric)])
+    if not arms:
         return {"loss_at_step_0": {}}
-    arms, losses = [one.arm for one in measured], [one.column("eval/loss") for one in measured]
+    steps, losses, tokens, values = zip(*columns, strict=True)
     level = max(map(min, losses))
-    steps = [steps_to_loss(one.column("step"), loss, level) for one, loss in zip(measured, losses, strict=True)]
-    tokens, values = at_equal_tokens({str(i): (one.tokens, one.column(metric)) for i, one in enumerate(measured)})
+    at, reached = at_equal_tokens({str(i): curve for i, curve in enumerate(zip(tokens, values, strict=True))})
     found = {
         "loss_at_step_0": _means(arms, [loss[0] for loss in losses]),
-        "equal_tokens": _means(arms, values.values()),
-        "equal_tokens_at": tokens,
+        "equal_tokens": _means(arms, reached.values()),
+        "equal_tokens_at": at,
     }
-    if to_level := _means(arms, steps):
+    if to_level := _means(arms, [steps_to_loss(*curve, level) for curve in zip(steps, losses, strict=True)]):
         found |= {"steps_to_loss": to_level, "steps_to_loss_level": level}
     return found
 

@@ -62,8 +62,8 @@ class TrialReader:
         return Trial(name, point, about["status"], about["error"], newest, judged, is_mistake)
 
 
-def read_outcomes(folder: Folder, metric: str, step: int | None = None) -> dict[str, float]:
-    """Read what a run's validation after a step found, or its newest: validated view -> outcome by a metric.
+def read_outcomes(folder: Folder, *metrics: str, step: int | None = None) -> list[dict[str, float]]:
+    """Read what a run's validation after a step found, or its newest: of each metric, validated view -> outcome.
 
     A metric of one source, such as eval/solved/held_out, has that source's views only. Empty without a validation.
     """
@@ -71,11 +71,12 @@ def read_outcomes(folder: Folder, metric: str, step: int | None = None) -> dict[
     names = place.names() if step is None else [f"step-{step:06d}.json"]
     # Steps have six digits or more.
     found = place.read_json(max(names, key=lambda name: (len(name), name)), OutcomeShape) if names else None
-    if found is None:
-        return {}
-    column, _, source = metric.removeprefix("eval/").partition("/")
-    outcomes = zip(found["names"], found[column], strict=True)
-    return {name: value for name, value in outcomes if not source or name.startswith(f"{source}/")}
+    outcomes = []
+    for metric in metrics:
+        column, _, source = metric.removeprefix("eval/").partition("/")
+        values = zip(found["names"], found[column], strict=True) if found else ()
+        outcomes.append({name: value for name, value in values if not source or name.startswith(f"{source}/")})
+    return outcomes
 
 
 def merit(config: Config, folder: Folder, record: Mapping[str, Any], in_study: bool) -> tuple[float, float]:
@@ -86,7 +87,7 @@ def merit(config: Config, folder: Folder, record: Mapping[str, Any], in_study: b
     metrics = (config.tune.metric, "eval/cell_accuracy")
     if not in_study:
         return tuple(record[metric] for metric in metrics)
-    found = [read_outcomes(folder, metric, record["step"]) for metric in metrics]
+    found = read_outcomes(folder, *metrics, step=record["step"])
     value, tie = (float(np.mean(np.array([*f.values()])[choosing_half([*f], config.seed)])) for f in found)
     return value, tie
 

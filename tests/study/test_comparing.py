@@ -117,13 +117,13 @@ def test_no_part_of_a_study_that_chooses_sees_the_measuring_half(tmp_path: Path)
 def test_the_newest_validation_is_that_of_the_highest_step(tmp_path: Path):
     """Would catch names that are compared as text: step-999999 comes after step-1000000."""
     folder = Folder.at(str(tmp_path))
-    assert read_outcomes(folder, "eval/solved") == {}
+    assert read_outcomes(folder, "eval/solved") == [{}]
     for step, solved in ((999_999, 0), (1_000_000, 1)):
         (folder / "validation").write_json(
             f"step-{step:06d}.json", {"names": ["a/x/0", "b/y/0"], "solved": [solved, 0]}
         )
-    assert read_outcomes(folder, "eval/solved") == {"a/x/0": 1, "b/y/0": 0}
-    assert read_outcomes(folder, "eval/solved/a", 999_999) == {"a/x/0": 0}
+    assert read_outcomes(folder, "eval/solved") == [{"a/x/0": 1, "b/y/0": 0}]
+    assert read_outcomes(folder, "eval/solved/a", step=999_999) == [{"a/x/0": 0}]
 
 
 def test_settings_are_chosen_by_the_searchs_metric(tmp_path: Path):
