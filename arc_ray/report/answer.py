@@ -10,6 +10,7 @@ from arc_ray.report import tables
 from arc_ray.report.frames import DataFrame, config_value
 from arc_ray.report.load import Report
 from arc_ray.report.words import RULES, in_points, is_number, level, number, percent, setting, show, word
+from arc_ray.scores.contrasts import ASKED_KINDS, TASK_GROUPS, by_task, contrasts, in_group, share, task_difference
 
 MOST_AUDITED = 20
 """Audited tasks that are shown, those with the largest difference."""
@@ -91,9 +92,7 @@ def warnings_of(report: Report) -> list[str]:
 
 def audit_view(report: Report) -> dict[str, Any]:
     """Lay out audits: `audits` has an entry a set and arm, `audit_axis` is one for all differences."""
-    from arc_ray.scores.contrasts import ASKED_KINDS, TASK_GROUPS, by_task, contrasts, in_group, share, task_difference
-
-    confidence, audits = config_value(report.config, "study.confidence", 0.95), []
+    confidence, audits = report.confidence, []
     for (name, arm), rows in report.audit.groupby(["set", "arm"], sort=False):
         tasks = by_task(rows.to_dict("records"))
         shares = [

@@ -18,6 +18,7 @@ import pandas as pd
 from arc_ray.report.frames import TOKENS, Curve, DataFrame, Row, Series, curves_by_trial, mean_curve, thinned
 from arc_ray.report.load import Report
 from arc_ray.report.words import is_number, number, setting, setting_value, short_key, show, word
+from arc_ray.scores.analysis import at_equal_tokens
 
 CURVES = ("train/loss", "eval/loss", "eval/solved", "eval/cell_accuracy")
 WIDTH, HEIGHT = 360.0, 200.0
@@ -137,8 +138,7 @@ def equal_tokens_chart(report: Report) -> tuple[Chart, float] | None:
     }
     if not curves or key is None:
         return None
-    tokens = min(float(xs[-1]) for xs, _ in curves.values())
-    values = {trial: float(np.interp(tokens, *curve)) for trial, curve in curves.items() if curve[0][0] <= tokens}
+    tokens, values = at_equal_tokens(curves)
     reached = done.assign(**{report.metric: done["trial"].map(values)}).dropna(subset=[report.metric])
     chart = _effect_chart(report, reached, key)
     return replace(chart, title=f"{chart.title}, at {number(tokens)} learned tokens"), tokens

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, NotRequired
 
+import pandas as pd
 from pydantic import AfterValidator, Field
 from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
@@ -142,25 +143,21 @@ def _read_tune_trial(place: Folder, about: TuneTrialShape) -> TrialRows:
     trial = {
         "trial": about["trial_id"],
         "status": status,
-        "overrides": dict(_varied(about.get("evaluated_params") or {})),
+        "overrides": _varied(about.get("evaluated_params") or {}),
         "error": (error.strip().splitlines() or ["no reason given"])[-1] if status == "failed" else None,
     }
     row = trial_row(place.name, about["trial_id"], trial, {"start": place.name}, records, None, "start")
     return TrialRows(row | {"plan_digest": None}, _metric_rows(row, records))
 
 
-def _varied(parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _varied(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Flatten what Tune varied to dotted keys; a search of ours puts them under `point`."""
-    for key, value in parameters.items():
-        name = f"{prefix}{key}".removeprefix("point/")
-        if isinstance(value, Mapping):
-            yield from _varied(value, "" if name == "point" else f"{name}.")
-        else:
-            yield name.replace("/", "."), value
+    flat = pd.json_normalize(dict(parameters), sep="/").to_dict("records")[0]
+    return {str(key).removeprefix("point/").replace("/", "."): value for key, value in flat.items()}
 
 
-def read_evaluations(place: Folder, runs: Iterable[Folder]) -> tuple[list[Row], list[Row], list[Row], list[Row]]:
-    """Read scores, answers, budgets and audits, as rows, of a folder and of the runs made first. Raises UserError.
+def read_evaluations(place: Folder, runs: Iterable[Folder]) -> dict[str, list[Row]]:
+    """Read rows of the frames scores, answers, budgets and audit of a folder and of the runs made first. Raises UserError.
 
     They are in an evaluation's own folder, evaluate/ (of a run), or evaluate/<arm>/ and its seed-<n>/ (of a study).
     """
@@ -169,27 +166,24 @@ def read_evaluations(place: Folder, runs: Iterable[Folder]) -> tuple[list[Row], 
     folders = [(place.name, place if is_own else evaluate)]
     folders += [(name, evaluate / name) for name in evaluate.names() if (evaluate / name).exists("result.json")]
     folders += [(run.name, run / "evaluate") for run in runs]
-    scores: list[Row] = []
-    answers: list[Row] = []
-    budgets: list[Row] = []
-    audit: list[Row] = []
+    rows: dict[str, list[Row]] = {name: [] for name in ("scores", "answers", "budgets", "audit")}
     for arm, folder in folders:
         result = folder.read_json("result.json", ResultShape) or {}
         arm = result.get("arm", arm)
-        scores += score_rows(place.name, arm, result) if not folder.exists("audit.json") else []
+        rows["scores"] += score_rows(place.name, arm, result) if not folder.exists("audit.json") else []
         seeds = [name for name in folder.names() if name.startswith("seed-")]
         for seed in seeds or [None]:
             answered = folder / seed if seed else folder
             who = {"study": place.name, "arm": arm, "seed": int(seed.removeprefix("seed-")) if seed else None}
-            budgets += [who | budget for budget in answered.read_json("curves.json", list[BudgetShape]) or []]
+            rows["budgets"] += [who | budget for budget in answered.read_json("curves.json", list[BudgetShape]) or []]
             for audited in (answered, answered / "audit"):
-                audit += [who | record for record in audited.read_json("audit.json", list[AuditShape]) or []]
+                rows["audit"] += [who | record for record in audited.read_json("audit.json", list[AuditShape]) or []]
             for answer in answered.read_json("answers.json", list[AnswerShape]) or []:
                 greedy, truth = answer.get("greedy"), answer.get("truth")
                 right = None if greedy is None or truth is None else greedy == truth
                 known = {"truth": truth, "greedy": greedy, "greedy_right": right}
-                answers.append({**who, "output": 0, "shown": [], "cell_accuracy": None, **answer, **known})
-    return scores, answers, budgets, audit
+                rows["answers"].append({**who, "output": 0, "shown": [], "cell_accuracy": None, **answer, **known})
+    return rows
 
 
 def score_rows(study: str, arm: str, result: Mapping[str, Any]) -> list[Row]:

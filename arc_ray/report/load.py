@@ -118,6 +118,11 @@ class Report:
         return list(dict.fromkeys([*named, *self.trials["arm"]]))
 
     @property
+    def confidence(self) -> float:
+        """Level of the intervals that a report computes."""
+        return config_value(self.config, "study.confidence", 0.95)
+
+    @property
     def measured(self) -> DataFrame:
         """The trials that have been validated and have not failed."""
         if self.metric not in self.trials:
@@ -167,7 +172,14 @@ def load(folder: str) -> Report:
         kind, is_finished = "tune", all(trial.trial["status"] != "running" for trial in trials)
     made_first = [beside / name for name in config.get("runs") or {} if (beside / name).exists("config.yaml")]
     runs = [folders.read_trial_folder(folder, place.name, folder.name, None) for folder in made_first]
-    scores, answers, budgets, audit = folders.read_evaluations(place, made_first)
+    rows = {
+        "trials": [trial.trial for trial in trials],
+        "runs": [run.trial for run in runs],
+        "metrics": [row for trial in [*trials, *runs] for row in trial.metrics],
+        "validation": [row for trial in trials for row in trial.validation],
+        **folders.read_evaluations(place, made_first),
+        "data": folders.read_data(beside / "data", place.name, config),
+    }
     return Report(
         folder=place,
         kind=kind,
@@ -177,15 +189,7 @@ def load(folder: str) -> Report:
         analysis=analysis,
         compare=compare,
         best=place.read("best.yaml", bytes.decode) if place.exists("best.yaml") else None,
-        trials=frame("trials", [trial.trial for trial in trials]),
-        runs=frame("runs", [run.trial for run in runs]),
-        metrics=frame("metrics", [row for trial in [*trials, *runs] for row in trial.metrics]),
-        validation=frame("validation", [row for trial in trials for row in trial.validation]),
-        scores=frame("scores", scores),
-        answers=frame("answers", answers),
-        budgets=frame("budgets", budgets),
-        audit=frame("audit", audit),
-        data=frame("data", folders.read_data(beside / "data", place.name, config)),
+        **{name: frame(name, found) for name, found in rows.items()},
         quality=place.read_json("quality.json", QualityShape),
         overlap=place.read_json("overlap.json", list[str]) or (),
     )

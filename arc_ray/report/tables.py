@@ -10,6 +10,8 @@ from arc_ray.report.charts import Scale
 from arc_ray.report.frames import DataFrame, Row, config_value, scalar
 from arc_ray.report.load import Report
 from arc_ray.report.words import RULES, SPENT, is_number, level, setting_value, short_key, word
+from arc_ray.scores.intervals import share_over_seeds, units_of
+from arc_ray.scores.losses import ENDINGS, shares_by_rule, shares_of_endings
 from arc_ray.tasks.task import puzzle_of
 
 MOST_PUZZLES = 40
@@ -29,7 +31,6 @@ GAINS = {
     "generated": "generated − given descriptions, two attempts",
 }
 """What one way of answering gains over another, in words, by what is gained by; in the order of the tables."""
-
 
 LONGEST_SIDES = (5, 10, 15, 20, 30)
 """Longest sides of grids, in cells, by which outputs are grouped."""
@@ -110,8 +111,6 @@ def effect_axis(effects: Sequence[Mapping[str, Any]]) -> Scale:
 
 def score_view(report: Report) -> dict[str, Any]:
     """Lay out scores, gains and counting, with their axes and what their intervals are and hold."""
-    from arc_ray.scores.losses import ENDINGS
-
     gains, rated = gain_table(report), report.scores[report.scores["rule"].isin(RULES)]
     highest = max([0.0, *rated["value"].astype(float), *rated["high"].dropna().astype(float)])
     versions = report.scores.dropna(subset=["version"]).groupby("set", sort=False)["version"]
@@ -174,9 +173,6 @@ def question_table(report: Report) -> dict[str, dict[str, dict[str, Row]]]:
 
 def loss_table(report: Report) -> dict[str, list[Row]]:
     """Return set -> what became of its outputs: of each arm, all of them, then by size and by number of shown pairs."""
-    from arc_ray.scores.losses import shares_of_endings  # with SciPy, which whoever reads frames alone does without
-
-    confidence = config_value(report.config, "study.confidence", 0.95)
     answers = report.answers[report.answers["ending"].notna()]
     table: dict[str, list[Row]] = {}
     for (name, arm), found in answers.groupby(["set", "arm"], sort=False):
@@ -186,20 +182,17 @@ def loss_table(report: Report) -> dict[str, list[Row]]:
         groups += [(f"sides up to {s}", part) for s, part in found.groupby(side)] if side.nunique() > 1 else []
         groups += [(f"{n} shown pairs", part) for n, part in found.groupby(pairs)] if pairs.nunique() > 1 else []
         for group, part in groups:
-            shares = shares_of_endings(part["ending"].tolist(), part["task"].tolist(), confidence)
+            shares = shares_of_endings(part["ending"].tolist(), part["task"].tolist(), report.confidence)
             table.setdefault(name, []).append({"arm": arm, "group": group, "of": len(part), "shares": shares})
     return table
 
 
 def selection_table(report: Report) -> dict[str, list[Row]]:
     """Return set -> each arm's share of outputs solved by each rule of selection, beside the best that any could reach."""
-    from arc_ray.scores.losses import shares_by_rule
-
-    confidence = config_value(report.config, "study.confidence", 0.95)
     table: dict[str, list[Row]] = {}
     for (name, arm), found in report.answers[report.answers["right_by"].notna()].groupby(["set", "arm"], sort=False):
         right_by, endings, tasks = (found[column].tolist() for column in ("right_by", "ending", "task"))
-        shares = shares_by_rule(right_by, endings, tasks, confidence)
+        shares = shares_by_rule(right_by, endings, tasks, report.confidence)
         table.setdefault(name, []).append({"arm": arm, "shares": shares})
     return table
 
@@ -207,19 +200,11 @@ def selection_table(report: Report) -> dict[str, list[Row]]:
 def budget_tables(report: Report) -> dict[tuple[str, str], DataFrame]:
     """Return (set, axis) -> a row of each arm and x: `solved` with `low` and `high`, over seeds and tasks, `best`, and what
     was `SPENT`, NaN where that is not known of each seed."""
-    from arc_ray.scores.intervals import share_over_seeds, units_of
-
-    confidence = config_value(report.config, "study.confidence", 0.95)
     rows: dict[tuple[str, str], list[Row]] = {}
     for (name, axis, arm, x), found in report.budgets.groupby(["set", "axis", "arm", "x"], sort=False):
         solved = np.array(found["solved"].tolist(), float)
-        low, high = share_over_seeds(solved, units_of(found["tasks"].iloc[0])[0], confidence)
-        values = {
-            "solved": solved.mean(),
-            "low": float(low),
-            "high": float(high),
-            "best": np.mean(found["best"].tolist()),
-        }
+        low, high = share_over_seeds(solved, units_of(found["tasks"].iloc[0])[0], report.confidence)
+        values = {"solved": solved.mean(), "low": low, "high": high, "best": np.mean(found["best"].tolist())}
         values |= {kind: found[kind].astype(float).mean(skipna=False) for kind in SPENT}
         rows.setdefault((name, axis), []).append({"arm": arm, "x": x, **values})
     return {key: pd.DataFrame(found) for key, found in rows.items()}

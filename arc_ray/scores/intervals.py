@@ -1,6 +1,7 @@
 """Intervals: how far a share of tasks, or the difference of two arms over tasks and seeds, may be off.
 
-The formulas, their reasons, and how often the intervals hold the truth: `tests/benchmarks/STATISTICS.md`.
+The formulas, their reasons, and how often the intervals hold the truth: `tests/benchmarks/STATISTICS.md`. SciPy is imported
+where it is needed: whoever reads the frames of a report does without.
 """
 
 from bisect import bisect_left
@@ -12,8 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import brentq
-from scipy.special import betaincinv, gammaincinv, stdtrit
 
 from arc_ray.errors import UserError
 from arc_ray.scores.records import FloatArray, Interval
@@ -92,6 +91,8 @@ def share_interval(
     Both are (..., num_tasks), the results (...); `units` is what `units_of` returns. Agresti and Coull's interval at an
     effective sample size, cut where Clopper and Pearson's is narrower.
     """
+    from scipy.special import betaincinv
+
     right, of = _by_unit(above, units), _by_unit(below, units)
     total, squares = of.sum(-1), (of**2).sum(-1)
     value = right.sum(-1) / total
@@ -213,6 +214,8 @@ def half_width(squares: MeanSquares, num_seeds: int, num_units: int, confidence:
 
 
 def _seeds_part(squares: MeanSquares, num_seeds: int, num_units: int, confidence: float) -> FloatArray:
+    from scipy.special import gammaincinv
+
     if num_seeds == 1:
         return np.zeros_like(squares.seed)
     half = (num_seeds - 1) / 2
@@ -244,6 +247,8 @@ def needed(effect: Effect, size: float) -> Needed:
 
 def student_quantile(confidence: float, degrees: npt.ArrayLike) -> FloatArray:
     """Return q such that Student's t with so many degrees of freedom lies in [-q, q] with this probability."""
+    from scipy.special import stdtrit
+
     return stdtrit(degrees, (1 + confidence) / 2)
 
 
@@ -254,6 +259,8 @@ def looks_levels(looks: tuple[int, ...], confidence: float) -> tuple[float, ...]
     O'Brien and Fleming's bounds (Biometrics 35, 1979): z falls with the square root of the seeds, so that early looks hardly
     cost the last one.
     """
+    from scipy.optimize import brentq
+
     if len(looks) == 1:
         return (confidence,)
     one = NormalDist().inv_cdf((1 + confidence) / 2) * looks[-1] ** 0.5

@@ -25,7 +25,6 @@ ENDINGS: Mapping[str, str] = {
 }
 """What becomes of an output, the better endings first -> what that means. The first that fits holds."""
 
-
 BEST = "best possible"
 """The rule that always chooses the right grid where there is one."""
 BoolArray = npt.NDArray[np.bool_]

@@ -34,7 +34,6 @@ MISTAKES = {
 }
 """Kind of mistake in a submission -> what it does to the score."""
 
-
 TOLD_BY = ("4a21e3da", "abc82100", "b6f77b65", "f560132c", "faa9f03d")
 VERSIONS = {"ARC-AGI-2 evaluation, 167 outputs": (1, 1, 2, 1, 1), "ARC-AGI-2 evaluation, 172 outputs": (2, 2, 3, 2, 2)}
 """Known versions of a set that the numbers of outputs of these tasks tell apart."""
