@@ -22,9 +22,8 @@ from arc_ray.datasets.makers import code_notes
 from arc_ray.datasets.reading import checked_requests
 from arc_ray.errors import NotMadeYetError, UserError
 from arc_ray.evaluate.audit import audit_lines
-from arc_ray.evaluate.evaluation import asking_codec, check_checkpoint, load_set, needs_model
+from arc_ray.evaluate.evaluation import asking_codec, check_checkpoint, first_player, load_set, needs_model
 from arc_ray.evaluate.questions import make_prompts
-from arc_ray.evaluate.two_players import first_player
 from arc_ray.models.build import build_model, build_skeleton
 from arc_ray.models.estimate import demand, estimate_lines
 from arc_ray.models.weights import most_tokens

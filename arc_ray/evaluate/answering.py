@@ -23,7 +23,8 @@ from arc_ray.decode.kernels import use_onednn
 from arc_ray.decode.likelihood import find_answers, score_answers
 from arc_ray.decode.vllm import VllmWriter
 from arc_ray.decode.writer import Answer, Writer, generate_greedily, generate_samples
-from arc_ray.evaluate.questions import SCHEMA, SCORES, Prompt, Work, timing_of
+from arc_ray.evaluate.predictions import SCHEMA, SCORES, timing_of
+from arc_ray.evaluate.questions import Prompt, Work
 from arc_ray.models.attention import attends_to_all, place
 from arc_ray.models.build import load_for_inference, served
 from arc_ray.models.loss import LearnedLoss, validate

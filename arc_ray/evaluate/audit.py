@@ -18,7 +18,7 @@ from arc_ray.datasets.reading import load_source
 from arc_ray.errors import UserError, nearest
 from arc_ray.evaluate.evaluation import Advance, answer_sets
 from arc_ray.evaluate.pool import Hosts
-from arc_ray.evaluate.questions import choose, read_predictions
+from arc_ray.evaluate.predictions import choose, read_predictions
 from arc_ray.prompts.formats import format_named, needs_description
 from arc_ray.rows.guard import find_overlaps, is_pool, known_puzzles
 from arc_ray.runs.folder import claim, finish, is_finished, note_sets, run_folder

@@ -14,7 +14,7 @@ from operator import itemgetter
 from typing import Any
 
 from arc_ray.config.searching import EvaluateConfig
-from arc_ray.evaluate.questions import Predictions, choose, grid_of
+from arc_ray.evaluate.predictions import Predictions, choose, grid_of
 from arc_ray.scores.attempts import BY_SCORES
 from arc_ray.tasks.task import NUM_SYMMETRIES, Task, same_grid
 from arc_ray.views.augmentation import Augmentation

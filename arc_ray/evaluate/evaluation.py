@@ -19,10 +19,9 @@ from arc_ray.datasets.reading import load_source
 from arc_ray.decode.vllm import refuse_without_vllm
 from arc_ray.errors import UserError
 from arc_ray.evaluate.pool import Hosts, answer_all
-from arc_ray.evaluate.questions import Work, distinct_answers, make_prompts, read_predictions
+from arc_ray.evaluate.predictions import distinct_answers, read_predictions, take_over, take_over_whole
+from arc_ray.evaluate.questions import Work, make_prompts, works_of
 from arc_ray.evaluate.results import REDONE, redone, select_answers
-from arc_ray.evaluate.shared import take_over, take_over_whole
-from arc_ray.evaluate.two_players import describe_sets, first_player
 from arc_ray.models.weights import most_tokens, refuse_other_base
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.encoders import ENCODERS
@@ -41,16 +40,17 @@ from arc_ray.tasks.fingerprints import digest_tasks, refuse_changes
 from arc_ray.tasks.selection import name_set
 from arc_ray.tasks.task import Task, TaskTable
 
+FIRST, SECOND = "describe", "implement"
+"""Prompt formats of two players: the first describes each task in words from its shown pairs, the second draws outputs from
+the words alone. The second answers twice, from the descriptions that came with the tasks and from those of the first; what
+it loses from one to the other is the first player's share of the mistakes."""
+
 Advance = Callable[[str, int, int], None]
 """Called with what is being done, how many are done, and of how many."""
 
 
 def run_evaluation(
-    config: Config,
-    progress: Advance,
-    command: str = "evaluate",
-    hosts: Hosts | None = None,
-    others: Sequence[Config] = (),
+    config: Config, progress: Advance, hosts: Hosts | None = None, others: Sequence[Config] = ()
 ) -> dict[str, Any]:
     """Answer the tasks of `evaluate.sets` and score them; goes on where it was cut off. Raises UserError.
 
@@ -63,7 +63,7 @@ def run_evaluation(
     folder, storage = run_folder(config), Folder.at(config.storage)
     is_open = needs_model(config.evaluate, folder)
     learned = refuse_overlap(config, lineage(config, trains=False), trains=False) if is_open else []
-    claim(folder, config, command, tuple(REDONE))
+    claim(folder, config, "evaluate", tuple(REDONE))
     if is_finished(folder):
         result = folder.read_json("result.json", ResultShape)
         told = {key.rsplit(".", 1)[-1]: value for key, value in REDONE.items()} | result
@@ -111,6 +111,18 @@ def check_evaluation(config: Config) -> None:
             f"prompt.format={format_name} uses descriptions, which name colours and directions:"
             f" set evaluate.ttt.symmetries=false and evaluate.ttt.colors=keep, or leave them null"
         )
+
+
+def first_player(config: Config) -> Config:
+    """Return the config by which the first player answers. Raises UserError if the second is no second player."""
+    if config.prompt.format != SECOND:
+        raise UserError(
+            f"evaluate.describer writes descriptions for a second player: set prompt.format={SECOND},"
+            f" not {config.prompt.format}"
+        )
+    answering = {"checkpoint": config.evaluate.describer, "decode": "greedy", "constrain": False}
+    prompt, evaluate = config.prompt.model_copy(update={"format": FIRST}), config.evaluate.model_copy(update=answering)
+    return config.model_copy(update={"prompt": prompt, "evaluate": evaluate})
 
 
 def needs_model(evaluate: EvaluateConfig, folder: Folder) -> bool:
@@ -190,7 +202,7 @@ def _answer(
     if evaluate.describer:
         first = first_player(config)
         check_checkpoint(first, "describer", codec.frame)
-        described = describe_sets(hosts, first, folder, puzzles, codec, most, partial(progress, "batches described"))
+        described = _describe_sets(hosts, first, folder, puzzles, codec, most, partial(progress, "batches described"))
         puzzles |= {f"{name}{GENERATED}": tasks for name, tasks in described.items()}
     prompts = {name: make_prompts(codec, TaskTable.of(tasks), config, most) for name, tasks in puzzles.items()}
     predictions = folder / "predictions"
@@ -216,6 +228,42 @@ def _answer(
         tuning = [work for name, tasks in puzzles.items() for work in tuning_works(name, tasks, works[name])]
         records = tune_all(hosts, config, folder / "tuned", codec, tuning, partial(progress, "tasks tuned"))
         folder.write_json("tuning.json", [{**r, "file": work.name} for work, r in zip(tuning, records, strict=True)])
+
+
+def _describe_sets(
+    hosts: Hosts,
+    first: Config,
+    folder: Folder,
+    sets: Mapping[str, Sequence[Task]],
+    codec: Codec,
+    most_tokens: int | None,
+    progress: Callable[[int, int], None],
+) -> dict[str, list[Task]]:
+    """Let the first player describe every task; return the sets with its descriptions in place of the given ones.
+
+    `codec` is the second player's, `most_tokens` what their model reads alike. What the first player wrote is kept in
+    describe/, and beside what was given in descriptions.json. A task that it says nothing about, or whose pairs do not
+    fit into a prompt, has None. Raises UserError.
+    """
+    codec, place, evaluate = codec_of(first, codec.tokenizer), folder / FIRST, first.evaluate
+    works: dict[str, list[Work]] = {}
+    for name, tasks in sets.items():
+        # The format has a place for a description, which prompts end before, and one for a test pair, never shown.
+        table = TaskTable.of(dataclasses.replace(task, description="", test=task.test[:1]) for task in tasks)
+        prompts = make_prompts(codec, table, first, most_tokens, evaluate.max_description_tokens)
+        works[name] = works_of(name, prompts, evaluate)
+    answer_all(hosts, first, place, codec, [work for own in works.values() for work in own], progress)
+    described: dict[str, list[Task]] = {}
+    told = []
+    for name, tasks in sets.items():
+        rows = [row for work in works[name] for row in place.read_parquet(work.name).to_pylist()]
+        texts = {row["task"]: row["text"].strip() or None for row in rows}
+        described[name] = [dataclasses.replace(task, description=texts.get(task.id)) for task in tasks]
+        told += [
+            {"set": name, "task": task.id, "given": task.description, "generated": texts.get(task.id)} for task in tasks
+        ]
+    folder.write_json("descriptions.json", told)
+    return described
 
 
 def _counting_work(config: Config, codec: Codec, name: str, tasks: Sequence[Task]) -> Work:

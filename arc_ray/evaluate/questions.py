@@ -1,59 +1,23 @@
-"""What evaluation asks: a prompt per test output and view, in works of about one length, and what their files hold."""
+"""What evaluation asks: a prompt per test output and view, in works of about one length."""
 
-import json
 import sys
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from arc_ray.config import Config
 from arc_ray.config.searching import EvaluateConfig
-from arc_ray.contents import parse_json, parse_parquet
 from arc_ray.errors import UserError
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.lengths import fit_views
 from arc_ray.rows.maker import ValidationSet
-from arc_ray.runs.shapes import GridShape, TimingShape
-from arc_ray.scores.attempts import Attempts, Candidate, attempts_by, distinct_grids
-from arc_ray.storage import Folder
 from arc_ray.tasks.task import MAX_SIDE, Grid, Task, TaskTable
 from arc_ray.views.augmentation import Augmentation
 from arc_ray.views.view import Views, plain_views, redrawn
-
-SCHEMA = pa.schema(
-    {
-        "task": pa.string(),
-        "output": pa.int32(),
-        "view": pa.string(),
-        "text": pa.string(),
-        "grid": pa.string(),
-        "failure": pa.string(),
-        "log_probability": pa.float64(),
-        "passes": pa.int32(),
-        "tokens": pa.int32(),
-    }
-)
-"""One prediction a row: what was written, and the grid read from it (JSON, turned back from the view) or why none was.
-
-`passes` are the forward passes that it took part in, `tokens` those that were written, the end included, null in older
-files. Where search found nothing, text and log_probability are null.
-"""
-
-SCORES = pa.schema([SCHEMA.field(name) for name in ("task", "output", "view", "grid", "log_probability")])
-"""One candidate grid (JSON, not turned) under one view a row."""
-
-SCORES_SUFFIX = "-scores"
-"""Ends the name of a tuned task's file of scores, beside that of its predictions."""
-
-Predictions = Mapping[tuple[str, int], list[dict[str, Any]]]
-"""(task id, number of the test pair) -> rows of SCHEMA, or of SCORES."""
 
 Candidates = Mapping[tuple[str, int], tuple[Grid, ...]]
 """(task id, number of the test pair) -> the grids that are scored under its views."""
@@ -188,73 +152,3 @@ def works_of(
     batches = make_batches([prompt for prompt in prompts if candidates.get(prompt.key)], evaluate.batch_tokens)
     grids = [tuple(candidates[prompt.key] for prompt in batch) for batch in batches]
     return [Work(f"{name}-{i:05d}.parquet", tuple(batch), grids[i]) for i, batch in enumerate(batches)]
-
-
-def distinct_answers(predictions: Predictions) -> dict[tuple[str, int], tuple[Grid, ...]]:
-    """List the different grids among the predictions of each output: what its views are to score."""
-    return {key: tuple(distinct_grids(candidates_of(rows))) for key, rows in predictions.items()}
-
-
-def by_output(rows: Iterable[dict[str, Any]]) -> Predictions:
-    """Put the rows of each output together, in their order."""
-    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for row in rows:
-        found.setdefault((row["task"], row["output"]), []).append(row)
-    return found
-
-
-def read_predictions(folder: Folder, names: Iterable[str]) -> Predictions:
-    """Read all predictions, or scores, of these files. Raises UserError for one that is missing or damaged.
-
-    The `seconds` of a row are its share of those that its file took, which the views in it share alike: they are of about
-    one length. None where older evaluations did not write them.
-    """
-    return by_output(row for name in names for row in _timed_rows(folder, name))
-
-
-def _timed_rows(folder: Folder, name: str) -> list[dict[str, Any]]:
-    rows, timing = folder.read(name, _rows_in), folder.read_json(timing_of(name), TimingShape)
-    sizes = Counter((row["task"], row["output"], row["view"]) for row in rows)
-    for row in rows:
-        size = len(sizes) * sizes[row["task"], row["output"], row["view"]]
-        row["seconds"] = timing["seconds"] / size if timing else None
-    return rows
-
-
-def timing_of(name: str) -> str:
-    """Name the file that tells how many seconds a file of predictions or scores took: the same answers take others."""
-    return f"{name}.json"
-
-
-def _rows_in(content: bytes) -> list[dict[str, Any]]:
-    table = parse_parquet(content)
-    schema = SCHEMA if "text" in table.column_names else SCORES
-    if "text" in table.column_names and "tokens" not in table.column_names:
-        table = table.append_column("tokens", pa.nulls(len(table), pa.int32()))
-    rows = table.select(schema.names).cast(schema).to_pylist()
-    for row in rows:
-        if row["grid"]:
-            parse_json(row["grid"].encode(), GridShape)
-        score = row["log_probability"]
-        if None in (row["task"], row["output"], row["view"]) or score != score:
-            raise ValueError("task, output and view must not be empty, and log_probability no NaN")
-    return rows
-
-
-def candidates_of(rows: Iterable[Mapping[str, Any]]) -> list[Candidate]:
-    """Return those of the predictions, or scores, of one output from which a grid was read."""
-    grids = ((grid_of(row), row) for row in rows)
-    return [Candidate(grid, row["log_probability"], row["view"]) for grid, row in grids if grid is not None]
-
-
-def grid_of(row: Mapping[str, Any]) -> Grid | None:
-    """Return the grid of a prediction, turned back from its view."""
-    return np.array(json.loads(row["grid"]), np.uint8) if row["grid"] else None
-
-
-def choose(rule: str, predicted: Iterable[Mapping[str, Any]], scored: Iterable[Mapping[str, Any]]) -> Attempts:
-    """Choose the attempts at one output by `evaluate.selection`; `scored` are of use to the rules `BY_SCORES` only."""
-    if rule == "vote_with_log_probability":
-        # The same text drawn twice under one view is one summand of the mixture: its probability says how often it comes.
-        predicted = list({(row["view"], row["text"]): row for row in predicted}.values())
-    return attempts_by(rule, candidates_of(predicted), candidates_of(scored))

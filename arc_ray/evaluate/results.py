@@ -18,7 +18,7 @@ from arc_ray.config.sources import GENERATED, CountingSource, KaggleSource
 from arc_ray.contents import damaged, parse_json
 from arc_ray.errors import UserError
 from arc_ray.evaluate.curves import answer_curves
-from arc_ray.evaluate.questions import SCORES_SUFFIX, Predictions, candidates_of, choose, grid_of, read_predictions
+from arc_ray.evaluate.predictions import SCORES_SUFFIX, Predictions, candidates_of, choose, grid_of, read_predictions
 from arc_ray.runs.folder import finish
 from arc_ray.runs.shapes import FilesShape, RunShape, TunedShape
 from arc_ray.scores.attempts import (

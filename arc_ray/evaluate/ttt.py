@@ -27,7 +27,8 @@ from arc_ray.config.training import TrainConfig
 from arc_ray.errors import TooLargeError
 from arc_ray.evaluate.answering import Answerer
 from arc_ray.evaluate.pool import Hosts, outcomes
-from arc_ray.evaluate.questions import SCORES_SUFFIX, Prompt, Work, by_output, distinct_answers, works_of
+from arc_ray.evaluate.predictions import SCORES_SUFFIX, by_output, distinct_answers
+from arc_ray.evaluate.questions import Prompt, Work, works_of
 from arc_ray.models.attention import place
 from arc_ray.models.build import load_for_tuning, trainable
 from arc_ray.models.loss import LearnedLoss, inputs_of

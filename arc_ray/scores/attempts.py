@@ -149,10 +149,7 @@ def score_attempts(tasks: Sequence[Task], attempts: Grids, confidence: float = 0
 
 
 def score_samples(
-    tasks: Sequence[Task],
-    samples: Grids,
-    sizes: Sequence[int] = (1, 2, 8, 64),
-    confidence: float = 0.95,
+    tasks: Sequence[Task], samples: Grids, sizes: Sequence[int], confidence: float = 0.95
 ) -> dict[str, Score]:
     """Say what chance and a perfect choice among n samples would achieve, beside `per_output` of the two chosen.
 

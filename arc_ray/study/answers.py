@@ -15,8 +15,7 @@ from arc_ray.config.searching import differ_in_answering
 from arc_ray.config.sources import CountingSource
 from arc_ray.errors import NotMadeYetError, UserError
 from arc_ray.evaluate.evaluation import asking_codec, check_evaluation
-from arc_ray.evaluate.questions import read_predictions
-from arc_ray.evaluate.shared import answers_alike, tunes_alike
+from arc_ray.evaluate.predictions import answers_alike, read_predictions, tunes_alike
 from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.runs.shapes import FilesShape, ResultShape
 from arc_ray.scores.analysis import choosing_half

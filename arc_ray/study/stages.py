@@ -160,9 +160,7 @@ def _evaluate(run: Config, progress: Progress) -> None:
     progress.note(f"{run.name}: " + shares(result))
 
 
-def train_watched(
-    config: Config, progress: Progress, train: Callable[[Config], dict[str, Any]] = run_training
-) -> dict[str, Any]:
+def train_watched(config: Config, progress: Progress, train: Callable[[Config], dict[str, Any]]) -> dict[str, Any]:
     """Train a run and show its metrics as they appear in its folder."""
     with watched(steps_shown(config, progress), LOOK_SECONDS):
         return train(config)

@@ -24,7 +24,8 @@ from arc_ray.evaluate import evaluation as driver
 from arc_ray.evaluate import pool
 from arc_ray.evaluate.answering import draws_for
 from arc_ray.evaluate.pool import Hosts
-from arc_ray.evaluate.questions import Predictions, Work, make_batches, make_prompts, read_predictions, rows_of
+from arc_ray.evaluate.predictions import Predictions, read_predictions
+from arc_ray.evaluate.questions import Work, make_batches, make_prompts, rows_of
 from arc_ray.models.build import build_model
 from arc_ray.prompts.tokenizer import frame_of
 from arc_ray.report import write_report

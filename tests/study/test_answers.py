@@ -12,7 +12,7 @@ import pytest
 from arc_ray.cli.console import Terminal
 from arc_ray.config import Config, config_from
 from arc_ray.errors import UserError
-from arc_ray.evaluate.questions import SCHEMA
+from arc_ray.evaluate.predictions import SCHEMA
 from arc_ray.report import load
 from arc_ray.report.page import view_of, write_report
 from arc_ray.runs.folder import MetricsFile, claim, run_folder
