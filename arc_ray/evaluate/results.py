@@ -21,15 +21,7 @@ from arc_ray.evaluate.curves import answer_curves
 from arc_ray.evaluate.predictions import SCORES_SUFFIX, Predictions, candidates_of, choose, grid_of, read_predictions
 from arc_ray.runs.folder import finish
 from arc_ray.runs.shapes import FilesShape, RunShape, TunedShape
-from arc_ray.scores.attempts import (
-    BY_SCORES,
-    SELECTIONS,
-    Attempts,
-    Score,
-    cell_accuracy,
-    score_attempts,
-    score_samples,
-)
+from arc_ray.scores.attempts import BY_SCORES, SELECTIONS, Attempts, Score, cell_accuracy, score_attempts, score_samples
 from arc_ray.scores.intervals import Effect, paired_effect
 from arc_ray.scores.losses import ending_of
 from arc_ray.scores.records import FloatArray, Interval, ScorePath, flat_record

@@ -221,11 +221,12 @@ def _curve_chart(by_arm: Mapping[str, Sequence[Curve]], metric: str, arms: Seque
     return Chart(word(metric).label, summary, lines, (), word(TOKENS).label, ticks, _y_ticks(y, metric), csv=csv)
 
 
-def budget_chart(name: str, axis: str, table: DataFrame, arms: Sequence[str]) -> Chart:
+def budget_chart(report: Report, name: str, axis: str, table: DataFrame) -> Chart:
     """Draw what fewer answers of a set come to, over their number or what they cost: each arm's share solved with its
     interval, thin the best possible."""
     x = Scale(table["x"].min(), table["x"].max(), LEFT + 10, WIDTH - RIGHT - 10, is_log=True)
     y, lines = _heights([0.0, *table["high"], *table["best"]]), []
+    arms = list(dict.fromkeys([*report.arms, *table["arm"]]))
     for arm, rows in table.groupby("arm", sort=False):
         columns = ("low", "high", "best", "solved")
         low, high, best, solved = ([(x(a), y(b)) for a, b in zip(rows["x"], rows[c], strict=True)] for c in columns)

@@ -108,13 +108,8 @@ def view_of(report: Report) -> dict[str, Any]:
         "curves": charts.curve_charts(report, chosen),
         "puzzles": tables.puzzle_table(report, chosen),
         **tables.score_view(report),
-        **{
-            part: [
-                charts.budget_chart(*key, table, list(dict.fromkeys([*report.arms, *table["arm"]])))
-                for key, table in found.items()
-            ]
-            for part, found in (("budgets", budgets), ("spent", tables.spent_tables(budgets)))
-        },
+        "budgets": [charts.budget_chart(report, *key, table) for key, table in budgets.items()],
+        "spent": [charts.budget_chart(report, *key, table) for key, table in tables.spent_tables(budgets).items()],
         "no_scores": answer.no_scores(report),
         **answer.audit_view(report),
         "cards": gallery.make_cards(report.answers),

@@ -64,11 +64,7 @@ def in_points(difference: Any) -> str:
     return f"{100 * difference:+.1f}".replace("-", "−") if is_number(difference) else NO_NUMBER
 
 
-SPENT = {
-    "tokens": "tokens an output",
-    "passes": "passes an output",
-    "seconds": "seconds an output",
-}
+SPENT = {"tokens": "tokens an output", "passes": "passes an output", "seconds": "seconds an output"}
 """What answers cost, as axes name it."""
 
 

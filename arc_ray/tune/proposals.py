@@ -77,10 +77,6 @@ class Proposals(Searcher):
         """Save Optuna's state where Tune asks for it; it is not read back, see `arc_ray/tune/search.py`."""
         self._optuna.save(checkpoint_path)
 
-    def restore(self, checkpoint_path: str) -> None:
-        """Read Optuna's state."""
-        self._optuna.restore(checkpoint_path)
-
 
 def _distribution(spec: Mapping[str, Any]) -> BaseDistribution:
     """Translate {uniform: [a, b]} and the like; Optuna's categories must be plain values, so lists become JSON text."""

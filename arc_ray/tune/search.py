@@ -4,7 +4,6 @@ A search called again replays what its folders hold: a finished trial reports it
 within a second, a trial that was cut off reports its own and then trains on. So no pickled state has to survive.
 """
 
-import dataclasses
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -86,7 +85,7 @@ class Search:
                 scheduler = make_scheduler(self.config, trials, apart, self.plan)
             with self._watched(lambda: trials):
                 space = {"point": ray.tune.grid_search(list(trials)), "to_the_end": not stop_early}
-                self._fit(space, ray.tune.TuneConfig(scheduler=scheduler), len(trials))
+                self._fit(space, len(trials), scheduler=scheduler)
         return self._end(trials)
 
     def _run_proposed(self, fixed: Point) -> list[Trial]:
@@ -101,16 +100,13 @@ class Search:
         assert number, "the config checks this"
         if sum(self._read(point).status in ("done", "stopped") for point in known) < number:
             proposed = [{**point, **fixed} for point in points(config)]
-            tune_config = ray.tune.TuneConfig(
-                search_alg=Proposals(config.tune.space, fixed, known, number, config.seed, SCORE),
-                num_samples=number,
-                scheduler=make_scheduler(config, proposed, None, self.plan),
-            )
+            search = Proposals(config.tune.space, fixed, known, number, config.seed, SCORE)
+            scheduler = make_scheduler(config, proposed, None, self.plan)
             with self._watched(lambda: known_points(config, fixed)):
-                self._fit({"to_the_end": False}, tune_config, number)
+                self._fit({"to_the_end": False}, number, scheduler=scheduler, search_alg=search, num_samples=number)
         return self._end(known_points(config, fixed))
 
-    def _fit(self, space: dict[str, Any], tune_config: ray.tune.TuneConfig, num_trials: int) -> None:
+    def _fit(self, space: dict[str, Any], num_trials: int, **how: Any) -> None:
         """Let Tune run trials: at most so many at once that all of them get their workers."""
         config, at_once = self.config, min(max_concurrent(self.config), num_trials)
         # A trial that is stopped early first writes its last checkpoint; Tune would wait 2 s before it gives its process up.
@@ -120,8 +116,8 @@ class Search:
         tuner = ray.tune.Tuner(
             ray.tune.with_resources(trainable, trial_resources),
             param_space={"config": config, "at_once": at_once, "in_study": self.in_study, **space},
-            tune_config=dataclasses.replace(
-                tune_config, metric=SCORE, mode="max", max_concurrent_trials=at_once, reuse_actors=True
+            tune_config=ray.tune.TuneConfig(
+                metric=SCORE, mode="max", max_concurrent_trials=at_once, reuse_actors=True, **how
             ),
             run_config=ray.tune.RunConfig(
                 name=SEARCH,

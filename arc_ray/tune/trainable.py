@@ -17,12 +17,7 @@ from arc_ray.runs.machine import usable_cores
 from arc_ray.runs.shapes import TrialShape
 from arc_ray.storage import Folder
 from arc_ray.train.alone import train_alone
-from arc_ray.train.run import (
-    is_alone,
-    run_training,
-    train_in_group,
-    worker_resources,
-)
+from arc_ray.train.run import is_alone, run_training, train_in_group, worker_resources
 from arc_ray.train.worker import Job
 from arc_ray.tune.space import Point, trial_config
 from arc_ray.tune.stopping import SCORE, TIME

@@ -97,12 +97,10 @@ def known_points(config: Config, fixed: Point) -> list[Point]:
     trials = run_folder(config) / "trials"
     found = []
     for name in trials.names():
-        about, run = (
-            (trials / name).read_json("trial.json", TrialShape),
-            (trials / name).read_json("run.json", RunShape),
-        )
+        about = (trials / name).read_json("trial.json", TrialShape)
         if about and fixed.items() <= about["overrides"].items():
-            found.append((about["status"] not in ("done", "stopped"), (run or {}).get("started", "~"), name, about))
+            run = (trials / name).read_json("run.json", RunShape) or {}
+            found.append((about["status"] not in ("done", "stopped"), run.get("started", "~"), name, about))
     return [about["overrides"] for *_, about in sorted(found, key=lambda entry: entry[:3])]
 
 
@@ -146,19 +144,11 @@ def _curve(config: Config, trial: Trial, in_study: bool) -> tuple[list[float], l
 
 def to_csv(config: Config, trials: Sequence[Trial]) -> str:
     """Write the table of trials as a report of the search does (see `report.frames.trials_csv`)."""
-    tree, compare = config.model_dump(mode="json"), config.study.compare
-    rows = [
-        trial_row(
-            run_folder(config).name,
-            trial.name,
-            {"overrides": trial.point, "status": trial.status, "error": trial.error},
-            tree,
-            [dict(trial.metrics)],
-            None,
-            compare,
-        )
-        for trial in trials
-    ]
+    study, tree, compare = run_folder(config).name, config.model_dump(mode="json"), config.study.compare
+    rows = []
+    for trial in trials:
+        about = {"overrides": trial.point, "status": trial.status, "error": trial.error}
+        rows.append(trial_row(study, trial.name, about, tree, [dict(trial.metrics)], None, compare))
     return trials_csv(frame("trials", rows))
 
 
