@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, NotRequired
 
-import pandas as pd
 from pydantic import AfterValidator, Field
 from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
@@ -143,17 +142,21 @@ def _read_tune_trial(place: Folder, about: TuneTrialShape) -> TrialRows:
     trial = {
         "trial": about["trial_id"],
         "status": status,
-        "overrides": _varied(about.get("evaluated_params") or {}),
+        "overrides": dict(_varied(about.get("evaluated_params") or {})),
         "error": (error.strip().splitlines() or ["no reason given"])[-1] if status == "failed" else None,
     }
     row = trial_row(place.name, about["trial_id"], trial, {"start": place.name}, records, None, "start")
     return TrialRows(row | {"plan_digest": None}, _metric_rows(row, records))
 
 
-def _varied(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _varied(parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Flatten what Tune varied to dotted keys; a search of ours puts them under `point`."""
-    flat = pd.json_normalize(dict(parameters), sep="/").to_dict("records")[0]
-    return {str(key).removeprefix("point/").replace("/", "."): value for key, value in flat.items()}
+    for key, value in parameters.items():
+        name = f"{prefix}{key}".removeprefix("point/")
+        if isinstance(value, Mapping):
+            yield from _varied(value, "" if name == "point" else f"{name}.")
+        else:
+            yield name.replace("/", "."), value
 
 
 def read_evaluations(place: Folder, runs: Iterable[Folder]) -> dict[str, list[Row]]:
