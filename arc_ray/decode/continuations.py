@@ -228,8 +228,10 @@ def _cache_argument(decoder: type[torch.nn.Module]) -> str:
 
 def padded(rows: Sequence[Sequence[int] | Ids], fill: int) -> Numbers:
     """Put rows of tokens one below another, filled up on the right to the longest: int64 (rows, longest)."""
-    longest = max(map(len, rows))
-    return np.array([[*row, *[fill] * (longest - len(row))] for row in rows], np.int64)
+    found = np.full((len(rows), max(map(len, rows))), fill, np.int64)
+    for i, row in enumerate(rows):
+        found[i, : len(row)] = row
+    return found
 
 
 def _whole_blocks(columns: int) -> int:

@@ -10,7 +10,7 @@ wrote, the study's own or anybody's, nothing pickled is opened; it tells less th
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, NotRequired
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 
 from pydantic import AfterValidator, Field
 from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
@@ -20,16 +20,18 @@ from arc_ray.report.frames import WHO, Row, config_value, trial_row
 from arc_ray.runs.shapes import (
     AnswerShape,
     ConfigShape,
+    Count,
     ManifestShape,
     MetricsShape,
     Named,
     Number,
     OutcomeShape,
+    Positive,
     ResultShape,
     TrialShape,
     is_even,
 )
-from arc_ray.scores.records import AuditShape, read_record
+from arc_ray.scores.records import read_record
 from arc_ray.storage import Folder
 
 TUNE_ENDINGS = {"TERMINATED": "done", "ERROR": "failed"}
@@ -61,6 +63,21 @@ class PointShape(TypedDict):
     passes: NotRequired[Number | None]
     tokens: NotRequired[Number | None]
     seconds: NotRequired[Number | None]
+
+
+class AuditShape(TypedDict):
+    """A record of audit.json, one an answered output."""
+
+    set: str
+    task: str
+    known: bool
+    kind: Literal["published", "fresh", "turned", "recoloured"]
+    variant: str
+    output: Count
+    right: bool
+    asked: bool
+    cells: Positive
+    difficulty: Number
 
 
 BudgetShape = Annotated[PointShape, AfterValidator(is_even)]

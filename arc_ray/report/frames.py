@@ -35,7 +35,7 @@ budgets     one row a smaller evaluation that the answers of a set hold: study, 
             (names), solved (1 where an attempt is right), best (1 where any answer is): lists with an item an output
 audit       one row an output of an audit: study, arm, seed, set, task, kind ("published", "fresh", "turned", "recoloured"),
             variant (such as "turn1"), output, right, asked (whether its prompt was short enough), known (whether the task is
-            known to be in the training data), cells (of input and output), difficulty (PSO)
+            known to be in the training data), cells (of input and output), difficulty (PSO, 0 to 1)
 data        one row a generated dataset: study, dataset, kind, tasks, examples, attempts, rejected, duplicates, gave_up,
             timed_out (counts of examples, but for tasks), reasons (why rejected -> count)
 """

@@ -1,6 +1,6 @@
 """Memory or skill: what answers to published pairs have over those to fresh, turned and recoloured ones, paired over tasks.
 
-Records are those of audit.json, see `AuditShape`.
+Records are those of audit.json, as the frame `audit` of `report.frames` has them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,15 +1,11 @@
-"""A score with its interval, and the name that it has in result.json: put together and taken apart here only; and what an
-audit keeps of each output."""
+"""A score with its interval, and the name that it has in result.json: put together and taken apart here only."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
-
-from arc_ray.runs.shapes import Count, Number, Positive
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -47,23 +43,3 @@ def read_record(result: Mapping[str, Any]) -> dict[ScorePath, dict[str, float]]:
             key, field = (path, last) if last in FIELDS else ([*path, last], "value")
             scores.setdefault(tuple(key), {})[field] = value
     return {path: score for path, score in scores.items() if len(path) > 1 and "value" in score}
-
-
-class AuditShape(TypedDict):
-    """A record of audit.json, one an answered output."""
-
-    set: str
-    task: str
-    known: bool
-    """Whether the task is known to be in the training data."""
-    kind: Literal["published", "fresh", "turned", "recoloured"]
-    variant: str
-    """What was made of the task, such as turn1."""
-    output: Count
-    right: bool
-    asked: bool
-    """Whether the prompt was short enough."""
-    cells: Positive
-    """Of input and output together."""
-    difficulty: Number
-    """PSO, from 0 to 1."""
