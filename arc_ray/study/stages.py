@@ -213,7 +213,7 @@ def make_search(needs: Needs, progress: Progress) -> "Search":
     def show(found: list[Trial]) -> None:
         nonlocal shown
         if shown != (table := trial_table(found)):
-            write_search(run_folder(config), config, found, in_study)
+            write_search(config, found, in_study)
             progress.table(*table)
             shown = table
 

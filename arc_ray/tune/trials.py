@@ -152,8 +152,9 @@ def to_csv(config: Config, trials: Sequence[Trial]) -> str:
     return trials_csv(frame("trials", rows))
 
 
-def write_search(folder: Folder, config: Config, trials: Sequence[Trial], in_study: bool = False) -> None:
+def write_search(config: Config, trials: Sequence[Trial], in_study: bool = False) -> None:
     """Write trials.csv and best.yaml; the latter runs by itself with `arc-ray train best.yaml`."""
+    folder = run_folder(config)
     folder.write_bytes("trials.csv", to_csv(config, trials).encode())
     if ranked := candidates(config, trials, in_study):
         best = trial_config(config, ranked[0].point)

@@ -213,7 +213,7 @@ def read_trials(world: Path) -> None:
     """Do what a search does with the trials that are there."""
     asked = config(world, name="search")
     read, known = TrialReader(asked, in_study=False), known_points(asked, {})
-    write_search(run_folder(asked), asked, [read(point) for point in known])
+    write_search(asked, [read(point) for point in known])
 
 
 def choose_again(world: Path) -> None:

@@ -110,7 +110,7 @@ def test_no_part_of_a_study_that_chooses_sees_the_measuring_half(tmp_path: Path)
     assert [round(score, 2) for score in told] == [0.24, 0.32], "of 15 that choose, 12 are not of the other source"
     assert rank(trials)[0].point == second
     assert lrs(finalists(config, trials, config.study.all_seeds)) == {1: 0.2}
-    write_search(run_folder(config), config, trials, in_study=True)
+    write_search(config, trials, in_study=True)
     assert load_config(tmp_path / "study" / "best.yaml").train.lr == 0.2
 
 

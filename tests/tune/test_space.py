@@ -253,7 +253,7 @@ def test_a_report_writes_the_same_table_as_the_search(tmp_path: Path):
             finish(folder, {"steps": 4, "seconds": 9.25, "plan/rows": 480, "checkpoint": "checkpoint-000004"})
         trials.append(TrialReader(search, in_study=False)(point))
     claim(run_folder(search), search, "tune")
-    write_search(run_folder(search), search, trials)
+    write_search(search, trials)
     written = run_folder(search).read_bytes("trials.csv")
     write_report([run_folder(search).uri])
     assert run_folder(search).read_bytes("trials.csv").decode() == written.decode()
@@ -270,7 +270,7 @@ def test_the_best_config_runs_by_itself(tmp_path: Path):
         MetricsFile(folder, -1).append([{"step": 1, "eval/solved": 0.5 + 0.1 * (i == 3), "eval/cell_accuracy": 0.5}])
         trials.append(TrialReader(search, in_study=False)(point))
     failed = Trial("failed", {"train.lr": 9.0}, "failed", "x", {"eval/solved": 1.0})
-    write_search(run_folder(search), search, [*trials, failed])
+    write_search(search, [*trials, failed])
     assert len(run_folder(search).read_bytes("trials.csv").splitlines()) == 10
     best = load_config(tmp_path / "search" / "best.yaml")
     assert best.name == "search-best"
@@ -280,6 +280,6 @@ def test_the_best_config_runs_by_itself(tmp_path: Path):
 
 def test_without_an_ended_trial_there_is_no_best_config(tmp_path: Path):
     search = config(tmp_path)
-    write_search(run_folder(search), search, [trial("a", "running", eval__solved=0.1), trial("b", "done")])
+    write_search(search, [trial("a", "running", eval__solved=0.1), trial("b", "done")])
     assert run_folder(search).names() == ["trials.csv"]
     assert Folder.at(str(tmp_path)).names() == ["search"]
