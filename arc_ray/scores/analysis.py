@@ -194,7 +194,7 @@ def steps_to_loss(steps: Sequence[float], losses: Sequence[float], level: float)
 
 
 def at_equal_tokens(
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    curves: Mapping[str, tuple[Sequence[float] | FloatArray, Sequence[float] | FloatArray]],
 ) -> tuple[float, dict[str, float | None]]:
     """Read every trial's curve, (tokens seen, value), at the most tokens that all have seen; return these and the values.
 
