@@ -302,3 +302,12 @@ def test_no_import_side_effect_draws_from_a_global_generator():
         calls = {ast.unparse(node.func) for node in ast.walk(module) if isinstance(node, ast.Call)}
         calls -= {"random.seed"} if path == "tasks/arcgen" else set()  # of a process of its own, which it has for that
         assert not calls & set(forbidden), path
+
+
+def test_no_link_is_tracked():
+    """Catches a worktree's link to a virtual environment that is committed: a checkout puts it over the real one."""
+    root = PACKAGE.parent
+    if not (root / ".git").exists():
+        pytest.skip("a copy without git")
+    tracked = subprocess.run(["git", "ls-files", "-s"], cwd=root, capture_output=True, text=True, check=True).stdout
+    assert [line for line in tracked.splitlines() if line.startswith("120000")] == []
