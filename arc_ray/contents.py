@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from arc_ray.errors import IN_THE_WAY, UserError
+from arc_ray.errors import IN_THE_WAY, UserError, one_line
 
 MOST_ALIASES = 30
 """With twice as many, a file of a hundred bytes can be read as a billion values."""
@@ -32,7 +32,7 @@ def damaged(file: str) -> Iterator[None]:
         is_passing = isinstance(error, OSError) and error.errno not in (None, *IN_THE_WAY)
         if is_passing or isinstance(error, UserError | MemoryError):
             raise
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         reason += " is missing" if isinstance(error, KeyError) else ""
         raise UserError(f"{file} is damaged or was changed: {reason}; put a whole copy in its place") from error
 

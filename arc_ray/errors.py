@@ -3,7 +3,7 @@
 import difflib
 import errno
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -49,6 +49,17 @@ def plain(text: str, most: int = 3000) -> str:
     """Write out what a terminal would obey, such as an escape in the name of a file, and cut what nobody would read."""
     text = text if len(text) <= most else f"{text[: most // 2]} [...] {text[-most // 2 :]}"
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(error: object, most: int = 300) -> str:
+    """Write what an error says in one line of so many characters at most: messages of libraries have many."""
+    return " ".join(str(error).split())[:most]
+
+
+def first_few(names: Sequence[str], most: int, between: str = ", ") -> str:
+    """Name the first of many, and how many more there are."""
+    more = f"{between.rstrip(', ')} and {len(names) - most} more" if len(names) > most else ""
+    return between.join(names[:most]) + more
 
 
 def refuse_place(uri: str) -> None:

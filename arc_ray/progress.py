@@ -29,23 +29,30 @@ class Progress(Protocol):
 
 
 @contextmanager
-def watched(look: Callable[[], None], seconds: float) -> Iterator[None]:
-    """Call `look` in a thread every so many seconds while the work within goes on, and once if it ends well.
+def repeated(act: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Call `act` in a thread every so many seconds while the work within goes on.
 
-    A look that the storage does not answer, or has no room for, is left out: the next one tries again.
+    One that the storage does not answer, or has no room for, is left out: the next one tries again.
     """
     over = threading.Event()
 
-    def watch() -> None:
+    def repeat() -> None:
         while not over.wait(seconds):
             with suppress(OSError, UserError):
-                look()
+                act()
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
     try:
         yield
     finally:
         over.set()
-        watcher.join()
+        thread.join()
+
+
+@contextmanager
+def watched(look: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Do so with a `look` at the work, and once more if that ends well."""
+    with repeated(look, seconds):
+        yield
     look()

@@ -263,10 +263,10 @@ class Folder:
         """Read a Parquet file. Raises UserError."""
         return self.read(name, parse_parquet)
 
-    def write_parquet(self, name: str, table: pa.Table) -> None:
-        """Write a Parquet file whole; equal tables give equal bytes."""
+    def write_parquet(self, name: str, table: pa.Table, **settings: Any) -> None:
+        """Write a Parquet file whole, with pyarrow's settings; equal tables give equal bytes."""
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
+        pq.write_table(table, sink, **{"compression": "zstd", **settings})
         self.write_bytes(name, sink.getvalue().to_pybytes())
 
     def delete(self, name: str = "") -> None:

@@ -54,10 +54,10 @@ HOMES = {
     ),
     "deepspeed": ("train/engine",),
     "jinja2": ("report/page",),
-    "mlflow": ("train/trackers",),
+    "mlflow": ("train/record",),
     "pandas": ("report/",),
     "optuna": ("tune/proposals",),
-    "peft": ("models/build", "models/fused", "models/lora", "models/weights"),
+    "peft": ("models/build", "models/lora", "models/weights"),
     "ray": (
         "cli/notebook",
         "cli/own_ray",
@@ -66,7 +66,6 @@ HOMES = {
         "evaluate/pool",
         "datasets/generate",
         "rows/stream",
-        "train/alone",
         "train/run",
         "train/worker",
         "tune/",
@@ -94,7 +93,6 @@ HOMES = {
         "models/loss",
         "models/memory",
         "models/build",
-        "models/fused",
         "models/estimate",
         "models/weights",
         "models/supported",
@@ -106,7 +104,6 @@ HOMES = {
         "runs/base",
         "runs/obtain",
         "models/build",
-        "models/fused",
         "models/memory",
         "models/weights",
         "models/supported",
@@ -118,7 +115,7 @@ HOMES = {
     "trl": ("train/sft",),
     "typer": ("cli/commands", "cli/looking", "cli/configs"),
     "vllm": ("decode/vllm",),
-    "wandb": ("train/trackers",),
+    "wandb": ("train/record",),
 }
 """Heavy libraries and the files, or packages with a slash at the end, that may import them."""
 
@@ -300,7 +297,9 @@ def test_no_import_side_effect_draws_from_a_global_generator():
     forbidden = ("np.random.seed", "random.seed", "np.random.rand", "np.random.shuffle", "random.shuffle")
     for path, module in sources().items():
         calls = {ast.unparse(node.func) for node in ast.walk(module) if isinstance(node, ast.Call)}
-        calls -= {"random.seed"} if path == "tasks/arcgen" else set()  # of a process of its own, which it has for that
+        calls -= (
+            {"random.seed"} if path == "tasks/generators" else set()
+        )  # of a process of its own, which it has for that
         assert not calls & set(forbidden), path
 
 

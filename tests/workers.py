@@ -130,7 +130,7 @@ def train_and_resume(
 def _fit(config: Any, model: Any, maker: Any, start: Any, rank: int, num_workers: int, make_hooks: Any) -> None:
     from arc_ray.models.loss import LearnedLoss
     from arc_ray.train.engine import begin, make_engine
-    from arc_ray.train.loop import fit
+    from arc_ray.train.loop import Steps, fit
     from arc_ray.train.worker import rows_of_rank
 
     engine = make_engine(LearnedLoss(model), config.train, config.model, num_workers)
@@ -138,7 +138,7 @@ def _fit(config: Any, model: Any, maker: Any, start: Any, rank: int, num_workers
     rows, micro = rows_of_rank(maker.plan, config, rank, num_workers, start.step), config.train.rows_at_once
     batches = (maker.make(rows[i : i + micro]) for i in range(0, len(rows), micro))
     hooks = make_hooks(engine, engine)
-    fit(engine, batches, maker.plan, config.train, config.seed, start.step, rank, num_workers, hooks)
+    fit(Steps(engine, maker.plan, config.train, config.seed, start.step, rank, hooks), batches, num_workers)
 
 
 def waits_of_a_step(_: int, num_workers: int, tree: Mapping[str, Any]) -> list[int]:

@@ -12,9 +12,9 @@ ROLE_NAME = "arc-ray"
 POLICIES = ("AmazonEC2FullAccess", "AmazonS3FullAccess", "AmazonSSMReadOnlyAccess")
 
 
-def ensure_profile(iam: Any, name: str = ROLE_NAME) -> str:
+def ensure_profile(iam: Any) -> str:
     """Make what is missing of the role and its instance profile; return the profile's ARN. `iam`: boto3's IAM client."""
-    exists = iam.exceptions.EntityAlreadyExistsException
+    name, exists = ROLE_NAME, iam.exceptions.EntityAlreadyExistsException
     trust = {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}
     try:
         iam.create_role(RoleName=name, AssumeRolePolicyDocument=_policy(trust))

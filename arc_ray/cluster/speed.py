@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
-from arc_ray.cluster.roles import HEAD_RESOURCE, live_nodes, run_on
+from arc_ray.cluster.roles import HEAD_RESOURCE, kind_of, live_nodes, run_on
 from arc_ray.errors import UserError
 from arc_ray.storage import Folder
 
@@ -93,7 +93,7 @@ def measure(storage: str, trace: str, on_gpu: bool, num_workers: int) -> Speed:
     read = ray.get(run_on(places[-1], _read, storage, trace), timeout=PATIENCE_SECONDS)
     ranks = [node for node in nodes for _ in range(int(node["Resources"]["GPU"]) if on_gpu else 1)][:num_workers]
     exchange, between = _exchange(ranks, on_gpu, num_workers)
-    kinds = {key.split(":", 1)[1] for node in nodes for key in node["Resources"] if key.startswith("accelerator_type:")}
+    kinds = {kind for node in nodes if (kind := kind_of(node["Resources"], {}).accelerator)}
     return Speed(write, read, exchange, between, min(kinds, default=None))
 
 

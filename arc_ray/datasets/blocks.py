@@ -4,12 +4,10 @@ What cannot be reproduced (milliseconds, texts of exceptions) goes to a second f
 everything else is byte for byte the same, whoever makes it.
 """
 
-import gc
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import partial, reduce
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
@@ -20,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from arc_ray.datasets.makers import GeneratedSource, maker_of
+from arc_ray.runs.machine import collector_paused
 from arc_ray.storage import Folder
 from arc_ray.tasks.examples import REASONS, Example, pso_difficulties
 from arc_ray.tasks.fingerprints import canonical_pair
@@ -70,22 +69,6 @@ class Block(NamedTuple):
         return cls(task_id, int(start), int(stop))
 
 
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """Pause the search for cyclic garbage in the body; what has no cycles is freed all the same.
-
-    RE-ARC makes millions of tuples: 6 % of its time. A batch of rows makes lists with a hundred thousand entries: every
-    third one takes twice as long, since each search looks at all objects of the process.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
 def make_block(source: GeneratedSource, block: Block) -> tuple[pa.Table, pa.Table]:
     """Make a block's examples and their timings. Raises UserError for a plugin's mistakes."""
     make, milliseconds, examples = maker_of(source).make, [], []
@@ -105,11 +88,10 @@ def make_block(source: GeneratedSource, block: Block) -> tuple[pa.Table, pa.Tabl
 def write_block(source: GeneratedSource, block: Block, folder: Folder) -> None:
     """Make a block and write its two files; the one whose existence says "done" comes last. Raises UserError."""
     examples, timings = make_block(source, block)
+    # Every setting that decides bytes is named here, but they also depend on pyarrow's version.
+    settings = {"version": "2.6", "compression": "zstd", "compression_level": 3, "row_group_size": 1 << 20}
     for place, table in ((folder / "timings", timings), (folder, examples)):
-        sink = pa.BufferOutputStream()
-        # Every setting that decides bytes is named here, but they also depend on pyarrow's version.
-        pq.write_table(table, sink, version="2.6", compression="zstd", compression_level=3, row_group_size=1 << 20)
-        place.write_bytes(block.name, sink.getvalue().to_pybytes())
+        place.write_parquet(block.name, table, **settings)
 
 
 def read_stats(folder: Folder, blocks: Iterable[Block]) -> pa.Table:

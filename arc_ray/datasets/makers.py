@@ -11,7 +11,7 @@ from arc_ray.config.sources import AnySource, ArcGenSource, CountingSource, Plug
 from arc_ray.errors import NotMadeYetError, UserError, located
 from arc_ray.runs.shapes import DatasetShape
 from arc_ray.storage import Folder
-from arc_ray.tasks import arcgen, generators
+from arc_ray.tasks import generators
 from arc_ray.tasks.counting import counting_task
 from arc_ray.tasks.examples import Example
 from arc_ray.tasks.selection import pick
@@ -48,19 +48,21 @@ def maker_of(source: GeneratedSource) -> Maker:
             return Maker(
                 make=partial(generators.rearc_example, source),
                 tasks=generators.rearc_ids,
-                seconds=lambda task_id: generators.SLOW_SECONDS.get(task_id, generators.USUAL_SECONDS),
+                seconds=partial(generators.expected_seconds, slow=generators.REARC_SLOW, usual=generators.REARC_USUAL),
                 may_yield_nothing=source.max_side < MAX_SIDE or source.difficulty != (0.0, 1.0),
                 identity=("kind", "seed", "difficulty", "max_side"),
                 made_with=lambda: {"reasoning-gym": importlib.metadata.version("reasoning-gym")},
             )
         case ArcGenSource():
             return Maker(
-                make=partial(arcgen.arcgen_example, source),
-                tasks=lambda: arcgen.arcgen_ids(source.path),
-                seconds=arcgen.arcgen_seconds,
+                make=partial(generators.arcgen_example, source),
+                tasks=lambda: generators.arcgen_ids(source.path),
+                seconds=partial(
+                    generators.expected_seconds, slow=generators.ARCGEN_SLOW, usual=generators.ARCGEN_USUAL
+                ),
                 may_yield_nothing=True,
                 identity=("kind", "seed", "max_side"),
-                made_with=lambda: {"code": arcgen.arcgen_digest(source.path), "verifiers": "none"},
+                made_with=lambda: {"code": generators.arcgen_digest(source.path), "verifiers": "none"},
             )
         case PluginSource():
             return Maker(
@@ -69,7 +71,7 @@ def maker_of(source: GeneratedSource) -> Maker:
                 seconds=lambda task_id: 0.01,  # Nothing is known: where a generator is slower, blocks take longer.
                 may_yield_nothing=True,
                 identity=("kind", "seed", "difficulty", "max_side", "generate", "verify", "task_id"),
-                made_with=lambda: {"code": generators.code_digest(source)},
+                made_with=lambda: {"code": generators.digest_of(generators.code_files(source))},
             )
         case CountingSource():
             return Maker(

@@ -1,7 +1,7 @@
 """Tasks of a source, wherever they come from: the one door through which training and evaluation get their puzzles."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -31,10 +31,10 @@ from arc_ray.datasets.makers import (
     wanted_of,
 )
 from arc_ray.datasets.manifest import blocks_by_task, open_wishes
-from arc_ray.errors import NotMadeYetError, UserError, located
+from arc_ray.errors import NotMadeYetError, UserError, first_few, located
 from arc_ray.runs.shapes import ManifestShape
 from arc_ray.storage import Folder
-from arc_ray.tasks.generators import find_module
+from arc_ray.tasks.generators import code_files
 from arc_ray.tasks.selection import cut_examples, given_tasks, place_of, select, with_descriptions
 from arc_ray.tasks.task import Task, without_tests
 
@@ -83,8 +83,7 @@ def checked_requests(sources: Mapping[str, AnySource], storage: Folder) -> list[
             check_identity(folder, request.source)
     for source in sources.values():
         if isinstance(source, PluginSource) and not is_generated(source, storage):
-            for path in filter(None, (source.generate, source.verify)):
-                find_module(path)
+            code_files(source)
     return requests
 
 
@@ -156,13 +155,13 @@ def check_supply(source: GeneratedSource, manifest: Mapping[str, Any], folder: F
     if isinstance(source, RearcSource | ArcGenSource) and source.tasks == "all" and len(short) < len(task_ids):
         logger.warning(
             "dataset %s: %d tasks have too few examples: %s; manifest.json says why",
-            *(source.dataset, len(short), _first_ids(short)),
+            *(source.dataset, len(short), first_few(short, 10, " ")),
         )
         return
     entry = manifest["tasks"][short[0]]
     first_block = blocks_by_task(manifest, folder.names())[short[0]][0]
     errors = (folder / "timings").read_parquet(first_block.name)["error"].drop_null().to_pylist()
-    others = f" (too few have {_first_ids(short[1:])} as well)" if len(short) > 1 else ""
+    others = f" (too few have {first_few(short[1:], 10, ' ')} as well)" if len(short) > 1 else ""
     keys = [key for key in ("max_side", "difficulty", "time_limit_seconds") if hasattr(source, key)]
     reasons = ", ".join(f"{reason} {count}" for reason, count in entry["rejected"].items())
     raise UserError(
@@ -172,8 +171,3 @@ def check_supply(source: GeneratedSource, manifest: Mapping[str, Any], folder: F
         f"{f' (an error was: {errors[-1]})' if errors else ''};"
         f" change {', '.join(keys)} or first, or leave the task out{others}"
     )
-
-
-def _first_ids(task_ids: Sequence[str]) -> str:
-    """Name the first ten tasks: 400 in a line say less."""
-    return " ".join(task_ids[:10]) + (f" and {len(task_ids) - 10} more" if len(task_ids) > 10 else "")

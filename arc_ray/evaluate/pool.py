@@ -31,7 +31,7 @@ class Host:
         """Hold this worker from now on, loaded; the one before is gone first, and what it set for the whole process."""
         import torch  # it takes seconds, and the driver needs none of it
 
-        from arc_ray.train.record import free_memory
+        from arc_ray.train.alone import free_memory
 
         self._worker = None
         free_memory()

@@ -186,7 +186,7 @@ class Tuner:
 
     def do(self, work: Work) -> Record:
         """Tune on a task and write its answers; return its record."""
-        from arc_ray.models.fused import merged  # peft takes seconds to import
+        from arc_ray.models.lora import merged  # peft takes seconds to import
 
         assert work.task, "there is nothing to tune on"
         begun, record = time.monotonic(), {"set": work.set_name, "task": work.task.id}

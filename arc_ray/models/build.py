@@ -45,7 +45,7 @@ def build_model(
 
     Random weights follow from `seed`. Raises UserError for what is no model, or none for rows of `row_tokens`.
     """
-    adapters = _adapters(config, storage)
+    config, adapters = _opened(config, storage)
     with _seeded(seed):
         model = scratch_model(config.scratch, tokenizer) if config.scratch else load_base(config, storage)
         with located(config.called):
@@ -60,8 +60,7 @@ def build_skeleton(config: ModelConfig, storage: str, full: bool, checkpoint: st
 
     Raises UserError.
     """
-    config, folder = _opened(config, storage, checkpoint)
-    adapters = _adapters(config, storage, folder)
+    config, adapters = _opened(config, storage, checkpoint)
     model: Any = None if config.scratch else load_base(config, storage, "meta")
     with torch.device("meta"), warnings.catch_warnings():
         # peft and we call transformers by names that it is about to change, which is no concern of the reader's.
@@ -112,17 +111,31 @@ def adapted(model: Any, config: ModelConfig, adapters: Sequence[str], full: bool
     return _saving_memory(model, config)
 
 
-def _adapters(config: ModelConfig, storage: str, checkpoint: str | None = None) -> list[str]:
-    """Return the folders, on this node, of the adapters to be put around the base one upon another. Raises UserError."""
+def _opened(config: ModelConfig, storage: str, checkpoint: str | None = None) -> tuple[ModelConfig, list[str]]:
+    """Return a config and the folders, on this node, of the adapters to be put around its base one upon another; a
+    checkpoint of a whole model becomes the base. Raises UserError."""
+    last = []
+    if checkpoint:
+        folder = local_folder(checkpoint, storage)
+        refuse_other_base(f"checkpoint {checkpoint}", Folder(folder), config, storage, by_name=False)
+        if not (Path(folder) / "adapter_config.json").exists():
+            if config.vocabulary:
+                places = (folder, base_folder(config, storage))
+                has, asked = (read_config(path).get_text_config().vocab_size for path in places)
+                if has != asked:
+                    raise UserError(
+                        f"checkpoint {checkpoint}: it has {has} tokens, the base cut by model.vocabulary {asked}"
+                    )
+            return config.model_copy(update={"base": folder, "adapter": None, "vocabulary": None}), []
+        last = [folder]
     # The adapter in a checkpoint's folder holds what it was continued from.
-    last = [checkpoint] if checkpoint else []
     if not config.adapter or (checkpoint and config.adapter_use == "continue"):
-        return last
+        return config, last
     what, path = f"model.adapter {config.adapter}", local_folder(config.adapter, storage)
     if not (Path(path) / "adapter_config.json").exists():
         raise UserError(f"{what}: {path} holds no adapter_config.json")
     refuse_other_base(what, Folder(path), config, storage)
-    return [path, *last]
+    return config, [path, *last]
 
 
 def _with_adapters(model: Any, folders: Sequence[str], keeps_last: bool) -> Any:
@@ -153,8 +166,7 @@ def load_for_inference(config: ModelConfig, storage: str, checkpoint: str | None
 
     A base of 4 bits keeps the adapter beside it or, where the model must be `is_whole`, is dequantized first.
     """
-    config, folder = _opened(config, storage, checkpoint)
-    adapters = _adapters(config, storage, folder)
+    config, adapters = _opened(config, storage, checkpoint)
     model = load_base(config, storage)
     if is_whole and is_quantized(model):
         logger.warning("merged into the base as 4 bits hold it, which the adapter learned upon, not into the whole one")
@@ -172,30 +184,15 @@ def load_for_tuning(
 
     A new one is made where `fresh` or no adapter is there; its weights follow from `seed`. Raises UserError.
     """
-    config, folder = _opened(config, storage, checkpoint)
-    adapters = _adapters(config, storage, folder)
+    config, adapters = _opened(config, storage, checkpoint)
     model = load_base(config, storage)
     check_supported(model, row_tokens)
-    model = _with_adapters(model, adapters, keeps_last=not fresh and (bool(folder) or config.adapter_use == "continue"))
-    from arc_ray.models.lora import with_lora
-
+    continues = bool(checkpoint) or config.adapter_use == "continue"
+    model = _with_adapters(model, adapters, keeps_last=continues and not fresh)
     with _seeded(seed):
+        from arc_ray.models.lora import with_lora
+
         return _saving_memory(with_lora(model, config.lora), config)
-
-
-def _opened(config: ModelConfig, storage: str, checkpoint: str | None) -> tuple[ModelConfig, str | None]:
-    """Return a checkpoint as a config with a base of its own, or as the folder of its adapter. Raises UserError."""
-    if not checkpoint:
-        return config, None
-    folder = local_folder(checkpoint, storage)
-    refuse_other_base(f"checkpoint {checkpoint}", Folder(folder), config, storage, by_name=False)
-    if (Path(folder) / "adapter_config.json").exists():
-        return config, folder
-    if config.vocabulary:
-        has, asked = (read_config(path).get_text_config().vocab_size for path in (folder, base_folder(config, storage)))
-        if has != asked:
-            raise UserError(f"checkpoint {checkpoint}: it has {has} tokens, the base cut by model.vocabulary {asked}")
-    return config.model_copy(update={"base": folder, "adapter": None, "vocabulary": None}), None
 
 
 def merge_checkpoint(config: ModelConfig, storage: str, checkpoint: str | None, target: Path) -> None:
@@ -209,8 +206,7 @@ def served(
 ) -> tuple[str, tuple[str, int] | None]:
     """Return a checkpoint for an engine that serves adapters: folder or hub name of whole weights, and folder and rank of
     the LoRA beside them, if any. What is no plain LoRA upon a base is merged into `target`. Raises UserError."""
-    opened, folder = _opened(config, storage, checkpoint)
-    adapters = _adapters(opened, storage, folder)
+    opened, adapters = _opened(config, storage, checkpoint)
     is_packed = opened.quantize or getattr(read_config(base_folder(opened, storage)), "quantization_config", None)
     if not (adapters or is_packed):
         return base_folder(opened, storage), None

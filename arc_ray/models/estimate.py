@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
 
 from arc_ray.cluster.speed import Demand
@@ -147,6 +148,11 @@ def peak_flops(device_name: str) -> float | None:
         if words(gpu.name) <= words(device_name) and not words(device_name) & {"MIG", "LAPTOP"}:
             return gpu.tflops * 1e12
     return None
+
+
+def device_peak() -> float | None:
+    """Return the peak FLOPs per second of this process's GPU; None without one, or where it is not known."""
+    return peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
 
 
 def expected_mfu(parameters: int, gpu: Gpu, is_compiled: bool = False) -> float:

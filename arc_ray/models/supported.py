@@ -1,4 +1,5 @@
-"""What a model must be like for rows of packed views and for a loss that computes logits at learned positions only."""
+"""What a model must be like for rows of packed views, for a loss that computes logits at learned positions only, and for
+layers that are compiled."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,8 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from arc_ray.errors import UserError
-from arc_ray.models.attention import attend_within_views, attends_to_all, hidden_states, packs, read_one_by_one
+from arc_ray.errors import UserError, one_line
+from arc_ray.models.attention import (
+    attend_within_views,
+    attends_at_once,
+    attends_to_all,
+    hidden_states,
+    packs,
+    read_one_by_one,
+    reads_one_by_one,
+    use_by_view,
+)
 from arc_ray.prompts.tokenizer import frame_of, tiny_corpus
 
 VIEW_TOKENS = 8
@@ -117,7 +127,7 @@ def _faults(model: Any, longest: int) -> list[str]:
     try:
         return [fault for fault, is_so in _tried(model, longest).items() if is_so]
     except (AttributeError, ImportError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        return [" ".join(str(error).split())[:300], SEES_MORE]
+        return [one_line(error), SEES_MORE]
 
 
 @torch.no_grad()
@@ -192,3 +202,38 @@ def attend_like_flash(
     lengths = [cu_seq_lens_q.diff().tolist()]
     attended, _ = attend_within_views(module, *in_one_row, attention_mask=None, view_lengths=lengths, **kwargs)
     return attended.view(query.shape[0], query.shape[2], *attended.shape[2:]), None
+
+
+def compile_layers(model: Any, backend: str = "inductor") -> None:
+    """Let torch.compile fuse what the layers of a model do between their matrix products; all share what one compiles.
+
+    Raises UserError where nothing can be compiled, or nothing for long.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    if reads_one_by_one(model):
+        raise UserError(
+            f"train.compile: {type(model).__name__} reads views one by one, and every new length would be compiled; set"
+            f" train.compile=false"
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda" and use_by_view(model) and not attends_at_once(model, device):
+        raise UserError(
+            f"train.compile: in {str(model.dtype).removeprefix('torch.')} on this GPU attention goes view by view, and every"
+            f" new length would be compiled; set train.compile=false, or model.dtype=bfloat16 on an Ampere GPU or newer"
+        )
+    try:
+        torch.compile(torch.exp, backend=backend)(torch.ones(8, device=device))
+    except RuntimeError as error:
+        raise UserError(
+            f"train.compile: nothing can be compiled on this machine ({one_line(error)}); install a C++ compiler such as g++,"
+            f" or set train.compile=false"
+        ) from error
+    # The number of views, and the longest, are new in most batches: they are not to be compiled in.
+    torch.compiler.config.dynamic_sources = "L['kwargs']['cu_seq_lens_q'],L['kwargs']['max_length_q']"
+    # Layers with and without a gradient of their input, in training and validation, are compiled apart; beyond the usual
+    # limit of 8 nothing would be compiled any more.
+    torch._dynamo.config.recompile_limit = 64
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.compile(backend=backend)

@@ -22,7 +22,7 @@ from arc_ray.prompts.tokenizer import frame_of
 from arc_ray.tasks.task import MAX_SIDE, NUM_COLORS, NUM_SYMMETRIES, Grid, Pair, Question, Task, TaskTable, same_grid
 from arc_ray.views.view import Views, plain_views
 
-_SIDES = (1, 2, 3, 5, 9, 10, 11, 14, 20, 29, 30)
+SAMPLED_SIDES = (1, 2, 3, 5, 9, 10, 11, 14, 20, 29, 30)
 _MAX_SHOWN = 3
 
 
@@ -117,7 +117,7 @@ def _bare(text: str) -> str:
 
 def sample_views() -> tuple[TaskTable, Views]:
     """Make views of many shapes, sides of one and two digits, all symmetries, all neighbours, and of a counting task."""
-    sides = zip(_SIDES, _SIDES[3:] + _SIDES[:3], strict=True)
+    sides = zip(SAMPLED_SIDES, SAMPLED_SIDES[3:] + SAMPLED_SIDES[:3], strict=True)
     pairs = [Pair(_grid(a, b, i), _grid(b, a * 3 % MAX_SIDE + 1, i + 1)) for i, (a, b) in enumerate(sides)]
     tasks = [
         Task(f"sample{i}", tuple(pairs[i : i + 1 + i % _MAX_SHOWN]), (pairs[-1 - i],), description=f"Move it {i} up.")

@@ -10,7 +10,7 @@ from typing import Any
 
 from arc_ray.config.model import ModelConfig
 from arc_ray.config.sources import CountingSource
-from arc_ray.errors import UserError
+from arc_ray.errors import UserError, one_line
 from arc_ray.prompts.formats import FORMATS, Frame, Text, counting_layout, needs_description
 from arc_ray.runs.base import explained
 from arc_ray.tasks.counting import counting_task
@@ -111,9 +111,8 @@ def frame_of(tokenizer: Any) -> Frame:
         )
         text = rest = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
     except Exception as error:  # what a template raises of itself is of no common kind
-        reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"the tokenizer's chat template cannot write a conversation of several turns: {reason}"
+            f"the tokenizer's chat template cannot write a conversation of several turns: {one_line(error)}"
         ) from error
     pieces = []
     for mark in marks:

@@ -24,6 +24,7 @@ from arc_ray.errors import UserError
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.encoders import ENCODERS
 from arc_ray.prompts.formats import FORMATS, Frame
+from arc_ray.prompts.sample import SAMPLED_SIDES
 from arc_ray.prompts.tokenizer import frame_of, load_tokenizer
 from arc_ray.runs.base import explained, model_path
 from arc_ray.runs.folder import resolve_reference
@@ -31,7 +32,7 @@ from arc_ray.runs.obtain import find, put
 from arc_ray.seeding import digest64
 from arc_ray.storage import Folder
 from arc_ray.tasks.counting import counting_task
-from arc_ray.tasks.task import MAX_SIDE, NUM_COLORS, Pair, Task, TaskTable
+from arc_ray.tasks.task import NUM_COLORS, Pair, Task, TaskTable
 from arc_ray.views.view import plain_views
 
 VERSION = 1
@@ -200,8 +201,7 @@ def cut_tokenizer(tokenizer: Any, kept: Sequence[int]) -> Any:
 def prompt_texts(frame: Frame) -> tuple[str, ...]:
     """Write prompts in a frame as the pieces that a tokenizer is given: with every format, encoder, number of shown pairs,
     side and row, each colour beside each text, and counting tasks."""
-    sides = (1, 2, 3, 5, 9, 10, 11, 14, 20, 29, MAX_SIDE)
-    of_shapes = [Pair(_grid(a, b), _grid(b, a)) for a, b in zip(sides, sides[::-1], strict=True)]
+    of_shapes = [Pair(_grid(a, b), _grid(b, a)) for a, b in zip(SAMPLED_SIDES, SAMPLED_SIDES[::-1], strict=True)]
     of_colors = [(Pair(_grid(1, 1, color), _grid(1, 1, color)),) * (MOST_SHOWN + 1) for color in range(NUM_COLORS)]
     tasks = [Task(f"t{i}", tuple(p[1:]), tuple(p[:1]), description="") for i, p in enumerate([of_shapes, *of_colors])]
     counting = [counting_task(CountingSource(kind="counting", max_side=8), i) for i in range(COUNTING)]

@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from arc_ray.config.training import ViewConfig
-from arc_ray.datasets.blocks import collector_paused
 from arc_ray.errors import UserError
 from arc_ray.prompts.codec import Codec
 from arc_ray.prompts.formats import GridSlot
 from arc_ray.prompts.lengths import fit_views
 from arc_ray.prompts.positions import SEQUENCE, Positions
 from arc_ray.rows.plan import Plan, pack
+from arc_ray.runs.machine import collector_paused
 from arc_ray.tasks.task import Grid, TaskTable
 from arc_ray.views.view import Views, draw_views, plain_views
 

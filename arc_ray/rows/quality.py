@@ -11,6 +11,7 @@ import numpy as np
 from arc_ray.config import Config
 from arc_ray.datasets.makers import GeneratedSource, dataset_folder
 from arc_ray.datasets.reading import load_source
+from arc_ray.errors import first_few
 from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.guard import NAMED, find_overlaps, mixed
 from arc_ray.rows.plan import Plan
@@ -76,9 +77,8 @@ def quality_lines(quality: Mapping[str, Any]) -> Iterator[str]:
         )
     for name, counts in quality["met"].items():
         yield f"{name}: {counts['met']} of {counts['asked']} asked pairs equal a training pair up to symmetry and colours"
-    overlap = quality["overlap"]
-    rest = f"; and {len(overlap) - NAMED} more" if len(overlap) > NAMED else ""
-    yield f"overlap of training with validation and evaluation: {'; '.join(overlap[:NAMED]) or 'none'}{rest}"
+    overlap = first_few(quality["overlap"], NAMED, "; ") or "none"
+    yield f"overlap of training with validation and evaluation: {overlap}"
 
 
 def _source_counts(config: Config, name: str, tasks: Sequence[Task], table: TaskTable) -> dict[str, Any]:

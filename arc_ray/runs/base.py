@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from arc_ray.config.section import BUILT_IN, is_model_name
 from arc_ray.contents import damaged, parse_json
-from arc_ray.errors import UserError
+from arc_ray.errors import UserError, one_line
 from arc_ray.runs.folder import resolve_reference
 from arc_ray.runs.obtain import find
 from arc_ray.runs.shapes import IndexShape
@@ -68,7 +68,7 @@ def explained(path: str, kind: Literal["base", "adapter"] = "base") -> Iterator[
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # tokenizers and safetensors raise their own kinds, which have nothing else in common
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         if pointers := [file.name for file in Path(path).glob("*") if _is_pointer(file)]:
             reason = f"{', '.join(pointers)} only names a file of Git LFS; fetch it with `git lfs pull`"
         if isinstance(error, ImportError) and "flash" in reason.lower():

@@ -11,7 +11,7 @@ from typing import Any
 
 from arc_ray.config import Config, config_from, differing_keys, to_yaml, types_of, with_overrides
 from arc_ray.config.section import BUILT_IN, absolute, absolute_model
-from arc_ray.errors import NotMadeYetError, UserError
+from arc_ray.errors import NotMadeYetError, UserError, first_few
 from arc_ray.runs.machine import describe_run
 from arc_ray.runs.shapes import ConfigShape, MetricsShape, RunShape
 from arc_ray.storage import Folder
@@ -94,9 +94,8 @@ def refuse_other_config(folder: Folder, config: Config, redone: Sequence[str] = 
     asked = as_made(folder, config).model_dump(mode="json")
     differing = [k for k in differing_keys(_what(made_by), _what(asked), _is_same) if not _is_where(k)]
     if not set(differing) <= {*redone, *PERMISSIONS}:
-        shown = ", ".join(differing[:6]) + (f" and {len(differing) - 6} more" if len(differing) > 6 else "")
         raise UserError(
-            f"{folder.uri} was made by another config (differs in: {shown});"
+            f"{folder.uri} was made by another config (differs in: {first_few(differing, 6)});"
             f" choose another name=..., or delete the folder"
         )
     return differing
@@ -106,11 +105,8 @@ def as_made(folder: Folder, config: Config) -> Config:
     """Put for what is `auto` in a config what the run in the folder was made with; without a run, nothing changes."""
     made_by = folder.read_yaml("config.yaml", ConfigShape) or {}
     asked = config.model_dump(mode="json")
-    found = {
-        f"{section}.{key}": made_by.get(section, {}).get(key, "auto")
-        for section, key in AUTO
-        if asked[section][key] == "auto"
-    }
+    open_keys = [(section, key) for section, key in AUTO if asked[section][key] == "auto"]
+    found = {f"{section}.{key}": made_by.get(section, {}).get(key, "auto") for section, key in open_keys}
     known = {key: value for key, value in found.items() if value != "auto"}
     return with_overrides(config, known, f"{folder.uri}/config.yaml")
 
@@ -245,11 +241,12 @@ def _is_same(key: str, old: Any, new: Any) -> bool:
 
 def _what(tree: dict[str, Any]) -> dict[str, Any]:
     """Leave out of a dumped config what its runs and starts say of where and how fast."""
-
-    def what_of(section: Any) -> dict[str, Any]:
-        return {name: {k: v for k, v in own.items() if not _is_where(k)} for name, own in section.items()}
-
-    return {**tree, **{name: what_of(tree[name]) for name in ("runs", "starts") if name in tree}}
+    kept = {
+        section: {name: {k: v for k, v in own.items() if not _is_where(k)} for name, own in tree[section].items()}
+        for section in ("runs", "starts")
+        if section in tree
+    }
+    return tree | kept
 
 
 def _is_where(key: str) -> bool:

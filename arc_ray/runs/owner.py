@@ -4,6 +4,7 @@ An owner lives if the file changes while somebody watches it: clocks of machines
 holds on a disk, on NFS and in a bucket, for jobs of one cluster or of two, and an owner that died locks nothing for long.
 """
 
+import itertools
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ import psutil
 
 from arc_ray.contents import parse_json
 from arc_ray.errors import UserError
-from arc_ray.progress import Progress
+from arc_ray.progress import Progress, repeated
 from arc_ray.runs.machine import boot
 from arc_ray.runs.shapes import OwnerShape
 from arc_ray.storage import Folder
@@ -44,23 +45,21 @@ def owned(folder: Folder, command: str, progress: Progress) -> Iterator[None]:
 
     What a driver leaves that was killed is taken over: at once on its own machine, elsewhere after a minute without a sign.
     """
-    mine, over, lost = _myself(command), threading.Event(), threading.Event()
+    mine, numbers, lost = _myself(command), itertools.count(1), threading.Event()
     _take(folder, mine, progress)
 
     def beat() -> None:
-        number = 0
-        while not over.wait(BEAT_SECONDS):
-            number += 1
-            with suppress(OSError, UserError):  # the storage does not answer; the next beat tries again
-                if (_read(folder) or mine)["id"] != mine["id"]:
-                    lost.set()
-                    return os.kill(os.getpid(), signal.SIGINT)
-                folder.write_json(OWNER_FILE, {**mine, "beat": number})
+        if lost.is_set():
+            return
+        if (_read(folder) or mine)["id"] == mine["id"]:
+            folder.write_json(OWNER_FILE, {**mine, "beat": next(numbers)})
+        else:
+            lost.set()
+            os.kill(os.getpid(), signal.SIGINT)
 
-    beating = threading.Thread(target=beat, daemon=True)
-    beating.start()
     try:
-        yield
+        with repeated(beat, BEAT_SECONDS):
+            yield
     except KeyboardInterrupt:
         if not lost.is_set():
             raise
@@ -68,8 +67,6 @@ def owned(folder: Folder, command: str, progress: Progress) -> Iterator[None]:
             f"{folder.uri}: this process gave no sign for over {LOST_SECONDS:.0f} s, and another one has taken over"
         ) from None
     finally:
-        over.set()
-        beating.join()
         with suppress(OSError):  # where the storage does not answer, or a local folder holds what was made
             if not lost.is_set():
                 folder.delete(OWNER_FILE)

@@ -77,7 +77,9 @@ def lineage(config: Config, variant: Config | None = None, trains: bool = True) 
 
     def visit(storage: str, values: Sequence[str | None]) -> None:
         for reference in filter(None, values):
-            made_by = _made_by(reference, storage) or _to_be_made(config, reference)
+            made_by = _made_by(reference, storage)
+            if not made_by and reference.startswith("@") and reference[1:] in config.runs:
+                made_by = config_of_run(config, reference[1:])
             if made_by and made_by not in found.values():
                 found[reference] = made_by
                 visit(made_by.storage, (made_by.model.base, made_by.model.adapter))
@@ -102,10 +104,6 @@ def _made_by(reference: str, storage: str) -> Config | None:
     except UserError as error:
         logger.warning("what %s was trained on is not known: %s", reference, error)
         return None
-
-
-def _to_be_made(config: Config, reference: str) -> Config | None:
-    return config_of_run(config, reference[1:]) if reference[1:] in config.runs and reference[0] == "@" else None
 
 
 def _references(config: Config) -> dict[str, str]:

@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from fnmatch import fnmatch
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 from arc_ray.config.sources import Columns, RecordsSource
-from arc_ray.errors import UserError
+from arc_ray.errors import UserError, one_line
 from arc_ray.storage import Folder
 from arc_ray.tasks.arc import Unparsed, decode, files_below, read_file
 from arc_ray.tasks.task import Task, parse_task
@@ -56,10 +57,9 @@ def _from_hub(source: RecordsSource, suffix: str) -> str:
             str(source.hub), repo_type="dataset", revision=source.revision, allow_patterns=[pattern]
         )
     except Exception as error:  # the library and each of its transports raise errors of their own
-        reason = " ".join(f"{error.__cause__ or error}".split())[:200]
         raise UserError(
             f"hub: {source.hub}: this data set can be had neither from {constants.ENDPOINT} nor from this machine's cache"
-            f" ({reason}); give the path of a copy instead"
+            f" ({one_line(error.__cause__ or error, 200)}); give the path of a copy instead"
         ) from error
 
 
@@ -116,8 +116,7 @@ def _pairs(record: Mapping[str, Any], names: str | tuple[str, str], where: str) 
         values = [values[0].get("input"), values[0].get("output")]
     if len(values) == 2:
         inputs, outputs = (value if isinstance(value, list) else [] for value in values)
-        outputs = [*outputs, *[None] * (len(inputs) - len(outputs))]
-        return [{"input": given, "output": wanted} for given, wanted in zip(inputs, outputs, strict=False)]
+        return [{"input": given, "output": wanted} for given, wanted in zip_longest(inputs, outputs)]
     pairs = values[0] if isinstance(values[0], list) else []
     return [
         dict(zip(("input", "output"), pair, strict=True)) if isinstance(pair, list) and len(pair) == 2 else pair

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from arc_ray.errors import UserError
+from arc_ray.errors import UserError, first_few
 from arc_ray.tasks.task import NUM_COLORS, NUM_SYMMETRIES, Grid, Pair, Task, TaskTable, puzzle_of, turn
 
 OverlapKind = Literal["id", "task", "pair"]
@@ -161,11 +161,10 @@ def refuse_changes(before: Mapping[str, str], tables: Mapping[str, TaskTable], f
             contents = (base64.b64decode(digests) for digests in (before[name], now))
             then, found = ([c[at : at + DIGEST] for at in range(0, len(c), DIGEST)] for c in contents)
             other = [task_id for task_id, digest in zip(tables[name].ids, found, strict=True) if digest not in then]
-            shown = ", ".join(other[:10]) + (f" and {len(other) - 10} more" if len(other) > 10 else "")
             counted = f"{len(then)} tasks then, {len(found)} now" if len(then) != len(found) else "as many tasks"
             raise UserError(
                 f"{folder}: the data of source {name} has changed since this run began ({counted}; changed or new:"
-                f" {shown or 'none, but others are gone or their order is another'}); put it back as it was, or"
+                f" {first_few(other, 10) or 'none, but others are gone or their order is another'}); put it back as it was, or"
                 f" choose another name=..., or delete the folder"
             )
 

@@ -5,6 +5,8 @@ a whole process is made and taken away here, in one place. Heavy libraries wait 
 such a process need not have them, and it imports them in its own way.
 """
 
+import ctypes
+import gc
 import itertools
 import logging
 import os
@@ -15,17 +17,19 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from arc_ray.errors import mistake_in
+from arc_ray.errors import mistake_in, one_line
 from arc_ray.runs.machine import importing
 
 if TYPE_CHECKING:
+    from arc_ray.train.run import RayProcess
     from arc_ray.train.worker import Job
 
 logger = logging.getLogger(__name__)
@@ -58,10 +62,13 @@ def process_group_of_one(on_gpu: bool) -> Iterator[None]:
     import torch.distributed
 
     from arc_ray.train.engine import import_deepspeed
-    from arc_ray.train.record import forget_peak_memory, free_memory
 
     deepspeed, environment = import_deepspeed(), dict(os.environ)
-    forget_peak_memory()
+    # Peak memory is measured anew, in a process that has trained before.
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif (record := Path("/proc/self/clear_refs")).exists():
+        record.write_text("5")  # by which Linux forgets the most memory that this process has held
     os.environ.update(ENVIRONMENT)
     backend, store = "nccl" if on_gpu else "gloo", torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
     torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
@@ -80,6 +87,20 @@ def process_group_of_one(on_gpu: bool) -> Iterator[None]:
             del os.environ[name]
         os.environ.update(environment)
         free_memory()
+
+
+def free_memory() -> None:
+    """Give the system, and the GPU, what nothing refers to any more.
+
+    glibc would keep for a thread what it freed, and each trial that Tune runs in a process has a thread of its own.
+    """
+    import torch
+
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # other C libraries have none
+        trim(0)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def import_libraries() -> None:
@@ -102,35 +123,6 @@ class TrainWorker:
     def train(self, job: "Job") -> None:
         """Do a job from its newest checkpoint to its end."""
         train_alone(job)
-
-
-class RayProcess:
-    """A process of Ray's that trains alone."""
-
-    def __init__(self, resources: Mapping[str, float], environment: Mapping[str, str]) -> None:
-        import ray
-
-        self._actor: Any = (
-            ray.remote(TrainWorker)
-            .options(
-                num_cpus=resources["CPU"],
-                num_gpus=resources.get("GPU", 0),
-                runtime_env={"env_vars": dict(environment)} if environment else None,
-            )
-            .remote()
-        )
-
-    def train(self, job: "Job") -> None:
-        """Do a job from its newest checkpoint to its end. Raises RayError."""
-        import ray
-
-        ray.get(self._actor.train.remote(job))
-
-    def end(self) -> None:
-        """End the process, whatever it does."""
-        import ray
-
-        ray.kill(self._actor)
 
 
 class WorkerError(RuntimeError):
@@ -192,7 +184,7 @@ class OneWorker:
     Ray Train would start three processes one after another, and the first when the rows are there.
     """
 
-    def __init__(self, start: Callable[[], RayProcess | OwnProcess]) -> None:
+    def __init__(self, start: "Callable[[], OwnProcess | RayProcess]") -> None:
         self._start = start
         self._process = start()
 
@@ -207,7 +199,7 @@ class OneWorker:
             except Exception as error:
                 if mistake_in(error) or failures == job.config.train.max_failures:
                     raise
-                logger.warning("the worker failed and is replaced: %s", " ".join(str(error).split())[:300])
+                logger.warning("the worker failed and is replaced: %s", one_line(error))
                 self.end()
                 self._process = self._start()
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from arc_ray.config import Config
 from arc_ray.contents import damaged, parse_json
-from arc_ray.errors import UserError
+from arc_ray.errors import UserError, one_line
 from arc_ray.models.build import save_weights, trainable
 from arc_ray.models.weights import not_finite
 from arc_ray.prompts.tokenizer import frame_of
@@ -48,10 +48,8 @@ class CheckpointWriter:
         try:
             list(self._files({name: weight.detach().cpu()}))
         except (OSError, RuntimeError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(
-                f"model.base {self._config.model.base} cannot be saved in a checkpoint: {reason}"
-            ) from error
+            base = self._config.model.base
+            raise UserError(f"model.base {base} cannot be saved in a checkpoint: {one_line(error)}") from error
 
     def write(self, step: int, state: State, after: "Future[None] | None" = None) -> None:
         """Begin to write the state of a step; waits for the checkpoint before it, and raises what went wrong there.

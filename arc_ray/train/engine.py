@@ -16,7 +16,7 @@ from torch import nn
 
 from arc_ray.config.model import ModelConfig
 from arc_ray.config.training import GRADIENT_BUCKET, TrainConfig
-from arc_ray.errors import UserError, nearest
+from arc_ray.errors import UserError, nearest, one_line
 from arc_ray.models.attention import avoid_cudnn
 from arc_ray.models.build import trainable
 from arc_ray.models.loss import LearnedLoss
@@ -134,7 +134,7 @@ def check_deepspeed(train: TrainConfig, model: ModelConfig) -> None:
     try:
         DeepSpeedConfig(read)
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError, DeepSpeedConfigError) as error:
-        raise UserError(f"train.deepspeed: DeepSpeed refuses it: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"train.deepspeed: DeepSpeed refuses it: {one_line(error)}") from error
     # At ZeRO 0 DeepSpeed refuses it, at ZeRO 1 it takes an optimizer of another kind, whose state is not known here.
     if model.dtype == "bfloat16" and train.zero < 2 and own.get("data_types", {}).get("grad_accum_dtype") == "fp32":
         raise UserError("train.deepspeed.data_types.grad_accum_dtype fp32 needs train.zero_stage 2 or 3")

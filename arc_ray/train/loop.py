@@ -51,21 +51,11 @@ WHAT_MENDS = (
 )
 
 
-def fit(
-    engine: Any,
-    batches: Iterator[Batch],
-    plan: Plan,
-    config: TrainConfig,
-    seed: int,
-    first_step: int,
-    rank: int,
-    num_workers: int,
-    hooks: Hooks,
-) -> None:
-    """Train from `first_step` to the end of the plan; `batches` yields this worker's micro-batches in plan order."""
-    steps = Steps(engine, plan, config, seed, first_step, rank, hooks)
+def fit(steps: "Steps", batches: Iterator[Batch], num_workers: int) -> None:
+    """Train to the end of the plan; `batches` yields this worker's micro-batches in plan order."""
+    engine, plan, config = steps.engine, steps.plan, steps.config
     accumulation, learned_per_step = accumulation_steps(config, num_workers), np.maximum(plan.learned_per_step(), 1)
-    for step in range(first_step, plan.num_steps):
+    for step in range(steps.number, plan.num_steps):
         steps.begin()
         learned = int(learned_per_step[step])
         lr = learning_rate(config, step, plan.num_steps)
@@ -123,9 +113,9 @@ class Steps:
     def __init__(
         self, engine: Any, plan: Plan, config: TrainConfig, seed: int, first_step: int, rank: int, hooks: Hooks
     ) -> None:
-        """Validate what training starts from, where it starts."""
-        self._engine, self._plan, self._config, self._hooks = engine, plan, config, hooks
-        self._seed, self._rank, self._number = seed, rank, first_step
+        """Validate what training starts from, where it starts; `number` is that of the step to be made next."""
+        self.engine, self.plan, self.config, self._hooks = engine, plan, config, hooks
+        self._seed, self._rank, self.number = seed, rank, first_step
         quarter = max(1, math.ceil(plan.num_steps / 4))
         self._eval_every, self._save_every = config.eval_every or quarter, config.checkpoint_every or quarter
         if first_step == 0:
@@ -134,21 +124,21 @@ class Steps:
 
     def begin(self) -> None:
         """Let dropout follow from seed, step and rank, so that a run that goes on draws what it would have drawn."""
-        torch.manual_seed(digest64(self._seed, "dropout", self._number, self._rank) % 2**63)
+        torch.manual_seed(digest64(self._seed, "dropout", self.number, self._rank) % 2**63)
 
     def end(self, loss: float, lr: float, stalled: float) -> None:
         """End a step; raises NonFiniteLossError."""
-        norm = self._engine.get_global_grad_norm()  # None at ZeRO 0 without clipping
+        norm = self.engine.get_global_grad_norm()  # None at ZeRO 0 without clipping
         is_lost = norm is not None and not 0 <= float(norm) < math.inf  # DeepSpeed's -1 stands for NaN and infinity
         norm = math.nan if norm is None or is_lost else float(norm)
-        step, hooks = Step(self._number, loss, lr, norm, time.perf_counter() - self._begun, stalled), self._hooks
+        step, hooks = Step(self.number, loss, lr, norm, time.perf_counter() - self._begun, stalled), self._hooks
         if not math.isfinite(loss):
             self._refuse(f"the loss is {loss}")
         if is_lost and not hooks.scales_loss:
             self._refuse("the gradient is not finite")
-        done = self._number = step.number + 1
-        is_last = done == self._plan.num_steps
-        metrics = hooks.measure(step) if done % self._config.log_every == 0 or is_last else {}
+        done = self.number = step.number + 1
+        is_last = done == self.plan.num_steps
+        metrics = hooks.measure(step) if done % self.config.log_every == 0 or is_last else {}
         if done % self._eval_every == 0 or is_last:
             metrics |= hooks.validate(done)
         if metrics:
@@ -158,5 +148,5 @@ class Steps:
         self._begun = time.perf_counter()
 
     def _refuse(self, what: str) -> None:
-        names = ", ".join(self._hooks.name_views(self._number)[:20])
-        raise NonFiniteLossError(f"step {self._number}: {what}; views: {names}; {WHAT_MENDS}")
+        names = ", ".join(self._hooks.name_views(self.number)[:20])
+        raise NonFiniteLossError(f"step {self.number}: {what}; views: {names}; {WHAT_MENDS}")

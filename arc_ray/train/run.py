@@ -21,16 +21,25 @@ from arc_ray.models.build import check_model
 from arc_ray.models.estimate import rows_for
 from arc_ray.models.supported import check_positions
 from arc_ray.rows.plan import Plan
-from arc_ray.rows.prepare import codec_of, keep, prepare
+from arc_ray.rows.prepare import Prepared, codec_of, keep, prepare
 from arc_ray.rows.stream import SharedRows, in_store, settle_data_scheduling
-from arc_ray.runs.folder import as_made, checkpoint_steps, claim, finish, is_finished, read_metrics, run_folder
+from arc_ray.runs.folder import (
+    as_made,
+    checkpoint_name,
+    checkpoint_steps,
+    claim,
+    finish,
+    is_finished,
+    read_metrics,
+    run_folder,
+)
 from arc_ray.runs.machine import Instant
 from arc_ray.runs.shapes import ResultShape
 from arc_ray.storage import Folder
-from arc_ray.train.alone import OneWorker, RayProcess
+from arc_ray.train.alone import OneWorker, TrainWorker
 from arc_ray.train.engine import check_deepspeed
 from arc_ray.train.optimizer import check_optimizer
-from arc_ray.train.trackers import check_tracker, tracker_environment
+from arc_ray.train.record import check_tracker, tracker_environment
 from arc_ray.train.worker import Job, Seat, train_on_worker
 
 
@@ -63,20 +72,14 @@ def with_rows(config: Config) -> Config:
     return with_overrides(config, {"train.micro_rows": rows})
 
 
-def share_rows(config: Config, folder: Folder) -> SharedRows:
-    """Prepare a run whose folder is claimed, and put what its workers need into the store. Raises UserError."""
-    return in_store(keep(prepare(config, folder), folder))
-
-
-def own_rows(config: Config, folder: Folder) -> SharedRows:
+def own_rows(config: Config, folder: Folder) -> Prepared:
     """Prepare a run whose folder is claimed, for a worker that is not Ray's. Raises UserError."""
-    prepared = keep(prepare(config, folder), folder)
-    return SharedRows(prepared.plan, prepared.maker, prepared.validation)
+    return keep(prepare(config, folder), folder)
 
 
-def train_in_group(job: Job, callbacks: Sequence[ray.train.UserCallback] = ()) -> None:
-    """Have the workers of Ray Train do a job. Raises TrainingFailedError where they failed too often."""
-    make_trainer(job, callbacks).fit()
+def share_rows(config: Config, folder: Folder) -> SharedRows:
+    """Do so, and put what workers need into Ray's store. Raises UserError."""
+    return in_store(own_rows(config, folder))
 
 
 def is_alone(config: Config) -> bool:
@@ -87,14 +90,32 @@ def is_alone(config: Config) -> bool:
 def start_worker(config: Config) -> Callable[[Job], None]:
     """Start the only worker of a run on one machine, before its rows are there; return what has a run's job done."""
     if is_alone(config) and live_room().is_one_machine:
-        return OneWorker(partial(RayProcess, worker_resources(config.scaling), worker_environment(config))).train_last
+        return OneWorker(partial(RayProcess, config)).train_last
     return train_in_group
+
+
+class RayProcess:
+    """A process of Ray's that trains alone."""
+
+    def __init__(self, config: Config) -> None:
+        resources, environment = worker_resources(config.scaling), worker_environment(config)
+        runtime_env = {"env_vars": environment} if environment else None
+        options = {"num_cpus": resources["CPU"], "num_gpus": resources.get("GPU", 0), "runtime_env": runtime_env}
+        self._actor: Any = ray.remote(TrainWorker).options(**options).remote()
+
+    def train(self, job: Job) -> None:
+        """Do a job from its newest checkpoint to its end. Raises RayError."""
+        ray.get(self._actor.train.remote(job))
+
+    def end(self) -> None:
+        """End the process, whatever it does."""
+        ray.kill(self._actor)
 
 
 def run_training(
     config: Config,
     command: str = "train",
-    share: Callable[[Config, Folder], SharedRows] = share_rows,
+    share: Callable[[Config, Folder], SharedRows | Prepared] = share_rows,
     train: Callable[[Job], None] | None = None,
 ) -> dict[str, Any]:
     """Train, or go on with a training that was cut off, or return the result of a finished one.
@@ -123,13 +144,13 @@ def run_training(
     return result
 
 
-def make_trainer(job: Job, callbacks: Sequence[ray.train.UserCallback]) -> TorchTrainer:
-    """Make the trainer of one attempt at a run."""
+def train_in_group(job: Job, callbacks: Sequence[ray.train.UserCallback] = ()) -> None:
+    """Have the workers of Ray Train do a job. Raises TrainingFailedError where they failed too often."""
     config = job.config
     # Our checkpoints are in the run folder; Ray's own state serves one call of the driver and is not resumed from.
     attempt = f"attempt-{uuid.uuid4().hex[:8]}"
     low, high = config.scaling.workers
-    return _Trainer(
+    trainer = _Trainer(
         _train_in_seat,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if config.scaling.on_gpu else "gloo"),
@@ -147,6 +168,7 @@ def make_trainer(job: Job, callbacks: Sequence[ray.train.UserCallback]) -> Torch
             worker_runtime_env={"env_vars": worker_environment(config)},
         ),
     )
+    trainer.fit()
 
 
 def worker_resources(scaling: ScalingConfig) -> dict[str, float]:
@@ -222,5 +244,5 @@ def summarize(folder: Folder, plan: Plan, seconds: float) -> dict[str, Any]:
         "plan/views": counts["views"],
         "plan/dropped": counts["dropped"],
         **{f"plan/views/{name}": number for name, number in counts["views_per_source"].items()},
-        "checkpoint": f"checkpoint-{steps[-1]:06d}",
+        "checkpoint": checkpoint_name(steps[-1]),
     }

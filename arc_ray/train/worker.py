@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed
-from torch import nn
 
 from arc_ray.config import Config
 from arc_ray.models.build import build_model
+from arc_ray.models.estimate import device_peak
 from arc_ray.models.loss import LearnedLoss, validate
+from arc_ray.models.supported import compile_layers
 from arc_ray.models.weights import not_finite
 from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.maker import Batch, RowMaker, ValidationSet
@@ -26,8 +27,8 @@ from arc_ray.runs.folder import checkpoint_steps, run_folder
 from arc_ray.runs.machine import Instant, usable_cores
 from arc_ray.train.checkpoint import CheckpointWriter, read_state
 from arc_ray.train.engine import Start, accumulation_steps, begin, gather_state, load_weights, make_engine
-from arc_ray.train.loop import WHAT_MENDS, Hooks, Metrics, NonFiniteLossError, fit
-from arc_ray.train.record import Measures, MetricsLog, device_peak
+from arc_ray.train.loop import WHAT_MENDS, Hooks, Metrics, NonFiniteLossError, Steps, fit
+from arc_ray.train.record import Measures, MetricsLog
 
 if TYPE_CHECKING:
     import ray
@@ -61,128 +62,91 @@ class Seat:
     """Returns something once the worker's machine is announced to end; called by all workers together."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Worker:
-    """One worker of a run: who it is, what it was given, and the model it built."""
-
-    config: Config
-    seat: Seat
-    maker: RowMaker
-    validation: ValidationSet | None
-    tokenizer: Any
-    model: nn.Module
-    """With the weights of the start, not wrapped yet."""
-    start: Start
-    batches: Iterator[Batch]
-    """Its rows, which are made already while the model loads; trl's engine makes its own."""
-    ready: float
-    """When it began (time.perf_counter), the loading of the model taken off."""
-
-
 def train_on_worker(job: Job, seat: Seat) -> None:
     """Run one worker of a training run to its end; started again after a fault, it goes on from the newest checkpoint."""
-    worker = make_worker(job, seat)
-    folder, is_first = run_folder(worker.config), seat.rank == 0
-    measures = Measures(worker.model, worker.maker.plan, seat.num_workers, device_peak())
-    log = MetricsLog(worker.config, worker.start.step, job.begun.here(), worker.ready, is_first, seat.report)
-    writer = CheckpointWriter(folder, worker.config, worker.model, worker.tokenizer)
-    if is_first:
-        writer.rehearse()
-    train = train_with_trl if worker.config.train.engine == "trl" else train_with_deepspeed
-    with ExitStack() as at_end:
-        at_end.callback(log.close)
-        at_end.callback(writer.wait)
-        train(worker, partial(_hooks, worker, measures, log, writer, at_end))
+    Worker(job, seat).train()
 
 
-def make_worker(job: Job, seat: Seat) -> Worker:
-    """Fetch what the worker needs and build the model as it is at the newest checkpoint."""
-    began = time.perf_counter()
-    config, folder = job.config, run_folder(job.config)
-    torch.set_num_threads(config.scaling.threads or max(1, usable_cores() // seat.num_on_node))
-    maker, validation = held(job.maker), held(job.validation)
-    step = max(checkpoint_steps(folder), default=0)
-    batches = iter(()) if config.train.engine == "trl" else ahead(stream_share(job, maker.plan, seat, step))
-    loading = time.perf_counter()
-    tokenizer = load_tokenizer(config.model, config.storage)
-    train = config.train
-    model = build_model(config.model, config.storage, config.seed, train.full, tokenizer, train.row_tokens)
-    ready = began + time.perf_counter() - loading
-    start = Start(step, read_state(folder, step)) if step else Start()
-    if start.state is not None:
-        load_weights(model, start.state)
-    if train.compile:
-        from arc_ray.models.fused import compile_layers  # peft takes seconds to import
+class Worker:
+    """One worker of a run: what it was given, the model it built, and what it writes by."""
 
-        compile_layers(model)
-    return Worker(config, seat, maker, validation, tokenizer, model, start, batches, ready)
+    def __init__(self, job: Job, seat: Seat) -> None:
+        """Fetch what the worker needs and build the model as it is at the newest checkpoint."""
+        began, config, train = time.perf_counter(), job.config, job.config.train
+        self._config, self._seat, self._folder = config, seat, run_folder(config)
+        torch.set_num_threads(config.scaling.threads or max(1, usable_cores() // seat.num_on_node))
+        self._maker, self._validation = held(job.maker), held(job.validation)
+        plan, step = self._maker.plan, max(checkpoint_steps(self._folder), default=0)
+        self._batches: Iterator[Batch] = iter(())
+        if train.engine != "trl":  # which makes its own; others are made already while the model loads
+            rows = rows_of_rank(plan, config, seat.rank, seat.num_workers, step)
+            stream = stream_rows(job.maker, rows, train.rows_at_once, plan.row_tokens, config.scaling.data_cpus)
+            self._batches = ahead(stream)
+        loading = time.perf_counter()
+        self._tokenizer = load_tokenizer(config.model, config.storage)
+        model = build_model(config.model, config.storage, config.seed, train.full, self._tokenizer, train.row_tokens)
+        ready = began + time.perf_counter() - loading  # the loading of the model does not count
+        self._model, self._start = model, Start(step, read_state(self._folder, step)) if step else Start()
+        if self._start.state is not None:
+            load_weights(model, self._start.state)
+        if train.compile:
+            compile_layers(model)
+        self._measures = Measures(model, plan, seat.num_workers, device_peak())
+        self._log = MetricsLog(config, step, job.begun.here(), ready, seat.rank == 0, seat.report)
+        self._writer = CheckpointWriter(self._folder, config, model, self._tokenizer)
 
-
-def stream_share(job: Job, plan: Plan, seat: Seat, step: int) -> Iterator[Batch]:
-    """Stream the rows of one worker from a step on, made by Ray Data meanwhile."""
-    config = job.config
-    rows = rows_of_rank(plan, config, seat.rank, seat.num_workers, step)
-    return stream_rows(job.maker, rows, config.train.rows_at_once, plan.row_tokens, config.scaling.data_cpus)
-
-
-def train_with_deepspeed(worker: Worker, make_hooks: Callable[[Any, Any], Hooks]) -> None:
-    """Train by our loop, on rows that Ray Data makes meanwhile."""
-    config, start, seat = worker.config, worker.start, worker.seat
-    engine = make_engine(LearnedLoss(worker.model), config.train, config.model, seat.num_workers)
-    begin(engine, worker.model, start)
-    plan, hooks = worker.maker.plan, make_hooks(engine, engine)
-    fit(engine, worker.batches, plan, config.train, config.seed, start.step, seat.rank, seat.num_workers, hooks)
-
-
-def train_with_trl(worker: Worker, make_hooks: Callable[[Any, Any], Hooks]) -> None:
-    """Train by trl's loop, which makes its rows itself."""
-    from arc_ray.train.sft import fit_with_trl  # seconds to import, and not needed otherwise
-
-    fit_with_trl(
-        worker.model, worker.tokenizer, worker.maker, worker.config, worker.start, worker.seat.num_workers, make_hooks
-    )
-
-
-def _hooks(
-    worker: Worker,
-    measures: Measures,
-    log: MetricsLog,
-    writer: CheckpointWriter,
-    at_end: ExitStack,
-    engine: Any,
-    scoring: Any,
-) -> Hooks:
-    """Tie the loop to the run folder; `scoring` is called for the losses of validation, `engine` holds the state."""
-    config, plan, folder, seat = worker.config, worker.maker.plan, run_folder(worker.config), worker.seat
-    at_end.callback(engine.destroy)  # its hooks would keep the model in memory for ever
-
-    def run_validation(step: int) -> Metrics:
-        if worker.validation is None:
-            return {}
-        outcome = validate(scoring, worker.validation, config.train.rows_at_once, seat.rank, seat.num_workers)
-        if not np.isfinite(outcome.mean_loss):
-            read = zip(worker.validation.names, outcome.loss, strict=False)  # those that are too long follow
-            lost = [name for name, loss in read if not np.isfinite(loss)]
-            raise NonFiniteLossError(
-                f"validation after step {step}: the loss of {', '.join(lost[:20])} is not finite; {WHAT_MENDS}"
-            )
+    def train(self) -> None:
+        """Train to the end of the plan."""
+        config, seat, model, start = self._config, self._seat, self._model, self._start
         if seat.rank == 0:
-            (folder / "validation").write_json(f"step-{step:06d}.json", outcome.to_json())
-        return outcome.metrics()
+            self._writer.rehearse()
+        with ExitStack() as at_end:
+            at_end.callback(self._log.close)
+            at_end.callback(self._writer.wait)
+            make_hooks = partial(self._hooks, at_end)
+            if config.train.engine == "trl":
+                from arc_ray.train.sft import fit_with_trl  # seconds to import, and not needed otherwise
 
-    def save(step: int) -> None:
-        state = gather_state(engine, worker.model)
-        if lost := not_finite(state.items()):
-            raise NonFiniteLossError(f"step {step}: {lost[0]} holds numbers that are not finite; {WHAT_MENDS}")
-        if seat.rank == 0:
-            writer.write(step, state, after=log.flush())
+                return fit_with_trl(model, self._tokenizer, self._maker, config, start, seat.num_workers, make_hooks)
+            engine = make_engine(LearnedLoss(model), config.train, config.model, seat.num_workers)
+            begin(engine, model, start)
+            hooks, plan = make_hooks(engine, engine), self._maker.plan
+            steps = Steps(engine, plan, config.train, config.seed, start.step, seat.rank, hooks)
+            fit(steps, self._batches, seat.num_workers)
 
-    def name_views(step: int) -> list[str]:
-        return [name for row in plan.rows_of_step(step) if row < plan.num_rows for name in worker.maker.names_of(row)]
+    def _hooks(self, at_end: ExitStack, engine: Any, scoring: Any) -> Hooks:
+        """Tie the loop to the run folder; `scoring` is called for the losses of validation, `engine` holds the state."""
+        validation, plan, seat = self._validation, self._maker.plan, self._seat
+        at_end.callback(engine.destroy)  # its hooks would keep the model in memory for ever
 
-    notice = EndNotice(seat.ask_end, seat.num_workers, engine.device)
-    scales_loss = config.model.dtype == "float16"
-    return Hooks(measures, log, run_validation, save, name_views, scales_loss, notice.is_new)
+        def run_validation(step: int) -> Metrics:
+            if validation is None:
+                return {}
+            outcome = validate(scoring, validation, self._config.train.rows_at_once, seat.rank, seat.num_workers)
+            if not np.isfinite(outcome.mean_loss):
+                read = zip(validation.names, outcome.loss, strict=False)  # those that are too long follow
+                lost = [name for name, loss in read if not np.isfinite(loss)]
+                raise NonFiniteLossError(
+                    f"validation after step {step}: the loss of {', '.join(lost[:20])} is not finite; {WHAT_MENDS}"
+                )
+            if seat.rank == 0:
+                (self._folder / "validation").write_json(f"step-{step:06d}.json", outcome.to_json())
+            return outcome.metrics()
+
+        def save(step: int) -> None:
+            state = gather_state(engine, self._model)
+            if lost := not_finite(state.items()):
+                raise NonFiniteLossError(f"step {step}: {lost[0]} holds numbers that are not finite; {WHAT_MENDS}")
+            if seat.rank == 0:
+                self._writer.write(step, state, after=self._log.flush())
+
+        def name_views(step: int) -> list[str]:
+            rows = [row for row in plan.rows_of_step(step) if row < plan.num_rows]
+            return [name for row in rows for name in self._maker.names_of(row)]
+
+        notice = EndNotice(seat.ask_end, seat.num_workers, engine.device)
+        scales_loss = self._config.model.dtype == "float16"
+        return Hooks(self._measures, self._log, run_validation, save, name_views, scales_loss, notice.is_new)
 
 
 def rows_of_rank(plan: Plan, config: Config, rank: int, num_workers: int, first_step: int) -> npt.NDArray[np.int64]:

@@ -41,13 +41,14 @@ import pyarrow.parquet as pq
 import ray
 
 from arc_ray.config.sources import ArcGenSource, RearcSource
-from arc_ray.datasets.blocks import Block, collector_paused, read_stats, write_block
+from arc_ray.datasets.blocks import Block, read_stats, write_block
 from arc_ray.datasets.generate import DRIVER_SECONDS, bundles_of, ensure_datasets
 from arc_ray.datasets.makers import maker_of
 from arc_ray.datasets.manifest import Tally
+from arc_ray.runs.machine import collector_paused
 from arc_ray.seeding import digest64, python_random_for, rng_for
 from arc_ray.storage import Folder
-from arc_ray.tasks import arcgen, generators
+from arc_ray.tasks import generators
 from arc_ray.tasks.examples import Example
 
 Seconds = dict[str, npt.NDArray[np.float64]]
@@ -168,7 +169,7 @@ for task_id, seeds in json.load(open(sys.argv[1])).items():
 def compare_with_arcgen(clone: Path, every: int, count: int, repetitions: int) -> None:
     """Measure examples a CPU second of ARC-GEN's own loop and of ours, in turns."""
     source = ArcGenSource(kind="arcgen", path=str(clone), seed=SEED)
-    blocks = [Block(task_id, 0, count) for task_id in arcgen.arcgen_ids(source.path)[::every]]
+    blocks = [Block(task_id, 0, count) for task_id in generators.arcgen_ids(source.path)[::every]]
     with tempfile.TemporaryDirectory() as place:
         folder = Folder.at(place)
         for block in blocks:
@@ -194,7 +195,7 @@ def compare_with_arcgen(clone: Path, every: int, count: int, repetitions: int) -
             before = own_cpu_seconds()
             for block in steady:
                 write_block(source, block, folder)
-            arcgen._PROCESSES.pop(source.path).end()  # a process counts when it has ended
+            generators._PROCESSES.pop(source.path).end()  # a process counts when it has ended
             ours.append(own_cpu_seconds() - before)
             starts.append(start)
             loops.append(whole - start)

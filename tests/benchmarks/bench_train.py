@@ -220,7 +220,7 @@ def ours(config: Any, model: Any, _: Any, maker: Any, rows: range, gpu: bool) ->
 
     from arc_ray.models.loss import LearnedLoss
     from arc_ray.train.engine import make_engine
-    from arc_ray.train.loop import Hooks, fit
+    from arc_ray.train.loop import Hooks, Steps, fit
     from arc_ray.train.record import Measures
 
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29511")
@@ -238,7 +238,7 @@ def ours(config: Any, model: Any, _: Any, maker: Any, rows: range, gpu: bool) ->
     batches = (maker.make(range(row, row + at_once)) for row in rows[::at_once])
     hooks = Hooks(measures, log, lambda _: {}, lambda _: None, lambda _: [])
     with suppress(StopIteration):  # the rows of a round end before the plan does
-        fit(engine, batches, maker.plan, config.train, 0, rows.start // at_once, 0, 1, hooks)
+        fit(Steps(engine, maker.plan, config.train, 0, rows.start // at_once, 0, hooks), batches, 1)
     return rate_of(steps)
 
 
@@ -342,7 +342,7 @@ def train_under_torchrun(path: Path, found: Path) -> None:
     from arc_ray.prompts.tokenizer import load_tokenizer
     from arc_ray.rows.prepare import prepare
     from arc_ray.train.engine import make_engine
-    from arc_ray.train.loop import Hooks, fit
+    from arc_ray.train.loop import Hooks, Steps, fit
     from arc_ray.train.record import Measures
     from arc_ray.train.worker import rows_of_rank
 
@@ -364,7 +364,7 @@ def train_under_torchrun(path: Path, found: Path) -> None:
         records.extend([{"step": step, **metrics}] if metrics else [])
 
     hooks = Hooks(measures, log, lambda _: {}, lambda _: None, lambda _: [])
-    fit(engine, iter(loader), maker.plan, config.train, config.seed, 0, rank, num_workers, hooks)
+    fit(Steps(engine, maker.plan, config.train, config.seed, 0, rank, hooks), iter(loader), num_workers)
     if rank == 0:
         found.write_text("".join(json.dumps(record) + "\n" for record in records))
     torch.distributed.destroy_process_group()

@@ -31,13 +31,14 @@ from bench_train import SMOLLM2, write_llama
 
 from arc_ray.config import Config, config_from, parse_assignments
 from arc_ray.models.build import build_model
-from arc_ray.models.fused import compile_layers
+from arc_ray.models.estimate import device_peak
 from arc_ray.models.loss import LearnedLoss, inputs_of
+from arc_ray.models.supported import compile_layers
 from arc_ray.prompts.tokenizer import load_tokenizer
 from arc_ray.rows.prepare import prepare
 from arc_ray.train.engine import Start, begin, make_engine
-from arc_ray.train.loop import Hooks, fit
-from arc_ray.train.record import Measures, device_peak
+from arc_ray.train.loop import Hooks, Steps, fit
+from arc_ray.train.record import Measures
 
 SHAPES: dict[str, dict[str, int]] = {
     "135m": SMOLLM2,
@@ -172,7 +173,7 @@ def measure_arm(arguments: argparse.Namespace, overrides: dict[str, Any]) -> dic
     rows = range(0, arguments.steps * config.train.batch_rows, micro)
     batches = iter([maker.make(range(first, first + micro)) for first in rows])  # made before, as Ray Data makes them
     hooks = Hooks(measures, log, lambda _: {}, lambda _: None, lambda _: [])
-    fit(engine, batches, maker.plan, config.train, 0, 0, 0, 1, hooks)
+    fit(Steps(engine, maker.plan, config.train, 0, 0, 0, hooks), batches, 1)
     if profiler:
         profiler.stop()
     counted = steps[2:-1] if profiler else steps[2:]

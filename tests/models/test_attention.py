@@ -38,9 +38,8 @@ from transformers.masking_utils import flash_attention_mask
 from arc_ray.errors import UserError
 from arc_ray.models import attention
 from arc_ray.models.attention import hidden_states, place, reads_one_by_one, spans_of, use_by_view
-from arc_ray.models.fused import compile_layers
 from arc_ray.models.loss import LearnedLoss, inputs_of
-from arc_ray.models.supported import check_positions, check_supported
+from arc_ray.models.supported import check_positions, check_supported, compile_layers
 from arc_ray.rows.maker import write_rows
 from arc_ray.views.view import plain_views
 

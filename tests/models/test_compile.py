@@ -10,11 +10,11 @@ from torch import nn
 
 from arc_ray.config.model import LoraConfig
 from arc_ray.errors import UserError
-from arc_ray.models import fused
+from arc_ray.models import lora
 from arc_ray.models.build import trainable
-from arc_ray.models.fused import compile_layers
 from arc_ray.models.lora import with_lora
 from arc_ray.models.loss import LearnedLoss, inputs_of
+from arc_ray.models.supported import compile_layers
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +32,7 @@ def fresh() -> Any:
 @pytest.mark.usefixtures("fresh")
 def test_compiled_layers_have_the_same_losses_and_gradients(monkeypatch: pytest.MonkeyPatch):
     """Would catch a layer that is cut into pieces by what cannot be traced, and fused arithmetic that is another one."""
-    monkeypatch.setattr(fused, "DEVICES", {"cpu"})
+    monkeypatch.setattr(lora, "DEVICES", {"cpu"})
     model: Any = with_lora(tiny_model(layers=2), LoraConfig(r=4, alpha=8))
     for name, weight in trainable(model).items():
         if "lora_B" in name:

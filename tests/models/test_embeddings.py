@@ -25,7 +25,7 @@ from arc_ray.models.build import (
     trainable,
     trainable_ends,
 )
-from arc_ray.models.fused import merged
+from arc_ray.models.lora import merged
 from arc_ray.models.weights import load_base
 from arc_ray.rows.maker import Batch
 from arc_ray.storage import Folder

@@ -14,10 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from workers import State, on_workers, train_on
 
 from arc_ray.config.model import LoraConfig, ModelConfig
-from arc_ray.models import fused
+from arc_ray.models import lora
 from arc_ray.models.build import build_model, save_weights, trainable
-from arc_ray.models.fused import FusedLinear, LoraProducts, merged
-from arc_ray.models.lora import fuse_lora, with_lora
+from arc_ray.models.lora import FusedLinear, LoraProducts, fuse_lora, merged, with_lora
 from arc_ray.models.loss import LearnedLoss, inputs_of
 
 
@@ -70,7 +69,7 @@ def passed(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fuse on the CPU as well, as on a GPU."""
-    monkeypatch.setattr(fused, "DEVICES", {"cpu"})
+    monkeypatch.setattr(lora, "DEVICES", {"cpu"})
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -205,7 +204,7 @@ def test_a_model_has_the_losses_and_gradients_that_it_has_with_peft(
     batch: Any = {"input_ids": ids, "position_ids": places, "labels": ids}
     inputs, found = inputs_of(batch, torch.device("cpu")), []
     for devices in (set(), {"cpu"}):
-        monkeypatch.setattr(fused, "DEVICES", devices)
+        monkeypatch.setattr(lora, "DEVICES", devices)
         with Products() as seen:
             losses, _ = loss_of(**inputs)
         gradients = torch.autograd.grad(losses.sum(), list(trainable(model).values()))
@@ -239,7 +238,7 @@ def train_fused(rank: int, number: int, tree: Any, overrides: Any, fuse: bool) -
         calls += 1
         return apply(*arguments)
 
-    fused.DEVICES = {"cpu"} if fuse else set()
+    lora.DEVICES = {"cpu"} if fuse else set()
     LoraProducts.apply = counted  # pyright: ignore[reportAttributeAccessIssue]
     losses, states, _ = train_on(rank, number, tree, overrides)
     return losses, states[max(states)], calls

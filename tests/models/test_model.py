@@ -39,7 +39,7 @@ from arc_ray.models.build import (
     served,
     trainable,
 )
-from arc_ray.models.fused import merged
+from arc_ray.models.lora import merged
 from arc_ray.models.loss import LearnedLoss, inputs_of
 from arc_ray.models.weights import attention_implementation, load_base
 from arc_ray.prompts.tokenizer import load_tokenizer

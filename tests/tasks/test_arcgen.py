@@ -16,9 +16,9 @@ from small_clone import BODIES, COMMON, write_clone
 from arc_ray.config.sources import ArcGenSource
 from arc_ray.errors import UserError
 from arc_ray.seeding import digest64
-from arc_ray.tasks import arcgen
-from arc_ray.tasks.arcgen import arcgen_digest, arcgen_example, arcgen_ids
+from arc_ray.tasks import generators
 from arc_ray.tasks.examples import Example
+from arc_ray.tasks.generators import arcgen_digest, arcgen_example, arcgen_ids
 
 
 def source_of(path: str | Path, **changes: Any) -> ArcGenSource:
@@ -32,7 +32,7 @@ def content(example: Example) -> Any:
 
 
 def process_of(path: str) -> int:
-    return arcgen._PROCESSES[path]._popen.pid
+    return generators._PROCESSES[path]._popen.pid
 
 
 def is_alive(pid: int) -> bool:
@@ -60,7 +60,7 @@ def test_examples_depend_on_their_key_alone(tmp_path: Path):
     keys = [(task_id, index, seed) for task_id in ("00000001", "00000002") for index in range(4) for seed in range(3)]
     made = {key: content(arcgen_example(source_of(path, seed=key[2]), *key[:2])) for key in keys}
     assert len({repr(pair) for pair in made.values()}) == len(keys)
-    arcgen._PROCESSES.pop(path).end()
+    generators._PROCESSES.pop(path).end()
     for key in reversed(keys):
         assert content(arcgen_example(source_of(path, seed=key[2]), *key[:2])) == made[key]
     program = (
@@ -111,7 +111,7 @@ def test_a_hanging_draw_is_ended_and_costs_no_other_one(tmp_path: Path):
 
 def test_a_hanging_draw_without_cpu_time_is_given_up_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(BODIES, "bad0slep", "import time; time.sleep(1000)")
-    monkeypatch.setattr(arcgen, "WALL_FACTOR", 1)
+    monkeypatch.setattr(generators, "WALL_FACTOR", 1)
     path = write_clone(tmp_path / "clone", "bad0slep")
     assert arcgen_example(source_of(path, time_limit_seconds=0.1), "bad0slep", 0).outcome == "timed_out"
 

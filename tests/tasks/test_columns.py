@@ -123,13 +123,19 @@ def test_only_the_files_asked_for_are_read_and_only_the_selected_records_are_par
             {},
             "line 2: task data-2, train pair 0, output: 1.5 is",
         ),
+        (
+            '{"train": {"input": [[[1]], [[2]]], "output": [[[1]], [[2]], [[3]]]}, "test": []}',
+            {},
+            "line 2: task data-2, train pair 2, input: a grid is a non-empty list of rows",
+        ),
         ('{"train": "[", "test": []}', {}, "line 2: task data-2, column train is no JSON"),
         ('{"x": 1}', {"id": "id"}, "line 2: no id in column id (it has x); name the columns in the source's `columns`"),
         (json.dumps({"id": "a", **TASK}), {"id": "id"}, "line 2: task a is there already, at "),
     ],
 )
 def test_a_line_that_is_no_task_is_refused_by_its_number(tmp_path: Path, line: str, columns: Any, reason: str) -> None:
-    """Would catch a traceback, or a message that leaves the user to search 100,000 lines; and two tasks of one id."""
+    """Would catch a traceback, or a message that leaves the user to search 100,000 lines; two tasks of one id; and an
+    output without an input that is left out in silence."""
     file = tmp_path / "data.jsonl"
     file.write_text(f"{json.dumps({'id': 'a', **TASK})}\n{line}\n")
     with pytest.raises(UserError) as caught:

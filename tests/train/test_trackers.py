@@ -17,8 +17,15 @@ from arc_ray.errors import UserError
 from arc_ray.models.estimate import flops_of_steps
 from arc_ray.runs.folder import MetricsFile, read_metrics, run_folder
 from arc_ray.train.loop import Step
-from arc_ray.train.record import Measures, finite_metrics
-from arc_ray.train.trackers import TENSORBOARD_FOLDER, check_tracker, make_tracker, metrics_of, tracker_environment
+from arc_ray.train.record import (
+    TENSORBOARD_FOLDER,
+    Measures,
+    MetricsLog,
+    check_tracker,
+    make_tracker,
+    metrics_of,
+    tracker_environment,
+)
 
 RECORDS = [{"step": n, "seconds": n / 2, "train/loss": 1.0 / (n + 1), "train/lr": 1e-3 * n} for n in range(6)]
 
@@ -136,12 +143,19 @@ def _wandb_history(file: Path) -> list[dict[str, float]]:
     return history
 
 
-def test_metrics_that_json_and_ray_refuse_become_plain_or_are_left_out() -> None:
+def test_metrics_that_json_and_ray_refuse_become_plain_or_are_left_out(tmp_path: Path) -> None:
     """Catches the np.float32 that Ray's controller fails on, and the NaN of a gradient norm that nobody computed."""
-    given = {"a": np.float32(0.5), "b": np.int64(3), "c": float("nan"), "d": float("inf"), "e": 2}
-    found = finite_metrics(given)
-    assert found == {"a": 0.5, "b": 3.0, "e": 2.0}
-    assert all(type(value) is float for value in found.values())
+    reported: list[dict[str, Any]] = []
+    config = config_with(storage=str(tmp_path), train__tracker="none")
+    log = MetricsLog(config, 0, time.monotonic(), time.perf_counter(), False, reported.append)
+    log(1, {"eval/a": np.float32(0.5), "b": np.int64(3), "c": float("nan"), "d": float("inf"), "e": 2})
+    [found] = reported
+    assert {name: found[name] for name in found if name not in ("step", "seconds")} == {
+        "eval/a": 0.5,
+        "b": 3.0,
+        "e": 2.0,
+    }
+    assert all(type(value) is float for name, value in found.items() if name != "step")
 
 
 def test_mfu_is_the_plans_flops_over_the_devices_peak() -> None:
