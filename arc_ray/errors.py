@@ -80,6 +80,13 @@ def refuse_place(uri: str) -> None:
         )
 
 
+def unreadable(folder: str, file: str, error: OSError) -> UserError:
+    """Say why a file of a folder, or the folder's list, cannot be read."""
+    if isinstance(error, NotADirectoryError):
+        return UserError(f"{folder} is no folder")
+    return UserError(f"{file} cannot be read: {error}; put a file there")
+
+
 def nearest(wrong: str, known: Iterable[str], cutoff: float = 0.6, before: str = "", most: int = 1) -> str:
     """Return "; did you mean ...?" with what stands `before` a known name, or nothing where none is near (`cutoff`)."""
     near = difflib.get_close_matches(wrong, sorted(known), n=most, cutoff=cutoff)
@@ -121,7 +128,7 @@ def located(where: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if where in str(error):
+        if re.search(rf"(?<!\w){re.escape(where)}(?!\w)", str(error)):
             raise
         raise type(error)(f"{where}: {error}") from error.__cause__
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from arc_ray.contents import damaged, parse_json, parse_lines, parse_parquet, parse_yaml
 from arc_ray.copies import cached
-from arc_ray.errors import FULL, IN_THE_WAY, StorageError, UserError, refuse_place
+from arc_ray.errors import FULL, IN_THE_WAY, StorageError, UserError, refuse_place, unreadable
 from arc_ray.seeding import digest64
 
 LEFTOVER_SECONDS = 300.0
@@ -153,7 +153,7 @@ class Folder:
             yield
         except OSError as error:
             if self.is_local and error.errno in (None, *IN_THE_WAY):  # pyarrow has no number for a folder
-                raise UserError(f"{(self / name).uri} cannot be read: {error}; put a file there") from error
+                raise unreadable(self.uri, (self / name).uri, error) from error
             raise
 
     def read(self, name: str, parse: Callable[[bytes], Any], may_miss: bool = False) -> Any:

@@ -119,9 +119,10 @@ def describe_command(command: Command, asked: Config, address: str | None, termi
     with foreseen(asked, command, address, terminal) as needs:
         match command:
             case "train":
-                terminal.console.print(to_yaml(needs.variants[0]), markup=False)
                 _describe_needs(needs, terminal)
-                for line in plan_lines(needs.variants[0], asked):
+                lines = list(plan_lines(needs.variants[0], asked))  # what is refused is not sought below a long config
+                terminal.console.print(to_yaml(needs.variants[0]), markup=False)
+                for line in lines:
                     terminal.note(line)
             case "evaluate":
                 _describe_evaluation(needs, terminal)

@@ -81,19 +81,21 @@ def generate(
     export: Annotated[str | None, typer.Option(help="Also write the datasets as arc_json or as rearc's layout")] = None,
 ) -> None:
     """Make the RE-ARC, counting and plug-in examples that a config's sources need; adds what is missing, never again."""
+    if export:
+        from arc_ray.datasets.export import check_format
+
+        check_format(export)
     terminal, loaded = Terminal(), loaded_config(config, assignments, writes=not dry_run)
     if dry_run:
         from arc_ray.cli.check import describe_generation
 
         return describe_generation(loaded, terminal)
-    from arc_ray.datasets.export import check_format, export_datasets
-
-    if export:
-        check_format(export)
     storage, manifests = Folder.at(loaded.storage), make_examples(loaded, address, terminal)
     for name in manifests:
         terminal.note((storage / f"data/{name}/manifest.json").uri)
     if export:
+        from arc_ray.datasets.export import export_datasets
+
         for place in export_datasets(storage, manifests, export):
             terminal.note(place)
 

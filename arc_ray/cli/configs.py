@@ -15,6 +15,7 @@ from arc_ray.cli.commands import app
 from arc_ray.config import parse_assignments, value_name
 from arc_ray.config.keys import all_keys, json_schema, keys_below
 from arc_ray.config.loading import config_from
+from arc_ray.config.section import BUILT_IN, is_model_name, near_built_in
 from arc_ray.errors import UserError, nearest
 
 # 40853293 is ARC's own evaluation task 070dd51e under another name; caa06a1f shares two pairs with 50a16a69.
@@ -74,7 +75,7 @@ def init(
 ) -> None:
     """Write a commented config to begin with, NAME.yaml; on a terminal it asks for what is not given."""
     path = Path(f"{name}.yaml")
-    config_from({"name": path.stem}, {}, origin="init")
+    config_from({"name": Path(name).name}, {}, origin="init")
     if path in path.parent.glob("*.yaml"):
         raise UserError(f"{path} is there already; choose another name")
     model = model or _ask("Which model? A built-in name, a hub's name, or a folder", "smollm2")
@@ -99,7 +100,12 @@ def _ask(text: str, default: str) -> str:
 
 
 def beginning(name: str, model: str, data: str, question: str) -> str:
-    """Write a config of some twenty lines. Raises UserError if the data or the question is none."""
+    """Write a config of some twenty lines. Raises UserError if the model, the data or the question is none."""
+    is_name = is_model_name(model)
+    if not (is_name or model.startswith("@") or "://" in model or Path(model).expanduser().is_dir()):
+        raise UserError(f"--model {model}: there is no such folder")
+    if is_name and (hint := near_built_in(model, BUILT_IN)):
+        raise UserError(f"--model {model}: no folder here, and no built-in name{hint}")
     if data not in DATA and not Path(data).is_dir():
         raise UserError(f"--data {data}: no folder, and none of {', '.join(DATA)}{nearest(data, DATA)}")
     if question not in QUESTIONS and "=" not in question:

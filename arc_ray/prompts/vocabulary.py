@@ -26,9 +26,9 @@ from arc_ray.prompts.encoders import ENCODERS
 from arc_ray.prompts.formats import FORMATS, Frame
 from arc_ray.prompts.sample import SAMPLED_SIDES
 from arc_ray.prompts.tokenizer import frame_of, load_tokenizer
-from arc_ray.runs.base import explained, model_path
+from arc_ray.runs.base import explained, model_path, named_model
 from arc_ray.runs.folder import resolve_reference
-from arc_ray.runs.obtain import find, put
+from arc_ray.runs.obtain import put
 from arc_ray.seeding import digest64
 from arc_ray.storage import Folder
 from arc_ray.tasks.counting import counting_task
@@ -63,7 +63,9 @@ def cut_place(config: ModelConfig, storage: str, weights: bool = True) -> Folder
     """Return where a storage keeps the cut of a base, another place for each content of base and texts."""
     assert config.base
     is_name = is_model_name(config.base)
-    whole = find(config.base, storage, weights) if is_name else Folder.at(resolve_reference(config.base, storage))
+    whole = (
+        named_model(config.base, storage, weights) if is_name else Folder.at(resolve_reference(config.base, storage))
+    )
     digest = digest64(VERSION, json.dumps(config.vocabulary), whole.contents())
     name = re.sub("[^A-Za-z0-9.]+", "-", config.base).strip("-")[-40:]
     return Folder.at(storage) / "models" / f"{name}-{digest:016x}"

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from arc_ray.config.section import BUILT_IN, is_model_name
 from arc_ray.contents import damaged, parse_json
-from arc_ray.errors import UserError, one_line
+from arc_ray.errors import UserError, located, one_line
 from arc_ray.runs.folder import resolve_reference
-from arc_ray.runs.obtain import find
+from arc_ray.runs.obtain import find, in_config
 from arc_ray.runs.shapes import IndexShape
 from arc_ray.seeding import digest64
 from arc_ray.storage import Folder
@@ -35,13 +35,19 @@ def model_path(base: str | None, storage: str, weights: bool = True) -> str:
             ' "@run", or model.scratch for a small new model'
         )
     if is_model_name(base):
-        return str(find(base, storage, weights).on_this_node())
+        return str(named_model(base, storage, weights).on_this_node())
     path = local_folder(base, storage)
     if not Path(path).is_dir():
         raise UserError(f"model.base {base}: there is no such folder")
     if not (Path(path) / "config.json").exists():
         raise UserError(f"model.base {base}: {path} is no model: it has no config.json")
     return path
+
+
+def named_model(name: str, storage: str, weights: bool = True) -> Folder:
+    """Return where the model of a name that a config gives is, as `find` does. Raises UserError."""
+    with located(in_config(name)):
+        return find(name, storage, weights)
 
 
 def local_folder(value: str, storage: str) -> str:

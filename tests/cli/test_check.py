@@ -117,11 +117,13 @@ def test_looking_fails_where_the_command_would(
     message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Catches exit code 0 for a command that would end with 2 once it is called, and a message about something else."""
+    """Catches exit code 0 for a command that would end with 2 once it is called, a message about something else, and one
+    below a config of 200 lines."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for words in commands:
-        mistake, _ = said(words, *re.split(r" (?=[a-z_.]+=)", change))
+        mistake, printed = said(words, *re.split(r" (?=[a-z_.]+=)", change))
         assert message in mistake if message else mistake == "", words
+        assert not mistake or "on this machine" in mistake or len(printed.splitlines()) < 20, words
 
 
 def test_what_does_not_fit_here_is_said_after_all_else(said: Callable[..., tuple[str, str]]) -> None:

@@ -48,6 +48,8 @@ def test_init_writes_a_config_that_loads(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--model", "smolm2"], "--model smolm2: no folder here, and no built-in name; did you mean smollm2?"),
+        (["--model", "./smollm2"], "--model ./smollm2: there is no such folder"),
         (["--data", "re-arc"], "did you mean rearc?"),
         (["--question", "colours"], "did you mean colors?"),
         (["--question", "model.lora.r=8"], "a list of at least two"),

@@ -128,7 +128,7 @@ def test_a_base_that_only_a_worker_looks_at_is_refused_there_in_one_message(tmp_
         if fault:
             fault(tmp_path / name)
     faults: dict[str, dict[str, Any]] = {
-        "no folder, and no built-in model; did you mean smollm2": {"model.base": "smolm2"},
+        "no folder here, and no built-in name; did you mean smollm2": {"model.base": "smolm2"},
         "the hub http://127.0.0.1:9 cannot be reached": {"model.base": "acme/tiny"},
         "its architecture is qwen9": {"model.base": str(tmp_path / "new")},
         "there is no tokenizer in this folder": {"model.base": str(tmp_path / "bare")},

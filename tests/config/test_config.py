@@ -109,7 +109,7 @@ def test_an_unknown_key_is_refused_and_the_nearest_one_named(tree: dict[str, Any
         ({"train": {"epochs": 1.5}}, "train.epochs: Input should be a valid integer"),
         ({"train": {"zero_stage": 4}}, "train.zero_stage: Input should be 'auto', 0, 1, 2 or 3; got 4"),
         ({"train": [1]}, "train: Input should be a valid dictionary"),
-        ({"name": "../up"}, "name: String should match pattern"),
+        ({"name": "../up"}, "name: write letters, digits and"),
         ({"name": 7}, "name: Input should be a valid string; got 7, a number to YAML: put it in quotes"),
         ({"scaling": {"num_workers": [1, "x"]}}, "scaling.num_workers.1: Input should be a valid integer"),
         ({"scaling": {"num_workers": []}}, "scaling.num_workers.0: Field required"),
@@ -444,7 +444,7 @@ def test_assignments_are_yaml_values_and_references(word: str, expected: dict[st
 
 @pytest.mark.parametrize("word", ["train.lr", "=1", "a=[1", "", "a=[1] #x", "a={b: 1, b: 2}"])
 def test_a_word_that_is_no_assignment_is_refused(word: str):
-    with pytest.raises(UserError, match=r"no override|no YAML"):
+    with pytest.raises(UserError, match=r"changes no key|no YAML"):
         parse_assignments([word])
 
 

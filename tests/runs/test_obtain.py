@@ -40,9 +40,9 @@ def test_a_name_that_is_nearly_a_built_in_one_is_refused_before_any_work(
         words = [command, str(CONFIGS / "smollm2.yaml"), "model.base=smolm2", "evaluate.sets=[arc_evaluation]"]
         result = CliRunner().invoke(app, [*words, *(["--dry-run"] if command != "evaluate" else [])])
         assert isinstance(result.exception, UserError), result.output
-        assert str(result.exception) == "model.base smolm2: no folder, and no built-in model; did you mean smollm2?"
+        assert str(result.exception) == "model.base smolm2: no folder here, and no built-in name; did you mean smollm2?"
     result = CliRunner().invoke(app, ["fetch", "smollm2", "storage=runs", "name=x"])
-    assert str(result.exception) == "fetch takes storage=... and nothing else; got name"
+    assert str(result.exception) == "fetch takes one name and storage=...; got name=x"
 
 
 def test_shipped_configs_name_their_models():
@@ -104,17 +104,21 @@ def test_a_model_of_a_hub_is_put_into_the_storage_with_its_revision(tmp_path: Pa
         ("acme/tniy", {}, "no folder here, .* and no model of the hub http.*; did you mean acme/tiny"),
         ("acmee/tiny", {}, "did you mean acme/tiny"),
         ("acme/tiny@v2", {}, "acme/tiny has no revision v2$"),
-        ("acme/gated", {}, "its owner wants terms to be accepted, at http.*/acme/gated; do so, and set HF_TOKEN"),
+        (
+            "acme/gated",
+            {},
+            "the model's owner wants terms to be accepted, at http.*/acme/gated; do so, and set HF_TOKEN",
+        ),
         (
             "acme/tiny",
             {"HF_HUB_OFFLINE": "1"},
-            "neither in the storage runs nor in .* must not be asked .HF_HUB_OFFLINE is set.; wh",
+            "the model is neither in the storage runs nor in .* must not be asked .HF_HUB_OFFLINE is set.; wh",
         ),
         ("acme/tiny", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "the hub http://127.0.0.1:9 cannot be reached .*refused"),
         (
             "./tiny",
             {},
-            "./tiny is no name; give a built-in one .smollm2, arcagi2, arcagi2_kaggle., or that of a hub's model: owner/name",
+            "./tiny: no name; give a built-in one .smollm2, arcagi2, arcagi2_kaggle., or that of a hub's model: owner/name",
         ),
     ],
 )
