@@ -14,6 +14,9 @@ PLAIN_EVERY_SECONDS = 15.0
 """Between two plain lines about one thing; its end is always told."""
 
 MOST_ROWS = 12
+TRIALS = "trials"
+SPEED_SECONDS = 3600.0
+"""A bar tells the time left by so many last seconds: trials, and steps of large models, take minutes each."""
 
 
 class Terminal:
@@ -55,6 +58,7 @@ class Terminal:
                 TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
                 TextColumn("{task.fields[detail]}"),
                 console=self.console,
+                speed_estimate_period=SPEED_SECONDS,
             )
             self._bar.start()
             self._bar_of, self._task = what, self._bar.add_task(what, total=total, detail=detail)
@@ -63,15 +67,20 @@ class Terminal:
             self.close()
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Print the table if it changed; on a terminal at most every few seconds."""
+        """Print the table if it changed, at most every few seconds; on a terminal a bar below it tells the time left."""
         text = repr(rows)
         ended = sum(row[-5] in ("done", "stopped", "failed") for row in rows)
         is_due = time.monotonic() - self._told.get("table", -1e9) > PLAIN_EVERY_SECONDS or ended == len(rows)
-        if text == self._last_table or not is_due:
-            return
-        self.close()
-        self._last_table, self._told["table"] = text, time.monotonic()
-        table = Table(title=f"{ended} of {len(rows)} trials ended", title_justify="left", box=None, padding=(0, 1))
+        if text != self._last_table and is_due:
+            self._last_table, self._told["table"] = text, time.monotonic()
+            self._print_table(columns, rows, f"{ended} of {len(rows)} trials ended")
+        if self._is_live and (ended < len(rows) or self._bar_of == TRIALS):
+            self.advance(TRIALS, ended, len(rows))
+
+    def _print_table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str) -> None:
+        if self._bar_of != TRIALS:
+            self.close()
+        table = Table(title=title, title_justify="left", box=None, padding=(0, 1))
         for column in columns:
             table.add_column(column)
         for row in rows[:MOST_ROWS]:

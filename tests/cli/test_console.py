@@ -46,6 +46,29 @@ def test_a_narrow_terminal_shows_how_far_and_how_long() -> None:
     assert " 3/28 --:-- loss 0.913 tokens/s 7824 solved 0.150 cells 0.489" in shown.getvalue()
 
 
+def test_a_search_tells_the_time_left_below_its_table() -> None:
+    """Catches hours in which nobody knows how long a search takes, and a bar that knows only of its last half minute."""
+    shown, now = io.StringIO(), [0.0]
+    terminal = Terminal()
+    terminal.console = Console(file=shown, force_terminal=True, width=80, color_system=None, get_time=lambda: now[0])
+    terminal._is_live = True
+    columns, rows = (
+        ("lr", "status", "step", "loss", "solved", "cells"),
+        [[rate, "running", 5, 1.5, 0, 0] for rate in range(4)],
+    )
+    for ended in range(3):
+        now[0] = 100.0 * ended
+        rows[ended][1] = "done"
+        terminal.table(columns, rows)
+    terminal.close()
+    assert "1 of 4 trials ended" in shown.getvalue()
+    assert "3/4 01:40" in shown.getvalue()
+    rows[3][1] = "done"
+    terminal.table(columns, rows)
+    last = shown.getvalue().splitlines()[-1]
+    assert last.split() == ["3", "done", "5", "1.5", "0", "0"], "a table of the end needs no bar"
+
+
 def test_a_training_is_shown_from_its_folder(tmp_path: Any) -> None:
     """Catches steps that are shown twice or before there is a plan, rows at once that nobody hears of, and an untold end."""
     asked = config_from({"name": "run", "storage": str(tmp_path), "scaling": {"use_gpu": True}}, {})

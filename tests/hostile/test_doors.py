@@ -3,12 +3,12 @@
 import ast
 import json
 import os
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from browser import command, needs_browser
 from calls import call
 from study_folder import QUESTION, SETS, TASKS, make_study
 
@@ -79,28 +79,19 @@ def test_nothing_that_data_says_becomes_an_element_or_runs(places: tuple[dict[st
     assert "<img" not in said
 
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ALARM = "<script>window.alert = () => document.body.append(document.createElement('alarm'))</script>"
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium is on the PATH")
+@needs_browser
 def test_a_browser_makes_no_element_of_what_data_says(
     places: tuple[dict[str, str], dict[str, str]], tmp_path: Path
 ) -> None:
     """Catches what a browser takes for an element or runs, though Python's parser of HTML does not; the third page does."""
-    assert CHROMIUM
     pages, found = [Path(files["report.html"]).read_text() for files in places], []
     for page in (*pages, pages[0].replace("</body>", f"{SCRIPT}{IMAGE}</body>")):
         (tmp_path / "page.html").write_text(page.replace("<head>", f"<head>{ALARM}", 1))
-        options = [
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--dump-dom",
-        ]
-        address = (tmp_path / "page.html").as_uri()
-        dumped = subprocess.run([CHROMIUM, *options, address], capture_output=True, text=True, timeout=120)
+        words = command(tmp_path, "--dump-dom", (tmp_path / "page.html").as_uri())
+        dumped = subprocess.run(words, capture_output=True, text=True, timeout=120)
         assert dumped.returncode == 0, dumped.stderr
         found.append(Elements(dumped.stdout))
     expected, hostile, control = found
