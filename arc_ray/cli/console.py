@@ -14,7 +14,7 @@ PLAIN_EVERY_SECONDS = 15.0
 """Between two plain lines about one thing; its end is always told."""
 
 MOST_ROWS = 12
-TRIALS = "trials"
+TRIALS_BAR = "trials"
 SPEED_SECONDS = 3600.0
 """A bar tells the time left by so many last seconds: trials, and steps of large models, take minutes each."""
 
@@ -74,11 +74,11 @@ class Terminal:
         if text != self._last_table and is_due:
             self._last_table, self._told["table"] = text, time.monotonic()
             self._print_table(columns, rows, f"{ended} of {len(rows)} trials ended")
-        if self._is_live and (ended < len(rows) or self._bar_of == TRIALS):
-            self.advance(TRIALS, ended, len(rows))
+        if self._is_live and (ended < len(rows) or self._bar_of == TRIALS_BAR):
+            self.advance(TRIALS_BAR, ended, len(rows))
 
     def _print_table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str) -> None:
-        if self._bar_of != TRIALS:
+        if self._bar_of != TRIALS_BAR:
             self.close()
         table = Table(title=title, title_justify="left", box=None, padding=(0, 1))
         for column in columns:
