@@ -116,7 +116,7 @@ def _init(config: RayConfig, has_dashboard: bool) -> None:
 
 
 def start_patiently(start: Callable[[], None]) -> None:
-    """Start Ray, once more where it, or its dashboard, took longer than Ray gives itself. Raises UserError."""
+    """Start Ray, once more where any of its servers took longer than Ray gives it. Raises UserError."""
     others = set(psutil.Process().children(recursive=True))
     for is_last in (False, True):
         try:

@@ -24,7 +24,7 @@ from arc_ray.cluster.roles import (
     reachable_room,
 )
 from arc_ray.config import Config, with_overrides
-from arc_ray.errors import UserError
+from arc_ray.errors import UserError, one_line
 from arc_ray.progress import Progress
 from arc_ray.runs.folder import as_made, run_folder
 from arc_ray.runs.owner import owned
@@ -41,11 +41,12 @@ def placed(config: Config, command: Command, address: str | None, progress: Prog
     needs = Needs(config, command)
     needs.check()
     room = machine_room(config.ray.num_cpus)
-    here = needs.placed(_chosen(needs, room))
-    has_ray = is_cluster(address) or ray.is_initialized() or here.uses_ray
+    is_there = is_cluster(address) or ray.is_initialized()
+    here = None if is_there else needs.placed(_chosen(needs, room))
+    has_ray, trains_groups = (True, False) if here is None else (here.uses_ray, here.trains_groups)
     with (
         owned(run_folder(config), command, progress),
-        connected(config, address, here.trains_groups) if has_ray else nullcontext(room) as room,
+        connected(config, address, trains_groups) if has_ray else nullcontext(room) as room,
     ):
         yield settled(needs, room, progress)
 
@@ -187,8 +188,7 @@ def _join(address: str) -> None:
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (AuthenticationError, ConnectionError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:400]
         raise UserError(
-            f"--address {address}: Ray does not let this machine join: {reason}."
+            f"--address {address}: Ray does not let this machine join: {one_line(error, 400)}."
             f" Check RAY_AUTH_MODE and the token, and that Python and Ray are the same here and there"
         ) from error

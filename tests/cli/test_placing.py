@@ -12,6 +12,7 @@ import pytest
 import yaml
 from training import counting_tree, environment
 
+from arc_ray.cli import session
 from arc_ray.cli.console import Terminal
 from arc_ray.cli.session import settled
 from arc_ray.cluster.roles import NodeKind, Room
@@ -99,6 +100,18 @@ def test_ray_has_a_dashboard_only_for_groups_of_workers(tmp_path: Path) -> None:
     assert trains_groups(asked(tmp_path), GPUS, "tune"), "a trial trains in Tune's process, the base run does not"
 
 
+def test_where_ray_is_there_this_machine_is_not_chosen_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a laptop that looks whether a cluster's work would fit on itself before it joins."""
+    rooms, choose = list[Room](), session._chosen
+    monkeypatch.setattr(session.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(session, "machine_room", lambda _: GPUS)
+    monkeypatch.setattr(session, "reachable_room", lambda: CPUS)
+    monkeypatch.setattr(session, "_chosen", lambda needs, room: (rooms.append(room), choose(needs, room))[1])
+    with session.placed(asked(tmp_path), "train", None, Terminal()) as needs:
+        assert place_of(needs.config)[:2] == (False, 1)
+    assert rooms == [CPUS]
+
+
 def test_a_run_keeps_its_dtype_on_another_device(tmp_path: Path) -> None:
     """Catches a run of a cluster's GPUs that a laptop refuses or goes on with in other arithmetic; and the other way."""
     on_gpu = with_start(settle(asked(tmp_path), GPUS))
@@ -174,6 +187,7 @@ def test_what_can_never_start_here_is_refused(tmp_path: Path, scaling: Any, trai
 
 LOGICAL = """
 import sys, ray
+from arc_ray.cli import session
 from arc_ray.cli import session
 from arc_ray.cli.console import Terminal
 from arc_ray.cli.session import settled
