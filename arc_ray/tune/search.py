@@ -78,7 +78,9 @@ class Search:
         the storage, UserError where all failed and a mistake of the user's is among the reasons, RuntimeError where all
         failed for reasons of ours.
         """
-        if not all(is_finished(trial_folder(self.config, point)) for point in trials):
+        # A driver may die after a trial has written its result, and before `Ends` has noted that.
+        done = [is_finished(trial_folder(self.config, p)) and self._read(p).status == "done" for p in trials]
+        if not all(done):
             scheduler = FIFOScheduler()
             if stop_early:
                 apart = self.config.study.compare if self.in_study else None

@@ -178,7 +178,8 @@ def test_killed_and_called_again_the_table_is_the_same(ray_session: None, tmp_pa
     """Catches a finished trial that is trained again, a running one that begins anew, and a lost row.
 
     First a trial's process is killed, which a new one replaces, then the whole search, with the Ray that it started. It
-    goes on, and the other runs undisturbed, on another Ray.
+    goes on, and the other runs undisturbed, on another Ray. Last, as if it had been killed between the two files that a
+    trial's end is in: it once could never go on from there.
     """
     space = {"train.lr": {"grid": [1e-3, 3e-3]}}
 
@@ -207,6 +208,11 @@ def test_killed_and_called_again_the_table_is_the_same(ray_session: None, tmp_pa
     assert whole.keys() == cut.keys()
     for name, row in whole.items():
         assert cut[name] == row, name
+    about = json.loads((second / "trial.json").read_text())
+    (second / "trial.json").write_text(json.dumps({**about, "status": "running"}))
+    (folder / "result.json").unlink()
+    search_here(config)
+    assert rows(folder) == cut
 
 
 def test_optuna_goes_on_where_it_was_killed(ray_session: None, tmp_path: Path) -> None:
