@@ -8,9 +8,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from typing import Any
 
 import psutil
 import ray
+from ray._private.node import Node
 
 from arc_ray.cli.signals import SIGNAL_ENDINGS, leave, received
 from arc_ray.cluster.roles import ALONE, logical_cpus
@@ -98,21 +100,40 @@ def _init(config: RayConfig, has_dashboard: bool) -> None:
     """Call `ray.init` with an address that is settled and told to all before Ray starts.
 
     By the dashboard, looked for at RAY_ADDRESS, Ray Train frees a stopped trial's group of workers; else it would look at
-    the machine's processes, and a second Ray there would leave them reserved for ever. Others are spared 200 MiB.
+    the machine's processes, and a second Ray there would leave them reserved for ever.
     """
     with socket.socket() as free:
         free.bind(("", 0))
         os.environ["RAY_GCS_SERVER_PORT"] = str(free.getsockname()[1])
     os.environ["RAY_ADDRESS"] = _own_address()
-    ray.init(
-        address="local",
-        num_cpus=logical_cpus(config.num_cpus),
-        object_store_memory=config.object_store_mib * 2**20,
-        include_dashboard=has_dashboard,
-        labels={ALONE: "true"},
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-    )
+    with _without_servers("start_monitor", "start_log_monitor", *([] if has_dashboard else ["start_api_server"])):
+        ray.init(
+            address="local",
+            num_cpus=logical_cpus(config.num_cpus),
+            object_store_memory=config.object_store_mib * 2**20,
+            include_dashboard=has_dashboard,
+            labels={ALONE: "true"},
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+
+
+@contextmanager
+def _without_servers(*starts: str) -> Iterator[None]:
+    """Have Ray start no servers that no command of one machine uses: an autoscaler, one that hands logs on, and what is left
+    of a dashboard without its pages. They are 3 s of every command and 160 MiB; Ray offers no public way to do without."""
+    kept = {name: vars(Node)[name] for name in starts}
+
+    def start_nothing(self: Node, **_: Any) -> None:
+        self._webui_url = ""
+
+    try:
+        for name in starts:
+            setattr(Node, name, start_nothing)
+        yield
+    finally:
+        for name, start in kept.items():
+            setattr(Node, name, start)
 
 
 def start_patiently(start: Callable[[], None]) -> None:

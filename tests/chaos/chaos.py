@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ class Place:
 class Call:
     """One call of a command, in a process group of its own."""
 
-    def __init__(self, place: Place, workload: str, number: int, clock: bool = False) -> None:
+    def __init__(self, place: Place, workload: str, number: int, environment: Mapping[str, str] | None = None) -> None:
         self.mark, self.log = f"{place.folder}-{number}", place.folder / f"call-{number}.log"
         config = place.folder / "config.yaml"
         tree = small_study(place.folder)
@@ -113,13 +114,13 @@ class Call:
         temporary = place.folder / "t"
         temporary.mkdir(exist_ok=True)
         own = {MARK: self.mark, "TMPDIR": str(temporary), "XDG_CACHE_HOME": str(place.folder / "cache")}
-        own |= clock_of(place.folder) if clock else {}
         word, *overrides = WORDS[workload]
         self.run = subprocess.Popen(
             [sys.executable, "-m", "arc_ray", word, str(config), *overrides],
             env={
                 **os.environ,
                 **own,
+                **(environment or {}),
                 "RAY_AUTH_MODE": "disabled",
                 "PYTHONUNBUFFERED": "1",
                 "OMP_NUM_THREADS": "1",
@@ -202,7 +203,8 @@ def hurt(fault: Fault, folder: Path, alone: "Alone", server: StorageServer) -> d
         moment = first + fault.moment * (last - first)
         calls, wrong, happened = list[int](), list[str](), ""
         while len(calls) < MOST_CALLS and (not calls or calls[-1] != 0):
-            call = Call(place, fault.workload, len(calls), fault.who == "clock" and not calls)
+            has_clock = fault.who == "clock" and not calls
+            call = Call(place, fault.workload, len(calls), clock_of(folder) if has_clock else None)
             if not calls:
                 while place.clock() < moment and not call.is_over():
                     time.sleep(0.03)

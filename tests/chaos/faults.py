@@ -150,11 +150,17 @@ def deal(fault: Fault, mark: str, pid: int, disk: Path, server: StorageServer, i
 
 def clock_of(folder: Path) -> dict[str, str]:
     """Return the environment of a call whose clock can be put; needs a C compiler."""
-    library, offset = folder / "clock.so", folder / CLOCK
-    source = Path(__file__).with_name("clock.c")
-    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
+    offset = folder / CLOCK
     offset.write_text("0\n")
-    return {"LD_PRELOAD": str(library), "CHAOS_CLOCK": str(offset)}
+    return {**preloaded("clock.c", folder), "CHAOS_CLOCK": str(offset)}
+
+
+def preloaded(source: str, folder: Path) -> dict[str, str]:
+    """Compile a library of this folder's into a folder; return the environment of processes that load it first."""
+    library = folder / f"{source}.so"
+    place = Path(__file__).with_name(source)
+    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", str(library), str(place), "-ldl"], check=True)
+    return {"LD_PRELOAD": str(library)}
 
 
 def fill(disk: Path, left: int) -> str:

@@ -1,5 +1,6 @@
 """A Ray of a command's own: it gets a second try, its command ends with it, and nothing of it outlives the command."""
 
+import json
 import os
 import signal
 import subprocess
@@ -167,3 +168,26 @@ def test_no_worker_outlives_the_command(server: Path, monkeypatch: pytest.Monkey
             while not (workers := psutil.Process(running.pid).children()):
                 time.sleep(0.01)
     assert psutil.wait_procs(workers, timeout=20)[1] == []
+
+
+SERVERS_OF = """
+import json, sys
+import psutil
+from arc_ray.cli.own_ray import own_ray
+from arc_ray.config import Config
+
+with own_ray(Config(name="a").ray, has_dashboard=sys.argv[1] == "dashboard"):
+    lines = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
+print(json.dumps(lines))
+"""
+
+
+@pytest.mark.parametrize("dashboard", ["dashboard", "none"])
+def test_a_command_starts_no_server_that_it_does_not_use(dashboard: str) -> None:
+    """Catches a Ray whose start takes 3 s longer, for an autoscaler, a forwarder of logs and a dashboard without pages."""
+    seen = {key: value for key, value in environment().items() if key != "RAY_ADDRESS"}
+    words = [sys.executable, "-c", SERVERS_OF, dashboard]
+    lines = json.loads(subprocess.run(words, env=seen, check=True, capture_output=True, text=True).stdout)
+    assert any("/gcs_server " in line for line in lines)
+    programs = {"monitor.py": False, "log_monitor.py": False, "dashboard.py": dashboard == "dashboard"}
+    assert {name: any(f"/{name} " in line for line in lines) for name in programs} == programs
