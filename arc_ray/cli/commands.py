@@ -39,6 +39,8 @@ Assignments = Annotated[
         autocompletion=lambda incomplete: [f"{key}=" for key in sorted(known_keys()) if key.startswith(incomplete)],
     ),
 ]
+TAKES_KEYS = {"ignore_unknown_options": True}
+"""Settings of a command that takes `Assignments`: who writes `--lr 3` is told of keys, which the parser knows nothing of."""
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve, plan and estimate; then stop")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join; without one, Ray starts here if it is needed")]
 
@@ -57,7 +59,7 @@ def before_any(
 ) -> None: ...
 
 
-@app.command()
+@app.command(context_settings=TAKES_KEYS)
 def study(
     config: ConfigPath, assignments: Assignments = None, dry_run: DryRun = False, address: Address = None
 ) -> None:
@@ -72,7 +74,7 @@ def study(
     terminal.console.print(f"Report: {place}  ({minutes} min {seconds:02d} s)", markup=False)
 
 
-@app.command()
+@app.command(context_settings=TAKES_KEYS)
 def generate(
     config: ConfigPath,
     assignments: Assignments = None,
@@ -100,7 +102,7 @@ def generate(
             terminal.note(place)
 
 
-@app.command()
+@app.command(context_settings=TAKES_KEYS)
 def train(
     config: ConfigPath, assignments: Assignments = None, dry_run: DryRun = False, address: Address = None
 ) -> None:
@@ -112,7 +114,7 @@ def train(
     terminal.note((run_folder(with_start(loaded)) / result["checkpoint"]).uri)
 
 
-@app.command()
+@app.command(context_settings=TAKES_KEYS)
 def tune(config: ConfigPath, assignments: Assignments = None, dry_run: DryRun = False, address: Address = None) -> None:
     """A search over config keys: trials.csv and best.yaml.
 
@@ -126,7 +128,7 @@ def tune(config: ConfigPath, assignments: Assignments = None, dry_run: DryRun = 
     terminal.note(f"{(run_folder(loaded) / 'trials.csv').uri} and best.yaml")
 
 
-@app.command()
+@app.command(context_settings=TAKES_KEYS)
 def evaluate(
     config: ConfigPath, assignments: Assignments = None, dry_run: DryRun = False, address: Address = None
 ) -> None:
@@ -144,7 +146,7 @@ def evaluate(
     terminal.note(write_report([run_folder(with_start(loaded)).uri])["report.html"])
 
 
-@app.command()
+@app.command(context_settings=TAKES_KEYS)
 def audit(
     config: ConfigPath, assignments: Assignments = None, dry_run: DryRun = False, address: Address = None
 ) -> None:
@@ -197,7 +199,9 @@ def _describe(command: "Command", config: Config, address: str | None, terminal:
 
 def loaded_config(path: Path, assignments: list[str] | None, writes: bool) -> Config:
     """Read a config and refuse a storage that ends with the job; one that is written is made and tried. Raises UserError."""
-    config = load_config(path, parse_assignments(assignments or []))
+    config = load_config(
+        path, parse_assignments([*([str(path)] if str(path).startswith("-") else []), *(assignments or [])])
+    )
     storage = Folder.at(config.storage)
     if JOB_FOLDER in storage.uri:
         raise UserError(

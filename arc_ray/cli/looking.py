@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from arc_ray.cli.commands import Address, Assignments, ConfigPath, app, loaded_config
+from arc_ray.cli.commands import TAKES_KEYS, Address, Assignments, ConfigPath, app, loaded_config
 from arc_ray.cli.console import Terminal
 from arc_ray.config import parse_assignments, to_yaml
 from arc_ray.errors import UserError, located
@@ -51,7 +51,7 @@ def score(
     score_file(submission, tasks, solutions, Terminal(), strict)
 
 
-@app.command()
+@app.command(context_settings=TAKES_KEYS)
 def merge(
     config: ConfigPath,
     to: Annotated[Path, typer.Option(metavar="FOLDER", help="New folder for the merged model")],
@@ -87,7 +87,7 @@ def _new_folder(to: Path) -> Iterator[Path]:
     typer.echo(str(to))
 
 
-@app.command()
+@app.command(context_settings=TAKES_KEYS)
 def shrink(
     config: ConfigPath,
     to: Annotated[Path, typer.Option(metavar="FOLDER", help="New folder for the model")],
@@ -126,7 +126,7 @@ def report(
         write_report(folders, refresh_seconds=REFRESH_SECONDS if is_open() else None)
 
 
-@app.command()
+@app.command(context_settings=TAKES_KEYS)
 def peek(
     config: ConfigPath,
     assignments: Assignments = None,
@@ -141,7 +141,7 @@ def peek(
     show_stage(loaded_config(config, assignments, writes=False), stage, count)
 
 
-@app.command()
+@app.command(context_settings=TAKES_KEYS)
 def check(
     config: Annotated[Path | None, typer.Argument(metavar="CONFIG")] = None,
     assignments: Assignments = None,

@@ -5,7 +5,7 @@ import select
 import signal
 import sys
 import threading
-from functools import partial
+from functools import cache, partial
 from types import FrameType
 from typing import NoReturn
 
@@ -23,14 +23,20 @@ received: list[int] = []
 
 def hear_signals() -> None:
     """End by signals, and note them in `received` at once: a handler waits until the main thread is back from Ray's code."""
-    heard, told = os.pipe()
-    os.set_blocking(told, False)
-    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    os.register_at_fork(after_in_child=partial(signal.set_wakeup_fd, -1))  # whose signals are its own
-    threading.Thread(target=_note_signals, args=(heard,), daemon=True).start()
+    signal.set_wakeup_fd(_signal_pipe(os.getpid()), warn_on_full_buffer=False)
     sys.unraisablehook = _hide_interrupts
     for number in SIGNAL_ENDINGS:
         signal.signal(number, _interrupt)
+
+
+@cache
+def _signal_pipe(process: int) -> int:
+    """Start the thread that notes a process's signals, once; return where Python writes them."""
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    os.register_at_fork(after_in_child=partial(signal.set_wakeup_fd, -1))  # whose signals are its own
+    threading.Thread(target=_note_signals, args=(heard,), daemon=True).start()
+    return told
 
 
 def leave(code: int, reason: str) -> NoReturn:

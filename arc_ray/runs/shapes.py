@@ -194,6 +194,7 @@ class AnswerShape(TypedDict):
     greedy: NotRequired[GridShape | None]
     cell_accuracy: NotRequired[Number | None]
     ending: NotRequired[str | None]
+    right_by: NotRequired[dict[str, bool] | None]
 
 
 class TimingShape(TypedDict):

@@ -89,7 +89,16 @@ def test_a_plugin_beside_the_config_is_found(tmp_path: Path) -> None:
         (["init", "my name"], "init: name: write letters"),
         (["study", QUICKSTART, "start=cuont"], "start"),
         (["study", QUICKSTART, "storage=/proc/nowhere"], "/proc/nowhere"),
-        (["evaluate", QUICKSTART, "--no-such-option"], "--no-such-option"),
+        (
+            ["evaluate", QUICKSTART, "--no-such-option"],
+            "--no-such-option: no option of this command; `--help` lists them",
+        ),
+        (
+            ["train", QUICKSTART, "--epochs", "3"],
+            "--epochs: no option of this command; `--help` lists them; config keys are given without dashes: train.epochs=...",
+        ),
+        (["train", "--batch-size=3", QUICKSTART], "--batch-size=3: no option of this command"),
+        (["study", "--train.lr=3"], "without dashes: train.lr=3"),
         (["peek", QUICKSTART, "--stage", "dream"], "task, view, prompt, tokens, predictions"),
         (["peek", QUICKSTART, "--stage", "predictions"], "holds no predictions yet"),
         (["score", "no_such.json", "arcagi1/evaluation"], "no_such.json: no such file"),

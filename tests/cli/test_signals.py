@@ -108,3 +108,14 @@ def test_a_signal_is_not_sent_again_to_a_command_that_is_on_its_way_out() -> Non
     ended = subprocess.run([sys.executable, "-c", PATIENT], capture_output=True, text=True, timeout=120)
     assert ended.stdout == "clean\n"
     assert ended.stderr.endswith("KeyboardInterrupt\n")
+
+
+def test_commands_in_one_process_have_one_thread_that_hears_signals() -> None:
+    """Catches a notebook or a test that calls commands, and that each leaves with a thread and two open files more."""
+    count = "print(threading.active_count(), len(os.listdir('/dev/fd')))"
+    script = (
+        f"import os, threading\nfrom arc_ray.cli.signals import hear_signals\nfor _ in 'ab': hear_signals(); {count}"
+    )
+    said = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    first, second = said.splitlines()
+    assert first == second

@@ -31,6 +31,7 @@ from arc_ray.prompts.tokenizer import frame_of
 from arc_ray.report import write_report
 from arc_ray.rows.maker import write_rows
 from arc_ray.runs.folder import run_folder
+from arc_ray.runs.shapes import AnswerShape
 from arc_ray.storage import Folder
 from arc_ray.study.answers import by_answers
 from arc_ray.study.evaluating import evaluate_arms
@@ -338,6 +339,7 @@ def test_product_of_experts_scores_every_candidate_under_every_view(tmp_path: Pa
             checked += 1
     assert checked > 6
     for answer in run_folder(config).read_json("answers.json"):
+        assert answer.keys() <= AnswerShape.__annotations__.keys(), "a report would read what nobody has checked"
         sums: dict[str, float] = {}
         for (task_id, output, _, grid), log in scored.items():
             if (task_id, output) == (answer["task"], answer["output"]):
