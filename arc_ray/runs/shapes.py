@@ -6,7 +6,7 @@
 import base64
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
 LARGEST = 2**53
@@ -31,6 +31,19 @@ def _has_step(record: dict[str, float]) -> dict[str, float]:
     if not (float(step).is_integer() and 0 <= step <= LARGEST):
         raise ValueError("step is missing, or no number of a step")
     return record
+
+
+def _has_numbers(metrics: Any) -> Any:
+    for name, value in metrics.items() if isinstance(metrics, dict) else ():
+        if isinstance(value, int | float) and not abs(value) <= 1e300:
+            raise ValueError(f"{name} is larger than any metric")
+    return metrics
+
+
+def _has_seed(overrides: Named) -> Named:
+    if "seed" in overrides and type(overrides["seed"]) is not int:
+        raise ValueError(f"seed is no whole number: {overrides['seed']!r:.60}")
+    return overrides
 
 
 GridShape = Annotated[list[list[Annotated[int, Field(ge=0, le=9)]]], AfterValidator(_is_grid)]
@@ -77,13 +90,15 @@ class ConfigShape(TypedDict, total=False):
     study: StudyShape
 
 
-class ResultShape(TypedDict, total=False):
-    """result.json, of which most is flat metrics."""
-
+class _ResultShape(TypedDict, total=False):
     steps: Count
     seconds: Number
     checkpoint: str | None
     seeds: list[Whole]
+
+
+ResultShape = Annotated[_ResultShape, BeforeValidator(_has_numbers)]
+"""result.json, of which most is flat metrics."""
 
 
 class RunShape(TypedDict, total=False):
@@ -169,7 +184,7 @@ OutcomeShape = Annotated[ValidationShape, AfterValidator(is_even)]
 class TrialShape(TypedDict):
     """trial.json."""
 
-    overrides: Named
+    overrides: Annotated[Named, AfterValidator(_has_seed)]
     status: Literal["waiting", "running", "done", "stopped", "failed"]
     error: NotRequired[str | None]
     is_mistake: NotRequired[bool]
