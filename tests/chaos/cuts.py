@@ -22,7 +22,7 @@ from faults import preloaded, processes
 def cut_power(workload: str, number: int, folder: Path, alone: Alone) -> dict[str, Any]:
     """Cut it after a change, call again, and compare; `wrong` of what is returned is empty if all is well.
 
-    Where there are fewer changes `change` is empty.
+    `is_last` where it makes fewer changes.
     """
     expected, *_ = alone.files(workload)
     shutil.rmtree(folder, ignore_errors=True)
@@ -42,7 +42,8 @@ def cut_power(workload: str, number: int, folder: Path, alone: Alone) -> dict[st
         time.sleep(0.1)
     change = reached.read_text().strip() if reached.exists() else ""
     code, complaint = call.end()
-    wrong += [f"undisturbed: {complaint}"] if not change and complaint else []
+    is_last = not change and code == 0
+    wrong += [f"exit code {code} before any cut: {complaint}"] if not change and (code or complaint) else []
     if change:
         call = Call(place, workload, 1)
         code, complaint = call.end()
@@ -52,7 +53,7 @@ def cut_power(workload: str, number: int, folder: Path, alone: Alone) -> dict[st
     wrong += differences(expected, place.files())
     if not wrong:
         shutil.rmtree(folder, ignore_errors=True)
-    return {"change": change, "seconds": round(time.monotonic() - begun), "wrong": wrong}
+    return {"change": change, "is_last": is_last, "seconds": round(time.monotonic() - begun), "wrong": wrong}
 
 
 def main() -> None:
@@ -65,7 +66,7 @@ def main() -> None:
     arguments = parser.parse_args()
     alone, record = Alone(arguments.out), arguments.out / "cuts.jsonl"
     lines = record.read_text().splitlines() if record.exists() else []
-    tried = {(line["workload"], line["number"]) for line in map(json.loads, lines)}
+    tried = {(line["workload"], line["number"]): line for line in map(json.loads, lines)}
     for workload in arguments.workloads.split(","):
         number = arguments.first
         while True:
@@ -75,8 +76,9 @@ def main() -> None:
                 print(line, flush=True)
                 with record.open("a") as file:
                     file.write(line + "\n")
-                if not found["change"]:
-                    break
+                tried[workload, number] = found
+            if tried[workload, number]["is_last"]:
+                break
             number += arguments.every
 
 

@@ -22,11 +22,12 @@ static void count(const char *what, const char *path) {
     long number = write(file, ".", 1) == 1 ? lseek(file, 0, SEEK_CUR) : 0;
     close(file);
     if (number != atol(getenv("CHAOS_NUMBER"))) return;
-    FILE *note = fopen(reached, "w");
-    if (note) {
-        fprintf(note, "%s %s\n", what, path + strlen(storage) + 1);
-        fclose(note);
-    }
+    char whole[PATH_MAX + 16], begun[PATH_MAX];
+    snprintf(begun, sizeof begun, "%s.begun", reached);
+    int length = snprintf(whole, sizeof whole, "%s %s\n", what, path + strlen(storage) + 1);
+    int note = open(begun, O_WRONLY | O_CREAT | O_TRUNC, 0644);
+    if (note < 0 || write(note, whole, length) != length || close(note)) abort();
+    REAL(rename)(begun, reached);
     raise(SIGSTOP);
 }
 
