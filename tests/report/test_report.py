@@ -424,6 +424,31 @@ def test_a_wrong_folder_is_named(tmp_path: Path) -> None:
         load(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("file", "changes", "said"),
+    [
+        ("trials/trial-003/trial.json", {"overrides": {"seed": "$(id)"}}, "seed is no whole number: '\\$\\(id\\)'"),
+        ("evaluate/count/result.json", {"held_out/strict": 10**400}, "held_out/strict is larger than any metric"),
+        ("evaluate/count/answers.json", {"right_by": {"vote": [[1]]}}, "right_by.vote: Input should be a valid bool"),
+    ],
+)
+def test_a_value_that_no_run_writes_is_named(file: str, changes: dict[str, object], said: str, tmp_path: Path) -> None:
+    """Would catch a traceback from inside numpy or a template, far from the file that holds the value."""
+    path = make_study(tmp_path) / file
+    content = json.loads(path.read_text())
+    (content[0] if isinstance(content, list) else content).update(changes)
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"{file} is damaged.*{said}"):
+        write_report([str(tmp_path / "quickstart")])
+
+
+def test_a_report_goes_without_what_its_data_were_not_asked(tmp_path: Path) -> None:
+    """Would catch a page that ends with a traceback, or that denies an overlap which nobody looked for."""
+    folder = make_study(tmp_path)
+    (folder / "quality.json").write_text(json.dumps({"sources": {}}))
+    assert "No task of the training mix" not in Path(write_report([str(folder)])["report.html"]).read_text()
+
+
 def test_what_comes_from_files_is_escaped(tmp_path: Path) -> None:
     """Would catch a script in a task id, an error or a question that runs when the page is opened."""
     folder = make_study(tmp_path)
