@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from typing_extensions import TypedDict
+
 from arc_ray.config.section import BUILT_IN, is_model_name
 from arc_ray.contents import damaged, parse_json
 from arc_ray.errors import UserError, located, one_line
 from arc_ray.runs.folder import resolve_reference
 from arc_ray.runs.obtain import find, in_config
-from arc_ray.runs.shapes import IndexShape
 from arc_ray.seeding import digest64
 from arc_ray.storage import Folder
 
@@ -22,6 +23,12 @@ MOST_HEADER = 100 * 2**20
 """Bytes of the header of a safetensors file at most, by the format's own rule."""
 SAMPLED_BYTES = 256
 """Bytes of each tensor that a fingerprint looks at: a training changes some of them."""
+
+
+class IndexShape(TypedDict):
+    """model.safetensors.index.json: which file holds each tensor."""
+
+    weight_map: dict[str, str]
 
 
 def model_path(base: str | None, storage: str, weights: bool = True) -> str:

@@ -12,10 +12,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from arc_ray.config.section import BUILT_IN, SETS, Package, is_model_name, near_built_in
 from arc_ray.copies import cached
 from arc_ray.errors import NotMadeYetError, UserError, located, nearest, one_line
-from arc_ray.runs.shapes import OriginShape
 from arc_ray.storage import Folder
 
 ORIGIN = "origin.json"
@@ -28,6 +29,13 @@ NOT_TAKEN = ["*/*", "consolidated*"]
 """Folders, and weights for other libraries."""
 MOST_LISTED = 500
 """Names of a hub that are looked through for one that is near."""
+
+
+class OriginShape(TypedDict):
+    """origin.json of an obtained model."""
+
+    name: str
+    revision: str
 
 
 def obtain(name: str, storage: str) -> Folder:

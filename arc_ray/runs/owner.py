@@ -16,15 +16,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import psutil
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from arc_ray.contents import parse_json
 from arc_ray.errors import UserError
 from arc_ray.progress import Progress, repeated
 from arc_ray.runs.machine import boot
-from arc_ray.runs.shapes import OwnerShape
 from arc_ray.storage import Folder
 
 OWNER_FILE = "owner.json"
@@ -37,6 +38,14 @@ SETTLE_SECONDS = 2.0
 
 UNWRITTEN = {"id": ""}
 """What a local file holds that somebody has just made."""
+
+
+class OwnerShape(TypedDict):
+    """owner.json."""
+
+    id: str
+    machine: str
+    process: Annotated[int, Field(ge=1, lt=2**31)]
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What the JSON and YAML files of runs, searches, evaluations and datasets hold, as far as readers rely on it.
 
 `Folder.read_json(name, shape)` names what is otherwise. More keys may be there; earlier versions lack what is NotRequired.
+What one module alone writes and reads has its shape there.
 """
 
 import base64
@@ -110,27 +111,6 @@ class RunShape(TypedDict, total=False):
     hardware: dict[str, Scalar]
     git_commit: str | None
     sets: dict[str, str]
-
-
-class OwnerShape(TypedDict):
-    """owner.json."""
-
-    id: str
-    machine: str
-    process: Annotated[int, Field(ge=1, lt=2**31)]
-
-
-class OriginShape(TypedDict):
-    """origin.json of an obtained model."""
-
-    name: str
-    revision: str
-
-
-class IndexShape(TypedDict):
-    """model.safetensors.index.json: which file holds each tensor."""
-
-    weight_map: dict[str, str]
 
 
 class CheckpointShape(TypedDict):
