@@ -71,19 +71,20 @@ def ray_session() -> Iterator[None]:
     """One Ray for all tests of a session; the only place in the tests that starts one in this process."""
     import ray
 
-    from arc_ray.cli.own_ray import start_patiently
+    from arc_ray.cli.own_ray import SPARED, start_patiently, without_servers
 
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:  # sockets need a short path
 
         def start() -> None:
-            ray.init(
-                address="local",
-                num_cpus=4,
-                include_dashboard=False,
-                object_store_memory=150 * 2**20,
-                log_to_driver=False,
-                _temp_dir=folder,
-            )
+            with without_servers(*SPARED):
+                ray.init(
+                    address="local",
+                    num_cpus=4,
+                    include_dashboard=False,
+                    object_store_memory=150 * 2**20,
+                    log_to_driver=False,
+                    _temp_dir=folder,
+                )
 
         start_patiently(start)
         yield

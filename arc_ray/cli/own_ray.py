@@ -22,6 +22,10 @@ from arc_ray.errors import UserError
 logger = logging.getLogger(__name__)
 
 SERVERS = ("gcs_server", "raylet")
+DASHBOARD = "start_api_server"
+SPARED = ("start_monitor", "start_log_monitor", DASHBOARD)
+"""What starts servers that commands of one machine do not use: an autoscaler, one that hands logs on, a dashboard, which
+without its pages is still a process."""
 SERVER_SECONDS, LEAVE_SECONDS = 0.05, 5.0
 SLOW_STARTS = ("timed out", "failed to start gcs", "dashboard.log", "dashboard.err")
 """What Ray's errors say, in small letters, where its servers took longer than it waits."""
@@ -33,10 +37,11 @@ MOST_TEMPORARY = 32
 @contextmanager
 def own_ray(config: RayConfig, has_dashboard: bool) -> Iterator[None]:
     """Start Ray, and end it with all its processes. Raises UserError where the machine is too busy for it."""
-    over, servers = threading.Event(), list[psutil.Process]()
+    over, servers, others = threading.Event(), list[psutil.Process](), _children(psutil.Process())
     try:
         _start(config, has_dashboard)
-        servers += [p for p in psutil.Process().children(recursive=True) if _is_alive(p) and p.name() in SERVERS]
+        started = set(_children(psutil.Process())) - set(others)
+        servers += [process for process in started if _is_alive(process) and process.name() in SERVERS]
         threading.Thread(target=_watch_servers, args=(servers, over), daemon=True).start()
         yield
     finally:
@@ -106,7 +111,7 @@ def _init(config: RayConfig, has_dashboard: bool) -> None:
         free.bind(("", 0))
         os.environ["RAY_GCS_SERVER_PORT"] = str(free.getsockname()[1])
     os.environ["RAY_ADDRESS"] = _own_address()
-    with _without_servers("start_monitor", "start_log_monitor", *([] if has_dashboard else ["start_api_server"])):
+    with without_servers(*(name for name in SPARED if name != DASHBOARD or not has_dashboard)):
         ray.init(
             address="local",
             num_cpus=logical_cpus(config.num_cpus),
@@ -119,9 +124,9 @@ def _init(config: RayConfig, has_dashboard: bool) -> None:
 
 
 @contextmanager
-def _without_servers(*starts: str) -> Iterator[None]:
-    """Have Ray start no servers that no command of one machine uses: an autoscaler, one that hands logs on, and what is left
-    of a dashboard without its pages. They are 3 s of every command and 160 MiB; Ray offers no public way to do without."""
+def without_servers(*starts: str) -> Iterator[None]:
+    """Have Ray start no servers by these methods of its `Node`: they would be 3 s of every command and 160 MiB, and Ray offers
+    no public way to do without."""
     kept = {name: vars(Node)[name] for name in starts}
 
     def start_nothing(self: Node, **_: Any) -> None:

@@ -161,13 +161,35 @@ def test_no_worker_outlives_the_command(server: Path, monkeypatch: pytest.Monkey
     """Catches a worker whose clock was put back, so that it would look whether its raylet lives in some hours."""
     server.write_text("#!/bin/sh\nsleep 600 &\nread line\n")
     monkeypatch.setenv("RAY_ADDRESS", "none")
-    with subprocess.Popen([server], stdin=subprocess.PIPE) as running:
-        monkeypatch.setattr(own_ray, "_start", lambda *_: None)
-        monkeypatch.setattr(own_ray.ray, "shutdown", running.kill)
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*_: object) -> None:
+        started.append(subprocess.Popen([server], stdin=subprocess.PIPE))
+        while not psutil.Process(started[0].pid).children():
+            time.sleep(0.01)
+
+    monkeypatch.setattr(own_ray, "_start", start)
+    monkeypatch.setattr(own_ray.ray, "shutdown", lambda: started[0].kill())
+    with own_ray.own_ray(Config(name="a").ray, has_dashboard=False):
+        workers = psutil.Process(started[0].pid).children()
+    with started[0]:
+        assert psutil.wait_procs(workers, timeout=20)[1] == []
+
+
+def test_a_ray_that_was_there_stays(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a command that takes the servers of another Ray of its process for its own, and kills what they started."""
+    server.write_text("#!/bin/sh\nsleep 600 &\nread line\n")
+    monkeypatch.setenv("RAY_ADDRESS", "none")
+    monkeypatch.setattr(own_ray, "_start", lambda *_: None)
+    monkeypatch.setattr(own_ray.ray, "shutdown", lambda: None)
+    with subprocess.Popen([server], stdin=subprocess.PIPE) as other:
+        while not (workers := psutil.Process(other.pid).children()):
+            time.sleep(0.01)
         with own_ray.own_ray(Config(name="a").ray, has_dashboard=False):
-            while not (workers := psutil.Process(running.pid).children()):
-                time.sleep(0.01)
-    assert psutil.wait_procs(workers, timeout=20)[1] == []
+            pass
+        assert [worker.status() for worker in workers] == [psutil.STATUS_SLEEPING]
+        other.kill()
+    workers[0].kill()
 
 
 SERVERS_OF = """
