@@ -73,12 +73,12 @@ def ray_session() -> Iterator[None]:
     """One Ray for all tests of a session; the only place in the tests that starts one in this process."""
     import ray
 
-    from arc_ray.cli.own_ray import SPARED, start_patiently, without_servers
+    from arc_ray.cli.own_ray import start_patiently, without_servers
 
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:  # sockets need a short path
 
         def start() -> None:
-            with without_servers(*SPARED):
+            with without_servers(has_dashboard=False):
                 ray.init(
                     address="local",
                     num_cpus=4,

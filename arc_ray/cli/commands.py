@@ -199,9 +199,8 @@ def _describe(command: "Command", config: Config, address: str | None, terminal:
 
 def loaded_config(path: Path, assignments: list[str] | None, writes: bool) -> Config:
     """Read a config and refuse a storage that ends with the job; one that is written is made and tried. Raises UserError."""
-    config = load_config(
-        path, parse_assignments([*([str(path)] if str(path).startswith("-") else []), *(assignments or [])])
-    )
+    is_option = str(path).startswith("-")
+    config = load_config(path, parse_assignments([str(path)] if is_option else assignments or []))
     storage = Folder.at(config.storage)
     if JOB_FOLDER in storage.uri:
         raise UserError(

@@ -22,10 +22,6 @@ from arc_ray.errors import UserError
 logger = logging.getLogger(__name__)
 
 SERVERS = ("gcs_server", "raylet")
-DASHBOARD = "start_api_server"
-SPARED = ("start_monitor", "start_log_monitor", DASHBOARD)
-"""What starts servers that commands of one machine do not use: an autoscaler, one that hands logs on, a dashboard, which
-without its pages is still a process."""
 SERVER_SECONDS, LEAVE_SECONDS = 0.05, 5.0
 SLOW_STARTS = ("timed out", "failed to start gcs", "dashboard.log", "dashboard.err")
 """What Ray's errors say, in small letters, where its servers took longer than it waits."""
@@ -111,7 +107,7 @@ def _init(config: RayConfig, has_dashboard: bool) -> None:
         free.bind(("", 0))
         os.environ["RAY_GCS_SERVER_PORT"] = str(free.getsockname()[1])
     os.environ["RAY_ADDRESS"] = _own_address()
-    with without_servers(*(name for name in SPARED if name != DASHBOARD or not has_dashboard)):
+    with without_servers(has_dashboard):
         ray.init(
             address="local",
             num_cpus=logical_cpus(config.num_cpus),
@@ -124,16 +120,18 @@ def _init(config: RayConfig, has_dashboard: bool) -> None:
 
 
 @contextmanager
-def without_servers(*starts: str) -> Iterator[None]:
-    """Have Ray start no servers by these methods of its `Node`: they would be 3 s of every command and 160 MiB, and Ray offers
-    no public way to do without."""
+def without_servers(has_dashboard: bool) -> Iterator[None]:
+    """Have Ray start no servers that commands of one machine do not use: an autoscaler, one that hands logs on and, unless it
+    `has_dashboard`, what would be left of that without its pages. They would be 3 s of every command and 160 MiB, and Ray
+    offers no public way to do without."""
+    starts = ("start_monitor", "start_log_monitor", *(() if has_dashboard else ("start_api_server",)))
     kept = {name: vars(Node)[name] for name in starts}
 
     def start_nothing(self: Node, **_: Any) -> None:
         self._webui_url = ""
 
     try:
-        for name in starts:
+        for name in kept:
             setattr(Node, name, start_nothing)
         yield
     finally:

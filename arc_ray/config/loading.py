@@ -53,9 +53,8 @@ def parse_assignments(words: Sequence[str]) -> dict[str, Any]:
         key, equals, value = word.partition("=")
         if word.startswith("-"):
             name = key.strip("-")
-            ends = sorted(known for known in known_keys() if f".{known}".endswith(f".{name}"))
-            keys = " or ".join(f"{key}={value or '...'}" for key in ends)
-            hint = f"; config keys are given without dashes: {keys}" if ends else ""
+            meant = [f"{k}={value or '...'}" for k in sorted(known_keys()) if f".{k}".endswith(f".{name}")]
+            hint = f"; config keys are given without dashes: {' or '.join(meant)}" if meant else ""
             raise UserError(f"{word}: no option of this command; `--help` lists them{hint}")
         if not equals or not key:
             example = f"{word}=..." if word in known_keys() else "train.lr=2e-4"

@@ -13,7 +13,10 @@ from typing_extensions import TypedDict  # pydantic takes no other before Python
 LARGEST = 2**53
 """Integers up to here are the same to every reader of JSON."""
 
-Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e300, le=1e300)]
+LARGEST_NUMBER = 1e300
+"""What a number may be at most, so that it can be multiplied and written."""
+
+Number = Annotated[float, Field(allow_inf_nan=False, ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Positive = Annotated[int, Field(ge=1, le=LARGEST)]
 Whole = Annotated[int, Field(ge=-LARGEST, le=LARGEST)]
@@ -36,15 +39,9 @@ def _has_step(record: dict[str, float]) -> dict[str, float]:
 
 def _has_numbers(metrics: Any) -> Any:
     for name, value in metrics.items() if isinstance(metrics, dict) else ():
-        if isinstance(value, int | float) and not abs(value) <= 1e300:
+        if isinstance(value, int | float) and not abs(value) <= LARGEST_NUMBER:
             raise ValueError(f"{name} is larger than any metric")
     return metrics
-
-
-def _has_seed(overrides: Named) -> Named:
-    if "seed" in overrides and type(overrides["seed"]) is not int:
-        raise ValueError(f"seed is no whole number: {overrides['seed']!r:.60}")
-    return overrides
 
 
 GridShape = Annotated[list[list[Annotated[int, Field(ge=0, le=9)]]], AfterValidator(_is_grid)]
@@ -161,10 +158,14 @@ def is_even(outcome: Any) -> Any:
 OutcomeShape = Annotated[ValidationShape, AfterValidator(is_even)]
 
 
+class OverridesShape(TypedDict, total=False):
+    seed: Whole
+
+
 class TrialShape(TypedDict):
     """trial.json."""
 
-    overrides: Annotated[Named, AfterValidator(_has_seed)]
+    overrides: OverridesShape
     status: Literal["waiting", "running", "done", "stopped", "failed"]
     error: NotRequired[str | None]
     is_mistake: NotRequired[bool]

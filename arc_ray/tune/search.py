@@ -79,8 +79,7 @@ class Search:
         failed for reasons of ours.
         """
         # A driver may die after a trial has written its result, and before `Ends` has noted that.
-        done = [is_finished(trial_folder(self.config, p)) and self._read(p).status == "done" for p in trials]
-        if not all(done):
+        if not all(is_finished(trial_folder(self.config, p)) and self._read(p).status == "done" for p in trials):
             scheduler = FIFOScheduler()
             if stop_early:
                 apart = self.config.study.compare if self.in_study else None

@@ -8,7 +8,6 @@ cut goes to `cuts.jsonl`; a campaign that is called again goes on. Needs a C com
 """
 
 import argparse
-import contextlib
 import json
 import shutil
 import time
@@ -83,5 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        main()
+    main()

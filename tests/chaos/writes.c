@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #define REAL(function) ((__typeof__(&function))dlsym(RTLD_NEXT, #function))
@@ -37,23 +36,16 @@ int rename(const char *from, const char *to) {
     return failed;
 }
 
-int unlink(const char *path) {
-    int failed = REAL(unlink)(path);
-    if (!failed) count("deleted", path);
-    return failed;
-}
+#define COUNTED(function)                      \
+    int function(const char *path) {           \
+        int failed = REAL(function)(path);     \
+        if (!failed) count("deleted", path);   \
+        return failed;                         \
+    }
 
-int remove(const char *path) {
-    int failed = REAL(remove)(path);
-    if (!failed) count("deleted", path);
-    return failed;
-}
-
-int rmdir(const char *path) {
-    int failed = REAL(rmdir)(path);
-    if (!failed) count("deleted", path);
-    return failed;
-}
+COUNTED(unlink)
+COUNTED(remove)
+COUNTED(rmdir)
 
 /* Of an open folder, as `shutil.rmtree` and pyarrow delete. */
 int unlinkat(int folder, const char *name, int flags) {

@@ -188,7 +188,6 @@ def test_what_can_never_start_here_is_refused(tmp_path: Path, scaling: Any, trai
 LOGICAL = """
 import sys, ray
 from arc_ray.cli import session
-from arc_ray.cli import session
 from arc_ray.cli.console import Terminal
 from arc_ray.cli.session import settled
 from arc_ray.cluster.roles import ALONE, reachable_room

@@ -427,7 +427,11 @@ def test_a_wrong_folder_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "changes", "said"),
     [
-        ("trials/trial-003/trial.json", {"overrides": {"seed": "$(id)"}}, "seed is no whole number: '\\$\\(id\\)'"),
+        (
+            "trials/trial-003/trial.json",
+            {"overrides": {"seed": "$(id)"}},
+            "overrides.seed: Input should be a valid integer; got '\\$\\(id\\)'",
+        ),
         ("evaluate/count/result.json", {"held_out/strict": 10**400}, "held_out/strict is larger than any metric"),
         ("evaluate/count/answers.json", {"right_by": {"vote": [[1]]}}, "right_by.vote: Input should be a valid bool"),
     ],
