@@ -1,7 +1,10 @@
 """A bucket that fails, and a few faults of the campaign."""
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +22,7 @@ from arc_ray.storage import Folder
 pytest.importorskip("moto", reason="moto is not installed: pip install '.[dev]'")
 
 from chaos import Alone, hurt
-from faults import Fault
+from faults import Fault, preloaded
 from storage_server import BUCKET_FAULTS, StorageServer
 
 SEEDS = int(os.environ.get("CHAOS_SEEDS", "8"))
@@ -148,3 +151,33 @@ def test_a_command_that_is_hurt_goes_on_to_the_same_bytes(server: StorageServer,
     found = hurt(fault, tmp_path / "hurt", Alone(tmp_path / "alone"), server)
     assert found["happened"], "it was over before, so nothing was tested"
     assert found["wrong"] == []
+
+
+CHANGES = """
+import sys
+from arc_ray.storage import Folder
+
+folder = Folder.at(sys.argv[1])
+folder.write_bytes("a", b"1")
+folder.write_bytes("b", b"2")
+folder.delete("a")
+folder.write_bytes("late", b"3")
+"""
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+@pytest.mark.parametrize(("number", "change", "there"), [(2, "written b", {"a", "b"}), (3, "deleted a", {"b"})])
+def test_a_process_is_stopped_right_after_the_change_that_is_chosen(
+    number: int, change: str, there: set[str], tmp_path: Path
+) -> None:
+    """Catches a library that counts nothing, so that a campaign of cuts cuts nowhere, or one change too late."""
+    storage, reached = tmp_path / "runs", tmp_path / "reached"
+    own = {"CHAOS_STORAGE": str(storage), "CHAOS_COUNT": str(tmp_path / "count"), "CHAOS_REACHED": str(reached)}
+    own |= {"CHAOS_NUMBER": str(number), **preloaded("writes.c", tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", CHANGES, str(storage)], env=os.environ | own) as process:
+        while not reached.exists():
+            assert process.poll() is None, "it was not stopped"
+            time.sleep(0.01)
+        process.kill()
+    assert reached.read_text() == f"{change}\n"
+    assert {path.name for path in storage.iterdir()} == there
