@@ -245,6 +245,13 @@ def test_data_tasks_and_reports_load_no_torch(module: str):
     assert done.stdout.strip() == "[]"
 
 
+def test_a_process_that_trains_loads_no_compiler_by_the_way():
+    """Would catch a second of every worker's start: peft imports bitsandbytes, which gives functions to torch.compile."""
+    code = "import sys, arc_ray.train.worker, arc_ray.models.lora; print('torch._inductor.compile_fx' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_every_config_key_is_read_by_the_package():
     """Would catch a key that a user sets in vain; a key that is read at last must leave the list of exceptions."""
     functions = [n for m in sources().values() for n in ast.walk(m) if isinstance(n, ast.FunctionDef)]

@@ -13,16 +13,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import get_peft_model
-from peft.tuners.lora.layer import Embedding, Linear, LoraLayer
 from torch import nn
 
 from arc_ray.config.model import LoraConfig
 from arc_ray.config.training import TrainConfig
 from arc_ray.errors import UserError
 from arc_ray.models.build import ends_of, trainable_ends
-from arc_ray.models.weights import is_quantized
+from arc_ray.models.weights import compiled_when_called, is_quantized
+
+with compiled_when_called():
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import get_peft_model
+    from peft.tuners.lora.layer import Embedding, Linear, LoraLayer
 
 DEVICES = {"cuda"}
 """Types of device on which LoRA is fused."""

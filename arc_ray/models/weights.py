@@ -3,7 +3,9 @@
 import importlib.util
 import math
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,6 +84,35 @@ def _is_quantized_base(about: Any, path: str) -> bool:
             f" was made from, perhaps with model.quantize=nf4"
         )
     return bool(found)
+
+
+@contextmanager
+def compiled_when_called() -> Iterator[None]:
+    """Let functions that are given to torch.compile meanwhile be compiled when they are called first.
+
+    bitsandbytes, which peft imports wherever it is installed, gives it some at once, and that alone loads PyTorch's compiler:
+    a second of each process, few of which ever compute with 4 bits.
+    """
+    compile_at_once: Any = torch.compile
+
+    def compile_when_called(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+        if function is None:
+            return partial(compile_when_called, **options)
+        compiled: list[Callable[..., Any]] = []
+
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not compiled:
+                compiled.append(compile_at_once(function, **options))
+            return compiled[0](*args, **kwargs)
+
+        return call
+
+    torch.compile = compile_when_called
+    try:
+        yield
+    finally:
+        torch.compile = compile_at_once
 
 
 def _nf4(config: ModelConfig) -> Any:
@@ -211,8 +242,9 @@ def attention_implementation(config: ModelConfig, kind: Any) -> str | None:
 
 def with_saved_adapter(model: Any, path: str, trainable: bool) -> Any:
     """Put the LoRA adapter of a folder around a model; on "meta", only names and shapes are compared. Raises UserError."""
-    from peft import LoraConfig as PeftLoraConfig
-    from peft import PeftConfig, PeftType, get_peft_model
+    with compiled_when_called():
+        from peft import LoraConfig as PeftLoraConfig
+        from peft import PeftConfig, PeftType, get_peft_model
 
     from arc_ray.models.lora import fuse_lora
 

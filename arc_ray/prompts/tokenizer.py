@@ -40,7 +40,9 @@ def load_tokenizer(config: ModelConfig, storage: str) -> Any:
             f" trained with there: `tokenizer.save_pretrained(folder)`"
         )
     with explained(path):
-        return AutoTokenizer.from_pretrained(path)
+        tokenizer: Any = AutoTokenizer.from_pretrained(path)
+        tokenizer("0")  # which alone meets settings of another type
+    return tokenizer
 
 
 def make_tiny_tokenizer(texts: list[str]) -> Any:

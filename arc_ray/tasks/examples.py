@@ -12,7 +12,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from arc_ray.errors import UserError
 from arc_ray.tasks.task import MAX_SIDE, NUM_COLORS, Grid, Pair, Task, largest_side, same_grid
@@ -190,6 +189,8 @@ def _count_patches(grids: Sequence[Grid]) -> npt.NDArray[np.int64]:
     The grids lie under each other on a canvas of twice their size: cells at even places, and between two neighbours a
     bridge where they have the same colour. Labels are numbered from top to bottom, so each grid has a range of them.
     """
+    from scipy import ndimage  # takes 0.3 s to import
+
     tops = np.cumsum([0, *(2 * grid.shape[0] for grid in grids)])
     canvas = np.zeros((tops[-1], 2 * max(grid.shape[1] for grid in grids) - 1), dtype=bool)
     for grid, top in zip(grids, tops, strict=False):

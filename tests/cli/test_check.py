@@ -41,11 +41,13 @@ MAKING_DATA = (*TRAINING, "generate --dry-run")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a config, its tasks and its base, and what is wrong about each."""
     folder = tmp_path_factory.mktemp("here")
-    for name in ("base", "no-tokenizer", "no-weights", "quantized", "of-tomorrow"):
+    for name in ("base", "no-tokenizer", "odd-tokenizer", "no-weights", "quantized", "of-tomorrow"):
         tiny_model(seed=3).save_pretrained(folder / name)
         tiny_tokenizer().save_pretrained(folder / name)
     for path in (folder / "no-tokenizer").glob("token*"):
         path.unlink()
+    odd = folder / "odd-tokenizer" / "tokenizer_config.json"
+    odd.write_text(json.dumps(json.loads(odd.read_text()) | {"model_max_length": [None]}))
     (folder / "no-weights" / "model.safetensors").unlink()
     changes = {"quantized": {"quantization_config": {"quant_method": "gptq", "bits": 4}}}
     for name, change in (
@@ -81,6 +83,7 @@ def said(made: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str
     [
         (WITH_A_MODEL, "model.base=./nothere", "nothere: there is no such folder"),
         (WITH_A_MODEL, "model.base=no-tokenizer", "no-tokenizer: there is no tokenizer in this folder"),
+        (WITH_A_MODEL, "model.base=odd-tokenizer", "odd-tokenizer: cannot be loaded as a model"),
         (WITH_A_MODEL, "model.base=no-weights", "no-weights: cannot be loaded as a model"),
         (WITH_A_MODEL, "model.base=quantized train.zero_stage=3", "quantized: its weights are quantized (gptq)"),
         (WITH_A_MODEL, "model.base=of-tomorrow", "its architecture is qwen9 (Qwen9ForCausalLM), which transformers"),

@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--layers", type=int, help="cut the shape to so many layers")
     parser.add_argument("--vocabulary", type=int, help="cut the shape to so many tokens")
+    parser.add_argument("--width", type=int, help="cut the inner width of the shape's layers to so many numbers")
     parser.add_argument("--tasks", type=int, help="read so many tasks; all by default")
     parser.add_argument("--row-tokens", type=int, default=8192)
     parser.add_argument("--rows", type=int, default=8, help="rows of an optimizer step")
@@ -98,7 +99,11 @@ def base_of(arguments: argparse.Namespace) -> Path:
     """Write the shape's random weights, unless they are there."""
     folder = arguments.scratch / f"{arguments.shape}-{arguments.layers or 'whole'}"
     if not (folder / "tokenizer_config.json").exists():
-        cut = {"num_hidden_layers": arguments.layers, "vocab_size": arguments.vocabulary}
+        cut = {
+            "num_hidden_layers": arguments.layers,
+            "vocab_size": arguments.vocabulary,
+            "intermediate_size": arguments.width,
+        }
         shape = SHAPES[arguments.shape] | {key: value for key, value in cut.items() if value}
         write_llama(shape, str(folder), "bfloat16")
     return folder

@@ -310,9 +310,10 @@ def train_by_ray(machine: Machine, log: Log, shape: str = "135m", engine: str = 
 
 def probe(machine: Machine, what: str, *words: str) -> list[str]:
     """Return a command of probe.py, in small without a GPU."""
-    small = ["--cpu", *SMALL, "--row-tokens", "256", "--rows", "4", "--steps", "4"] if machine.cpu else []
+    small = ["--cpu", *SMALL, "--width", "256", "--row-tokens", "256", "--rows", "4"] if machine.cpu else []
+    steps = ["--steps", "4" if "--profile" in words else "3"] if machine.cpu else []
     paths = ["--figures", str(machine.figures), "--scratch", str(machine.out / "shapes")]
-    return [sys.executable, str(HERE / "probe.py"), what, *words, *paths, *small]
+    return [sys.executable, str(HERE / "probe.py"), what, *words, *paths, *small, *steps]
 
 
 def probes(what: str, *words: str) -> Callable[[Machine, Log], int]:

@@ -118,6 +118,7 @@ class Campaign:
         self, name: str, seed: int, mutation: str, read: Read, names: Sequence[str], made: Sequence[str]
     ) -> Finding | None:
         before = digest(self.here)
+        names = [name.replace("{}", str(self.here)) for name in names]
         outcome = self._read(read)
         after = digest(self.here)
         said = complaint(outcome, *names)

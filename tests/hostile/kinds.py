@@ -274,7 +274,7 @@ KINDS = {
             ("evaluate", "{}/config.yaml", "name=new", "evaluate.checkpoint=@run", "--dry-run"),
         ),
         ("merged",),
-        ("evaluate.checkpoint @run",),
+        ("evaluate.checkpoint @run", "has no checkpoint"),
     ),
     "trials": Kind(
         ("runs/search/trials/*/*", "runs/search/trials/*/validation/*"),

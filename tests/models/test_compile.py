@@ -15,6 +15,7 @@ from arc_ray.models.build import trainable
 from arc_ray.models.lora import with_lora
 from arc_ray.models.loss import LearnedLoss, inputs_of
 from arc_ray.models.supported import compile_layers
+from arc_ray.models.weights import compiled_when_called
 
 pytestmark = pytest.mark.slow
 
@@ -52,6 +53,23 @@ def test_compiled_layers_have_the_same_losses_and_gradients(monkeypatch: pytest.
     counted = torch._dynamo.utils.counters
     assert counted["stats"]["unique_graphs"] == 3, "the probe, the first layer, and one for all others"
     assert not counted["graph_break"]
+
+
+@pytest.mark.usefixtures("fresh")
+def test_what_is_given_to_the_compiler_early_is_compiled_at_its_first_call():
+    """Would catch a library's function that is never compiled, or without the options that it was given with."""
+    made = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        made.append(graph)
+        return graph.forward
+
+    with compiled_when_called():
+        double = torch.compile(backend=backend)(lambda x: 2 * x)
+    assert torch.compile.__module__ == "torch"
+    assert not made
+    assert [double(torch.tensor(number)).item() for number in (3, 4)] == [6, 8]
+    assert len(made) == 1
 
 
 def test_a_gpu_that_attends_view_by_view_is_not_compiled_for(monkeypatch: pytest.MonkeyPatch):
