@@ -28,7 +28,7 @@ CHEAP = (
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Campaign]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else names of models would be asked for
         yield Campaign(tmp_path_factory.mktemp("hostile"))
 
 
