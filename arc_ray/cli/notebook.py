@@ -25,6 +25,7 @@ from arc_ray.cli.console import Terminal
 from arc_ray.config import Config, load_config
 from arc_ray.progress import Progress
 from arc_ray.runs.folder import as_made, claim, is_finished, run_folder
+from arc_ray.runs.owner import clear_after_kill
 from arc_ray.runs.shapes import ResultShape
 from arc_ray.runs.starts import with_start
 from arc_ray.storage import Folder
@@ -118,9 +119,11 @@ def run(command: "Command", config: Config, address: str | None, progress: Progr
         from arc_ray.evaluate.evaluation import needs_model, run_evaluation
 
         if not needs_model(own.evaluate, folder):
+            clear_after_kill(folder)
             return run_evaluation(as_made(folder, own), progress.advance)
     elif is_finished(folder):
         claim(folder, own, command)
+        clear_after_kill(folder)
         progress.note("already done")
         return folder.read_json("result.json", ResultShape) or {}
     with worker_ahead(command, own, address) as worker:

@@ -98,9 +98,20 @@ def _take(folder: Folder, mine: dict[str, Any], progress: Progress) -> None:
             return
 
 
+def clear_after_kill(folder: Folder) -> None:
+    """Delete the owner's file of a finished run whose driver was killed, on this machine, after it had written the result."""
+    owner = _read(folder)
+    if owner and _has_ended(owner):
+        folder.delete(OWNER_FILE)
+
+
+def _has_ended(owner: dict[str, Any]) -> bool:
+    return owner.get("machine") == _machine() and not psutil.pid_exists(owner["process"])
+
+
 def _watch(folder: Folder, owner: dict[str, Any], progress: Progress) -> dict[str, Any] | None:
     """Return what the owner's file holds as soon as it changes; what it held if that does not happen in time."""
-    if owner.get("machine") == _machine() and not psutil.pid_exists(owner["process"]):
+    if _has_ended(owner):
         return owner
     progress.note(f"{folder.uri}: {_who(owner)} was at work on it; waits up to {LOST_SECONDS:.0f} s for a sign of it")
     end = time.monotonic() + LOST_SECONDS

