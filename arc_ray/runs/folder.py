@@ -61,8 +61,9 @@ def claim(folder: Folder, config: Config, command: str, redone: Sequence[str] = 
     """Take a folder for a run of this config: write config.yaml and run.json, or go on with a run of the same config.
 
     Keys in `redone` may differ, because the command does their part again. Raises UserError naming the differing keys
-    if another config made the folder, and where it is not known which one did.
+    if another config made the folder, where it is not known which one did, and where another command did.
     """
+    refuse_other_command(folder, command)
     is_new, differs = not folder.exists("config.yaml"), refuse_other_config(folder, config, redone)
     if is_new and (made := {"plan.parquet", "result.json"} & {*folder.names()}):
         raise UserError(
@@ -81,6 +82,19 @@ def note_sets(folder: Folder, names: Mapping[str, str]) -> None:
     about = folder.read_json("run.json", RunShape) or {}
     if "sets" not in about:
         folder.write_json("run.json", about | {"sets": dict(names)})
+
+
+def refuse_other_command(folder: Folder, command: str) -> None:
+    """Refuse a folder that another command has begun to fill: its result would be taken for this one's, or written over.
+
+    A trial is a training. Raises UserError.
+    """
+    about = folder.read_json("run.json", RunShape) or {}
+    made_by, asked = ("train" if name == "trial" else name for name in (about.get("command", command), command))
+    if made_by != asked:
+        raise UserError(
+            f"{folder.uri} is of `arc-ray {made_by}`; for `arc-ray {asked}` choose another name=..., or delete the folder"
+        )
 
 
 def refuse_other_config(folder: Folder, config: Config, redone: Sequence[str] = ()) -> list[str]:

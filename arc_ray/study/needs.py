@@ -19,7 +19,7 @@ from arc_ray.errors import NotMadeYetError, UserError, located, nearest
 from arc_ray.evaluate.audit import audited, fresh_sources, published
 from arc_ray.evaluate.evaluation import REDONE, check_evaluation
 from arc_ray.rows.guard import refuse_overlap
-from arc_ray.runs.folder import is_finished, refuse_other_config, run_folder
+from arc_ray.runs.folder import is_finished, refuse_other_command, refuse_other_config, run_folder
 from arc_ray.runs.starts import lineage, needed_runs, with_start
 from arc_ray.scores.analysis import choosing_half
 from arc_ray.storage import Folder
@@ -132,6 +132,7 @@ class Needs:
     def _check_folders(self) -> None:
         """Refuse folders of other configs: the command's own, and those of runs that are still to be made."""
         own = self.config if self.is_search else self.variants[0]
+        refuse_other_command(run_folder(own), self.command)
         refuse_other_config(run_folder(own), own, tuple(REDONE) if self.command == "evaluate" else ())
         for run in self.runs:
             if not is_finished(run_folder(run)):

@@ -145,8 +145,12 @@ def test_looking_finds_folders_of_other_configs(said: Callable[..., tuple[str, s
     for words in MAKING_DATA:
         mistake, _ = said(words, "storage=other", "data.sources.count.max_side=5")
         assert "data/counting was made by another config (differs in: max_side)" in mistake, words
-    claim(run_folder(config), config, "train")
+    folder = run_folder(config)
     for words in (*TRAINING[:3], "evaluate --dry-run"):
+        folder.delete()
+        claim(folder, config, words.split()[0])
+        other = "evaluate --dry-run" if words.startswith("t") else "train --dry-run"
+        assert f"other/run is of `arc-ray {words.split()[0]}`; for" in said(other, "storage=other")[0]
         mistake, _ = said(words, "storage=other", "train.row_tokens=300")
         assert "other/run was made by another config (differs in: " in mistake, words
 

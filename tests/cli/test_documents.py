@@ -72,6 +72,17 @@ def test_a_documented_command_can_be_carried_out(text: str, storage: Path, monke
     assert result.exception is None or is_to_come, result.exception
 
 
+def test_documented_commands_do_not_meet_in_one_folder():
+    """Catches a reader who does what is written, one command after another, and is told to choose another name."""
+    places: dict[str, set[tuple[str, str]]] = {}
+    for text in COMMANDS:
+        _, command, *words = shlex.split(text)
+        if command in WORKING and command not in ("generate", "audit"):
+            name = load_config(ROOT / words[0], parse_assignments([word for word in words[1:] if "=" in word])).name
+            places.setdefault(name, set()).add((command, text))
+    assert [found for found in places.values() if len({command for command, _ in found}) > 1] == []
+
+
 WITH_WEIGHTS = [text for text in COMMANDS if text.split()[1] in WORKING and "quickstart" not in text]
 """Commands of configs whose models are real."""
 
@@ -113,7 +124,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_config_s_command_runs_with_real_weights(text: str, models: Path) -> None:
     """Catches settings that only a dry run with a tiny model finds well, from the first task to the last answer."""
     _, *words = shlex.split(text)
-    storage = models.parent / Path(words[1]).stem
+    storage = models.parent / Path(words[1]).stem  # the same of a config's training and of what it answers later
     storage.mkdir(exist_ok=True)
     if not (storage / "models").exists():
         (storage / "models").symlink_to(models)
