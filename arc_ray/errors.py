@@ -110,6 +110,8 @@ def _limit(error: BaseException) -> UserError | None:
             f"the storage does not answer as it should: {text[:400]}; the same command goes on from here"
         )
     if (isinstance(error, OSError) and error.errno in FULL) or "No space left on device" in text:
+        if "StorageError: " in text:  # a worker's, with its traceback
+            return StorageError(text.rpartition("StorageError: ")[2])
         return StorageError(f"a disk is full: {text[-300:]}; free some space, or give a storage=... that has it")
     if "loss scale already at minimum" in text:
         return UserError(

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 SERVERS = ("gcs_server", "raylet")
 SERVER_SECONDS, LEAVE_SECONDS = 0.05, 5.0
+SERVER_ENDED = 1, "a server process of Ray's has ended; was it killed, or did memory run out?"
 SLOW_STARTS = ("timed out", "failed to start gcs", "dashboard.log", "dashboard.err")
 """What Ray's errors say, in small letters, where its servers took longer than it waits."""
 SHORT_TEMPORARY = "/tmp"  # noqa: S108 - Ray makes a folder of its own there
@@ -40,6 +41,10 @@ def own_ray(config: RayConfig, has_dashboard: bool) -> Iterator[None]:
         servers += [process for process in started if _is_alive(process) and process.name() in SERVERS]
         threading.Thread(target=_watch_servers, args=(servers, over), daemon=True).start()
         yield
+    except Exception as error:
+        if not isinstance(error, UserError) and not received and not all(map(_is_alive, servers)):
+            leave(*SERVER_ENDED)  # Ray's shutdown would end the process without a reason
+        raise
     finally:
         if signal.SIGTERM not in received:  # else Ray's servers may be gone already, and its shutdown end the process
             over.set()
@@ -81,7 +86,7 @@ def _start(config: RayConfig, has_dashboard: bool) -> None:
 def _watch_servers(servers: list[psutil.Process], over: threading.Event) -> None:
     """Leave soon after a server of the Ray that this process started is gone, and say so: Ray would go on for a while, and
     end the process without a reason. SIGTERM may be meant for all of them: then Ray ends it at once, unless it is quick."""
-    ending, patience = (1, "a server process of Ray's has ended; was it killed, or did memory run out?"), LEAVE_SECONDS
+    ending, patience = SERVER_ENDED, LEAVE_SECONDS
     while not over.wait(SERVER_SECONDS):
         if all(map(_is_alive, servers)):
             continue

@@ -57,11 +57,20 @@ def test_a_mistake_is_found_in_what_ray_makes_of_it(wrap: Callable[[Exception], 
         raise ours
 
 
+FULL_DISK = "storage: cannot write /mnt/x: No space left on device; free some space, or give another storage="
+"""What a worker's message ends with when it comes with its traceback."""
+
+
 @pytest.mark.parametrize("wrap", [lambda e: e, of_task, lambda e: WorkerGroupError("...", {0: e})])
 @pytest.mark.parametrize(
     ("error", "exit_code", "said"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "/mnt/x"), 2, "a disk is full: .*/mnt/x.*storage="),
+        (
+            RuntimeError(f'raise StorageError(f"{{self}}")\narc_ray.errors.StorageError: {FULL_DISK}'),
+            2,
+            f"^{FULL_DISK}$",
+        ),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), 2, "a disk is full: .*Disk quota exceeded"),
         (RuntimeError('I/O error: Os { code: 28, message: "No space left on device" }'), 2, "a disk is full"),
         (

@@ -127,6 +127,25 @@ def test_a_command_ends_with_a_server_of_its_ray_and_says_why(
     assert found == said
 
 
+@pytest.mark.parametrize("is_dead", [True, False])
+def test_an_error_of_rays_is_told_by_its_cause(is_dead: bool, server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a command that unwinds with what Ray says of its raylet's end: Ray's shutdown ends it then, with no reason."""
+    monkeypatch.setattr(own_ray, "_start", lambda *_: started.append(subprocess.Popen([server], stdin=subprocess.PIPE)))
+    monkeypatch.setattr(own_ray.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(own_ray, "received", [])
+    monkeypatch.setattr(own_ray, "leave", lambda *ending: found.append(ending))
+    started, found = list[subprocess.Popen[bytes]](), list[tuple[int, str]]()
+    with suppress(ZeroDivisionError), own_ray.own_ray(Config(name="a").ray, False):
+        if is_dead:
+            started[0].kill()
+            started[0].wait()
+        raise ZeroDivisionError
+    assert found == [own_ray.SERVER_ENDED] * is_dead
+    for process in started:
+        process.kill()
+        process.wait()
+
+
 GROUP = """
 import subprocess, sys, time
 from arc_ray.cli import own_ray, signals
