@@ -89,6 +89,8 @@ def refuse_other_command(folder: Folder, command: str) -> None:
 
     A trial is a training. Raises UserError.
     """
+    if not folder.exists("config.yaml"):  # written last: what was cut off before belongs to nobody
+        return
     about = folder.read_json("run.json", RunShape) or {}
     made_by, asked = ("train" if name == "trial" else name for name in (about.get("command", command), command))
     if made_by != asked:

@@ -478,7 +478,7 @@ def test_the_same_config_goes_on_in_its_folder(tmp_path: Path):
     config = config_in(tmp_path)
     claim(run_folder(config), config, "train")
     first = run_folder(config).read_json("run.json")
-    claim(run_folder(config), config, "train again")
+    claim(run_folder(config), config, "trial")
     assert run_folder(config).read_json("run.json") == first
 
 
@@ -652,9 +652,9 @@ def test_a_key_that_is_redone_may_change_and_no_other(tmp_path: Path):
     claim(run_folder(config), config, "evaluate")
     other = with_overrides(config, {"evaluate.selection": "product_of_experts"})
     with pytest.raises(UserError, match=r"differs in: evaluate\.selection"):
-        claim(run_folder(config), other, "train")
+        claim(run_folder(config), other, "evaluate")
     claim(run_folder(config), other, "evaluate", redone=["evaluate.selection"])
-    claim(run_folder(config), other, "train")
+    claim(run_folder(config), other, "evaluate")
     with pytest.raises(UserError, match=r"evaluate\.selection, train\.lr"):
         claim(run_folder(config), with_overrides(config, {"train.lr": 1.0}), "evaluate", redone=["evaluate.selection"])
 
