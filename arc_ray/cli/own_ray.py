@@ -22,7 +22,7 @@ from arc_ray.errors import UserError
 logger = logging.getLogger(__name__)
 
 SERVERS = ("gcs_server", "raylet")
-SERVER_SECONDS, LEAVE_SECONDS = 0.05, 5.0
+SERVER_SECONDS, LEAVE_SECONDS = 0.05, 1.0
 SERVER_ENDED = 1, "a server process of Ray's has ended; was it killed, or did memory run out?"
 SLOW_STARTS = ("timed out", "failed to start gcs", "dashboard.log", "dashboard.err")
 """What Ray's errors say, in small letters, where its servers took longer than it waits."""
@@ -86,12 +86,14 @@ def _start(config: RayConfig, has_dashboard: bool) -> None:
 def _watch_servers(servers: list[psutil.Process], over: threading.Event) -> None:
     """Leave soon after a server of the Ray that this process started is gone, and say so: Ray would go on for a while, and
     end the process without a reason. SIGTERM may be meant for all of them: then Ray ends it at once, unless it is quick."""
-    ending, patience = SERVER_ENDED, LEAVE_SECONDS
     while not over.wait(SERVER_SECONDS):
         if all(map(_is_alive, servers)):
             continue
+        ending, patience = SERVER_ENDED, LEAVE_SECONDS
         if signal.SIGTERM in received:
             ending, patience = SIGNAL_ENDINGS[signal.SIGTERM], SERVER_SECONDS
+        elif signal.SIGINT in received:  # the command unwinds
+            patience *= 5
         if not over.wait(patience):
             leave(*ending)
 
