@@ -170,6 +170,8 @@ def fetch(
 
     if unknown := [word for word in assignments or [] if not word.startswith("storage=")]:
         raise UserError(f"fetch takes one name and storage=...; got {', '.join(unknown)}")
-    given = parse_assignments(assignments or [])
+    place = parse_assignments(assignments or []).get("storage", storage)
+    if not isinstance(place, str):
+        raise UserError(f"storage: {place!r} is no folder and no URI")
     with located(name):
-        typer.echo(obtain(name, str(given.get("storage", storage))).uri)
+        typer.echo(obtain(name, place).uri)

@@ -78,6 +78,7 @@ def test_a_plugin_beside_the_config_is_found(tmp_path: Path) -> None:
         (["fetch", "smolm2"], "error: smolm2: no folder here, and no built-in name; did you mean smollm2?"),
         (["fetch", "arcagi"], "error: arcagi: no folder here, and no built-in name; did you mean arcagi2 or "),
         (["fetch", "smollm2", "runs2"], "fetch takes one name and storage=...; got runs2"),
+        (["fetch", "smollm2", "storage="], "storage: None is no folder"),
         (["fetch", "smollm2", "storage=s3://"], "s3:// names no bucket"),
         (
             ["train", QUICKSTART, "train.lr", "3"],

@@ -1,6 +1,7 @@
 """Hostile inputs by number: `python tests/hostile/inputs.py KIND... --number 1000` tries them and lists what it finds."""
 
 import argparse
+import os
 import random
 import shutil
 import sys
@@ -92,7 +93,7 @@ class Campaign:
     def try_words(self, name: str, seed: int) -> Finding | None:
         """Call a command with one hostile argument."""
         rng = random.Random(f"{name}/{seed}")
-        dry = (rng.choice(DRY_RUNS), "{}/config.yaml", "--dry-run")
+        dry = (rng.choice(DRY_RUNS), "{}/config.yaml", "name=new", "--dry-run")
         match name:
             case "overrides":
                 key = rng.choice(sorted(known_keys()))
@@ -168,6 +169,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
         campaign = Campaign(Path(folder))
+        os.chdir(folder)  # a word may be a path
         for name in given.kinds or (*KINDS, *ARGUMENTS):
             begun = time.monotonic()
             found = campaign.run(name, range(given.first, given.first + given.number))

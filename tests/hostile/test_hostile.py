@@ -29,6 +29,7 @@ CHEAP = (
 def campaign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Campaign]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else names of models would be asked for
+        patch.chdir(tmp_path_factory.mktemp("elsewhere"))  # a word may be a path
         yield Campaign(tmp_path_factory.mktemp("hostile"))
 
 
