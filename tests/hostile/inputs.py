@@ -102,7 +102,8 @@ class Campaign:
             case "names":
                 key = rng.choice(NAMES)
                 mutation, word = mutated_word(rng, f"{key}=abc")
-                words, names = (*dry, word), (key.rpartition(".")[2], key.rpartition(".")[0] or key, word[:30])
+                section, _, last = key.rpartition(".")
+                words, names = (*dry, word), (last, section or key, word.partition("=")[2][:30])
             case "plugins":
                 value = rng.choice((mutated_word(rng, rng.choice(PLUGINS))[1], rng.choice(PLUGINS)))
                 word = mutation = PLUGIN.format(value=repr(value))
