@@ -72,13 +72,18 @@ def interruptible() -> None:
 def ray_session() -> Iterator[None]:
     """One Ray for all tests of a session; the only place in the tests that starts one in this process."""
     import ray
+    from forks import forking
 
     from arc_ray.cli.own_ray import start_patiently, without_servers
 
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:  # sockets need a short path
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,  # sockets need a short path
+        forking(folder) as found_by,
+    ):
 
         def start() -> None:
-            with without_servers(has_dashboard=False):
+            with without_servers(has_dashboard=False), pytest.MonkeyPatch.context() as own:
+                own.setenv(*found_by)
                 ray.init(
                     address="local",
                     num_cpus=4,

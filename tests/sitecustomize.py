@@ -1,8 +1,16 @@
 """Every process that tests start imports this first: Python's collector of cycles rests while libraries are imported.
 
 They make a million objects, all of which stay: a fifth of the CPU seconds of a Ray that starts and of what imports torch.
+Workers of the tests' own Ray import nothing: see forks.py.
 """
 
 import gc
+import os
+import sys
 
 gc.set_threshold(100_000, 50, 50)
+
+if (path := os.environ.get("ARC_RAY_TESTS_FORKS")) and sys.argv[0].endswith("default_worker.py"):
+    from forks import be_forked
+
+    be_forked(path)

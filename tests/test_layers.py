@@ -59,6 +59,7 @@ HOMES = {
     "optuna": ("tune/proposals",),
     "peft": ("models/build", "models/lora", "models/weights"),
     "ray": (
+        "cli/joining",
         "cli/notebook",
         "cli/own_ray",
         "cli/session",

@@ -11,7 +11,9 @@ import numpy as np
 
 HEAVY = [
     "deepspeed",
+    "scipy.ndimage",
     "transformers.models.llama.modeling_llama",
+    "arc_ray.models.lora",
     "arc_ray.rows.prepare",
     "arc_ray.train.run",
     "arc_ray.train.sft",

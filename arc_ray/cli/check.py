@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from arc_ray.cli.console import Terminal
-from arc_ray.cli.session import connected, foreseen, is_cluster, settled
+from arc_ray.cli.joining import connected, is_cluster
+from arc_ray.cli.session import foreseen, settled
 from arc_ray.cluster.preflight import check_cluster
 from arc_ray.cluster.speed import Speed
 from arc_ray.config import Config, to_yaml

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 def generate(config: Config, address: str | None = None, progress: Progress | None = None) -> dict[str, Any]:
     """Make the examples that the config's sources need; return the manifest of each dataset. Raises UserError."""
     settle_environment()
-    from arc_ray.cli.session import connected
+    from arc_ray.cli.joining import connected
     from arc_ray.datasets.generate import ensure_datasets
 
     with connected(config, address):

@@ -1,9 +1,10 @@
 """Tokenizers: the one of a base, the tiny one that is made here, and the chat frame of any."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import date
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,12 @@ TINY_VOCABULARY = 384
 
 def load_tokenizer(config: ModelConfig, storage: str) -> Any:
     """Load the tokenizer of the base, or make the tiny one for a model from scratch. Raises UserError."""
-    from transformers import AutoTokenizer
+    if config.scratch:
+        return make_tiny_tokenizer(tiny_corpus())
+    from transformers import AutoTokenizer  # which loads torch as well
 
     from arc_ray.prompts.vocabulary import base_folder  # which loads the base's own to cut it
 
-    if config.scratch:
-        return make_tiny_tokenizer(tiny_corpus())
     path = base_folder(config, storage, weights=False)
     if not any(file for pattern in TOKENIZER_FILES for file in Path(path).glob(pattern)):
         raise UserError(
@@ -45,7 +46,7 @@ def load_tokenizer(config: ModelConfig, storage: str) -> Any:
     return tokenizer
 
 
-def make_tiny_tokenizer(texts: list[str]) -> Any:
+def make_tiny_tokenizer(texts: Iterable[str]) -> Any:
     """Train a small byte-level BPE tokenizer in which every digit and newline is a token, so every cell is one.
 
     `texts` should hold the words it will meet (prompts and questions); any other text still encodes, byte by byte.
@@ -74,7 +75,8 @@ def make_tiny_tokenizer(texts: list[str]) -> Any:
     )
 
 
-def tiny_corpus() -> list[str]:
+@cache
+def tiny_corpus() -> tuple[str, ...]:
     """Collect the words of our own prompts and counting questions, which the tiny vocabulary is made from.
 
     Formats with descriptions give none: free text goes byte by byte anyway, and the vocabulary stays as models know it.
@@ -86,7 +88,7 @@ def tiny_corpus() -> list[str]:
     words = [segment.text for layout in layouts for segment in layout if isinstance(segment, Text)]
     counting = CountingSource(kind="counting", max_side=8)
     questions = [question for i in range(64) for question in counting_task(counting, i).questions]
-    return words + [question.text for question in questions] + ["```grid shape: 3x3\n"]
+    return (*words, *(question.text for question in questions), "```grid shape: 3x3\n")
 
 
 def frame_of(tokenizer: Any) -> Frame:

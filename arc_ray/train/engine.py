@@ -76,12 +76,13 @@ def _merged(base: Any, over: Any) -> Any:
 def import_deepspeed() -> Any:
     """Import DeepSpeed, and keep it from compiling what is not used here: a minute of every CPU machine's time.
 
-    That is an extension for inference, and the optimizer Muon, for which every worker would load torch's compiler.
+    That is an extension for inference, and the optimizer Muon, for which every worker would load torch's compiler. It would
+    also start a compiler to find out which of its extensions can be compiled; none is used.
     """
     import deepspeed
     from deepspeed.runtime import compiler
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    setattr(deepspeed.ops, "__compatible_ops__", {})  # noqa: B010 - made when it is first asked for, so types know none
     compiler.compile = lambda *_, **__: lambda function: function
     return deepspeed
 

@@ -21,7 +21,7 @@ from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
-from arc_ray.cli.session import connected
+from arc_ray.cli.joining import connected
 from arc_ray.config import Config, config_from
 from arc_ray.rows.prepare import prepare
 from arc_ray.runs.folder import read_metrics

@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_study import small_study
 from training import family_of, is_agent, running
 
-from arc_ray.cli.session import connected
+from arc_ray.cli.joining import connected
 from arc_ray.cli.signals import INTERRUPTED
 from arc_ray.config import with_overrides
 from arc_ray.config.model import ModelConfig

@@ -23,7 +23,7 @@ from statistics import median
 from typing import Any
 from unittest.mock import patch
 
-from arc_ray.cli.session import connected
+from arc_ray.cli.joining import connected
 from arc_ray.cluster.roles import TRIAL_CPUS
 from arc_ray.config import Config, config_from
 from arc_ray.tune import search, trainable

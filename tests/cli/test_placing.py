@@ -105,7 +105,7 @@ def test_where_ray_is_there_this_machine_is_not_chosen_for(tmp_path: Path, monke
     rooms, choose = list[Room](), session._chosen
     monkeypatch.setattr(session.ray, "is_initialized", lambda: True)
     monkeypatch.setattr(session, "machine_room", lambda _: GPUS)
-    monkeypatch.setattr(session, "reachable_room", lambda: CPUS)
+    monkeypatch.setattr("arc_ray.cli.joining.reachable_room", lambda: CPUS)
     monkeypatch.setattr(session, "_chosen", lambda needs, room: (rooms.append(room), choose(needs, room))[1])
     with session.placed(asked(tmp_path), "train", None, Terminal()) as needs:
         assert place_of(needs.config)[:2] == (False, 1)

@@ -92,7 +92,10 @@ class Machine:
 class Fork:
     """A Python command in a fork of a process that has imported what all of them do: on a CPU, most of what they take."""
 
-    IMPORTED = ("probe", "arc_ray.cli.session", "arc_ray.evaluate.pool", "arc_ray.tune.search")
+    IMPORTED = (
+        *("probe", "arc_ray.cli.session", "arc_ray.evaluate.pool", "arc_ray.tune.search", "arc_ray.models.lora"),
+        *("deepspeed", "scipy.ndimage"),
+    )
     returncode: int | None = None
 
     def __init__(self, command: list[str], log: str) -> None:
