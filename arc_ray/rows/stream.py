@@ -1,5 +1,6 @@
 """Rows on their way: what makes them is in Ray's store, and Ray Data makes them on CPUs while the workers train."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -20,6 +21,10 @@ from arc_ray.storage import Folder
 BLOCK_TOKENS = 2**21
 """Places for tokens in the rows that one data task makes: 25 MB, a tenth of a second. Smaller blocks would spend most of
 their time on Ray's scheduling, which looks for finished tasks every 0.1 s."""
+
+STEP_SECONDS = 0.02
+"""Pause between two looks of Ray Data at its tasks. While blocks that are made wait for the model, each look ends at once:
+without a pause they take a core, and Python's lock from the thread that trains."""
 
 DATA_TASKS = 2
 """Data tasks at a time for one training worker. Each makes millions of tokens a second, more than a GPU takes; every
@@ -85,6 +90,13 @@ def stream_rows(
         return (here.make(rows[i : i + rows_per_batch]) for i in range(0, len(rows), rows_per_batch))
     # 0.4 s, and not needed otherwise; by the caller's thread, for two threads that import at once can wait for ever.
     from ray.data import TaskPoolStrategy, from_items
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+    class Pause(ExecutionCallback):
+        """What Ray Data calls after each look at its tasks."""
+
+        def on_execution_step(self, executor: object) -> None:
+            time.sleep(STEP_SECONDS)
 
     # One item a block: from_numpy would run a task for each before the first row, 3 s of them for a million rows.
     items = [{"rows": block} for block in np.array_split(rows, num_blocks)]
@@ -101,6 +113,7 @@ def stream_rows(
     context.execution_options.label_selector = data_selector()
     # Ray's guard would kill a training that pauses for half an hour, such as one in a long validation.
     context.execution_no_progress_timeout_s = -1
+    context.custom_execution_callback_classes = [Pause]
     batches: Any = dataset.iter_batches(batch_size=rows_per_batch, prefetch_batches=4)
     return chain.from_iterable([batches])  # it begins when it is first asked
 

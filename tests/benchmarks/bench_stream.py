@@ -2,6 +2,7 @@
 
     python tests/benchmarks/bench_stream.py [--model smollm2] [--rows 1500] [--repetitions 3]
     python tests/benchmarks/bench_stream.py --flat [--row-tokens 256] [--most 1000000]
+    python tests/benchmarks/bench_stream.py --waiting
 
 The first measures tokens per second and core: rows of 8,192 tokens of ARC-AGI-1's training tasks (encoder shape_rows)
 go through `stream_rows`, as in training, made by one data task at a time beside the driver, and are counted and
@@ -9,6 +10,8 @@ dropped. Beside it, in the same process and without Ray, the same rows made in a
 driver and all its children, Ray's own processes among them, so the difference is what Ray takes.
 The second streams 10^4, 10^5 and 10^6 short rows and reads the peak of the proportional memory of this process and of
 all its children (/proc/*/smaps_rollup), so that what is shared counts once.
+The third trains a model of small kernels, which keep Python busy as a GPU's launches do, while a stream has more rows
+ready than it takes: without one, with ours, and with one whose scheduler never pauses.
 """
 
 import argparse
@@ -22,10 +25,12 @@ from statistics import median
 
 import numpy as np
 import ray
+import torch
 from bench_tokens import make_maker
 
 from arc_ray.config.model import ModelConfig
 from arc_ray.prompts.tokenizer import load_tokenizer
+from arc_ray.rows import stream
 from arc_ray.rows.maker import RowMaker
 from arc_ray.rows.stream import BLOCK_TOKENS, stream_rows
 
@@ -40,6 +45,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1500)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--flat", action="store_true")
+    parser.add_argument("--waiting", action="store_true")
     parser.add_argument("--row-tokens", type=int, default=256, help="length of a row of --flat")
     parser.add_argument("--most", type=int, default=1_000_000, help="rows of the largest stream of --flat")
     arguments = parser.parse_args()
@@ -53,6 +59,8 @@ def main() -> None:
     )
     if arguments.flat:
         flat_memory(make_maker(tokenizer, 60_000, arguments.row_tokens), arguments.most)
+    elif arguments.waiting:
+        waiting(make_maker(tokenizer, 20_000, 512), arguments.repetitions)
     else:
         throughput(make_maker(tokenizer, 6 * arguments.rows), arguments.rows, arguments.repetitions)
     ray.shutdown()
@@ -102,10 +110,34 @@ def flat_memory(maker: RowMaker, most: int) -> None:
         )
 
 
+def waiting(maker: RowMaker, repetitions: int) -> None:
+    """Take steps beside streams that wait, in turns; print what a step takes and what this process uses of a core."""
+    torch.set_num_threads(1)
+    layers = [torch.nn.Linear(32, 32) for _ in range(100)]
+    model, inputs = torch.nn.Sequential(*layers), torch.ones(8, 32)
+    rows = np.arange(60_000) % maker.plan.num_rows
+    found: dict[str, list[tuple[float, float]]] = {"none": [], "ours": [], "without pauses": []}
+    reference, pause = ray.put(maker), stream.STEP_SECONDS
+    for name in [*found] * repetitions:
+        stream.STEP_SECONDS = 0.0 if name == "without pauses" else pause
+        batches = stream_rows(reference, rows if name != "none" else rows[:16], 16, 512, data_cpus=1.0)
+        next(batches)
+        time.sleep(8 if name != "none" else 0)  # until as many rows are ready as Ray Data lets wait
+        begun, used = time.perf_counter(), time.process_time()
+        for _ in range(200):
+            model(inputs).sum().backward()
+        seconds = time.perf_counter() - begun
+        found[name].append((seconds / 200, (time.process_time() - used) / seconds))
+        del batches
+    print("\n| stream | ms a step | cores that this process uses |\n|---|---|---|")
+    for name, times in found.items():
+        print(f"| {name} | {1e3 * median(t for t, _ in times):.2f} | {median(c for _, c in times):.2f} |")
+
+
 def consume(reference: "ray.ObjectRef[RowMaker]", maker: RowMaker, rows: np.ndarray) -> int:
     """Count the rows of a stream and drop them."""
-    stream = stream_rows(reference, rows, ROWS_PER_BATCH, maker.plan.row_tokens, data_cpus=1.0)
-    return sum(len(batch["input_ids"]) for batch in stream)
+    batches = stream_rows(reference, rows, ROWS_PER_BATCH, maker.plan.row_tokens, data_cpus=1.0)
+    return sum(len(batch["input_ids"]) for batch in batches)
 
 
 def own_processes() -> list[int]:

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pytest
 from test_rows import maker, same
 
 from arc_ray.rows.maker import Batch
-from arc_ray.rows.stream import stream_rows
+from arc_ray.rows.stream import STEP_SECONDS, stream_rows
 
 GUARD_SECONDS = 1
 
@@ -37,6 +38,26 @@ def test_a_training_that_pauses_is_not_killed_by_rays_guard(ray_session: None) -
             _consume_slowly(plain.iter_batches(batch_size=100))
     finally:
         context.execution_no_progress_timeout_s = before
+
+
+@pytest.mark.slow
+def test_rows_that_wait_for_the_model_leave_it_pythons_lock(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches Ray Data's scheduler at a thousand looks a second, while rows wait: the thread that trains got no further."""
+    import ray
+    from ray.data._internal.execution.streaming_executor import StreamingExecutor
+
+    looks, look = [0], StreamingExecutor._scheduling_loop_step
+
+    def counted(executor: StreamingExecutor, topology: Any) -> bool:
+        looks[0] += 1
+        return look(executor, topology)
+
+    monkeypatch.setattr(StreamingExecutor, "_scheduling_loop_step", counted)
+    rows = stream_rows(ray.put(maker()), np.arange(60_000) % 7, rows_per_batch=8, row_tokens=8192, data_cpus=0.25)
+    next(rows)
+    begun, before = time.monotonic(), looks[0]
+    time.sleep(10)
+    assert 10 <= looks[0] - before <= (time.monotonic() - begun) / STEP_SECONDS + 1
 
 
 @pytest.mark.slow
