@@ -1,4 +1,4 @@
-"""Worker processes of the tests' Ray, forked from a process that has imported what they need: half of what a test takes.
+"""Worker processes of the tests' Ray, forked from one that has imported what they need: a fifth of what such tests take.
 
 Ray starts a Python for each worker, which `sitecustomize.py` makes wait for its fork: they share standard streams,
 environment and words, and each ends with the other.
@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
@@ -41,7 +42,8 @@ def forking(folder: str) -> Iterator[tuple[str, str]]:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen(100)
-        process = subprocess.Popen([sys.executable, __file__, str(listener.fileno())], pass_fds=[listener.fileno()])
+        given = listener.fileno()
+        process = subprocess.Popen([sys.executable, __file__, str(given)], pass_fds=[given], stdin=subprocess.PIPE)
     try:
         yield SOCKET, path
     finally:
@@ -61,13 +63,13 @@ def be_forked(path: str) -> None:
 
 
 def serve(listener: socket.socket) -> None:
-    """Fork for each process that asks."""
+    """Fork for each process that asks, until the one that started this one has ended."""
     for name in IMPORTED:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system forgets forks that have ended
-    while True:
+    while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
         connection, _ = listener.accept()
         if not os.fork():
             listener.close()
@@ -77,6 +79,7 @@ def serve(listener: socket.socket) -> None:
 
 def become(connection: socket.socket) -> None:
     """Do in this process what another was started for."""
+    os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     length, streams, *_ = socket.recv_fds(connection, 4, 2)
     about = bytearray()
