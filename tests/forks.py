@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,6 +31,9 @@ IMPORTED = (
     "pandas",
 )
 """Not Ray, which reads what it is told by the environment as soon as it is imported."""
+READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "TORCH")
+"""How variables begin that these libraries read as they are imported: who has others must import by itself."""
+CANNOT = b"n"
 LONGEST = 2**20
 """Bytes of what a process says of itself."""
 
@@ -52,14 +55,14 @@ def forking(folder: str) -> Iterator[tuple[str, str]]:
 
 
 def be_forked(path: str) -> None:
-    """Have a fork do what this process was started for, and end with it."""
+    """Have a fork do what this process was started for, and end with it; return where it cannot be forked."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(path)
         about = json.dumps([sys.argv, os.getcwd(), dict(os.environ)]).encode()
         socket.send_fds(connection, [len(about).to_bytes(4)], [1, 2])
         connection.sendall(about)
-        connection.recv(1)
-    os._exit(0)
+        if connection.recv(1) != CANNOT:
+            os._exit(0)
 
 
 def serve(listener: socket.socket) -> None:
@@ -86,6 +89,9 @@ def become(connection: socket.socket) -> None:
     while len(about) < int.from_bytes(length):
         about += connection.recv(LONGEST)
     words, folder, environment = json.loads(about)
+    if read_at_import(environment) != read_at_import(os.environ):
+        connection.send(CANNOT)
+        os._exit(0)
     for number, stream in zip((1, 2), streams, strict=True):
         os.dup2(stream, number)
         os.close(stream)
@@ -96,6 +102,11 @@ def become(connection: socket.socket) -> None:
     threading.Thread(target=lambda: (connection.recv(1), os._exit(1)), daemon=True).start()
     runpy.run_path(words[0], run_name="__main__")
     sys.exit()
+
+
+def read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that have had their effect once libraries are imported."""
+    return {name: value for name, value in environment.items() if name.startswith(READ_AT_IMPORT)}
 
 
 if __name__ == "__main__":

@@ -246,6 +246,20 @@ def test_data_tasks_and_reports_load_no_torch(module: str):
     assert done.stdout.strip() == "[]"
 
 
+def test_generating_and_preparing_for_a_model_from_scratch_load_no_torch():
+    """Would catch two seconds and 200 MB of the command that generates, and of each process that prepares trials."""
+    code = """
+import sys
+import arc_ray.cli.joining, arc_ray.datasets.generate
+from arc_ray.config.model import ModelConfig, ScratchConfig
+from arc_ray.prompts.tokenizer import load_tokenizer
+load_tokenizer(ModelConfig(scratch=ScratchConfig()), "")
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_a_process_that_trains_loads_no_compiler_by_the_way():
     """Would catch a second of every worker's start: peft imports bitsandbytes, which gives functions to torch.compile."""
     code = "import sys, arc_ray.train.worker, arc_ray.models.lora; print('torch._inductor.compile_fx' in sys.modules)"

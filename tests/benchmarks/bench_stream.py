@@ -113,8 +113,9 @@ def flat_memory(maker: RowMaker, most: int) -> None:
 def waiting(maker: RowMaker, repetitions: int) -> None:
     """Take steps beside streams that wait, in turns; print what a step takes and what this process uses of a core."""
     torch.set_num_threads(1)
-    layers = [torch.nn.Linear(32, 32) for _ in range(100)]
-    model, inputs = torch.nn.Sequential(*layers), torch.ones(8, 32)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = torch.nn.Sequential(*(torch.nn.Linear(32, 32) for _ in range(100))).to(device)
+    inputs = torch.ones(8, 32, device=device)
     rows = np.arange(60_000) % maker.plan.num_rows
     found: dict[str, list[tuple[float, float]]] = {"none": [], "ours": [], "without pauses": []}
     reference, pause = ray.put(maker), stream.STEP_SECONDS
