@@ -82,7 +82,7 @@ def serve(listener: socket.socket) -> None:
 
 def become(connection: socket.socket) -> None:
     """Do in this process what another was started for."""
-    os.setsid()
+    os.setsid()  # Ray kills the process group of a worker that has ended
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     length, streams, *_ = socket.recv_fds(connection, 4, 2)
     about = bytearray()
