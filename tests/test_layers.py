@@ -325,10 +325,22 @@ def test_no_import_side_effect_draws_from_a_global_generator():
         assert not calls & set(forbidden), path
 
 
-def test_no_link_is_tracked():
-    """Catches a worktree's link to a virtual environment that is committed: a checkout puts it over the real one."""
+def tracked() -> list[tuple[str, str]]:
+    """The mode and the path of each file that git keeps."""
     root = PACKAGE.parent
     if not (root / ".git").exists():
         pytest.skip("a copy without git")
-    tracked = subprocess.run(["git", "ls-files", "-s"], cwd=root, capture_output=True, text=True, check=True).stdout
-    assert [line for line in tracked.splitlines() if line.startswith("120000")] == []
+    lines = subprocess.run(["git", "ls-files", "-s"], cwd=root, capture_output=True, text=True, check=True).stdout
+    return [(line[:6], line.partition("\t")[2]) for line in lines.splitlines()]
+
+
+def test_no_link_is_tracked():
+    """Catches a worktree's link to a virtual environment that is committed: a checkout puts it over the real one."""
+    assert [path for mode, path in tracked() if mode == "120000"] == []
+
+
+def test_nothing_is_tracked_at_the_top_that_a_test_left_there():
+    """Catches a file that a hostile word made in the checkout, and that was committed with all else."""
+    folders = {"arc_ray", "cluster", "configs", "tests", ".ci"}
+    files = {"README.md", "Makefile", "pyproject.toml", "constraints.txt", "constraints-vllm.txt", ".gitignore"}
+    assert {path.partition("/")[0] for _, path in tracked()} == folders | files

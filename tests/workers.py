@@ -7,17 +7,10 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
+import forks
 import numpy as np
 
-HEAVY = [
-    "deepspeed",
-    "scipy.ndimage",
-    "transformers.models.llama.modeling_llama",
-    "arc_ray.models.lora",
-    "arc_ray.rows.prepare",
-    "arc_ray.train.run",
-    "arc_ray.train.sft",
-]
+HEAVY = [*forks.IMPORTED, "arc_ray.rows.prepare", "arc_ray.train.run", "arc_ray.train.sft"]
 """Imported once, by the process that the workers are forked from."""
 
 State = dict[str, np.ndarray]
