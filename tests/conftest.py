@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from forks import SOCKET, fork_workers
 from hypothesis import settings
 
 # A property is no stop-watch: on a busy machine any example may take long.
@@ -60,6 +61,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     gc.freeze()
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Slow tests start many workers."""
+    if any(item.get_closest_marker("slow") for item in session.items):
+        fork_workers()
+
+
 @pytest.fixture(autouse=True)
 def interruptible() -> None:
     """Let Ctrl-C interrupt a test, though a shell that starts pytest in the background has it ignored, and commands that
@@ -68,22 +75,24 @@ def interruptible() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture
+def unforked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers import by themselves: who looks into the environment that the system knows would find another's."""
+    monkeypatch.delenv(SOCKET, raising=False)
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One Ray for all tests of a session; the only place in the tests that starts one in this process."""
     import ray
-    from forks import forking
 
     from arc_ray.cli.own_ray import start_patiently, without_servers
 
-    with (
-        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,  # sockets need a short path
-        forking(folder) as found_by,
-    ):
+    fork_workers()
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:  # sockets need a short path
 
         def start() -> None:
-            with without_servers(has_dashboard=False), pytest.MonkeyPatch.context() as own:
-                own.setenv(*found_by)
+            with without_servers(has_dashboard=False):
                 ray.init(
                     address="local",
                     num_cpus=4,

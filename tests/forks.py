@@ -1,10 +1,9 @@
-"""Worker processes of the tests' Ray, forked from one that has imported what they need: a fifth of what such tests take.
+"""Workers that are forked from one process that has imported what they need: importing is most of what slow tests take.
 
-Ray starts a Python for each worker, which `sitecustomize.py` makes wait for its fork: they share standard streams,
-environment and words, and each ends with the other.
+A Python is started for each as always, by Ray or by `arc-ray train`, which `sitecustomize.py` makes wait for a fork that
+does its work: with its words, environment and open files. Each ends as the other does, whoever is killed.
 """
 
-import gc
 import importlib
 import json
 import os
@@ -14,13 +13,17 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from typing import NoReturn
 
 SOCKET = "ARC_RAY_TESTS_FORKS"
 """The variable that names the socket of the process that is forked."""
+FORKED = {"default_worker.py", "arc_ray.train.alone"}
+"""What a Python is called with that is a worker: of Ray, or without Ray."""
 IMPORTED = (
     "deepspeed",
     "transformers.models.llama.modeling_llama",
@@ -31,82 +34,129 @@ IMPORTED = (
     "pandas",
 )
 """Not Ray, which reads what it is told by the environment as soon as it is imported."""
-READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "TORCH")
+READ_AT_IMPORT = ("HF_", "LD_", "TRANSFORMERS_", "TORCH")
 """How variables begin that these libraries read as they are imported: who has others must import by itself."""
-CANNOT = b"n"
-LONGEST = 2**20
-"""Bytes of what a process says of itself."""
+QUIET = "HF_HUB_DISABLE_TELEMETRY"
+"""But for this one, which `arc-ray` sets for its workers; it is set for the process that is forked, too."""
+LOOK_SECONDS = 1.0
+APART = 500
+"""From where on files have numbers while they change them."""
+CANNOT = 1000
+"""Instead of an exit code, of which there are fewer."""
 
 
-@contextmanager
-def forking(folder: str) -> Iterator[tuple[str, str]]:
-    """Have a process that is forked, and yield the variable, with its value, that tells a Ray so."""
-    path = str(Path(folder) / "forks")
+@cache
+def fork_workers() -> None:
+    """Have all workers that are started from now on forked, as long as this process lives; on Linux, without a GPU."""
+    if sys.platform != "linux" or os.path.exists("/dev/nvidiactl"):
+        return
+    folder = tempfile.TemporaryDirectory(prefix="forks-")
+    path = str(Path(folder.name) / "socket")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen(100)
         given = listener.fileno()
-        process = subprocess.Popen([sys.executable, __file__, str(given)], pass_fds=[given], stdin=subprocess.PIPE)
-    try:
-        yield SOCKET, path
-    finally:
-        process.kill()
-        process.wait()
+        words = [sys.executable, __file__, str(given)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+        process = subprocess.Popen(words, pass_fds=[given], env={**os.environ, QUIET: "1"}, **pipes)
+        _kept.extend([folder, process])
+    os.environ[SOCKET] = path
+
+
+_kept: list[object] = []
+
+
+def fork_of(process: int) -> int | None:
+    """Return the process that does another's work, if there is one."""
+    with suppress(KeyError, FileNotFoundError, ValueError):
+        return int(Path(f"{os.environ[SOCKET]}-{process}").read_text())
+    return None
 
 
 def be_forked(path: str) -> None:
-    """Have a fork do what this process was started for, and end with it; return where it cannot be forked."""
+    """Have a fork do what this process was started for, and end as it does; return where it cannot be forked."""
     with socket.socket(socket.AF_UNIX) as connection:
+        listed = sorted(map(int, os.listdir("/proc/self/fd")))  # with the file by which they are listed
+        files = [file for file in listed if file != connection.fileno() and os.path.exists(f"/proc/self/fd/{file}")]
         connection.connect(path)
-        about = json.dumps([sys.argv, os.getcwd(), dict(os.environ)]).encode()
-        socket.send_fds(connection, [len(about).to_bytes(4)], [1, 2])
-        connection.sendall(about)
-        if connection.recv(1) != CANNOT:
-            os._exit(0)
+        about = [sys.orig_argv[1:], sys.path, os.getcwd(), dict(os.environ), files, os.getpid()]
+        said = json.dumps(about).encode()
+        socket.send_fds(connection, [len(said).to_bytes(4)], files)
+        connection.sendall(said)
+        parent = os.getppid()
+        while not select.select([connection], [], [], LOOK_SECONDS)[0]:
+            if os.getppid() != parent:
+                os._exit(1)  # as Ray's workers look, too: the fork has another parent
+        answer = connection.recv(4)
+    code = int.from_bytes(answer, signed=True)
+    if code < 0:
+        os.kill(os.getpid(), -code)
+    if code != CANNOT:
+        os._exit(code if answer else 1)
 
 
 def serve(listener: socket.socket) -> None:
     """Fork for each process that asks, until the one that started this one has ended."""
-    for name in IMPORTED:
+    for name in (*IMPORTED, "warm"):
         importlib.import_module(name)
-    gc.collect()
-    gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system forgets forks that have ended
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system forgets children that have ended
     while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
         connection, _ = listener.accept()
         if not os.fork():
-            listener.close()
-            become(connection)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            if worker := os.fork():
+                stay_beside(worker, connection)
+            become(connection, listener.getsockname())
         connection.close()
 
 
-def become(connection: socket.socket) -> None:
+def stay_beside(worker: int, connection: socket.socket) -> NoReturn:
+    """Wait for the end of a fork, and tell the process that asked; if that one ends before, kill the fork."""
+    ended, ends = os.pidfd_open(worker), select.poll()
+    ends.register(ended, select.POLLIN)
+    ends.register(connection, select.POLLRDHUP)
+    if ended not in [file for file, _ in ends.poll()]:
+        os.kill(worker, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
+    with suppress(BrokenPipeError):
+        connection.send(code.to_bytes(4, signed=True))
+    os._exit(0)
+
+
+def become(connection: socket.socket, path: str) -> NoReturn:
     """Do in this process what another was started for."""
     os.setsid()  # Ray kills the process group of a worker that has ended
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    length, streams, *_ = socket.recv_fds(connection, 4, 2)
+    length, files, *_ = socket.recv_fds(connection, 4, 250)
     about = bytearray()
     while len(about) < int.from_bytes(length):
-        about += connection.recv(LONGEST)
-    words, folder, environment = json.loads(about)
+        about += connection.recv(2**20)
+    words, places, folder, environment, numbers, asking = json.loads(about)
     if read_at_import(environment) != read_at_import(os.environ):
-        connection.send(CANNOT)
+        connection.send(CANNOT.to_bytes(4))
         os._exit(0)
-    for number, stream in zip((1, 2), streams, strict=True):
-        os.dup2(stream, number)
-        os.close(stream)
+    Path(f"{path}-{asking}").write_text(str(os.getpid()))
+    for number, file in zip(numbers, files, strict=True):
+        os.dup2(file, APART + number)
+    os.closerange(3, APART)
+    for number in numbers:
+        os.dup2(APART + number, number)
+    os.closerange(APART, APART + max(numbers) + 1)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = words
-    threading.Thread(target=lambda: (connection.recv(1), os._exit(1)), daemon=True).start()
-    runpy.run_path(words[0], run_name="__main__")
+    sys.path[:] = places
+    words = [word for word in words if word not in ("-u", "-P")]
+    sys.argv = words[words[0] == "-m" :]
+    if words[0] == "-m":
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(words[0], run_name="__main__")
     sys.exit()
 
 
 def read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that have had their effect once libraries are imported."""
-    return {name: value for name, value in environment.items() if name.startswith(READ_AT_IMPORT)}
+    return {name: value for name, value in environment.items() if name.startswith(READ_AT_IMPORT) and name != QUIET}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Every process that tests start imports this first: Python's collector of cycles rests while libraries are imported.
 
 They make a million objects, all of which stay: a fifth of the CPU seconds of a Ray that starts and of what imports torch.
-Workers of the tests' own Ray import nothing: see forks.py.
+Workers import nothing: see forks.py.
 """
 
 import gc
@@ -10,7 +10,8 @@ import sys
 
 gc.set_threshold(100_000, 50, 50)
 
-if (path := os.environ.get("ARC_RAY_TESTS_FORKS")) and sys.argv[0].endswith("default_worker.py"):
-    from forks import be_forked
+if path := os.environ.get("ARC_RAY_TESTS_FORKS"):
+    from forks import FORKED, be_forked
 
-    be_forked(path)
+    if FORKED & {word.rsplit("/", 1)[-1] for word in sys.orig_argv}:
+        be_forked(path)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from forks import fork_of
 from safetensors.numpy import load_file
 
 PATIENCE = 600.0
@@ -115,7 +116,16 @@ def kill_driver(run: subprocess.Popen[Any]) -> None:
 
 
 def family_of(run: subprocess.Popen[Any]) -> list[psutil.Process]:
-    return psutil.Process(run.pid).children(recursive=True)
+    return descendants(run.pid)
+
+
+def descendants(process: int) -> list[psutil.Process]:
+    """The processes that one has started, and those that these have; also such as do another's work, and what they start."""
+    found: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        for child in [*psutil.Process(process).children(), *map(psutil.Process, filter(None, [fork_of(process)]))]:
+            found += [child, *descendants(child.pid)]
+    return found
 
 
 def hosts_here() -> list[psutil.Process]:

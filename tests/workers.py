@@ -10,7 +10,7 @@ from typing import Any
 import forks
 import numpy as np
 
-HEAVY = [*forks.IMPORTED, "arc_ray.rows.prepare", "arc_ray.train.run", "arc_ray.train.sft"]
+HEAVY = [*forks.IMPORTED, "arc_ray.rows.prepare", "arc_ray.train.run", "arc_ray.train.sft", "warm"]
 """Imported once, by the process that the workers are forked from."""
 
 State = dict[str, np.ndarray]

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -43,7 +45,7 @@ class Pass:
     """Bytes alive at the highest moment of a forward and backward pass; weights and their gradients apart."""
 
     activations: int
-    """With one learned token."""
+    """Without logits."""
     logits: int
     """What computing logits and loss at all learned positions adds to that."""
 
@@ -129,18 +131,16 @@ def simulate_pass(skeleton: Any, rows: int, row_tokens: int, learned: int) -> Pa
     Recurrent layers, which take minutes, are run over one and two parts of a row: each further one adds what the second does.
     """
     parts = 1 if packs(skeleton) else max(row_tokens // RECURRENT_TOKENS, 1)
-    peaks = []
-    for number in (1, max(learned, 1)):
-        of_parts = [
-            _peak_of_layers(skeleton, rows, n * row_tokens // parts, max(n * number // parts, 1))
-            for n in range(1, 3)[:parts]
-        ]
-        peaks.append(of_parts[0] + (parts - 1) * (of_parts[-1] - of_parts[0]))
-    return Pass(peaks[0], peaks[1] - peaks[0])
+    of_parts = [
+        _peaks_of_layers(skeleton, rows, n * row_tokens // parts, max(n * learned // parts, 1))
+        for n in range(1, 3)[:parts]
+    ]
+    activations, whole = of_parts[0] + (parts - 1) * (of_parts[-1] - of_parts[0])
+    return Pass(int(activations), int(whole - activations))
 
 
-def _peak_of_layers(skeleton: Any, rows: int, row_tokens: int, learned: int) -> int:
-    """Return the highest number of bytes alive during a pass.
+def _peaks_of_layers(skeleton: Any, rows: int, row_tokens: int, learned: int) -> npt.NDArray[np.int64]:
+    """Return the highest numbers of bytes alive during a pass: without logits and what is made of them, and of all.
 
     Of many layers that are alike only the first two and three are run: each further one adds what the third does. Where
     layers of several kinds take turns, one turn and two are.
@@ -151,12 +151,12 @@ def _peak_of_layers(skeleton: Any, rows: int, row_tokens: int, learned: int) -> 
     turns, rest = divmod(len(layers), turn)
     few = 2 if turn == 1 else 1
     if turns < few + 2:
-        return _peak(skeleton, rows, row_tokens, learned)
+        return _peaks(skeleton, rows, row_tokens, learned)
     try:
         decoder.layers = layers[: few * turn + rest]
-        peak = _peak(skeleton, rows, row_tokens, learned)
+        peaks = _peaks(skeleton, rows, row_tokens, learned)
         decoder.layers = layers[: (few + 1) * turn + rest]
-        return peak + (turns - few) * (_peak(skeleton, rows, row_tokens, learned) - peak)
+        return peaks + (turns - few) * (_peaks(skeleton, rows, row_tokens, learned) - peaks)
     finally:
         decoder.layers = layers
 
@@ -171,19 +171,21 @@ def _shapes(layer: nn.Module) -> tuple[Any, ...]:
     return tuple((name, weight.shape, weight.requires_grad) for name, weight in layer.named_parameters())
 
 
-def _peak(skeleton: Any, rows: int, row_tokens: int, learned: int) -> int:
+def _peaks(skeleton: Any, rows: int, row_tokens: int, learned: int) -> npt.NDArray[np.int64]:
     with FakeTensorMode(), _experts_multiplied(), _fake_weights(skeleton) as weights, _LiveBytes(weights) as live:
         for weight in trainable(skeleton).values():
             weight.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))  # counted apart
         ids, places = (torch.zeros(rows, row_tokens, dtype=torch.long) for _ in range(2))
         spans = Spans([[row_tokens]] * rows, row_tokens * torch.arange(rows + 1))
         hidden = hidden_states(skeleton, ids, places, spans)
+        hidden.register_hook(live.end_of_head)
+        live.is_in_head = True
         index = torch.zeros(learned, dtype=torch.long)
         logits = skeleton.get_output_embeddings()(hidden.flatten(0, 1).index_select(0, index)).float()
         loss = nn.functional.cross_entropy(logits, index, reduction="none").sum()
         del hidden, logits
         loss.backward()
-    return live.peak
+    return np.array([live.peak_without_head, live.peak])
 
 
 @contextmanager
@@ -223,18 +225,41 @@ class _LiveBytes(TorchDispatchMode):
     def __init__(self, weights: list[torch.Tensor]) -> None:
         super().__init__()
         self._weights = {weight.untyped_storage()._cdata for weight in weights}
-        self.peak = self._now = 0
+        self.peak = self.peak_without_head = 0
+        self.is_in_head = False
+        """Whether what is made now belongs to the output layer and the loss."""
+        self._now = self._of_head = 0
         self._bytes: dict[int, int] = {}
+        self._head: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
         for storage in (leaf.untyped_storage() for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor)):
             if storage._cdata not in self._bytes and storage._cdata not in self._weights:
-                self._bytes[storage._cdata] = storage.nbytes()
-                self._now += storage.nbytes()
-                self.peak = max(self.peak, self._now)
+                self._bytes[storage._cdata] = size = storage.nbytes()
+                self._now += size
+                if self.is_in_head:
+                    self._head.add(storage._cdata)
+                    self._of_head += size
+                self._look()
                 weakref.finalize(storage, self._forget, storage._cdata)
         return found
 
+    def end_of_head(self, gradient: torch.Tensor) -> None:
+        """Go on with the layers: backwards, from the gradient of their output."""
+        self.is_in_head = False
+        self._leave_head(gradient.untyped_storage()._cdata)
+        self._look()
+
+    def _look(self) -> None:
+        self.peak = max(self.peak, self._now)
+        self.peak_without_head = max(self.peak_without_head, self._now - self._of_head)
+
+    def _leave_head(self, key: int) -> None:
+        if key in self._head:
+            self._head.remove(key)
+            self._of_head -= self._bytes[key]
+
     def _forget(self, key: int) -> None:
+        self._leave_head(key)
         self._now -= self._bytes.pop(key)

@@ -25,6 +25,8 @@ from chaos import Alone, hurt
 from faults import Fault, preloaded
 from storage_server import BUCKET_FAULTS, StorageServer
 
+pytestmark = pytest.mark.usefixtures("unforked")
+
 SEEDS = int(os.environ.get("CHAOS_SEEDS", "8"))
 SHORT_FAULTS = [fault for fault in BUCKET_FAULTS if fault != "hangs"]
 

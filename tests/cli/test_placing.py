@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from training import counting_tree, environment
+from training import counting_tree, environment, family_of
 
 from arc_ray.cli import session
 from arc_ray.cli.console import Terminal
@@ -207,6 +207,7 @@ run_training(settled(Needs(asked, "train"), room, Terminal()).config)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unforked")
 def test_a_machine_with_gpus_is_used_and_left_alone_as_asked(tmp_path: Path) -> None:
     """Catches `use_gpu=false` that trains on the GPU all the same: its workers would see it, and DeepSpeed takes it."""
     tree = counting_tree(
@@ -222,7 +223,7 @@ def test_a_machine_with_gpus_is_used_and_left_alone_as_asked(tmp_path: Path) -> 
         found: dict[str, str] = {}
         end = time.monotonic() + 300
         while not found and running.poll() is None and time.monotonic() < end:
-            for process in psutil.Process(running.pid).children(recursive=True):
+            for process in family_of(running):
                 with suppress(psutil.Error):  # it may end meanwhile
                     if any("TrainWorker" in word for word in process.cmdline()):
                         found = process.environ()

@@ -94,7 +94,7 @@ class Fork:
 
     IMPORTED = (
         *("probe", "arc_ray.cli.session", "arc_ray.evaluate.pool", "arc_ray.tune.search", "arc_ray.models.lora"),
-        *("deepspeed", "scipy.ndimage"),
+        *("deepspeed", "scipy.ndimage", "warm"),
     )
     returncode: int | None = None
 

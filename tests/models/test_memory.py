@@ -53,8 +53,8 @@ def test_live_bytes_are_those_of_tensors_that_something_holds() -> None:
 def test_activations_grow_with_rows_and_logits_with_learned_tokens_only() -> None:
     """Catches logits computed for all positions, and activations that depend on what is learned."""
     few, many = (simulate_pass(skeleton(), 1, 256, learned) for learned in (192, 256))
-    two_rows = simulate_pass(skeleton(), 2, 256, 192)
-    assert few.activations == many.activations
+    one, two_rows = simulate_pass(skeleton(), 1, 256, 1), simulate_pass(skeleton(), 2, 256, 192)
+    assert few.activations == many.activations == pytest.approx(one.activations + one.logits, rel=0.01)
     assert two_rows.activations == pytest.approx(2 * few.activations, rel=0.02)
     # Log-probabilities, their gradient and that of the logits are there at once, in float32.
     assert many.logits - few.logits == pytest.approx(64 * len(tiny_tokenizer()) * 4 * 3, rel=0.05)

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import pytest
 import yaml
-from training import PATIENCE, adapter, counting_tree, ends_well, press_ctrl_c, records, running, wait_for
+from training import PATIENCE, adapter, counting_tree, descendants, ends_well, press_ctrl_c, records, running, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -71,8 +71,7 @@ OWN = "arc_ray.train.alone"
 
 def workers_of(parent: int, title: str = "TrainWorker") -> list[psutil.Process]:
     """The training workers, or other processes of a title, among those that a driver, or a raylet, has started."""
-    found = psutil.Process(parent).children(recursive=True)
-    return [process for process in found if title in _title(process)]
+    return [process for process in descendants(parent) if title in _title(process)]
 
 
 def _title(process: psutil.Process) -> str:
