@@ -20,7 +20,9 @@ from arc_ray.errors import IN_THE_WAY, UserError, one_line
 MOST_ALIASES = 30
 """With twice as many, a file of a hundred bytes can be read as a billion values."""
 MOST_DEPTH = 100
-OPENING, CLOSING = np.frombuffer(b"[{", np.uint8), np.frombuffer(b"]}", np.uint8)
+DEEPER = np.zeros(256, np.int32)
+"""What each byte of JSON adds to the depth."""
+DEEPER[list(b"[{")], DEEPER[list(b"]}")] = 1, -1
 
 
 @contextmanager
@@ -53,18 +55,21 @@ def _adapter(shape: Any) -> TypeAdapter[Any]:
     return TypeAdapter(shape)
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+DECODER = json.JSONDecoder(parse_constant=_refuse)
+
+
 def parse_json(content: bytes, shape: Any = Any) -> Any:
     """Parse JSON. Raises ValueError and RecursionError."""
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no number of JSON")
-
     try:
-        marks = np.frombuffer(content, np.uint8)
-        depth = np.cumsum(np.isin(marks, OPENING).astype(np.int32) - np.isin(marks, CLOSING)).max(initial=0)
-        if depth > MOST_DEPTH:
-            raise ValueError(f"it is nested {depth} deep")
-        value = json.loads(content, parse_constant=refuse)
+        if content.count(b"[") + content.count(b"{") > MOST_DEPTH:
+            depth = np.cumsum(DEEPER[np.frombuffer(content, np.uint8)]).max(initial=0)
+            if depth > MOST_DEPTH:
+                raise ValueError(f"it is nested {depth} deep")
+        value = DECODER.decode(content.decode(json.detect_encoding(content), "surrogatepass"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"it is no JSON: {error}") from error
     if b"\\u" in content:
