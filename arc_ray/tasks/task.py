@@ -21,7 +21,7 @@ Grid = npt.NDArray[np.uint8]
 
 MAX_SIDE = 30
 NUM_COLORS = 10
-COLORS = range(NUM_COLORS)
+COLORS = frozenset(range(NUM_COLORS))
 PALETTE = ("#000000", "#1E93FF", "#F93C31", "#4FCC30", "#FFDC00", "#999999", "#E53AA3", "#FF851B", "#87D8F1", "#921231")
 """ARC's own ten colours, as the official viewer shows them."""
 NUM_SYMMETRIES = 8
@@ -135,9 +135,11 @@ def parse_grid(value: object, where: str) -> Grid:
     height, width = len(value), widths.pop()
     if not 1 <= width <= MAX_SIDE or height > MAX_SIDE:
         raise UserError(f"{where}: the grid is {height}x{width}; sides go from 1 to {MAX_SIDE}")
-    for cell in chain.from_iterable(value):
-        if isinstance(cell, bool) or not isinstance(cell, int | float | np.integer) or cell not in COLORS:
-            raise UserError(f"{where}: {_short(cell)} is no colour; colours are the integers 0 to 9")
+    cells = [*chain.from_iterable(value)]
+    if {*map(type, cells)} != {int} or not COLORS.issuperset(cells):  # in a tenth of the time of the loop
+        for cell in cells:
+            if isinstance(cell, bool) or not isinstance(cell, int | float | np.integer) or cell not in COLORS:
+                raise UserError(f"{where}: {_short(cell)} is no colour; colours are the integers 0 to 9")
     return np.array(value, dtype=np.uint8)
 
 
