@@ -39,6 +39,7 @@ READ_AT_IMPORT = ("HF_", "LD_", "TRANSFORMERS_", "TORCH")
 QUIET = "HF_HUB_DISABLE_TELEMETRY"
 """But for this one, which `arc-ray` sets for its workers; it is set for the process that is forked, too."""
 LOOK_SECONDS = 1.0
+"""How often a process that waits for its fork looks whether the one that started it is still there."""
 APART = 500
 """From where on files have numbers while they change them."""
 CANNOT = 1000
@@ -64,6 +65,7 @@ def fork_workers() -> None:
 
 
 _kept: list[object] = []
+"""The process that is forked, and its folder: they end with this process."""
 
 
 def fork_of(process: int) -> int | None:
