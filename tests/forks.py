@@ -11,6 +11,7 @@ import runpy
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -81,7 +82,7 @@ def be_forked(path: str) -> None:
         listed = sorted(map(int, os.listdir("/proc/self/fd")))  # with the file by which they are listed
         files = [file for file in listed if file != connection.fileno() and os.path.exists(f"/proc/self/fd/{file}")]
         connection.connect(path)
-        about = [sys.orig_argv[1:], sys.path, os.getcwd(), dict(os.environ), files, os.getpid()]
+        about = [sys.orig_argv[1:], sys.path, os.getcwd(), dict(os.environ), files]
         said = json.dumps(about).encode()
         socket.send_fds(connection, [len(said).to_bytes(4)], files)
         connection.sendall(said)
@@ -107,36 +108,41 @@ def serve(listener: socket.socket) -> None:
         if not os.fork():
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             if worker := os.fork():
-                stay_beside(worker, connection)
-            become(connection, listener.getsockname())
+                stay_beside(worker, connection, listener.getsockname())
+            become(connection)
         connection.close()
 
 
-def stay_beside(worker: int, connection: socket.socket) -> NoReturn:
+def stay_beside(worker: int, connection: socket.socket, path: str) -> NoReturn:
     """Wait for the end of a fork, and tell the process that asked; if that one ends before, kill the fork."""
+    asking, *_ = struct.unpack(
+        "3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    )
+    note = Path(f"{path}-{asking}")
+    note.write_text(str(worker))
     ended, ends = os.pidfd_open(worker), select.poll()
     ends.register(ended, select.POLLIN)
     ends.register(connection, select.POLLRDHUP)
     if ended not in [file for file, _ in ends.poll()]:
         os.kill(worker, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
+    note.unlink()  # the number may be another process's soon
     with suppress(BrokenPipeError):
         connection.send(code.to_bytes(4, signed=True))
     os._exit(0)
 
 
-def become(connection: socket.socket, path: str) -> NoReturn:
+def become(connection: socket.socket) -> NoReturn:
     """Do in this process what another was started for."""
     os.setsid()  # Ray kills the process group of a worker that has ended
     length, files, *_ = socket.recv_fds(connection, 4, 250)
     about = bytearray()
     while len(about) < int.from_bytes(length):
         about += connection.recv(2**20)
-    words, places, folder, environment, numbers, asking = json.loads(about)
+    words, places, folder, environment, numbers = json.loads(about)
     if read_at_import(environment) != read_at_import(os.environ):
         connection.send(CANNOT.to_bytes(4))
         os._exit(0)
-    Path(f"{path}-{asking}").write_text(str(os.getpid()))
     for number, file in zip(numbers, files, strict=True):
         os.dup2(file, APART + number)
     os.closerange(3, APART)

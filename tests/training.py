@@ -120,22 +120,25 @@ def family_of(run: subprocess.Popen[Any]) -> list[psutil.Process]:
 
 
 def descendants(process: int) -> list[psutil.Process]:
-    """The processes that one has started, and those that these have; also such as do another's work, and what they start."""
-    found: list[psutil.Process] = []
+    """The processes that one has started, and those that these have; also the forks that do their work, and theirs."""
+    children: list[psutil.Process] = []
     with suppress(psutil.NoSuchProcess):
-        for child in [*psutil.Process(process).children(), *map(psutil.Process, filter(None, [fork_of(process)]))]:
-            found += [child, *descendants(child.pid)]
-    return found
+        children += psutil.Process(process).children()
+        children += [psutil.Process(fork) for fork in [fork_of(process)] if fork]
+    return [each for child in children for each in (child, *descendants(child.pid))]
 
 
 def hosts_here() -> list[psutil.Process]:
     """The living processes that hold models, among those that this one has started."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            if "ray::Host" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
+    return [process for process in psutil.Process().children(recursive=True) if "ray::Host" in title_of(process)]
+
+
+def title_of(process: psutil.Process) -> str:
+    """What a process is called with, or calls itself; nothing if it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 def is_agent(process: psutil.Process) -> bool:

@@ -20,7 +20,18 @@ import numpy as np
 import psutil
 import pytest
 import yaml
-from training import PATIENCE, adapter, counting_tree, descendants, ends_well, press_ctrl_c, records, running, wait_for
+from training import (
+    PATIENCE,
+    adapter,
+    counting_tree,
+    descendants,
+    ends_well,
+    press_ctrl_c,
+    records,
+    running,
+    title_of,
+    wait_for,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -71,14 +82,7 @@ OWN = "arc_ray.train.alone"
 
 def workers_of(parent: int, title: str = "TrainWorker") -> list[psutil.Process]:
     """The training workers, or other processes of a title, among those that a driver, or a raylet, has started."""
-    return [process for process in descendants(parent) if title in _title(process)]
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
+    return [process for process in descendants(parent) if title in title_of(process)]
 
 
 def test_a_killed_worker_an_interrupted_run_and_a_torn_checkpoint_lose_nothing(folder: Path) -> None:
