@@ -126,7 +126,7 @@ def stay_beside(worker: int, connection: socket.socket, path: str) -> NoReturn:
     if ended not in [file for file, _ in ends.poll()]:
         os.kill(worker, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
-    note.unlink()  # the number may be another process's soon
+    note.unlink(missing_ok=True)  # the number may be another process's soon
     with suppress(BrokenPipeError):
         connection.send(code.to_bytes(4, signed=True))
     os._exit(0)
