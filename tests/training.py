@@ -98,7 +98,7 @@ def press_ctrl_c(run: subprocess.Popen[str], number: signal.Signals = signal.SIG
 
     By SIGTERM, as a batch system does, with 143.
     """
-    family, (code, word) = family_of(run), (130, "interrupted") if number == signal.SIGINT else (143, "stopped")
+    family, (code, word) = descendants(run.pid), (130, "interrupted") if number == signal.SIGINT else (143, "stopped")
     os.killpg(run.pid, number)
     printed, _ = run.communicate(timeout=PATIENCE)
     assert run.returncode == code, printed
@@ -109,14 +109,10 @@ def press_ctrl_c(run: subprocess.Popen[str], number: signal.Signals = signal.SIG
 
 def kill_driver(run: subprocess.Popen[Any]) -> None:
     """Kill a process that has started Ray, with signal 9; Ray must end by itself: a worker may still finish its work."""
-    family = [process for process in family_of(run) if not is_agent(process)]
+    family = [process for process in descendants(run.pid) if not is_agent(process)]
     run.kill()
     run.wait()
     assert_gone(family)
-
-
-def family_of(run: subprocess.Popen[Any]) -> list[psutil.Process]:
-    return descendants(run.pid)
 
 
 def descendants(process: int) -> list[psutil.Process]:

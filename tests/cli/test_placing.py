@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from training import counting_tree, environment, family_of
+from training import counting_tree, descendants, environment
 
 from arc_ray.cli import session
 from arc_ray.cli.console import Terminal
@@ -223,7 +223,7 @@ def test_a_machine_with_gpus_is_used_and_left_alone_as_asked(tmp_path: Path) -> 
         found: dict[str, str] = {}
         end = time.monotonic() + 300
         while not found and running.poll() is None and time.monotonic() < end:
-            for process in family_of(running):
+            for process in descendants(running.pid):
                 with suppress(psutil.Error):  # it may end meanwhile
                     if any("TrainWorker" in word for word in process.cmdline()):
                         found = process.environ()

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from small_clone import write_clone
 from test_datasets import arcgen_source, make_here
-from training import family_of, kill_driver, wait_for
+from training import descendants, kill_driver, wait_for
 
 from arc_ray.config.sources import AnySource, CountingSource, PluginSource, RearcDumpSource, RearcSource
 from arc_ray.datasets.export import export_arc_json, export_rearc
@@ -389,7 +389,7 @@ def test_killed_with_signal_9_it_goes_on_and_ends_the_same(tmp_path):
 
     process = driver(killed)
     wait_for_blocks(1)
-    [worker, *_] = wait_for(lambda: [p for p in family_of(process) if is_making(p)], process)
+    [worker, *_] = wait_for(lambda: [p for p in descendants(process.pid) if is_making(p)], process)
     worker.kill()
     wait_for_blocks(len(modified(killed)) + 4)
     kill_driver(process)

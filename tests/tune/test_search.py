@@ -17,7 +17,7 @@ import ray
 import yaml
 from builders import config_with
 from small_study import small_search
-from training import family_of, title_of
+from training import descendants, title_of
 
 from arc_ray.cli import notebook
 from arc_ray.config import config_from, load_config, with_overrides
@@ -104,7 +104,7 @@ def status(trial: Path) -> str | None:
 
 def trial_process(search: subprocess.Popen[str]) -> psutil.Process:
     """The process that trains trials; Tune's own files would tell of it too, but late on a busy machine."""
-    (found,) = [process for process in family_of(search) if "ray::ImplicitFu" in title_of(process)]
+    (found,) = [process for process in descendants(search.pid) if "ray::ImplicitFu" in title_of(process)]
     return found
 
 
