@@ -212,23 +212,33 @@ def test_a_ray_that_was_there_stays(server: Path, monkeypatch: pytest.MonkeyPatc
 
 
 SERVERS_OF = """
-import json, sys
+import json, sys, time
 import psutil
 from arc_ray.cli.own_ray import own_ray
 from arc_ray.config import Config
 
 with own_ray(Config(name="a").ray, has_dashboard=sys.argv[1] == "dashboard"):
-    lines = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
-print(json.dumps(lines))
+    started = psutil.Process().children(recursive=True)
+    print(json.dumps([[process.pid, *process.cmdline()[:3]] for process in started]), flush=True)
+    time.sleep(600)
 """
 
 
 @pytest.mark.parametrize("dashboard", ["dashboard", "none"])
 def test_a_command_starts_no_server_that_it_does_not_use(dashboard: str) -> None:
-    """Catches a Ray whose start takes 3 s longer, for an autoscaler, a forwarder of logs and a dashboard without pages."""
+    """Catches a Ray whose start takes 3 s longer, for an autoscaler, a forwarder of logs and a dashboard without pages or
+    its agent, and what stands for that agent where it outlives a command that was killed."""
     seen = {key: value for key, value in environment().items() if key != "RAY_ADDRESS"}
     words = [sys.executable, "-c", SERVERS_OF, dashboard]
-    lines = json.loads(subprocess.run(words, env=seen, check=True, capture_output=True, text=True).stdout)
-    assert any("/gcs_server " in line for line in lines)
-    programs = {"monitor.py": False, "log_monitor.py": False, "dashboard.py": dashboard == "dashboard"}
-    assert {name: any(f"/{name} " in line for line in lines) for name in programs} == programs
+    with subprocess.Popen(words, env=seen, stdout=subprocess.PIPE, text=True) as command:
+        assert command.stdout
+        started = [(pid, {Path(word).name for word in words}) for pid, *words in json.loads(command.stdout.readline())]
+        instead = [psutil.Process(pid) for pid, names in started if "cat" in names]
+        command.kill()
+    found = set().union(*(names for _, names in started))
+    assert "gcs_server" in found
+    has_dashboard = dashboard == "dashboard"
+    assert not found & {"monitor.py", "log_monitor.py"}
+    assert ("dashboard.py" in found, "ray::DashboardAgent" in found) == (has_dashboard, has_dashboard)
+    assert len(instead) == (not has_dashboard)
+    assert psutil.wait_procs(instead, timeout=20)[1] == []
