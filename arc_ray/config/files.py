@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.composer import Composer
 
 from arc_ray.contents import MOST_DEPTH
 from arc_ray.errors import UserError, nearest
@@ -21,12 +22,13 @@ MOST_NODES = 1_000_000
 """Keys and values of a config at most, far more than anybody writes."""
 
 
-class Loader(yaml.SafeLoader):
+class Loader(Composer, yaml.CSafeLoader):
     """YAML 1.1 reads `2e-4` as text; this loader reads it as the number everybody means. It refuses a key that is there
     twice, of which YAML's own would drop the first, and aliases by which a short file becomes endless."""
 
     def __init__(self, stream: Any) -> None:
-        super().__init__(stream)
+        yaml.CSafeLoader.__init__(self, stream)
+        Composer.__init__(self)
         self._sizes: dict[int, int] = {}
         self._depth = 0
 

@@ -131,6 +131,7 @@ def sections_among(types: Iterable[Any]) -> list[type[Section]]:
     return [kind for kind in types if isinstance(kind, type) and issubclass(kind, Section)]
 
 
+@cache
 def _parts(kind: Any) -> tuple[Any, ...]:
     """Take unions, lists and annotations apart, itself first; dotted overrides are as the config itself."""
     if kind is DottedKeys:

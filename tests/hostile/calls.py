@@ -13,8 +13,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import typer.main
+
 from arc_ray.cli import main
 from arc_ray.errors import plain
+
+# What commands there are and what they take, found out once: else a tenth of all seconds of such calls.
+typer.main.get_command = cache(typer.main.get_command)
 
 SECONDS, PATIENCE = 30, 600
 """A call takes at most so much of a processor, and on a machine that is busy with other work at most so long."""
