@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache, lru_cache
 from typing import Any, Literal
 from unittest import mock
 
@@ -169,13 +169,18 @@ def codec_of(
     positions: Literal["sequence", "grid"] = "sequence",
 ) -> Codec:
     """The codec of these names. A warning about the slow path fails the test; is ignored if `quiet`; or, if None, heard."""
+    make = _make_codec if quiet is None else _codec_once
+    return make(tokenizer, encoder, format, learn, positions, quiet)
+
+
+def _make_codec(tokenizer: Any, encoder: str, format: str, learn: Any, positions: Any, quiet: bool | None) -> Codec:
     prompt = PromptConfig(format=format, encoder=encoder, learn=learn, positions=positions)
-    make = partial(make_codec, tokenizer, prompt)
-    if quiet is None:
-        return make()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore" if quiet else "error")
-        return make()
+    with warnings.catch_warnings(action=None if quiet is None else "ignore" if quiet else "error"):
+        return make_codec(tokenizer, prompt)
+
+
+_codec_once = lru_cache(maxsize=32)(_make_codec)
+"""Of a tokenizer that stays what it is: a test that changes one makes another."""
 
 
 def grid_of(rng: np.random.Generator, most: int = 6) -> Grid:

@@ -61,10 +61,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     gc.freeze()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Have all lanes of a run share the process that is forked."""
+    if config.getoption("numprocesses", None):
+        fork_workers()
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Slow tests start many workers."""
     if any(item.get_closest_marker("slow") for item in session.items):
         fork_workers()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish() -> None:
+    """Spare the collector what ends with the process: pytest has it pass over all of a lane twice, seconds each time."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

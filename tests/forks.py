@@ -15,9 +15,8 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,6 +24,8 @@ SOCKET = "ARC_RAY_TESTS_FORKS"
 """The variable that names the socket of the process that is forked."""
 FORKED = {"default_worker.py", "arc_ray.train.alone"}
 """What a Python is called with that is a worker: of Ray, or without Ray."""
+FORKSERVER = "from multiprocessing.forkserver import main;"
+"""With what the code begins that Python's own process to fork from is called with."""
 IMPORTED = (
     "deepspeed",
     "transformers.models.llama.modeling_llama",
@@ -47,10 +48,9 @@ CANNOT = 1000
 """Instead of an exit code, of which there are fewer."""
 
 
-@cache
 def fork_workers() -> None:
     """Have all workers that are started from now on forked, as long as this process lives; on Linux, without a GPU."""
-    if sys.platform != "linux" or os.path.exists("/dev/nvidiactl"):
+    if SOCKET in os.environ or sys.platform != "linux" or os.path.exists("/dev/nvidiactl"):
         return
     folder = tempfile.TemporaryDirectory(prefix="forks-")
     path = str(Path(folder.name) / "socket")
@@ -74,6 +74,11 @@ def fork_of(process: int) -> int | None:
     with suppress(KeyError, FileNotFoundError, ValueError):
         return int(Path(f"{os.environ[SOCKET]}-{process}").read_text())
     return None
+
+
+def is_forked(words: Sequence[str]) -> bool:
+    """Tell whether a fork could do what a Python is called for with these words."""
+    return any(word.rsplit("/", 1)[-1] in FORKED or word.startswith(FORKSERVER) for word in words)
 
 
 def be_forked(path: str) -> None:
@@ -153,10 +158,13 @@ def become(connection: socket.socket) -> NoReturn:
     os.environ.clear()
     os.environ.update(environment)
     sys.path[:] = places
+    sys.modules.pop("warm")  # who imports more may import it again, last
     words = [word for word in words if word not in ("-u", "-P")]
     sys.argv = words[words[0] == "-m" :]
     if words[0] == "-m":
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    elif words[0] == "-c":
+        exec(words[1], {"__name__": "__main__"})
     else:
         runpy.run_path(words[0], run_name="__main__")
     sys.exit()

@@ -11,7 +11,7 @@ import sys
 gc.set_threshold(100_000, 50, 50)
 
 if path := os.environ.get("ARC_RAY_TESTS_FORKS"):
-    from forks import FORKED, be_forked
+    from forks import be_forked, is_forked
 
-    if FORKED & {word.rsplit("/", 1)[-1] for word in sys.orig_argv}:
+    if is_forked(sys.orig_argv):
         be_forked(path)
