@@ -1,5 +1,6 @@
 """`arc-ray COMMAND`: the only place with `ray.init`, logging set-up and printing. Heavy imports wait for their command."""
 
+import atexit
 import gc
 import logging
 import os
@@ -19,6 +20,8 @@ def main() -> None:
     hear_signals()
     # Libraries make a million objects, all of which stay: to look through them as often as usual is a fourth of an import.
     gc.set_threshold(100_000, 50, 50)
+    # And at the end Python would look through all of them again, a second or two after the last word.
+    atexit.register(gc.freeze)
     # What libraries will change concerns us, not users: here, and in the processes that this one starts.
     if not sys.warnoptions:
         warnings.simplefilter("ignore", FutureWarning)

@@ -44,6 +44,17 @@ def test_it_runs_as_a_module() -> None:
     assert "no_such.yaml" in done.stderr
 
 
+def test_no_second_passes_between_the_last_word_and_the_end() -> None:
+    """Catches Python's collector passing over a million objects of libraries at the end of each command."""
+    program = (
+        "import atexit, gc, sys; atexit.register(lambda: print(gc.get_freeze_count()));"
+        " from arc_ray.cli import main; sys.argv = ['arc-ray', '--version']; main()"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.splitlines()[-1]) > 10_000
+
+
 def test_a_plugin_beside_the_config_is_found(tmp_path: Path) -> None:
     """Catches a module that `python -m arc_ray`, Ray's workers and a job find, and the installed command does not, and code
     from elsewhere that is run without a word."""
