@@ -126,7 +126,7 @@ def descendants(process: int) -> list[psutil.Process]:
 
 def hosts_here() -> list[psutil.Process]:
     """The living processes that hold models, among those that this one has started."""
-    return [process for process in psutil.Process().children(recursive=True) if "ray::Host" in title_of(process)]
+    return [process for process in descendants(os.getpid()) if "ray::Host" in title_of(process)]
 
 
 def title_of(process: psutil.Process) -> str:
