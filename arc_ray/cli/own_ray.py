@@ -14,7 +14,6 @@ import psutil
 import ray
 from ray._private import services
 from ray._private.node import Node
-from ray._private.ray_constants import PROCESS_TYPE_DASHBOARD_AGENT
 from ray._raylet import persist_port  # pyright: ignore[reportAttributeAccessIssue]
 
 from arc_ray.cli.signals import SIGNAL_ENDINGS, leave, received
@@ -29,12 +28,10 @@ SERVER_SECONDS, LEAVE_SECONDS = 0.05, 1.0
 SERVER_ENDED = 1, "a server process of Ray's has ended; was it killed, or did memory run out?"
 SLOW_STARTS = ("timed out", "failed to start gcs", "dashboard.log", "dashboard.err")
 """What Ray's errors say, in small letters, where its servers took longer than it waits."""
-NO_AGENT = ["sh", "-c", "exec cat"]
+NO_AGENT = 'sh -c "exec cat"'
 """Instead of the dashboard's agent, without which a raylet would end: it reads what the raylet never writes, to its end."""
 AGENT_PORTS, NOT_SERVED = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port"), -1
 """What a raylet waits for that its agent would tell, and what Ray tells where there is none."""
-PYTHON_OF = "_build_python_executable_command_memory_profileable"
-"""The name in Ray's `services` of the function that says by what a server's program is run."""
 SHORT_TEMPORARY = "/tmp"  # noqa: S108 - Ray makes a folder of its own there
 MOST_TEMPORARY = 32
 """Characters: Ray adds up to 75 for its session and a socket's name, and a socket's path may have 107."""
@@ -137,31 +134,31 @@ def _init(config: RayConfig, has_dashboard: bool) -> None:
 
 @contextmanager
 def without_servers(has_dashboard: bool) -> Iterator[None]:
-    """Have Ray start no servers that commands of one machine do not use: an autoscaler, one that hands logs on and, unless it
-    `has_dashboard`, what would be left of that without its pages, and its agent. They would be 3 s of every command and
-    280 MiB, and Ray offers no public way to do without."""
+    """Have Ray start no processes that commands of one machine do not use: an autoscaler, one that hands logs on, workers
+    before there is work and, unless it `has_dashboard`, what would be left of that without its pages, and its agent. They
+    would be 3 s of every command and 280 MiB or more, and Ray offers no public way to do without."""
+    instead = {"--num_prestart_python_workers": 0} | ({} if has_dashboard else {"--dashboard_agent_command": NO_AGENT})
 
     def start_nothing(self: Node, **_: Any) -> None:
         self._webui_url = ""
 
     def start_raylet(self: Node, *words: Any, **named: Any) -> None:
-        for port in AGENT_PORTS:
+        for port in () if has_dashboard else AGENT_PORTS:
             persist_port(self.get_session_dir_path(), self.node_id, port, NOT_SERVED)
         kept[Node, "start_raylet"](self, *words, **named)
 
-    def python_of(server: str, *words: Any) -> list[str]:
-        return NO_AGENT if server == PROCESS_TYPE_DASHBOARD_AGENT else kept[services, PYTHON_OF](server, *words)
+    def start_process(command: list[str], *words: Any, **named: Any) -> Any:
+        keys = [word.partition("=")[0] for word in command]
+        changed = [f"{key}={instead[key]}" if key in instead else word for key, word in zip(keys, command, strict=True)]
+        return kept[services, "start_ray_process"](changed, *words, **named)
 
     replaced: dict[tuple[Any, str], Callable[..., Any]] = {
         (Node, "start_monitor"): start_nothing,
         (Node, "start_log_monitor"): start_nothing,
+        **({} if has_dashboard else {(Node, "start_api_server"): start_nothing}),
+        (Node, "start_raylet"): start_raylet,
+        (services, "start_ray_process"): start_process,
     }
-    if not has_dashboard:
-        replaced |= {
-            (Node, "start_api_server"): start_nothing,
-            (Node, "start_raylet"): start_raylet,
-            (services, PYTHON_OF): python_of,
-        }
     kept = {(owner, name): getattr(owner, name) for owner, name in replaced}
     try:
         for (owner, name), start in replaced.items():

@@ -226,8 +226,8 @@ with own_ray(Config(name="a").ray, has_dashboard=sys.argv[1] == "dashboard"):
 
 @pytest.mark.parametrize("dashboard", ["dashboard", "none"])
 def test_a_command_starts_no_server_that_it_does_not_use(dashboard: str) -> None:
-    """Catches a Ray whose start takes 3 s longer, for an autoscaler, a forwarder of logs and a dashboard without pages or
-    its agent, and what stands for that agent where it outlives a command that was killed."""
+    """Catches a Ray whose start takes 3 s longer, for an autoscaler, a forwarder of logs, idle workers and a dashboard
+    without pages or its agent, and what stands for that agent where it outlives a command that was killed."""
     seen = {key: value for key, value in environment().items() if key != "RAY_ADDRESS"}
     words = [sys.executable, "-c", SERVERS_OF, dashboard]
     with subprocess.Popen(words, env=seen, stdout=subprocess.PIPE, text=True) as command:
@@ -238,7 +238,7 @@ def test_a_command_starts_no_server_that_it_does_not_use(dashboard: str) -> None
     found = set().union(*(names for _, names in started))
     assert "gcs_server" in found
     has_dashboard = dashboard == "dashboard"
-    assert not found & {"monitor.py", "log_monitor.py"}
+    assert not found & {"monitor.py", "log_monitor.py", "default_worker.py", "ray::IDLE"}
     assert ("dashboard.py" in found, "ray::DashboardAgent" in found) == (has_dashboard, has_dashboard)
     assert len(instead) == (not has_dashboard)
     assert psutil.wait_procs(instead, timeout=20)[1] == []
