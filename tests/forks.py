@@ -1,7 +1,8 @@
 """Workers that are forked from one process that has imported what they need: importing is most of what slow tests take.
 
-A Python is started for each as always, by Ray or by `arc-ray train`, which `sitecustomize.py` makes wait for a fork that
-does its work: with its words, environment and open files. Each ends as the other does, whoever is killed.
+A Python is started for each as always, by Ray, by `arc-ray train` or by `multiprocessing`, which `sitecustomize.py` makes
+wait for a fork that does its work: with its words, environment and open files. Each ends as the other does, whoever is
+killed.
 """
 
 import importlib

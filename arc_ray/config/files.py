@@ -24,7 +24,8 @@ MOST_NODES = 1_000_000
 
 class Loader(Composer, yaml.CSafeLoader):
     """YAML 1.1 reads `2e-4` as text; this loader reads it as the number everybody means. It refuses a key that is there
-    twice, of which YAML's own would drop the first, and aliases by which a short file becomes endless."""
+    twice, of which YAML's own would drop the first, and aliases by which a short file becomes endless. libyaml parses, three
+    times as fast as Python, which puts the nodes together, where both are seen."""
 
     def __init__(self, stream: Any) -> None:
         yaml.CSafeLoader.__init__(self, stream)

