@@ -12,7 +12,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -162,8 +162,9 @@ def kill_machine(node: Any) -> None:
     The raylet is waited for: its workers would take a zombie for a living raylet and train on.
     """
     raylet = psutil.Process(raylet_of(node))
-    for process in [raylet, *raylet.children(recursive=True)]:
-        process.kill()
+    for process in [raylet, *descendants(raylet.pid)]:
+        with suppress(psutil.NoSuchProcess):  # a fork ends with the process that waits for it
+            process.kill()
     node.all_processes["raylet"][0].process.wait()
 
 
